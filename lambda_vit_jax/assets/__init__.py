@@ -1,0 +1,1 @@
+"""Package data: the dense model that the quickstart starts from."""

@@ -1,0 +1,38 @@
+"""The errors a user can meet: one line that says what, where and what to do.
+
+`main` prints the message of a `LambdaVitError` and exits with its
+`exit_code`; a traceback is shown with `--debug` only.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LambdaVitError(Exception):
+  """Something the user can mend. `str(error)` is one complete line."""
+
+  exit_code = 1
+
+
+class UsageError(LambdaVitError):
+  """A wrong command line or configuration (exit code 2)."""
+
+  exit_code = 2
+
+
+class DataError(LambdaVitError):
+  """A data set that is missing, inconsistent or unreadable."""
+
+
+class ModelError(LambdaVitError, ValueError):
+  """Sizes, modes or layers that do not make a model."""
+
+
+class CheckpointError(LambdaVitError):
+  """A checkpoint or weight file that cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+  """Returns `'; did you mean a, b?'` for a misspelt name, or `''`."""
+  matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+  return f'; did you mean {", ".join(matches)}?' if matches else ''

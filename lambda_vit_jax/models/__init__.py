@@ -1,0 +1,1 @@
+"""The Flax room: the only folder that imports `flax`."""

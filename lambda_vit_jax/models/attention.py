@@ -1,0 +1,151 @@
+"""Multi-head self-attention, and the one place that picks its kernel."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lambda_vit_jax.models.layers import Dense, kernel_init
+from lambda_vit_jax.typing import Array
+
+AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
+
+# cuDNN's fused attention takes half precision only, and head widths that are
+# a multiple of 8 up to 128.
+_CUDNN_DTYPES = ('bfloat16', 'float16')
+_CUDNN_MAX_HEAD_DIM = 128
+
+
+def resolve_attention_kernel(
+  kernel: AttentionKernel, head_dim: int, dtype: Any
+) -> AttentionKernel:
+  """Returns the kernel that `auto` stands for on the default backend.
+
+  Args:
+    kernel: `auto`, or a choice that is returned as it is. `explicit` is two
+      batched products around a softmax, `xla` and `cudnn` are the
+      implementations of `jax.nn.dot_product_attention`.
+    head_dim: channels of one head.
+    dtype: the compute dtype.
+  """
+  if kernel != 'auto':
+    return kernel
+  fused = (
+    jax.default_backend() == 'gpu'
+    and jnp.dtype(dtype).name in _CUDNN_DTYPES
+    and head_dim % 8 == 0
+    and head_dim <= _CUDNN_MAX_HEAD_DIM
+  )
+  return 'cudnn' if fused else 'explicit'
+
+
+def attend(
+  query: Array, key: Array, value: Array, kernel: AttentionKernel = 'explicit'
+) -> Array:
+  """Softmax attention of `query` over `key` and `value`.
+
+  Args:
+    query: `[batch, heads, queries, head_dim]`.
+    key: `[batch, heads, tokens, head_dim]`.
+    value: `[batch, heads, tokens, head_dim]`.
+    kernel: `explicit`, `xla` or `cudnn`, see `resolve_attention_kernel`.
+
+  Returns:
+    `[batch, heads, queries, head_dim]` in the dtype of `value`.
+  """
+  if kernel != 'explicit':
+    # The library's layout is [batch, tokens, heads, head_dim].
+    query, key, value = (jnp.swapaxes(t, 1, 2) for t in (query, key, value))
+    mixed = jax.nn.dot_product_attention(
+      query, key, value, implementation=kernel
+    )
+    return jnp.swapaxes(mixed, 1, 2)
+  accumulate = jnp.promote_types(value.dtype, jnp.float32)
+  scores = jnp.einsum(
+    'bhqd,bhkd->bhqk',
+    query * query.shape[-1] ** -0.5,
+    key,
+    preferred_element_type=accumulate,
+  )
+  # Normalising after the second product touches [queries, head_dim] numbers
+  # instead of [queries, tokens]. The maximum cancels, so it has no gradient.
+  largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  weights = jnp.exp(scores - largest)
+  total = weights.sum(axis=-1, keepdims=True)
+  mixed = jnp.einsum(
+    'bhqk,bhkd->bhqd',
+    weights.astype(value.dtype),
+    value,
+    preferred_element_type=accumulate,
+  )
+  return (mixed / total).astype(value.dtype)
+
+
+class FusedProjection(nn.Module):
+  """The q, k and v projections of timm's `qkv`, one array for all three."""
+
+  dtype: Any
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
+    """Returns q `[batch, queries, embed]`, k and v `[batch, tokens, embed]`."""
+    batch, tokens, width = x.shape
+    kernel = self.param('kernel', kernel_init, (width, 3 * width))
+    kernel = kernel.astype(self.dtype)
+    bias = jnp.zeros((3 * width,), self.dtype)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (3 * width,))
+      bias = bias.astype(self.dtype)
+    flat = x.reshape(-1, width)
+    if queries is None:
+      qkv = (flat @ kernel + bias).reshape(batch, tokens, 3 * width)
+      return tuple(jnp.split(qkv, 3, axis=-1))
+    query = x[:, :queries].reshape(-1, width) @ kernel[:, :width] + bias[:width]
+    keys_values = flat @ kernel[:, width:] + bias[width:]
+    keys_values = keys_values.reshape(batch, tokens, 2 * width)
+    return (
+      query.reshape(batch, queries, width),
+      *jnp.split(keys_values, 2, axis=-1),
+    )
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with timm's parameter names."""
+
+  num_heads: int
+  kernel: AttentionKernel = 'auto'
+  dtype: Any = jnp.float32
+  qkv_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array, queries: int | None = None) -> Array:
+    """`[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`."""
+    embed_dim = x.shape[-1]
+    head_dim = embed_dim // self.num_heads
+    projected = FusedProjection(self.dtype, self.qkv_bias, name='qkv')(
+      x, queries
+    )
+    # [batch, tokens, embed] -> [batch, heads, tokens, head_dim], once: batched
+    # products in this layout are several times faster on a CPU.
+    query, key, value = (
+      jnp.swapaxes(t.reshape(*t.shape[:2], self.num_heads, head_dim), 1, 2)
+      for t in projected
+    )
+    kernel = resolve_attention_kernel(self.kernel, head_dim, self.dtype)
+    mixed = jnp.swapaxes(attend(query, key, value, kernel), 1, 2)
+    mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
+    return Dense(embed_dim, self.dtype, name='proj')(mixed)
+
+
+class LinearAttention(nn.Module):
+  """The affine map that stands in for an attention layer (METHOD 6)."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    return Dense(x.shape[-1], self.dtype, nn.initializers.zeros, name='linear')(
+      x
+    )

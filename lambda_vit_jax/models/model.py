@@ -1,0 +1,317 @@
+"""`Model`: a frozen pair of a Linen module and its parameters.
+
+The rest of the package meets Flax through this file: `make_module`,
+`init_params`, `forward` and the `Model` handle.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax import complexity, surgery
+from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.models.variants import Variant, get_variant
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.typing import Array, AttentionMode, Intermediates, Params
+
+
+def _size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+  pair = (
+    (image_size, image_size)
+    if isinstance(image_size, int)
+    else tuple(int(n) for n in image_size)
+  )
+  if len(pair) != 2 or any(n <= 0 or n % patch for n in pair):
+    raise ModelError(
+      f'image_size {image_size} is not divisible by the patch size {patch}; '
+      f'the nearest that fits is {max(1, round(pair[0] / patch)) * patch}'
+    )
+  return pair
+
+
+def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
+  """Rates per block: `constant`, or `linear` from 0 to `rate`."""
+  if shape == 'constant' or depth == 1:
+    return (float(rate),) * depth
+  return tuple(float(rate) * i / (depth - 1) for i in range(depth))
+
+
+def make_module(
+  variant: Variant | str,
+  *,
+  num_classes: int | None = None,
+  image_size: int | Sequence[int] | None = None,
+  attention_modes: Sequence[str] | None = None,
+  norm_eps: Sequence[float] | None = None,
+  drop_path_rate: float = 0.0,
+  in_chans: int | None = None,
+  **overrides: Any,
+) -> ViT:
+  """Builds the Linen module of a variant.
+
+  Args:
+    variant: a `Variant` or its name.
+    num_classes: classes of the head, 0 for none; the variant's by default.
+    image_size: pixels, an int or (height, width); the variant's by default.
+    attention_modes: one per block; all `full` by default.
+    norm_eps: one per block and the final norm's; the variant's by default.
+    drop_path_rate: the largest rate of stochastic depth.
+    in_chans: input channels; the variant's by default.
+    **overrides: any other field of `ViT` (`dtype`, `remat`, …).
+
+  Raises:
+    ModelError: sizes or modes that do not fit.
+  """
+  if isinstance(variant, str):
+    variant = get_variant(variant)
+  depth = variant.depth
+  size = variant.image_size if image_size is None else image_size
+  modes = ('full',) * depth if attention_modes is None else attention_modes
+  eps = (variant.norm_eps,) * (depth + 1) if norm_eps is None else norm_eps
+  if len(eps) != depth + 1:
+    raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
+  fields = {
+    'image_size': _size_pair(size, variant.patch_size),
+    'num_classes': (
+      variant.num_classes if num_classes is None else int(num_classes)
+    ),
+    'attention_modes': surgery.check_modes(modes, depth),
+    'norm_eps': tuple(float(e) for e in eps),
+    'drop_path_rates': drop_path_rates(
+      drop_path_rate, depth, variant.drop_path_shape
+    ),
+    'in_chans': variant.in_chans if in_chans is None else int(in_chans),
+  }
+  shared = {field.name for field in dataclasses.fields(Variant)} & set(
+    ViT.__dataclass_fields__
+  )
+  for name in shared - set(fields) - {'name'}:
+    fields[name] = getattr(variant, name)
+  return ViT(**(fields | overrides))
+
+
+def init_params(module: ViT, seed: int | Array = 0) -> Params:
+  """Fresh float32 parameters, from an int seed or a typed key."""
+  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  images = jnp.zeros((1, *module.image_size, module.in_chans))
+  return jax.jit(module.init)(key, images)['params']
+
+
+def abstract_params(module: ViT) -> Params:
+  """Shapes and dtypes of the parameters; nothing is allocated."""
+  return jax.eval_shape(functools.partial(init_params, module, 0))
+
+
+def apply_module(
+  module: ViT, params: Params, images: Array, **options: Any
+) -> tuple[Array, Intermediates]:
+  """`module` on `images`, traceable; options as in `ViT.__call__`."""
+  return module.apply({'params': params}, images, **options)
+
+
+@functools.partial(jax.jit, static_argnames=('module', 'capture'))
+def forward(
+  module: ViT,
+  params: Params,
+  images: Array,
+  dilution_factor: Array | None = None,
+  capture: bool = False,
+) -> tuple[Array, Intermediates]:
+  """Jitted `apply_module`: one compilation per module and image shape."""
+  return apply_module(
+    module, params, images, dilution_factor=dilution_factor, capture=capture
+  )
+
+
+def count_parameters(params: Params) -> int:
+  """Numbers in a tree of arrays (or of shapes)."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A Vision Transformer and its parameters.
+
+  Attributes:
+    module: the Linen module; holds the attention modes and epsilons.
+    params: plain nested dict of arrays.
+    variant: name of the variant it was made from.
+    preprocessing: how images become its input.
+    class_names: one per class, or empty if unknown.
+  """
+
+  module: ViT
+  params: Params
+  variant: str
+  preprocessing: Preprocessing
+  class_names: tuple[str, ...] = ()
+
+  @property
+  def depth(self) -> int:
+    """Number of blocks."""
+    return self.module.depth
+
+  @property
+  def num_classes(self) -> int:
+    """Classes of the head, 0 for none."""
+    return self.module.num_classes
+
+  @property
+  def attention_modes(self) -> tuple[AttentionMode, ...]:
+    """One mode per block."""
+    return self.module.attention_modes
+
+  @property
+  def removed_layers(self) -> tuple[int, ...]:
+    """Blocks without attention parameters."""
+    return surgery.removed_layers(self.attention_modes)
+
+  @property
+  def num_parameters(self) -> int:
+    """Numbers in `params`."""
+    return count_parameters(self.params)
+
+  def macs(self, executed: bool = False) -> int:
+    """Multiply-accumulates per image (METHOD, section 1).
+
+    Args:
+      executed: count what runs (the readout's tokens alone behind the last
+        mixing of tokens) instead of the published convention.
+    """
+    module = self.module
+    rows, columns = module.grid_size
+    return complexity.count_macs(
+      modes=module.attention_modes,
+      tokens=module.num_tokens,
+      patches=rows * columns,
+      patch_inputs=module.patch_size**2 * module.in_chans,
+      embed_dim=module.embed_dim,
+      mlp_ratio=module.mlp_ratio,
+      num_classes=module.num_classes * (1 + module.distilled),
+      read_tokens=module.read_tokens if executed else None,
+    )
+
+  def replace(self, **changes: Any) -> 'Model':
+    """A new Model with fields changed, `replace(params=...)`."""
+    return dataclasses.replace(self, **changes)
+
+  def __call__(self, images: Array) -> Array:
+    """Normalised NHWC float32 images to logits `[batch, num_classes]`."""
+    return forward(self.module, self.params, jnp.asarray(images))[0]
+
+  def apply(
+    self,
+    images: Array,
+    attention_modes: Sequence[str] | None = None,
+    dilution_factor: Array | None = None,
+  ) -> tuple[Array, Intermediates]:
+    """Logits and the named intermediates of every block.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, normalised.
+      attention_modes: one per block, this model's by default; a block whose
+        attention parameters are gone cannot be given them back.
+      dilution_factor: λ `[depth]`, for blocks in mode `diluted`.
+
+    Raises:
+      ModelError: modes that need parameters which are not there.
+    """
+    module = self.module
+    if attention_modes is not None:
+      modes = surgery.check_modes(attention_modes, self.depth)
+      for index in self.removed_layers:
+        if modes[index] not in (self.attention_modes[index], 'skip'):
+          raise ModelError(
+            f'block {index} is {self.attention_modes[index]!r} and has no '
+            f'parameters for mode {modes[index]!r}'
+          )
+      module = module.clone(attention_modes=modes)
+    if dilution_factor is not None:
+      dilution_factor = jnp.asarray(dilution_factor, jnp.float32)
+    return forward(
+      module, self.params, jnp.asarray(images), dilution_factor, capture=True
+    )
+
+
+def create_model(
+  variant: str,
+  num_classes: int | None = None,
+  image_size: int | Sequence[int] | None = None,
+  removed_layers: Iterable[int] = (),
+  seed: int = 0,
+  **options: Any,
+) -> Model:
+  """A freshly initialised model.
+
+  Args:
+    variant: a name of `lambda-vit models`.
+    num_classes: 0 for no head; the variant's by default.
+    image_size: pixels, divisible by the patch size.
+    removed_layers: blocks in mode `identity`.
+    seed: of the initial parameters.
+    **options: see `make_module`.
+
+  Raises:
+    ModelError: unknown variant, sizes or layers that do not fit.
+  """
+  spec = get_variant(variant)
+  modes = options.pop('attention_modes', ('full',) * spec.depth)
+  module = make_module(
+    spec,
+    num_classes=num_classes,
+    image_size=image_size,
+    attention_modes=surgery.modes_without(removed_layers, modes),
+    **options,
+  )
+  return Model(
+    module=module,
+    params=init_params(module, seed),
+    variant=spec.name,
+    preprocessing=spec.preprocessing(module.image_size),
+  )
+
+
+def prune(
+  model: Model, layers: Iterable[int], mode: AttentionMode = 'identity'
+) -> Model:
+  """Removes the attention of `layers`: no array of it stays in the tree.
+
+  Args:
+    model: left as it is.
+    layers: block indices; those that are gone already stay as they are.
+    mode: `identity` (2x, what dilution ends in) or `absent` (x).
+
+  Raises:
+    ModelError: an index out of range or given twice, or no attention left.
+  """
+  modes = surgery.modes_without(layers, model.attention_modes, mode)
+  surgery.check_layers(surgery.removed_layers(modes), model.depth)
+  gone = [
+    index
+    for index, (old, new) in enumerate(
+      zip(model.attention_modes, modes, strict=True)
+    )
+    if old != new
+  ]
+  return model.replace(
+    module=model.module.clone(attention_modes=modes),
+    params=surgery.prune_tree(model.params, gone),
+  )
+
+
+def fold(model: Model) -> Model:
+  """The same function as a plain ViT, no factor 2 anywhere (METHOD 2)."""
+  modes = model.attention_modes
+  return model.replace(
+    module=model.module.clone(
+      attention_modes=surgery.fold_modes(modes),
+      norm_eps=surgery.fold_eps(model.module.norm_eps, modes),
+    ),
+    params=surgery.fold_tree(model.params, modes),
+  )

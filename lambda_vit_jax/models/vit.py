@@ -1,0 +1,377 @@
+"""The Vision Transformer whose attention layers can be diluted and removed.
+
+One block is `x <- r·x + a·drop_path(attn(norm1(x)))`, then
+`x <- x + drop_path(mlp(norm2(x)))`. `attention_mode` picks `r` and `a`:
+
+  mode      r      a  parameters of the attention half
+  full      1      1  norm1, attn.qkv, attn.proj (and ls1)
+  diluted   2 - λ  λ  the same; λ is a traced input, 1 -> 0
+  skip      1      0  the same, unused: a trial of NOSE
+  identity  2      -  none: what dilution ends in, x + x
+  absent    1      -  none: after folding, or without compensation
+  linear    1      -  attn.linear alone: x + W·n(x) + b
+
+Submodules carry timm's names; nothing relies on automatic numbering, so a
+removed submodule never renames another.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lambda_vit_jax.models.attention import (
+  Attention,
+  AttentionKernel,
+  LinearAttention,
+)
+from lambda_vit_jax.models.layers import (
+  Dense,
+  LayerNorm,
+  LayerScale,
+  MlpBlock,
+  PatchEmbed,
+  drop_path,
+  fold_key,
+  small_init,
+)
+from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.typing import Array, AttentionMode
+
+HAS_ATTENTION = ('full', 'diluted', 'skip')
+"""Modes whose attention parameters are in the tree."""
+
+MIXES_TOKENS = ('full', 'diluted')
+"""Modes in which one token's output depends on other tokens."""
+
+
+class EncoderBlock(nn.Module):
+  """One pre-norm block; the home of dilution.
+
+  Attributes:
+    attention_mode: what the attention half computes, see the module's head.
+    compensation: whether dilution keeps the stream's share, `r = 2 - λ`;
+      otherwise `r = 1` (the paper's ablation).
+    norm_eps: epsilon of both norms; folding divides it by `4^k`.
+    layer_scale: initial γ, or None for no LayerScale.
+  """
+
+  num_heads: int
+  mlp_ratio: float = 4.0
+  attention_mode: AttentionMode = 'full'
+  compensation: bool = True
+  norm_eps: float = 1e-6
+  activation: str = 'gelu'
+  layer_scale: float | None = None
+  qkv_bias: bool = True
+  drop_path_rate: float = 0.0
+  attention_kernel: AttentionKernel = 'auto'
+  dtype: Any = jnp.float32
+
+  def _norm(self, name: str, affine: bool = True) -> LayerNorm:
+    return LayerNorm(self.norm_eps, self.dtype, affine, name=name)
+
+  def _scale(self, x: Array, name: str) -> Array:
+    if self.layer_scale is None:
+      return x
+    return LayerScale(self.layer_scale, name=name)(x)
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    *,
+    dilution_factor: Array | None = None,
+    drop_path_key: Array | None = None,
+    read_tokens: int | None = None,
+  ) -> tuple[Array, dict[str, Array]]:
+    """Applies the block.
+
+    Args:
+      x: the stream, `[batch, tokens, embed]`.
+      dilution_factor: λ of this block, a scalar array; mode `diluted` only.
+      drop_path_key: typed key of this block, None in evaluation.
+      read_tokens: if set, only that many leading tokens are computed; keys
+        and values still come from all.
+
+    Returns:
+      The stream `[batch, read_tokens or tokens, embed]`, and the named
+      intermediates: `input`, `norm1` and `attention` (where the mode has
+      them; `attention` is what the branch adds at scale 1), the stream
+      `after_attention`, `mlp` (what that branch adds) and `output`.
+    """
+    taps = {'input': x}
+    stream = x if read_tokens is None else x[:, :read_tokens]
+    mode = self.attention_mode
+    if mode in MIXES_TOKENS:
+      taps['norm1'] = self._norm('norm1')(x)
+      attention = Attention(
+        self.num_heads,
+        self.attention_kernel,
+        self.dtype,
+        self.qkv_bias,
+        name='attn',
+      )(taps['norm1'], read_tokens)
+      taps['attention'] = attention = self._scale(attention, 'ls1')
+      attention = drop_path(
+        attention, self.drop_path_rate, fold_key(drop_path_key, 0)
+      )
+      stream = self._mix(stream, attention, dilution_factor)
+    elif mode == 'linear':
+      taps['norm1'] = self._norm('norm1', affine=False)(stream)
+      taps['attention'] = LinearAttention(self.dtype, name='attn')(
+        taps['norm1']
+      )
+      stream = stream + taps['attention']
+    elif mode == 'identity':
+      stream = 2.0 * stream
+    taps['after_attention'] = stream
+
+    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+    mlp = MlpBlock(hidden_dim, self.activation, self.dtype, name='mlp')(
+      self._norm('norm2')(stream)
+    )
+    taps['mlp'] = mlp = self._scale(mlp, 'ls2')
+    stream = stream + drop_path(
+      mlp, self.drop_path_rate, fold_key(drop_path_key, 1)
+    )
+    taps['output'] = stream
+    return stream, taps
+
+  def _mix(
+    self, stream: Array, attention: Array, dilution_factor: Array | None
+  ) -> Array:
+    """`r·x + a·attn`, the one line of the method (METHOD, section 2)."""
+    if self.attention_mode == 'full':
+      return stream + attention
+    if dilution_factor is None:
+      raise ValueError('mode `diluted` needs a dilution_factor')
+    factor = dilution_factor.astype(stream.dtype)
+    residual_scale = 2.0 - factor if self.compensation else 1.0
+    return residual_scale * stream + factor * attention
+
+
+class ViT(nn.Module):
+  """A pre-norm Vision Transformer with a per-block `attention_mode`.
+
+  Attributes:
+    image_size: (height, width), divisible by `patch_size`.
+    num_classes: 0 for no head; the call then returns pooled features.
+    attention_modes: one mode per block.
+    norm_eps: one epsilon per block, then that of the final norm.
+    drop_path_rates: one rate per block.
+    pooling: `token` reads the class token, `avg` the mean of the patches.
+    distilled: a second leading token with a head of its own; the two heads'
+      logits are averaged.
+    num_registers: register tokens behind the class token.
+    position_on_class: whether the position embedding has slots for the
+      leading tokens (added after they are put in front) or for patches only.
+    pre_norm: a norm before the first block (CLIP).
+    norm_before_pool: the final norm acts on all tokens (`norm`), else on the
+      pooled vector (`fc_norm`).
+  """
+
+  image_size: tuple[int, int]
+  patch_size: int
+  num_classes: int
+  embed_dim: int
+  depth: int
+  num_heads: int
+  attention_modes: tuple[AttentionMode, ...]
+  norm_eps: tuple[float, ...]
+  drop_path_rates: tuple[float, ...]
+  in_chans: int = 3
+  mlp_ratio: float = 4.0
+  compensation: bool = True
+  activation: str = 'gelu'
+  layer_scale: float | None = None
+  qkv_bias: bool = True
+  pooling: str = 'token'
+  distilled: bool = False
+  num_registers: int = 0
+  position_on_class: bool = True
+  pre_norm: bool = False
+  norm_before_pool: bool = True
+  remat: bool = False
+  attention_kernel: AttentionKernel = 'auto'
+  dtype: Any = jnp.float32
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """Leading tokens that are no patches: class, distillation, registers."""
+    return 1 + int(self.distilled) + self.num_registers
+
+  @property
+  def grid_size(self) -> tuple[int, int]:
+    """Patches along height and width."""
+    height, width = self.image_size
+    return height // self.patch_size, width // self.patch_size
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens of one image, the leading ones included."""
+    rows, columns = self.grid_size
+    return rows * columns + self.num_prefix_tokens
+
+  @property
+  def read_tokens(self) -> int | None:
+    """Leading tokens that the readout reads, None for all."""
+    return 1 + int(self.distilled) if self.pooling == 'token' else None
+
+  @property
+  def last_mixing_block(self) -> int:
+    """Index of the last block that mixes tokens, -1 for none.
+
+    From there on only the tokens that the readout reads need computing.
+    """
+    mixing = [
+      index
+      for index, mode in enumerate(self.attention_modes)
+      if mode in MIXES_TOKENS
+    ]
+    return mixing[-1] if mixing else -1
+
+  def block_fields(self, block_index: int) -> dict[str, Any]:
+    """The fields of one `EncoderBlock`."""
+    return {
+      'num_heads': self.num_heads,
+      'mlp_ratio': self.mlp_ratio,
+      'attention_mode': self.attention_modes[block_index],
+      'compensation': self.compensation,
+      'norm_eps': self.norm_eps[block_index],
+      'activation': self.activation,
+      'layer_scale': self.layer_scale,
+      'qkv_bias': self.qkv_bias,
+      'drop_path_rate': self.drop_path_rates[block_index],
+      'attention_kernel': self.attention_kernel,
+      'dtype': self.dtype,
+    }
+
+  def setup(self) -> None:
+    embed_dim = self.embed_dim
+    self.patch_embed = PatchEmbed(
+      self.patch_size, embed_dim, not self.pre_norm, self.dtype
+    )
+    shape = (1, 1, embed_dim)
+    self.cls_token = self.param('cls_token', small_init, shape)
+    if self.distilled:
+      self.dist_token = self.param('dist_token', small_init, shape)
+    if self.num_registers:
+      self.reg_token = self.param(
+        'reg_token', small_init, (1, self.num_registers, embed_dim)
+      )
+    positions = self.num_tokens
+    if not self.position_on_class:
+      positions -= self.num_prefix_tokens
+    self.pos_embed = self.param(
+      'pos_embed', small_init, (1, positions, embed_dim)
+    )
+    if self.pre_norm:
+      self.norm_pre = self._norm()
+    make_block = EncoderBlock
+    if self.remat:
+      make_block = nn.remat(EncoderBlock)
+    for block_index in range(self.depth):
+      # Registers the submodule under that name.
+      block = make_block(**self.block_fields(block_index))
+      setattr(self, block_name(block_index), block)
+    if self.norm_before_pool:
+      self.norm = self._norm()
+    else:
+      self.fc_norm = self._norm()
+    if self.num_classes:
+      self.head = self._head()
+      if self.distilled:
+        self.head_dist = self._head()
+
+  def _norm(self) -> LayerNorm:
+    return LayerNorm(self.norm_eps[-1], self.dtype)
+
+  def _head(self) -> Dense:
+    return Dense(self.num_classes, self.dtype, small_init)
+
+  def embed(self, images: Array) -> Array:
+    """Images `[batch, height, width, channels]` to the first stream."""
+    patches = self.patch_embed(images)
+    prefix = [self.cls_token]
+    if self.distilled:
+      prefix.append(self.dist_token)
+    if self.num_registers:
+      prefix.append(self.reg_token)
+    prefix = [
+      jnp.broadcast_to(t, (len(images), *t.shape[1:])).astype(self.dtype)
+      for t in prefix
+    ]
+    position = self.pos_embed.astype(self.dtype)
+    if self.position_on_class:
+      x = jnp.concatenate([*prefix, patches], axis=1) + position
+    else:
+      x = jnp.concatenate([*prefix, patches + position], axis=1)
+    return self.norm_pre(x) if self.pre_norm else x
+
+  def readout(self, x: Array) -> tuple[Array, dict[str, Array]]:
+    """The last stream to logits `[batch, num_classes]` float32.
+
+    Returns the pooled features `[batch, embed]` instead where the model has
+    no head, and `features` (pooled, after the final norm) among the
+    intermediates. `x` may hold the `read_tokens` leading tokens alone.
+    """
+    taps = {}
+    if self.norm_before_pool:
+      taps['tokens'] = x = self.norm(x)
+    if self.pooling == 'token':
+      pooled = x[:, 0]
+    else:
+      pooled = x[:, self.num_prefix_tokens :].mean(axis=1)
+    if not self.norm_before_pool:
+      pooled = self.fc_norm(pooled)
+    if not self.num_classes:
+      if self.distilled:
+        pooled = 0.5 * (pooled + x[:, 1])
+      logits = pooled
+    else:
+      logits = self.head(pooled)
+      if self.distilled:
+        logits = 0.5 * (logits + self.head_dist(x[:, 1]))
+    taps['features'] = pooled
+    return logits.astype(jnp.float32), taps
+
+  def __call__(
+    self,
+    images: Array,
+    *,
+    dilution_factor: Array | None = None,
+    drop_path_key: Array | None = None,
+    capture: bool = True,
+  ) -> tuple[Array, Mapping[str, Any]]:
+    """One forward pass.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, normalised.
+      dilution_factor: λ per block, `[depth]`; for blocks in mode `diluted`.
+      drop_path_key: typed key for stochastic depth, None in evaluation.
+      capture: with False, the blocks behind the last mixing of tokens work
+        on the tokens that are read alone (the same logits, fewer operations)
+        and no block's intermediates are returned.
+
+    Returns:
+      Logits `[batch, num_classes]` float32 (the pooled features where there
+      is no head), and the named intermediates: `embedding`, `block00` …
+      (see `EncoderBlock`), `tokens` and `features` after the final norm.
+    """
+    x = self.embed(images)
+    taps: dict[str, Any] = {'embedding': x}
+    for block_index in range(self.depth):
+      narrow = not capture and block_index >= self.last_mixing_block
+      factor = None if dilution_factor is None else dilution_factor[block_index]
+      x, block_taps = getattr(self, block_name(block_index))(
+        x,
+        dilution_factor=factor,
+        drop_path_key=fold_key(drop_path_key, block_index),
+        read_tokens=self.read_tokens if narrow else None,
+      )
+      if capture:
+        taps[block_name(block_index)] = block_taps
+    logits, readout_taps = self.readout(x)
+    return logits, taps | readout_taps

@@ -1,0 +1,38 @@
+"""Array and tree aliases, and the axis words used in every docstring.
+
+Axes: `batch height width channels` (NHWC) for images, `tokens` counts the
+class token, `embed` is the model width, `heads` the attention heads.
+Everything is indexed from the right where leading axes may vary.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+"""Any array: on a device or on the host."""
+
+Params = dict[str, Any]
+"""A plain nested dict of arrays, keyed as in `lambda_vit_jax.models.vit`."""
+
+Intermediates = Mapping[str, Any]
+"""Named activations of one forward pass."""
+
+Batches = Iterable[Array]
+"""An iterable of normalised NHWC float32 images; the last may be ragged."""
+
+AttentionMode = Literal[
+  'full', 'diluted', 'skip', 'identity', 'absent', 'linear'
+]
+"""What the attention half of a block computes (METHOD, section 2)."""
+
+ATTENTION_MODES: tuple[AttentionMode, ...] = (
+  'full',
+  'diluted',
+  'skip',
+  'identity',
+  'absent',
+  'linear',
+)

@@ -1,0 +1,5 @@
+"""Everything is declared in pyproject.toml."""
+
+import setuptools
+
+setuptools.setup()
