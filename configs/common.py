@@ -1,0 +1,144 @@
+"""Every key a config has, with its default and what it means."""
+
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def free(default: Any = None) -> config_dict.FieldReference:
+  """A field that flags may set to any type; the package validates it."""
+  return config_dict.FieldReference(default, field_type=object)
+
+
+def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
+  """Reads `file.py:runlocal,variant=small` into a dict.
+
+  A bare name is True; a value takes the type of its default.
+
+  Raises:
+    ValueError: a name that is not among `defaults`.
+  """
+  values = dict(defaults)
+  for part in filter(None, (argument or '').split(',')):
+    name, _, text = part.partition('=')
+    if name not in defaults:
+      known = ', '.join(sorted(defaults)) or 'none'
+      raise ValueError(f'config argument {name!r} is not known; known: {known}')
+    kind = type(defaults[name])
+    if kind is bool:
+      values[name] = text.lower() in ('', '1', 'true', 'yes')
+    else:
+      values[name] = kind(text)
+  return values
+
+
+def _training(learning_rate: float) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    {
+      # Peak of the cosine; per batch of 512 images if scale_by_batch.
+      'learning_rate': learning_rate,
+      'scale_by_batch': False,
+      'final_learning_rate': 1e-5,
+      'warmup_steps': 0,
+      'weight_decay': 0.05,
+      'b1': 0.9,
+      'b2': 0.999,
+      # Global norm of the gradient; 0 for none.
+      'clip_norm': 1.0,
+      # Learning-rate factor per layer from the head down; 1 for none.
+      'layer_decay': 1.0,
+      # Regular expression on parameter paths that do not train.
+      'frozen': '',
+      'accumulate_steps': 1,
+      'label_smoothing': 0.1,
+      'mixup': 0.0,
+      'cutmix': 0.0,
+      'drop_path_rate': 0.0,
+      # Decay of the average of the parameters; 0 for none.
+      'ema': 0.0,
+      # none, soft or hard, against the dense model the stage starts from.
+      'distill': 'none',
+      'distill_weight': 0.5,
+      'distill_temperature': 1.0,
+    }
+  )
+
+
+def base() -> ml_collections.ConfigDict:
+  """All keys with defaults that suit a small image set."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  # Images of one optimisation step, over all devices and processes.
+  config.batch_size = 64
+  # Where dense weights come from: a file, folder, hf-hub:NAME, builtin:NAME,
+  # workdir or export; empty for none (from scratch).
+  config.init = ''
+  # A workdir whose latest checkpoint starts this one, if it has none.
+  config.resume_from = ''
+
+  config.data = data = ml_collections.ConfigDict()
+  # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.
+  data.source = 'digits'
+  # Training images kept out of training; selection reads them.
+  data.holdout_images = 256
+  data.skip_undecodable = False
+  # Worker processes of the input pipeline; 0 reads in threads.
+  data.workers = 0
+  data.cache_dir = ''
+  # Times each image stands in an epoch's order in a row.
+  data.repeats = 1
+  # See lambda_vit_jax.data.pipeline.Augment.
+  data.augment = ml_collections.ConfigDict({'kind': 'none'})
+
+  config.model = model = ml_collections.ConfigDict()
+  model.variant = 'vit_mini_patch2_8'
+  # Pixels; the variant's own when empty.
+  model.image_size = free()
+  # float32 or bfloat16 arithmetic; parameters stay float32.
+  model.dtype = 'float32'
+  model.remat = False
+
+  config.pretrain = _training(1e-3)
+  # Steps, or epochs as '30ep'. 0 takes the init weights as they are.
+  config.pretrain.steps = free(0)
+
+  config.analyze = ml_collections.ConfigDict({'num_images': free()})
+
+  config.select = select = ml_collections.ConfigDict()
+  select.criterion = 'transfer_entropy'
+  select.target = 'logits'
+  select.sign = 'signed'
+  # Exactly one of the next three is in force.
+  select.num_layers = free(5)
+  select.removal_ratio = free()
+  select.target_speedup = free()
+  # The layers themselves, for criterion `given`.
+  select.layers = ()
+  # Images of the held-out slice; all of it when empty.
+  select.num_images = free()
+  # Memory for activations; from the device when empty.
+  select.memory_gib = free()
+
+  config.dilute = _training(5e-4)
+  config.dilute.dilution_steps = free('300ep')
+  config.dilute.settle_steps = free('100ep')
+  config.dilute.compensation = True
+  # `attention`: from the dense model; `linear`: from the linearized one.
+  config.dilute.start = 'attention'
+
+  config.export = export = ml_collections.ConfigDict()
+  export.formats = ('orbax', 'safetensors', 'stablehlo')
+  export.dtype = 'float32'
+  export.zero_fill = False
+
+  config.benchmark = benchmark = ml_collections.ConfigDict()
+  benchmark.batch_size = 16
+  # Timed calls of each program, in turn.
+  benchmark.rounds = 15
+
+  config.mesh = ml_collections.ConfigDict({'fsdp': 1})
+  config.log_every = 50
+  config.checkpoint_every = 500
+  config.keep_checkpoints = 2
+  return config

@@ -1,0 +1,180 @@
+"""Sizes and speed of programs, measured in turn in one run.
+
+Each round calls every program once, A B C A B C …, so that a machine that
+slows down does so for all; ratios are of medians of the same run. A call is
+timed until its result is ready, and the first calls are thrown away.
+"""
+
+import datetime
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.models.attention import resolve_attention_kernel
+from lambda_vit_jax.models.model import Model, apply_module
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.typing import Array
+
+_WARM_UP = 2
+_MATMUL_SIDE = 2048
+
+
+def time_in_turn(
+  calls: Mapping[str, Callable[[], Any]],
+  rounds: int,
+  advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, list[float]]:
+  """Seconds of every call in every round; warm-up rounds are not counted."""
+  seconds: dict[str, list[float]] = {name: [] for name in calls}
+  for round_index in range(_WARM_UP + rounds):
+    for name, call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      if round_index >= _WARM_UP:
+        seconds[name].append(time.perf_counter() - start)
+    advance(1)
+  return seconds
+
+
+def _rates(seconds: list[float], batch_size: int) -> dict[str, float]:
+  rates = batch_size / np.asarray(seconds)
+  return {
+    'min': float(rates.min()),
+    'median': float(np.median(rates)),
+    'max': float(rates.max()),
+  }
+
+
+def compile_model(
+  model: Model, images: Array
+) -> tuple[Callable[[], Array], dict[str, Any]]:
+  """Compiles the forward pass ahead of time.
+
+  Returns:
+    A call without arguments, and what the compiler knows: `parameters`,
+    `macs`, `macs_executed` (METHOD, section 1), `weight_bytes`, `peak_bytes`
+    (arguments, results and temporaries together), `temp_bytes` and
+    `compile_seconds`.
+  """
+  module = model.module
+
+  def predict(params: Any, batch: Array) -> Array:
+    return apply_module(module, params, batch, capture=False)[0]
+
+  start = time.perf_counter()
+  compiled = jax.jit(predict).lower(model.params, images).compile()
+  seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  sizes = {
+    'parameters': model.num_parameters,
+    'macs': model.macs(),
+    'macs_executed': model.macs(executed=True),
+    'weight_bytes': int(
+      sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    ),
+    'peak_bytes': int(
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+    ),
+    'temp_bytes': int(memory.temp_size_in_bytes),
+    'compile_seconds': seconds,
+  }
+  return lambda: compiled(model.params, images), sizes
+
+
+def compare(
+  models: Mapping[str, Model],
+  programs: Mapping[str, Callable[[Array], Array]],
+  *,
+  batch_size: int,
+  rounds: int,
+  reporter: Reporter,
+) -> dict[str, Any]:
+  """Measures models and opaque programs in turn on one device.
+
+  Args:
+    models: `dense` and `pruned`.
+    programs: images to logits, `exported`.
+    batch_size: images per call.
+    rounds: counted calls of each.
+    reporter: shows progress.
+
+  Returns:
+    The contents of `benchmark.json` (METHOD, section 7); `fraction_of_matmul`
+    relates the executed operations to a matrix product of the same run.
+  """
+  first = next(iter(models.values()))
+  rng = np.random.default_rng(0)
+  module = first.module
+  shape = (batch_size, *module.image_size, module.in_chans)
+  images = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  calls: dict[str, Callable[[], Any]] = {}
+  rows: dict[str, dict[str, Any]] = {}
+  for name, model in models.items():
+    calls[name], rows[name] = compile_model(model, images)
+  for name, program in programs.items():
+    calls[name], rows[name] = (lambda call=program: call(images)), {}
+  square = jnp.asarray(
+    rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), module.dtype
+  )
+  multiply = jax.jit(jnp.matmul)
+  calls['matmul'] = lambda: multiply(square, square)
+
+  with reporter.bar('benchmark', _WARM_UP + rounds) as bar:
+    seconds = time_in_turn(calls, rounds, bar.advance)
+  matmul = 2 * _MATMUL_SIDE**3 / float(np.median(seconds['matmul']))
+  for name, row in rows.items():
+    row['images_per_second'] = _rates(seconds[name], batch_size)
+    if 'macs_executed' in row:
+      rate = row['images_per_second']['median']
+      row['flops_per_second'] = 2 * row['macs_executed'] * rate
+      row['fraction_of_matmul'] = row['flops_per_second'] / matmul
+  medians = {
+    name: row['images_per_second']['median'] for name, row in rows.items()
+  }
+  return {
+    'device': describe_device(),
+    'dtype': jnp.dtype(module.dtype).name,
+    'batch_size': batch_size,
+    'rounds': rounds,
+    'attention_kernel': resolve_attention_kernel(
+      module.attention_kernel,
+      module.embed_dim // module.num_heads,
+      module.dtype,
+    ),
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'versions': versions(),
+    'matmul_flops_per_second': matmul,
+    **rows,
+    'speedup': medians['pruned'] / medians['dense'],
+  }
+
+
+def describe_device() -> str:
+  """The accelerator's name, or the processor and its number of cores."""
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    return f'{jax.device_count()} x {device.device_kind}'
+  name = platform.processor() or platform.machine()
+  try:
+    with open('/proc/cpuinfo') as file:
+      names = [line for line in file if line.startswith('model name')]
+    name = names[0].split(':', 1)[1].strip() if names else name
+    cores = f'{len(names)} x ' if names else ''
+  except OSError:
+    cores = ''
+  return f'{cores}{name}'
+
+
+def versions() -> dict[str, str]:
+  """Versions of what the figures depend on."""
+  packages = ('jax', 'jaxlib', 'flax', 'numpy')
+  found = {name: importlib.metadata.version(name) for name in packages}
+  return {'python': platform.python_version(), **found}

@@ -1,0 +1,178 @@
+"""Saving and resuming training: the only file that imports Orbax's manager.
+
+A checkpoint is `WORKDIR/checkpoints/STAGE/STEP/` with the items `params`,
+`optimizer`, `ema` (where there is an average) and `meta` (JSON: the stage, the
+model that the parameters belong to, and where the data stood). Items are
+restored one by one, so that reading a model never reads its moments.
+"""
+
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lambda_vit_jax.errors import CheckpointError
+
+
+class Checkpointer:
+  """Numbered, atomic, asynchronous checkpoints of one stage."""
+
+  def __init__(
+    self, directory: str | epath.Path, keep: int = 2, keep_best: bool = False
+  ):
+    """Opens (and makes) the folder.
+
+    Args:
+      directory: `WORKDIR/checkpoints/STAGE`.
+      keep: how many of the latest steps stay.
+      keep_best: also keep the step with the highest `accuracy` metric.
+
+    Raises:
+      CheckpointError: the folder cannot be made or read.
+    """
+    self.directory = epath.Path(directory)
+    best: dict[str, Any] = {}
+    if keep_best:
+      best = {
+        'best_fn': lambda metrics: metrics['accuracy'],
+        'best_mode': 'max',
+        'keep_checkpoints_without_metrics': True,
+      }
+    try:
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep, create=True, **best
+        ),
+      )
+    except OSError as error:
+      raise CheckpointError(
+        f'{self.directory}: cannot keep checkpoints here ({error}); '
+        'choose a --workdir you can write'
+      ) from error
+
+  def latest_step(self) -> int | None:
+    """The newest complete step, or None."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step with the best metric, or None."""
+    return self._manager.best_step()
+
+  def save(
+    self,
+    step: int,
+    items: dict[str, Any],
+    meta: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Starts saving; returns while the arrays are still being written.
+
+    Raises:
+      CheckpointError: this save or an earlier one failed (a full disk, say);
+        the checkpoints from before are still there.
+    """
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          meta=ocp.args.JsonSave(meta),
+          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        ),
+        metrics=metrics,
+        force=True,
+      )
+    except (OSError, ValueError) as error:
+      raise self._save_failed(step, error) from error
+
+  def wait(self) -> None:
+    """Blocks until everything is on disk; raises like `save`."""
+    try:
+      self._manager.wait_until_finished()
+    except (OSError, ValueError) as error:
+      raise self._save_failed(self._manager.latest_step(), error) from error
+
+  def close(self) -> None:
+    """Waits, then lets go of the folder."""
+    self.wait()
+    self._manager.close()
+
+  def read_meta(self, step: int) -> dict[str, Any]:
+    """The JSON item of a step."""
+    return self._restore(step, meta=ocp.args.JsonRestore())['meta']
+
+  def restore(
+    self, step: int, abstract_items: dict[str, Any]
+  ) -> dict[str, Any]:
+    """The named items of a step.
+
+    Args:
+      step: one that exists.
+      abstract_items: per item a tree of `jax.ShapeDtypeStruct` with
+        shardings; whatever mesh the checkpoint was written from, it arrives
+        on this one.
+
+    Raises:
+      CheckpointError: truncated, or of another shape.
+    """
+    args = {
+      name: ocp.args.StandardRestore(tree)
+      for name, tree in abstract_items.items()
+    }
+    return dict(self._restore(step, **args).items())
+
+  def _restore(self, step: int, **items: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      reason = ' '.join(str(error).split())[:200]
+      raise CheckpointError(
+        f'{self.directory / str(step)}: not a usable checkpoint ({reason}); '
+        'remove that folder to resume from the one before'
+      ) from error
+
+  def _save_failed(self, step: int | None, error: Exception) -> CheckpointError:
+    reason = ' '.join(str(error).split())[:200]
+    return CheckpointError(
+      f'{self.directory}: saving step {step} failed ({reason}); earlier '
+      'checkpoints are intact, free some space and run the command again'
+    )
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+  """Shapes and dtypes of `tree` with the shardings to restore onto."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
+
+
+def write_json(path: str | epath.Path, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new, never half."""
+  path = epath.Path(path)
+  temporary = path.parent / f'.{path.name}.part'
+  temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
+  temporary.replace(path)
+
+
+def read_json(path: str | epath.Path) -> Any:
+  """Reads JSON.
+
+  Raises:
+    CheckpointError: missing or malformed.
+  """
+  path = epath.Path(path)
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointError(f'{path}: no such file') from None
+  except (OSError, ValueError) as error:
+    raise CheckpointError(
+      f'{path}: not readable as JSON ({error}); delete it to have its stage '
+      'run again'
+    ) from error

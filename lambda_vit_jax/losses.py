@@ -1,0 +1,72 @@
+"""Training losses and exact evaluation counts: pure functions of logits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lambda_vit_jax.typing import Array
+
+
+def smooth_one_hot(labels: Array, num_classes: int, smoothing: float) -> Array:
+  """Labels `[batch]` int to float32 targets `[batch, num_classes]`.
+
+  Each row sums to 1: `1 - smoothing` on the label plus `smoothing` spread
+  evenly over all classes.
+  """
+  one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+  return optax.smooth_labels(one_hot, smoothing) if smoothing else one_hot
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+  """Mean over the batch of `-Σ targets·log softmax(logits)`, in nats."""
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def distillation_loss(
+  logits: Array, teacher_logits: Array, kind: str, temperature: float
+) -> Array:
+  """Loss of a student against its teacher (DeiT, arXiv 2012.12877).
+
+  Args:
+    logits: of the student, `[batch, classes]`.
+    teacher_logits: `[batch, classes]`; no gradient flows into them.
+    kind: `soft` (Kullback-Leibler divergence at `temperature`, times its
+      square) or `hard` (cross-entropy with the teacher's decision).
+    temperature: of `soft`.
+  """
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  if kind == 'hard':
+    labels = teacher_logits.argmax(axis=-1)
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels
+    ).mean()
+  teacher = jax.nn.log_softmax(teacher_logits / temperature)
+  student = jax.nn.log_softmax(logits / temperature)
+  divergence = (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
+  return divergence.mean() * temperature**2
+
+
+def evaluation_counts(
+  logits: Array, labels: Array, mask: Array
+) -> dict[str, Array]:
+  """Sums over the images that `mask` keeps; padding counts for nothing.
+
+  Args:
+    logits: `[batch, classes]`.
+    labels: `[batch]` int.
+    mask: `[batch]` bool, False for padding.
+
+  Returns:
+    `correct1`, `correct5`, `images` as int32 and `loss` as float32 sums; top
+    5 means top `classes` where there are fewer.
+  """
+  k = min(5, logits.shape[-1])
+  _, best = jax.lax.top_k(logits, k)
+  hits = (best == labels[:, None]) & mask[:, None]
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return {
+    'correct1': hits[:, 0].sum(dtype=jnp.int32),
+    'correct5': hits.any(axis=-1).sum(dtype=jnp.int32),
+    'loss': jnp.where(mask, loss, 0.0).sum(),
+    'images': mask.sum(dtype=jnp.int32),
+  }

@@ -1,0 +1,221 @@
+"""The command line: flags, the config file, and which stage runs.
+
+Nothing heavy is imported before the flags are known to be right, so that
+`--help` and a typo answer at once.
+"""
+
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from lambda_vit_jax.errors import LambdaVitError, UsageError, nearest
+
+STAGES = {
+  'run': 'all stages, from the first unfinished one on',
+  'pretrain': 'a dense model, from --config.init weights or from scratch',
+  'analyze': 'entropy per layer, and the spectrum of features',
+  'select': 'which attention layers go (NOSE, or another criterion)',
+  'dilute': 'λ from 1 to 0 over those layers, then training without them',
+  'export': 'the pruned parameter tree and portable formats',
+  'evaluate': 'exact accuracy of dense, pruned and exported',
+  'benchmark': 'sizes and speed, dense against pruned in one run',
+  'report': 'one self-contained page with the plots and tables',
+}
+
+USAGE = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
+[--config.key=value ...]
+
+stages:
+{stages}
+
+flags:
+  --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
+  --config.a.b=value       overrides one value of it
+  --workdir=DIR            where results go; may be gs://...
+  --quiet                  no progress
+  --debug                  tracebacks
+
+example:
+  lambda-vit run --config=configs/digits.py --workdir=runs/digits
+  lambda-vit select --config=configs/digits.py --workdir=runs/digits \
+--config.select.num_layers=6
+"""
+
+_BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
+
+
+def usage() -> str:
+  """The help text."""
+  stages = '\n'.join(f'  {name:<10} {what}' for name, what in STAGES.items())
+  return USAGE.format(stages=stages)
+
+
+def find_config(path: str) -> str:
+  """A config file where it is, else of the same name in the package."""
+  name, colon, argument = path.partition(':')
+  if not pathlib.Path(name).exists():
+    packaged = (
+      pathlib.Path(__file__).parent / 'configs' / name.removeprefix('configs/')
+    )
+    source = pathlib.Path(__file__).parents[1] / name
+    for candidate in (packaged, source):
+      if candidate.exists():
+        return f'{candidate}{colon}{argument}'
+    raise UsageError(
+      f'--config={name}: no such file; configs/digits.py is one to start from'
+    )
+  return path
+
+
+def _define_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, 'The config file.', lock_config=True, flag_values=values
+  )
+  flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
+  flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
+  flags.DEFINE_bool('debug', False, 'Tracebacks.', flag_values=values)
+  return values
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
+  """The stage, its config and the flags.
+
+  Args:
+    argv: without the program's name.
+
+  Raises:
+    UsageError: anything the user got wrong.
+  """
+  if not argv:
+    raise UsageError('no stage given; `lambda-vit --help` lists them')
+  stage, rest = argv[0], list(argv[1:])
+  if stage not in STAGES:
+    raise UsageError(
+      f'unknown stage {stage!r}{nearest(stage, STAGES)} '
+      '(`lambda-vit --help` lists all)'
+    )
+  # --config FILE as well as --config=FILE.
+  for index, argument in enumerate(rest):
+    if argument in ('--config', '-config') and index + 1 < len(rest):
+      rest[index : index + 2] = [f'--config={rest[index + 1]}']
+      break
+  rest = [
+    f'--config={find_config(argument.partition("=")[2])}'
+    if argument.startswith('--config=')
+    else argument
+    for argument in rest
+  ]
+  values = _define_flags()
+  try:
+    positional = values(['lambda-vit', *rest])[1:]
+    config = values.config
+  except UsageError:
+    raise
+  except Exception as error:
+    # absl, ml_collections and the config file itself raise many kinds.
+    raise UsageError(_explain(error, rest)) from error
+  if positional:
+    raise UsageError(f'unexpected argument {positional[0]!r}')
+  if config is None:
+    raise UsageError(f'{stage}: --config=FILE.py is needed')
+  if not values.workdir:
+    raise UsageError(f'{stage}: --workdir=DIR is needed')
+  _apply_budget_flags(config, rest)
+  return stage, config, values
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> str:
+  """One line from whatever the flag libraries said."""
+  text = str(error.args[0] if error.args else error).strip()
+  if isinstance(error, KeyError | AttributeError):
+    found = re.search(r'[A-Za-z_]\w*', text)
+    key = found[0] if found else text
+    where = next(
+      (a.partition('=')[0] for a in arguments if f'.{key}' in a), key
+    )
+    guess = re.search(r'[Dd]id you mean "([^"]+)"', text)
+    hint = f'; did you mean {guess[1]}?' if guess else ''
+    return f'{where}: the config has no key {key!r}{hint}'
+  if 'Traceback' in text:
+    # ml_collections quotes the traceback of the config file.
+    where = text.splitlines()[0].partition(': Error')[0]
+    text = f'{where}: {text.splitlines()[-1].partition(": ")[2]}'
+  return ' '.join(text.split())
+
+
+def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
+  """A budget that is set by flag clears the default of the others."""
+  given = [
+    name
+    for name in _BUDGETS
+    if any(a.startswith(f'--config.select.{name}=') for a in arguments)
+  ]
+  if len(given) > 1:
+    raise UsageError(
+      f'{" and ".join(given)} are both set; give exactly one of '
+      f'{", ".join(_BUDGETS)}'
+    )
+  if given:
+    for name in _BUDGETS:
+      if name != given[0]:
+        config.select[name] = None
+
+
+def _run_stage(stage: str, config: Any, values: flags.FlagValues) -> None:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  from lambda_vit_jax import interrupt, stages
+  from lambda_vit_jax.progress import Reporter
+  from lambda_vit_jax.report import print_results
+  from lambda_vit_jax.workdir import Run
+
+  interrupt.raise_on_signals()
+  run = Run(config.to_dict(), values.workdir, Reporter(values.quiet))
+  if stage == 'run':
+    stages.run_all(run)
+  else:
+    stages.run_stage(run, stage)
+  if stage in ('run', 'report'):
+    print_results(run.workdir)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one command; returns the exit code (METHOD, section 7)."""
+  debug = '--debug' in argv
+  if not argv or any(a in ('--help', '-h', '--helpfull') for a in argv):
+    print(usage())
+    return 0 if argv else UsageError.exit_code
+  try:
+    _run_stage(*parse(argv))
+  except LambdaVitError as error:
+    if debug:
+      traceback.print_exc()
+    print(f'lambda-vit: {error}', file=sys.stderr)
+    return error.exit_code
+  except Exception as error:
+    if debug:
+      raise
+    kind = type(error).__name__
+    text = ' '.join(str(error).split())[:300]
+    print(
+      f'lambda-vit: {kind}: {text} (run again with --debug for a traceback)',
+      file=sys.stderr,
+    )
+    return 1
+  return 0
+
+
+def run() -> None:
+  """The console script."""
+  sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+  run()

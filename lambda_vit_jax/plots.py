@@ -1,0 +1,79 @@
+"""The plots of a run, as SVG text. Matplotlib is imported when one is drawn."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_SIZE = (6.4, 3.2)
+
+
+def _draw(
+  paint: Callable[[Any], None], size: tuple[float, float] = _SIZE
+) -> str:
+  """An SVG whose colours follow the page, from a function of the axes."""
+  import matplotlib.figure
+
+  figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+  axes = figure.add_subplot()
+  paint(axes)
+  axes.spines[['top', 'right']].set_visible(False)
+  text = io.StringIO()
+  # A fixed salt and no date: the same run makes the same file.
+  with matplotlib.rc_context(
+    {'svg.hashsalt': 'lambda_vit_jax', 'svg.fonttype': 'none'}
+  ):
+    figure.savefig(
+      text, format='svg', transparent=True, metadata={'Date': None}
+    )
+  svg = text.getvalue()
+  return svg[svg.index('<svg') :]
+
+
+def transfer_entropy_rounds(rounds: Sequence[dict[str, Any]]) -> str:
+  """Every candidate's score in every round; the chosen ones are filled."""
+
+  def paint(axes: Any) -> None:
+    for index, row in enumerate(rounds):
+      blocks = [int(block) for block in row['scores']]
+      values = list(row['scores'].values())
+      (line,) = axes.plot(
+        blocks, values, marker='o', mfc='none', lw=0.8, label=f'{index + 1}'
+      )
+      chosen = row['chosen']
+      value = row['scores'].get(str(chosen), row['scores'].get(chosen))
+      axes.plot([chosen], [value], marker='o', ms=9, color=line.get_color())
+    axes.set_xlabel('block')
+    axes.set_ylabel('score (nats)')
+    axes.legend(title='round', frameon=False, ncols=2)
+
+  return _draw(paint)
+
+
+def layer_entropy(attention: Sequence[float], mlp: Sequence[float]) -> str:
+  """Entropy of each block's attention and MLP output."""
+
+  def paint(axes: Any) -> None:
+    axes.plot(attention, marker='o', label='attention')
+    axes.plot(mlp, marker='s', label='MLP')
+    axes.set_xlabel('block')
+    axes.set_ylabel('entropy (nats)')
+    axes.legend(frameon=False)
+
+  return _draw(paint)
+
+
+def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
+  """One metric of a training stage over steps, with λ behind it."""
+
+  def paint(axes: Any) -> None:
+    steps = [row['step'] for row in rows]
+    axes.plot(steps, [row[key] for row in rows], color='C0')
+    axes.set_xlabel('step')
+    axes.set_ylabel(key, color='C0')
+    factor = axes.twinx()
+    factor.plot(steps, [row['lambda'] for row in rows], color='C1', ls='--')
+    factor.set_ylim(-0.05, 1.05)
+    factor.set_ylabel('λ', color='C1')
+    factor.spines['top'].set_visible(False)
+
+  return _draw(paint)

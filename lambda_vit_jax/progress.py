@@ -1,0 +1,87 @@
+"""What a person sees while something takes long.
+
+A rich progress bar on a terminal, plain lines where output goes to a file,
+nothing with `--quiet`. Only process 0 of a multi-host job speaks.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import rich.console
+import rich.progress
+
+# Seconds between plain progress lines.
+_PLAIN_EVERY = 10.0
+
+
+class Bar:
+  """Progress of one task; also its own plain-line form."""
+
+  def __init__(
+    self,
+    reporter: 'Reporter',
+    description: str,
+    total: int,
+    progress: rich.progress.Progress | None,
+  ):
+    self._reporter = reporter
+    self._description = description
+    self._total = total
+    self._done = 0
+    self._last = time.monotonic()
+    self._progress = progress
+    self._task = None
+    if progress is not None:
+      self._task = progress.add_task(description, total=total, note='')
+
+  def update(self, done: int, note: str = '') -> None:
+    """Sets how much is done, and a short note beside it."""
+    self._done = done
+    if self._progress is not None and self._task is not None:
+      self._progress.update(self._task, completed=done, note=note)
+      return
+    now = time.monotonic()
+    if now - self._last >= _PLAIN_EVERY and done < self._total:
+      self._last = now
+      self._reporter.say(
+        f'{self._description}: {done}/{self._total} {note}'.rstrip()
+      )
+
+  def advance(self, count: int = 1, note: str = '') -> None:
+    """Adds to how much is done."""
+    self.update(self._done + count, note)
+
+
+class Reporter:
+  """Says lines and shows bars on stderr; results go to stdout elsewhere."""
+
+  def __init__(self, quiet: bool = False, leader: bool = True):
+    self._silent = quiet or not leader
+    self.console = rich.console.Console(stderr=True, highlight=False)
+
+  def say(self, line: str) -> None:
+    """One line for a person."""
+    if not self._silent:
+      self.console.print(line, markup=False, soft_wrap=True)
+
+  def warn(self, line: str) -> None:
+    """A line that should not be missed; shown with `--quiet` as well."""
+    self.console.print(f'warning: {line}', markup=False, soft_wrap=True)
+
+  @contextlib.contextmanager
+  def bar(self, description: str, total: int) -> Iterator[Bar]:
+    """Shows progress towards `total` while the context is open."""
+    if self._silent or not sys.stderr.isatty():
+      yield Bar(self, description, total, None)
+      return
+    columns = (
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      rich.progress.TextColumn('{task.fields[note]}'),
+    )
+    with rich.progress.Progress(*columns, console=self.console) as progress:
+      yield Bar(self, description, total, progress)

@@ -1,0 +1,378 @@
+"""The stages of a run, in order, and what makes each of them finished.
+
+Every stage is a function of a `Run`. It reads what earlier stages left in the
+workdir and writes its own result there last and atomically, so that a killed
+command loses nothing and `run` starts again at the first unfinished stage.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_vit_jax import (
+  benchmark,
+  checkpoint,
+  dilution,
+  evaluate,
+  export,
+  load,
+  optim,
+  profile,
+  report,
+  resolve,
+  selection,
+  spectrum,
+  surgery,
+  train,
+  workdir,
+)
+from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.train_step import Dilution, LossSettings
+from lambda_vit_jax.workdir import Run
+
+
+def _training_job(
+  run: Run,
+  stage: str,
+  model: Model,
+  phases: tuple[train.Phase, ...],
+  plan: Dilution,
+  teacher: Model | None,
+) -> train.Job:
+  """A job from the config section that is named like the stage."""
+  settings = run.config[stage]
+  total = phases[-1].until
+  peak = resolve.number(settings['learning_rate'], f'{stage}.learning_rate')
+  if settings['scale_by_batch']:
+    peak *= run.batch_size / 512
+  warmup = resolve.duration(
+    settings['warmup_steps'], run.steps_per_epoch, f'{stage}.warmup_steps'
+  )
+  schedule = optim.learning_rate_schedule(
+    peak, max(total, warmup + 1), warmup, settings['final_learning_rate']
+  )
+  distilled = settings['distill'] != 'none' and teacher is not None
+  shape = model_lib.get_variant(model.variant).drop_path_shape
+  rates = model_lib.drop_path_rates(
+    settings['drop_path_rate'], model.depth, shape
+  )
+  return train.Job(
+    stage=stage,
+    phases=tuple(
+      dataclasses.replace(
+        phase, module=phase.module.clone(drop_path_rates=rates)
+      )
+      for phase in phases
+    ),
+    optimizer=optim.make_optimizer(settings, schedule, model.depth),
+    learning_rate=schedule,
+    loss=LossSettings(
+      label_smoothing=settings['label_smoothing'],
+      mixup_alpha=settings['mixup'],
+      cutmix_alpha=settings['cutmix'],
+      distill=settings['distill'],
+      distill_weight=settings['distill_weight'],
+      temperature=settings['distill_temperature'],
+      ema_decay=settings['ema'],
+    ),
+    dilution=plan,
+    seed=resolve.integer(run.config['seed'], 'seed'),
+    steps_per_epoch=run.steps_per_epoch,
+    make_batches=functools.partial(run.train_batches, model.preprocessing),
+    teacher=(teacher.module, teacher.params) if distilled else None,
+    batch_size=run.batch_size,
+    description=workdir.describe(model),
+    log_every=resolve.integer(run.config['log_every'], 'log_every', 1),
+    checkpoint_every=resolve.integer(
+      run.config['checkpoint_every'], 'checkpoint_every', 1
+    ),
+  )
+
+
+def _fit(run: Run, job: train.Job, model: Model) -> None:
+  checkpointer = checkpoint.Checkpointer(
+    run.path('checkpoints') / job.stage,
+    keep=resolve.integer(run.config['keep_checkpoints'], 'keep_checkpoints', 1),
+  )
+  train.fit(
+    job,
+    lambda: model.params,
+    checkpointer,
+    run.mesh,
+    run.metrics,
+    run.reporter,
+  )
+  checkpointer.close()
+
+
+def starting_model(run: Run) -> Model:
+  """The dense model before training: `init` weights, else a fresh one."""
+  settings = run.config['model']
+  where = run.config['init']
+  if not where:
+    return run.fresh_model()
+  return load.load_pretrained(
+    where,
+    variant=settings['variant'],
+    num_classes=len(run.dataset.class_names),
+    image_size=resolve.image_size(settings['image_size']),
+  ).replace(class_names=run.dataset.class_names)
+
+
+def _pretrain_steps(run: Run) -> int:
+  return resolve.duration(
+    run.config['pretrain']['steps'], run.steps_per_epoch, 'pretrain.steps'
+  )
+
+
+def pretrain(run: Run) -> None:
+  """Trains the dense model, or takes the `init` weights as they are."""
+  steps = _pretrain_steps(run)
+  model = run.with_options(starting_model(run))
+  phases = (train.Phase(model.module, until=steps),)
+  job = _training_job(run, 'pretrain', model, phases, Dilution(), None)
+  _fit(run, job, model)
+
+
+def _selection_batches(
+  run: Run, model: Model, limit: int | None
+) -> list[dict[str, np.ndarray]]:
+  """The held-out slice, as global arrays' worth of masked batches."""
+  if not len(run.holdout_indices(limit)):
+    raise UsageError(
+      'config.data.holdout_images=0: selection and analysis read the held-out '
+      'slice of the training images; keep at least 128'
+    )
+  return list(run.holdout_batches(model.preprocessing, limit))
+
+
+def analyze(run: Run) -> None:
+  """Entropy profile and spectrum of the dense model."""
+  model = run.load('pretrain')
+  limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
+  batches = _selection_batches(run, model, limit)
+  run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
+  checkpoint.write_json(
+    run.path('analysis.json'),
+    {
+      'profile': profile.entropy_profile(model, batches).to_json(),
+      'spectrum': spectrum.spectrum(model, batches).to_json(),
+    },
+  )
+
+
+def _optional_count(value: Any, section: str) -> int | None:
+  if value is None:
+    return None
+  return resolve.integer(value, f'{section}.num_images', least=1)
+
+
+def select(run: Run) -> None:
+  """Chooses the layers to remove; writes after every round."""
+  settings = run.config['select']
+  model = run.load('pretrain')
+  limit = _optional_count(settings['num_images'], 'select')
+  path = run.path('selection.json')
+  partial = run.path('selection.part.json')
+  done = (
+    selection.Selection.from_json(checkpoint.read_json(partial))
+    if partial.exists()
+    else None
+  )
+  name, value = resolve.budget(settings)
+  with run.reporter.bar('select', 1) as bar:
+    chosen = selection.select(
+      model,
+      _selection_batches(run, model, limit),
+      criterion=settings['criterion'],
+      target=settings['target'],
+      sign=settings['sign'],
+      layers=tuple(settings['layers']),
+      **{name: int(value) if name == 'num_layers' else value},
+      memory_gib=settings['memory_gib'],
+      seed=run.config['seed'],
+      resume=done,
+      on_round=lambda state: checkpoint.write_json(partial, state.to_json()),
+      warn=run.reporter.warn,
+    )
+    bar.update(1)
+  checkpoint.write_json(path, chosen.to_json())
+  partial.unlink(missing_ok=True)
+  run.reporter.say(f'select: removed layers {list(chosen.removed)}')
+
+
+def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
+  """The layers of `selection.json`, checked.
+
+  Raises:
+    CheckpointError: no usable selection.
+  """
+  found = checkpoint.read_json(run.path('selection.json'))
+  if not isinstance(found, dict) or 'removed' not in found:
+    raise CheckpointError(
+      f'{run.path("selection.json")}: has no key `removed`; delete it to have '
+      'the stage `select` run again'
+    )
+  return surgery.check_layers(found['removed'], depth)
+
+
+def _dilution_steps(run: Run) -> tuple[int, int]:
+  settings = run.config['dilute']
+  return tuple(
+    resolve.duration(settings[key], run.steps_per_epoch, f'dilute.{key}')
+    for key in ('dilution_steps', 'settle_steps')
+  )
+
+
+def dilute(run: Run) -> None:
+  """λ from 1 to 0 over the chosen layers, then training without them."""
+  dense = run.load('pretrain')
+  layers = removed_layers(run, dense.depth)
+  compensation = bool(run.config['dilute']['compensation'])
+  diluting, settling = _dilution_steps(run)
+  modes = dense.attention_modes
+  module = dense.module.clone(compensation=compensation)
+  pruned = module.clone(
+    attention_modes=surgery.modes_without(
+      layers, modes, dilution.final_mode(compensation)
+    )
+  )
+  phases = (
+    train.Phase(
+      module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
+      until=diluting,
+    ),
+    train.Phase(pruned, until=diluting + settling, removed=layers),
+  )
+  job = _training_job(
+    run,
+    'dilute',
+    dense.replace(module=module),
+    phases,
+    Dilution(layers, diluting),
+    dense,
+  )
+  _fit(run, job, dense)
+
+
+def export_model(run: Run) -> None:
+  """Writes `export/`, each format checked against the model."""
+  settings = run.config['export']
+  model = run.load('dilute')
+  batch = next(run.holdout_batches(model.preprocessing, 8))
+  results = export.export(
+    model,
+    run.path('export'),
+    formats=tuple(settings['formats']),
+    dtype=settings['dtype'],
+    zero_fill=settings['zero_fill'],
+    check_images=batch['image'],
+  )
+  for line in results.get('warnings', ()):
+    run.reporter.warn(line)
+
+
+def exported_predict(run: Run) -> Callable[[Any], Any]:
+  """The exported program: `model.stablehlo`, else the folder reloaded."""
+  program = run.path('export') / 'model.stablehlo'
+  if program.exists():
+    return jax.jit(jax.export.deserialize(program.read_bytes()).call)
+  return export.load_export(run.path('export'))
+
+
+def evaluate_all(run: Run) -> None:
+  """Accuracy of dense, pruned and exported over every test image."""
+  total = len(run.dataset.test)
+  results: dict[str, Mapping[str, float]] = {}
+  with run.reporter.bar('evaluate', 3 * total) as bar:
+    for name, stage in (('dense', 'pretrain'), ('pruned', 'dilute')):
+      model = run.load(stage)
+      results[name] = evaluate.evaluate_model(
+        model,
+        run.eval_batches(model.preprocessing),
+        run.mesh,
+        bar.advance,
+      )
+    results['exported'] = evaluate.evaluate_program(
+      exported_predict(run), run.eval_batches(model.preprocessing), bar.advance
+    )
+  checkpoint.write_json(run.path('evaluation.json'), results)
+
+
+def benchmark_all(run: Run) -> None:
+  """Sizes and speed, dense against pruned against exported in one run."""
+  settings = run.config['benchmark']
+  results = benchmark.compare(
+    {'dense': run.load('pretrain'), 'pruned': run.load('dilute')},
+    {'exported': exported_predict(run)},
+    batch_size=resolve.integer(
+      settings['batch_size'], 'benchmark.batch_size', 1
+    ),
+    rounds=resolve.integer(settings['rounds'], 'benchmark.rounds', 1),
+    reporter=run.reporter,
+  )
+  checkpoint.write_json(run.path('benchmark.json'), results)
+
+
+def write_report(run: Run) -> None:
+  """One self-contained page from what is in the workdir."""
+  report.write_report(run.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage and how to see that it is finished."""
+
+  name: str
+  run: Callable[[Run], None]
+  finished: Callable[[Run], bool]
+
+
+def _has(name: str) -> Callable[[Run], bool]:
+  return lambda run: run.path(name).exists()
+
+
+def _trained(stage: str, total: Callable[[Run], int]) -> Callable[[Run], bool]:
+  return lambda run: workdir.finished_step(run.workdir, stage) == total(run)
+
+
+STAGES: dict[str, Stage] = {
+  stage.name: stage
+  for stage in (
+    Stage('pretrain', pretrain, _trained('pretrain', _pretrain_steps)),
+    Stage('analyze', analyze, _has('analysis.json')),
+    Stage('select', select, _has('selection.json')),
+    Stage(
+      'dilute',
+      dilute,
+      _trained('dilute', lambda run: sum(_dilution_steps(run))),
+    ),
+    Stage('export', export_model, _has('export/model.json')),
+    Stage('evaluate', evaluate_all, _has('evaluation.json')),
+    Stage('benchmark', benchmark_all, _has('benchmark.json')),
+    # Cheap, and always of the newest results.
+    Stage('report', write_report, lambda run: False),
+  )
+}
+
+
+def run_stage(run: Run, name: str) -> None:
+  """Runs one stage unless it is finished."""
+  stage = STAGES[name]
+  if stage.finished(run):
+    run.reporter.say(f'{name}: already done')
+    return
+  run.reporter.say(f'{name}: starting')
+  stage.run(run)
+
+
+def run_all(run: Run) -> None:
+  """All stages in order, from the first unfinished one on."""
+  for name in STAGES:
+    run_stage(run, name)

@@ -1,0 +1,275 @@
+"""A run's folder: its config, its data, and the models its stages left."""
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lambda_vit_jax import checkpoint, resolve, sharding
+from lambda_vit_jax.data import pipeline, sources
+from lambda_vit_jax.errors import CheckpointError, LambdaVitError, UsageError
+from lambda_vit_jax.metrics import MetricsWriter
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.progress import Reporter
+
+
+def describe(model: Model) -> dict[str, Any]:
+  """What a checkpoint says about its model, enough to build it again."""
+  module = model.module
+  return {
+    'variant': model.variant,
+    'num_classes': module.num_classes,
+    'attention_modes': list(module.attention_modes),
+    'norm_eps': list(module.norm_eps),
+    'compensation': module.compensation,
+    'preprocessing': model.preprocessing.to_json(),
+    'class_names': list(model.class_names),
+  }
+
+
+def rebuild(description: Mapping[str, Any]) -> Model:
+  """A `Model` without parameters (`params` holds shapes) from `describe`."""
+  preprocessing = Preprocessing.from_json(description['preprocessing'])
+  module = model_lib.make_module(
+    description['variant'],
+    num_classes=description['num_classes'],
+    image_size=preprocessing.image_size,
+    attention_modes=description['attention_modes'],
+    norm_eps=description['norm_eps'],
+    in_chans=preprocessing.channels,
+    compensation=description['compensation'],
+  )
+  return Model(
+    module=module,
+    params=model_lib.abstract_params(module),
+    variant=description['variant'],
+    preprocessing=preprocessing,
+    class_names=tuple(description['class_names']),
+  )
+
+
+def load_stage(workdir: str | epath.Path, stage: str) -> Model:
+  """The model that a training stage ended with (the average if it kept one).
+
+  Args:
+    workdir: a run's folder.
+    stage: `pretrain` or `dilute`.
+
+  Raises:
+    CheckpointError: no checkpoint of that stage, or an unusable one.
+  """
+  directory = epath.Path(workdir) / 'checkpoints' / stage
+  if not directory.exists():
+    raise CheckpointError(
+      f'{directory}: no checkpoint here; run the stage `{stage}` first'
+    )
+  checkpointer = checkpoint.Checkpointer(directory)
+  step = checkpointer.latest_step()
+  if step is None:
+    raise CheckpointError(
+      f'{directory}: no finished checkpoint; run the stage `{stage}` first'
+    )
+  meta = checkpointer.read_meta(step)
+  model = rebuild(meta['model'])
+  item = 'ema' if meta['has_ema'] else 'params'
+  one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = checkpoint.abstract_like(
+    model.params, jax.tree.map(lambda _: one_device, model.params)
+  )
+  params = checkpointer.restore(step, {item: abstract})[item]
+  checkpointer.close()
+  return model.replace(params=params)
+
+
+def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
+  """The newest checkpointed step of a stage, None where there is none."""
+  directory = epath.Path(workdir) / 'checkpoints' / stage
+  if not directory.exists():
+    return None
+  steps = [
+    int(path.name) for path in directory.iterdir() if path.name.isdigit()
+  ]
+  return max(steps, default=None)
+
+
+class Run:
+  """One workdir with its config; everything heavy is made when first used."""
+
+  def __init__(
+    self, config: Mapping[str, Any], workdir: str, reporter: Reporter
+  ):
+    """Opens a workdir, or makes it.
+
+    Raises:
+      LambdaVitError: the workdir is a file or cannot be written.
+      UsageError: it was made with a config that differs; names the keys.
+    """
+    self.config = config
+    self.reporter = reporter
+    self.workdir = epath.Path(os.path.expanduser(workdir))
+    self.leader = jax.process_index() == 0
+    self._claim()
+    self.metrics = MetricsWriter(self.workdir, self.leader)
+
+  def _claim(self) -> None:
+    path = self.workdir / 'config.json'
+    if self.workdir.exists() and not self.workdir.is_dir():
+      raise LambdaVitError(
+        f'--workdir={self.workdir}: is a file; choose a folder'
+      )
+    try:
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      if not path.exists():
+        checkpoint.write_json(path, _plain(self.config))
+        return
+    except OSError as error:
+      raise LambdaVitError(
+        f'--workdir={self.workdir}: not writable ({error.strerror or error}); '
+        'choose another'
+      ) from error
+    keys = resolve.differing_keys(
+      checkpoint.read_json(path), _plain(self.config)
+    )
+    if keys:
+      raise UsageError(
+        f'--workdir={self.workdir}: made with other values of '
+        f'{", ".join(keys)}; use a new --workdir, or the old values'
+      )
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    """All devices of all processes."""
+    return sharding.make_mesh(
+      resolve.integer(self.config['mesh']['fsdp'], 'mesh.fsdp', least=1)
+    )
+
+  @functools.cached_property
+  def batch_size(self) -> int:
+    """Images of one step over all processes."""
+    size = resolve.integer(self.config['batch_size'], 'batch_size', least=1)
+    sharding.check_batch_size(size, self.mesh)
+    return size
+
+  @functools.cached_property
+  def dataset(self) -> sources.Dataset:
+    """The data set, opened."""
+    data = self.config['data']
+    return sources.open_dataset(data['source'], data['cache_dir'] or None)
+
+  @functools.cached_property
+  def _split(self) -> tuple[np.ndarray, np.ndarray]:
+    return pipeline.split_holdout(
+      self.dataset.train.labels,
+      resolve.integer(
+        self.config['data']['holdout_images'], 'data.holdout_images'
+      ),
+    )
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Optimisation steps that see as many images as there are to train on."""
+    return max(1, len(self._split[0]) // self.batch_size)
+
+  def train_batches(
+    self, preprocessing: Preprocessing, start_step: int
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's endless training batches from a step on."""
+    data = self.config['data']
+    return pipeline.train_batches(
+      self.dataset.train,
+      self._split[0],
+      preprocessing,
+      pipeline.Augment.from_config(dict(data['augment'])),
+      batch_size=self.batch_size,
+      seed=resolve.integer(self.config['seed'], 'seed'),
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      repeats=data['repeats'],
+      workers=data['workers'],
+    )
+
+  def eval_batches(
+    self, preprocessing: Preprocessing, limit: int | None = None
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every test image once (or the first `limit`), padded and masked."""
+    total = len(self.dataset.test)
+    return self._batches(
+      self.dataset.test, np.arange(total)[:limit], preprocessing
+    )
+
+  def holdout_indices(self, limit: int | None = None) -> np.ndarray:
+    """Training images kept out of training, for selection."""
+    return self._split[1][:limit]
+
+  def holdout_batches(
+    self, preprocessing: Preprocessing, limit: int | None = None
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """The held-out training images in the evaluation transform."""
+    return self._batches(
+      self.dataset.train, self.holdout_indices(limit), preprocessing
+    )
+
+  def _batches(
+    self, split: Any, indices: np.ndarray, preprocessing: Preprocessing
+  ) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.eval_batches(
+      split,
+      indices,
+      preprocessing,
+      batch_size=self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      workers=self.config['data']['workers'],
+    )
+
+  def load(self, stage: str) -> Model:
+    """The model that `pretrain` or `dilute` left, in the compute dtype."""
+    return self.with_options(load_stage(self.workdir, stage))
+
+  def with_options(self, model: Model, **options: Any) -> Model:
+    """`model` with the config's dtype and rematerialisation."""
+    settings = self.config['model']
+    dtype = settings['dtype']
+    if dtype not in ('float32', 'bfloat16'):
+      raise UsageError(
+        f'config.model.dtype={dtype!r}; known are float32 and bfloat16'
+      )
+    module = model.module.clone(
+      dtype=jnp.dtype(dtype), remat=bool(settings['remat']), **options
+    )
+    return model.replace(module=module)
+
+  def fresh_model(self) -> Model:
+    """The config's variant, not yet trained."""
+    settings = self.config['model']
+    return model_lib.create_model(
+      settings['variant'],
+      num_classes=len(self.dataset.class_names),
+      image_size=resolve.image_size(settings['image_size']),
+      seed=resolve.integer(self.config['seed'], 'seed'),
+    ).replace(class_names=self.dataset.class_names)
+
+  def path(self, name: str) -> epath.Path:
+    """A file or folder of this run."""
+    return self.workdir / name
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    key: (
+      _plain(value)
+      if isinstance(value, Mapping)
+      else list(value)
+      if isinstance(value, tuple)
+      else value
+    )
+    for key, value in config.items()
+  }

@@ -1,0 +1,120 @@
+"""Who may import whom: floors, checked on the syntax tree."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / 'lambda_vit_jax'
+
+# Lowest first; a file imports from floors below its own, or from its own.
+FLOORS = (
+  {'typing', 'errors', 'preprocessing', 'version'},
+  {
+    'complexity',
+    'dilution',
+    'entropy',
+    'interrupt',
+    'linear',
+    'losses',
+    'metrics',
+    'plots',
+    'progress',
+    'resolve',
+    'sharding',
+    'surgery',
+  },
+  {
+    'checkpoint',
+    'convert',
+    'data',
+    'models',
+    'optim',
+    'profile',
+    'selection',
+    'spectrum',
+    'wavefront',
+  },
+  {'export', 'load', 'train_step', 'workdir'},
+  {'benchmark', 'evaluate', 'report', 'train'},
+  {'stages'},
+  {'main', '__main__', '__init__'},
+)
+
+# Each outside package, and the only modules that may import it.
+ONLY_IN = {
+  'flax': {'models'},
+  'absl': {'main'},
+  'ml_collections': {'main', 'configs'},
+  'tensorflow': set(),
+  'torch': {'load'},
+  'timm': set(),
+  'matplotlib': {'plots', 'profile', 'selection', 'spectrum'},
+}
+
+
+def _modules():
+  for path in sorted(PACKAGE.rglob('*.py')):
+    yield path, path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def _floor(name: str) -> int:
+  for index, names in enumerate(FLOORS):
+    if name in names:
+      return index
+  pytest.fail(f'{name} stands on no floor; add it to FLOORS')
+
+
+def _imports(path: pathlib.Path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def _package_imports(path: pathlib.Path) -> set[str]:
+  files = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob('*.py')}
+  names = {file.removesuffix('.py') for file in files}
+  found = set()
+  for name in _imports(path):
+    parts = name.split('.')
+    if parts[0] == 'lambda_vit_jax' and len(parts) > 1 and parts[1] in names:
+      found.add(parts[1])
+  return found
+
+
+@pytest.mark.parametrize(
+  'path, own', list(_modules()), ids=lambda value: str(value)[-30:]
+)
+def test_imports_only_from_floors_below(path, own):
+  if own == 'assets':
+    assert not _package_imports(path)
+    return
+  for name in _package_imports(path) - {own, 'version'}:
+    assert _floor(name) <= _floor(own), f'{path}: {own} imports {name}'
+
+
+def test_data_and_models_do_not_know_each_other():
+  for path, own in _modules():
+    found = _package_imports(path)
+    assert not (own == 'data' and 'models' in found), path
+    assert not (own == 'models' and found & {'data', 'checkpoint'}), path
+
+
+@pytest.mark.parametrize('package, allowed', ONLY_IN.items())
+def test_outside_packages_stay_in_their_room(package, allowed):
+  for path, own in _modules():
+    for name in _imports(path):
+      if name and name.split('.')[0] == package:
+        assert own in allowed, f'{path} imports {name}'
+
+
+def test_configs_import_only_ml_collections_and_common():
+  for path in (PACKAGE.parent / 'configs').glob('*.py'):
+    for name in _imports(path):
+      root = name.split('.')[0]
+      assert root in {'ml_collections', 'typing', 'lambda_vit_jax'}, path
+      if root == 'lambda_vit_jax':
+        assert name.startswith('lambda_vit_jax.configs'), path
