@@ -19,3 +19,27 @@ jax.config.update('jax_threefry_partitionable', True)
 @pytest.fixture
 def rng() -> np.random.Generator:
   return np.random.default_rng(0)
+
+
+@pytest.fixture(scope='session')
+def tiny_variant():
+  """Depth 3, width 24, 8-pixel grey images: compiles in a second."""
+  from lambda_vit_jax.models.variants import Variant
+
+  return Variant(
+    'tiny',
+    image_size=8,
+    patch_size=2,
+    embed_dim=24,
+    depth=3,
+    num_heads=2,
+    num_classes=10,
+    mean=(0.5,),
+    std=(0.5,),
+  )
+
+
+@pytest.fixture
+def images(rng) -> np.ndarray:
+  """Four normalised grey images, `[4, 8, 8, 1]`."""
+  return rng.normal(size=(4, 8, 8, 1)).astype(np.float32)

@@ -6,7 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax.models.layers import Dense, kernel_init
+from lambda_vit_jax.models.layers import (
+  Dense,
+  accumulation_dtype,
+  kernel_init,
+)
 from lambda_vit_jax.typing import Array
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
@@ -61,7 +65,7 @@ def attend(
       query, key, value, implementation=kernel
     )
     return jnp.swapaxes(mixed, 1, 2)
-  accumulate = jnp.promote_types(value.dtype, jnp.float32)
+  accumulate = accumulation_dtype(value.dtype)
   scores = jnp.einsum(
     'bhqd,bhkd->bhqk',
     query * query.shape[-1] ** -0.5,

@@ -50,6 +50,11 @@ def quick_gelu(x: Array) -> Array:
 ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
 
 
+def accumulation_dtype(dtype: Any) -> Any:
+  """Where sums are kept: float32, or float64 if that is what comes in."""
+  return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def normalize(x: Array, epsilon: float) -> Array:
   """`(x - mean) / sqrt(variance + epsilon)` over the last axis, in float32.
@@ -61,7 +66,7 @@ def normalize(x: Array, epsilon: float) -> Array:
 
 
 def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = x.astype(accumulation_dtype(x.dtype))
   centred = x - x.mean(axis=-1, keepdims=True)
   variance = (centred * centred).mean(axis=-1, keepdims=True)
   inverse = jax.lax.rsqrt(variance + epsilon)

@@ -83,6 +83,7 @@ def make_module(
     ),
     'attention_modes': surgery.check_modes(modes, depth),
     'norm_eps': tuple(float(e) for e in eps),
+    'pre_norm_eps': variant.norm_eps,
     'drop_path_rates': drop_path_rates(
       drop_path_rate, depth, variant.drop_path_shape
     ),

@@ -167,7 +167,8 @@ class ViT(nn.Module):
     num_registers: register tokens behind the class token.
     position_on_class: whether the position embedding has slots for the
       leading tokens (added after they are put in front) or for patches only.
-    pre_norm: a norm before the first block (CLIP).
+    pre_norm: a norm before the first block, and no patch bias (CLIP).
+    pre_norm_eps: the epsilon of that norm.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
   """
@@ -192,6 +193,7 @@ class ViT(nn.Module):
   num_registers: int = 0
   position_on_class: bool = True
   pre_norm: bool = False
+  pre_norm_eps: float = 1e-6
   norm_before_pool: bool = True
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
@@ -268,7 +270,8 @@ class ViT(nn.Module):
       'pos_embed', small_init, (1, positions, embed_dim)
     )
     if self.pre_norm:
-      self.norm_pre = self._norm()
+      # In front of every block: folding leaves its epsilon alone.
+      self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
     make_block = EncoderBlock
     if self.remat:
       make_block = nn.remat(EncoderBlock)
@@ -300,7 +303,8 @@ class ViT(nn.Module):
     if self.num_registers:
       prefix.append(self.reg_token)
     prefix = [
-      jnp.broadcast_to(t, (len(images), *t.shape[1:])).astype(self.dtype)
+      # `shape[0]`, not `len`: an exported program has a symbolic batch.
+      jnp.broadcast_to(t, (images.shape[0], *t.shape[1:])).astype(self.dtype)
       for t in prefix
     ]
     position = self.pos_embed.astype(self.dtype)
@@ -314,8 +318,8 @@ class ViT(nn.Module):
     """The last stream to logits `[batch, num_classes]` float32.
 
     Returns the pooled features `[batch, embed]` instead where the model has
-    no head, and `features` (pooled, after the final norm) among the
-    intermediates. `x` may hold the `read_tokens` leading tokens alone.
+    no head, and `features` (pooled, after the final norm; the mean of both
+    leading tokens where there are two) among the intermediates. `x` may hold the `read_tokens` leading tokens alone.
     """
     taps = {}
     if self.norm_before_pool:
@@ -326,15 +330,14 @@ class ViT(nn.Module):
       pooled = x[:, self.num_prefix_tokens :].mean(axis=1)
     if not self.norm_before_pool:
       pooled = self.fc_norm(pooled)
-    if not self.num_classes:
-      if self.distilled:
-        pooled = 0.5 * (pooled + x[:, 1])
-      logits = pooled
-    else:
-      logits = self.head(pooled)
-      if self.distilled:
-        logits = 0.5 * (logits + self.head_dist(x[:, 1]))
     taps['features'] = pooled
+    if self.distilled:
+      taps['features'] = 0.5 * (pooled + x[:, 1])
+    if not self.num_classes:
+      return taps['features'].astype(jnp.float32), taps
+    logits = self.head(pooled)
+    if self.distilled:
+      logits = 0.5 * (logits + self.head_dist(x[:, 1]))
     return logits.astype(jnp.float32), taps
 
   def __call__(
