@@ -1,0 +1,208 @@
+"""What training does to an image, beyond the evaluation transform."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data.randaugment import erase, parse_policy
+from lambda_vit_jax.errors import UsageError, nearest
+from lambda_vit_jax.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Which random changes are made, in the order of the fields.
+
+  A field at its default makes none. Mixing of images (mixup, cutmix) works on
+  whole batches and lives in `mixing`.
+
+  Attributes:
+    kind: the recipe that the other values started from.
+    crop_area: least and greatest share of the image's area that a random
+      resized crop keeps; `None`: resize and centre crop as in evaluation.
+    crop_aspect: least and greatest width / height of that crop.
+    rotation: greatest angle of the affine warp, in degrees.
+    shift: greatest move of the content, as a share of each side.
+    scale: greatest |log| of the warp's scale.
+    aspect: greatest |log| of its horizontal stretch.
+    shear: greatest |shear|.
+    flip: probability of a left-right flip.
+    randaugment: policy such as `rand-m9-mstd0.5-inc1`, or `''`.
+    erasing: probability that a rectangle is replaced by noise.
+  """
+
+  kind: str = 'none'
+  crop_area: tuple[float, float] | None = None
+  crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+  rotation: float = 0.0
+  shift: float = 0.0
+  scale: float = 0.0
+  aspect: float = 0.0
+  shear: float = 0.0
+  flip: float = 0.0
+  randaugment: str = ''
+  erasing: float = 0.0
+
+  def __post_init__(self):
+    for name in ('flip', 'erasing'):
+      _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1)
+    for name in ('rotation', 'shift', 'scale', 'aspect', 'shear'):
+      _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf)
+    area, ratio = self.crop_area, self.crop_aspect
+    _check('crop_area', area, area is None or 0 < area[0] <= area[1] <= 1)
+    _check('crop_aspect', ratio, 0 < ratio[0] <= ratio[1] < math.inf)
+    if self.randaugment:
+      parse_policy(self.randaugment)
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any]) -> 'Augment':
+    """Builds it from `data.augment`: a `kind`, and fields that differ.
+
+    Args:
+      config: `kind` is `none`, `affine` (small shifts, turns and scales: for
+        digits and the like) or `deit` (METHOD section 5); other keys
+        override the recipe's fields. Keys whose value is None are ignored.
+
+    Raises:
+      UsageError: an unknown kind or field, or a value out of range.
+    """
+    given = {key: value for key, value in config.items() if value is not None}
+    kind = given.pop('kind', 'none')
+    if kind not in RECIPES:
+      raise UsageError(
+        f'data.augment.kind is {kind!r}; it must be one of '
+        f'{", ".join(RECIPES)}{nearest(str(kind), RECIPES)}'
+      )
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in given:
+      if key not in known:
+        raise UsageError(
+          f'data.augment has no field {key!r}{nearest(key, known)}'
+        )
+    for key in ('crop_area', 'crop_aspect'):
+      if key in given:
+        given[key] = _pair(key, given[key])
+    return dataclasses.replace(RECIPES[kind], **given)
+
+  @property
+  def is_affine(self) -> bool:
+    """Whether the image is warped at all."""
+    return any((self.rotation, self.shift, self.scale, self.aspect, self.shear))
+
+
+def _check(name: str, value: Any, valid: bool) -> None:
+  if not valid:
+    raise UsageError(f'data.augment.{name} = {value!r} is out of range.')
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+  try:
+    low, high = (float(number) for number in value)
+  except (TypeError, ValueError) as error:
+    raise UsageError(
+      f'data.augment.{name} = {value!r}; two numbers are needed.'
+    ) from error
+  return low, high
+
+
+RECIPES = {
+  'none': Augment(),
+  'affine': Augment(
+    kind='affine', rotation=12.0, shift=0.12, scale=0.15, aspect=0.1, shear=0.1
+  ),
+  'deit': Augment(
+    kind='deit',
+    crop_area=(0.08, 1.0),
+    flip=0.5,
+    randaugment='rand-m9-mstd0.5-inc1',
+    erasing=0.25,
+  ),
+}
+"""What each `kind` stands for."""
+
+
+def training_array(
+  data: bytes | np.ndarray,
+  preprocessing: Preprocessing,
+  augment: Augment,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Decodes, augments and normalises one stored image.
+
+  Args:
+    data: an encoded file or a uint8 array.
+    preprocessing: the model's.
+    augment: what to do.
+    rng: every random choice comes from it, in a fixed order.
+
+  Returns:
+    Normalised float32 `[height, width, channels]`.
+
+  Raises:
+    UndecodableError: `data` is no image.
+  """
+  image = transforms.open_image(data)
+  if augment.crop_area is None:
+    image = transforms.load(image, preprocessing.channels)
+    image = transforms.resize_and_crop(
+      image,
+      preprocessing.image_size,
+      preprocessing.crop_ratio,
+      preprocessing.interpolation,
+    )
+  else:
+    box = transforms.sample_crop(
+      image.size, augment.crop_area, augment.crop_aspect, rng
+    )
+    image = transforms.crop_and_resize(
+      image,
+      preprocessing.channels,
+      box,
+      preprocessing.image_size,
+      preprocessing.interpolation,
+    )
+  if augment.is_affine:
+    image = _random_affine(image, augment, rng)
+  if augment.flip and rng.random() < augment.flip:
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  if augment.randaugment:
+    image = parse_policy(augment.randaugment)(
+      image,
+      rng,
+      fill=transforms.fill_colour(image.mode, preprocessing.mean),
+      resample=transforms.RESAMPLING[preprocessing.interpolation],
+    )
+  pixels = transforms.to_array(image, preprocessing)
+  if augment.erasing and rng.random() < augment.erasing:
+    erase(pixels, rng)
+  return pixels
+
+
+def _random_affine(
+  image: Image.Image, augment: Augment, rng: np.random.Generator
+) -> Image.Image:
+  angle, across, down, scale, aspect, shear = rng.uniform(-1, 1, 6).tolist()
+  coefficients = transforms.affine_coefficients(
+    image.size,
+    angle=math.radians(angle * augment.rotation),
+    shift=(
+      across * augment.shift * image.width,
+      down * augment.shift * image.height,
+    ),
+    scale=math.exp(scale * augment.scale),
+    aspect=math.exp(aspect * augment.aspect),
+    shear=shear * augment.shear,
+  )
+  # What comes in from outside is black: the background of the small grey
+  # sets that this warp is meant for. Nothing wraps around.
+  return image.transform(
+    image.size,
+    Image.Transform.AFFINE,
+    coefficients,
+    resample=Image.Resampling.BILINEAR,
+  )

@@ -1,0 +1,56 @@
+"""Opens a data set by name: the value of `data.source`."""
+
+import os
+
+from etils import epath
+
+from lambda_vit_jax.data.dataset import Dataset
+from lambda_vit_jax.errors import UsageError
+
+SOURCES = ('digits', 'image_folder:DIR', 'idx_folder:DIR', 'tfds:NAME')
+"""The forms that `open_dataset` takes."""
+
+
+def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
+  """Opens one of the `SOURCES`.
+
+  Args:
+    source: `digits`, `image_folder:DIR`, `idx_folder:DIR` or `tfds:NAME`.
+    cache_dir: where prepared data is kept; by default `lambda_vit_jax` in
+      `$XDG_CACHE_HOME` or in `~/.cache`.
+
+  Returns:
+    The data set. Nothing but file names, headers and small files is read.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+    DataError: the data is missing, inconsistent or unreadable.
+  """
+  kind, _, where = source.partition(':')
+  # Each kind's imports are slow and its own, so only what is needed loads.
+  if source == 'digits':
+    from lambda_vit_jax.data.digits import open_digits
+
+    return open_digits(_cache_dir(cache_dir))
+  if where and kind == 'image_folder':
+    from lambda_vit_jax.data.folder import open_image_folder
+
+    return open_image_folder(where)
+  if where and kind == 'idx_folder':
+    from lambda_vit_jax.data.idx import open_idx_folder
+
+    return open_idx_folder(where)
+  if where and kind == 'tfds':
+    from lambda_vit_jax.data.tfds_source import open_tfds
+
+    return open_tfds(where, _cache_dir(cache_dir))
+  raise UsageError(
+    f'data.source is {source!r}; it must be one of {", ".join(SOURCES)}.'
+  )
+
+
+def _cache_dir(cache_dir: str | None) -> epath.Path:
+  if cache_dir:
+    return epath.Path(cache_dir).expanduser()
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return epath.Path(home).expanduser() / 'lambda_vit_jax'

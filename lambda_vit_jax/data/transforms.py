@@ -1,0 +1,296 @@
+"""Image work with Pillow: decode, resize, crop, warp, normalise.
+
+Images are `PIL.Image` of mode L (grey) or RGB between `open_image` and
+`to_array`. Orientation tags of cameras are not applied, as in the reference
+recipe.
+"""
+
+import contextlib
+import functools
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from lambda_vit_jax.errors import DataError
+from lambda_vit_jax.preprocessing import Preprocessing
+
+RESAMPLING = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+"""Pillow's filter for `Preprocessing.interpolation`."""
+
+Box = tuple[float, float, float, float]
+"""A rectangle `(left, top, right, bottom)` in pixels."""
+
+
+class UndecodableError(DataError):
+  """Bytes that are no image; the message is only the reason."""
+
+
+def open_image(data: bytes | np.ndarray) -> Image.Image:
+  """Opens an encoded image (header only) or wraps a uint8 array.
+
+  Args:
+    data: a PNG or JPEG file, or uint8 `[height, width]`, `[.., 1]` or
+      `[.., 3]`.
+
+  Raises:
+    UndecodableError: not an image, or so large that it must be an attack on
+      memory (Pillow's decompression bomb).
+  """
+  with _decoding():
+    if isinstance(data, np.ndarray):
+      return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
+    return Image.open(io.BytesIO(data))
+
+
+def load(
+  image: Image.Image, channels: int, draft_size: tuple[int, int] | None = None
+) -> Image.Image:
+  """Decodes the pixels as grey (1 channel) or RGB (3 channels).
+
+  Alpha is dropped, palettes are looked up, 16-bit grey keeps its high byte.
+
+  Args:
+    image: as `open_image` returned it.
+    channels: 1 or 3.
+    draft_size: least (width, height) that the caller needs. A JPEG is then
+      decoded at 1/2, 1/4 or 1/8 of its size where that is enough.
+
+  Raises:
+    UndecodableError: the pixels are damaged or cut short.
+  """
+  mode = {1: 'L', 3: 'RGB'}[channels]
+  with _decoding():
+    if draft_size is not None and image.format == 'JPEG':
+      image.draft(mode, draft_size)
+    image.load()
+    if image.mode == mode:
+      return image
+    if image.mode.startswith('I'):
+      # Pillow would clip 16-bit values at 255 instead of scaling them.
+      high_byte = np.asarray(image).astype(np.uint32) >> 8
+      image = Image.fromarray(high_byte.astype(np.uint8))
+    elif image.mode == 'P' and 'transparency' in image.info:
+      image = image.convert('RGBA')
+    return image.convert(mode)
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+  try:
+    yield
+  # Decoders fed with damaged bytes raise almost anything: OSError,
+  # SyntaxError, ValueError, struct.error, bomb errors and warnings.
+  except Exception as error:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    # Pillow names the buffer by its address, which tells a user nothing.
+    if isinstance(error, Image.UnidentifiedImageError):
+      reason = 'not a known image format'
+    raise UndecodableError(reason) from error
+
+
+def resize_and_crop(
+  image: Image.Image,
+  size: tuple[int, int],
+  crop_ratio: float = 1.0,
+  interpolation: str = 'bicubic',
+) -> Image.Image:
+  """The evaluation geometry: resize to cover, then cut the centre.
+
+  The image is scaled so that it just covers `floor(size / crop_ratio)`
+  (for a square: its shorter side gets that length, the longer one its
+  proportional share rounded down), then `size` is cut from the middle.
+
+  Args:
+    image: of any size and proportions.
+    size: (height, width) of the result.
+    crop_ratio: share of the scaled image's shorter side that is kept.
+    interpolation: `bicubic` or `bilinear`.
+
+  Returns:
+    The image, exactly of `size`.
+  """
+  height, width = size
+  # The small term keeps exact quotients such as 224 / 0.875 from rounding
+  # down to 255.
+  scaled_height = max(height, math.floor(height / crop_ratio + 1e-6))
+  scaled_width = max(width, math.floor(width / crop_ratio + 1e-6))
+  if image.width * scaled_height <= image.height * scaled_width:
+    scaled_height = max(height, scaled_width * image.height // image.width)
+  else:
+    scaled_width = max(width, scaled_height * image.width // image.height)
+  if image.size != (scaled_width, scaled_height):
+    image = image.resize(
+      (scaled_width, scaled_height), RESAMPLING[interpolation]
+    )
+  if image.size == (width, height):
+    return image
+  left = round((scaled_width - width) / 2)
+  top = round((scaled_height - height) / 2)
+  return image.crop((left, top, left + width, top + height))
+
+
+def sample_crop(
+  image_size: tuple[int, int],
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  rng: np.random.Generator,
+) -> Box:
+  """Draws the rectangle of a random resized crop.
+
+  Its share of the image's area is uniform in `area`, the logarithm of its
+  width over height uniform in `aspect`. Ten draws that do not fit give way
+  to the largest centred rectangle of an allowed aspect.
+
+  Args:
+    image_size: (width, height) of the image.
+    area: least and greatest share of the image's area.
+    aspect: least and greatest width / height.
+    rng: where the draws come from.
+
+  Returns:
+    The rectangle, on whole pixels.
+  """
+  width, height = image_size
+  log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
+  for _ in range(10):
+    pixels = width * height * rng.uniform(*area)
+    ratio = math.exp(rng.uniform(*log_aspect))
+    crop_width = round(math.sqrt(pixels * ratio))
+    crop_height = round(math.sqrt(pixels / ratio))
+    if 0 < crop_width <= width and 0 < crop_height <= height:
+      left = int(rng.integers(width - crop_width + 1))
+      top = int(rng.integers(height - crop_height + 1))
+      return left, top, left + crop_width, top + crop_height
+  ratio = min(max(width / height, aspect[0]), aspect[1])
+  crop_width = min(width, max(1, round(height * ratio)))
+  crop_height = min(height, max(1, round(width / ratio)))
+  left = (width - crop_width) // 2
+  top = (height - crop_height) // 2
+  return left, top, left + crop_width, top + crop_height
+
+
+def crop_and_resize(
+  image: Image.Image,
+  channels: int,
+  box: Box,
+  size: tuple[int, int],
+  interpolation: str,
+) -> Image.Image:
+  """Decodes what is needed of `box` and scales it to `size`.
+
+  Args:
+    image: as `open_image` returned it, not yet decoded.
+    channels: 1 or 3.
+    box: rectangle in pixels of the full-size image.
+    size: (height, width) of the result.
+    interpolation: `bicubic` or `bilinear`.
+
+  Returns:
+    The decoded image, exactly of `size`.
+
+  Raises:
+    UndecodableError: see `load`.
+  """
+  full_width, full_height = image.size
+  left, top, right, bottom = box
+  height, width = size
+  needed = (
+    math.ceil(full_width * width / (right - left)),
+    math.ceil(full_height * height / (bottom - top)),
+  )
+  image = load(image, channels, draft_size=needed)
+  across = image.width / full_width
+  down = image.height / full_height
+  return image.resize(
+    (width, height),
+    RESAMPLING[interpolation],
+    box=(left * across, top * down, right * across, bottom * down),
+  )
+
+
+def affine_coefficients(
+  image_size: tuple[int, int],
+  angle: float = 0.0,
+  shift: tuple[float, float] = (0.0, 0.0),
+  scale: float = 1.0,
+  aspect: float = 1.0,
+  shear: float = 0.0,
+) -> tuple[float, float, float, float, float, float]:
+  """Coefficients for `Image.transform`: a small warp about the centre.
+
+  They map a place in the result to its place in the source, as Pillow
+  wants: `source = R(angle) · [[aspect, shear], [0, 1]] / scale · (result −
+  centre − shift) + centre`.
+
+  Args:
+    image_size: (width, height).
+    angle: radians, clockwise as seen on the screen for the source frame.
+    shift: how far the content moves right and down, in pixels.
+    scale: above 1 the content grows.
+    aspect: above 1 the content gets narrower.
+    shear: horizontal shear per unit of height.
+
+  Returns:
+    `(a, b, c, d, e, f)` with `x' = a·x + b·y + c`, `y' = d·x + e·y + f`.
+  """
+  centre_x, centre_y = image_size[0] / 2, image_size[1] / 2
+  cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
+  a, b = cosine * aspect, cosine * shear - sine
+  d, e = sine * aspect, sine * shear + cosine
+  x, y = centre_x + shift[0], centre_y + shift[1]
+  return a, b, centre_x - a * x - b * y, d, e, centre_y - d * x - e * y
+
+
+def fill_colour(mode: str, mean: Sequence[float]) -> int | tuple[int, ...]:
+  """The mean colour in 0..255, in the form that Pillow's `mode` takes."""
+  levels = tuple(min(255, round(255 * value)) for value in mean)
+  return levels[0] if mode == 'L' else levels
+
+
+def to_array(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+  """Normalised float32 `[height, width, channels]` of a decoded image."""
+  scale, offset = _normalisation(preprocessing.mean, preprocessing.std)
+  pixels = np.asarray(image)
+  if pixels.ndim == 2:
+    pixels = pixels[..., None]
+  return pixels * scale + offset
+
+
+@functools.cache
+def _normalisation(
+  mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+  scale = 1 / (255 * np.asarray(std, np.float64))
+  offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
+  return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def evaluation_array(
+  data: bytes | np.ndarray, preprocessing: Preprocessing
+) -> np.ndarray:
+  """The evaluation transform of one stored image.
+
+  Args:
+    data: an encoded file or a uint8 array (see `open_image`).
+    preprocessing: the model's.
+
+  Returns:
+    Normalised float32 `[height, width, channels]`.
+
+  Raises:
+    UndecodableError: see `load`.
+  """
+  image = load(open_image(data), preprocessing.channels)
+  image = resize_and_crop(
+    image,
+    preprocessing.image_size,
+    preprocessing.crop_ratio,
+    preprocessing.interpolation,
+  )
+  return to_array(image, preprocessing)
