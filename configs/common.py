@@ -88,8 +88,22 @@ def base() -> ml_collections.ConfigDict:
   data.cache_dir = ''
   # Times each image stands in an epoch's order in a row.
   data.repeats = 1
-  # See lambda_vit_jax.data.pipeline.Augment.
-  data.augment = ml_collections.ConfigDict({'kind': 'none'})
+  # See lambda_vit_jax.data.augment.Augment.
+  data.augment = augment = ml_collections.ConfigDict({'kind': 'none'})
+  for name in (
+    'crop_area',
+    'crop_aspect',
+    'rotation',
+    'shift',
+    'scale',
+    'aspect',
+    'shear',
+    'flip',
+    'randaugment',
+    'erasing',
+  ):
+    # The recipe's own value when empty.
+    augment[name] = free()
 
   config.model = model = ml_collections.ConfigDict()
   model.variant = 'vit_mini_patch2_8'

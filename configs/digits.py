@@ -24,15 +24,13 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 
   config.data.source = 'digits'
   config.data.holdout_images = 200
-  config.data.augment = ml_collections.ConfigDict(
-    {
-      'kind': 'affine',
-      'rotation': 12.0,
-      'translation': 0.1,
-      'scale': 0.15,
-      'shear': 0.1,
-    }
-  )
+  augment = config.data.augment
+  augment.kind = 'affine'
+  augment.rotation = 12.0
+  augment.shift = 0.1
+  augment.scale = 0.15
+  augment.aspect = 0.1
+  augment.shear = 0.1
   config.model.variant = 'vit_mini_patch2_8'
 
   config.pretrain.learning_rate = 2e-3

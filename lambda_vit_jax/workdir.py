@@ -12,6 +12,8 @@ from etils import epath
 
 from lambda_vit_jax import checkpoint, resolve, sharding
 from lambda_vit_jax.data import pipeline, sources
+from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.data.dataset import Dataset, split_holdout
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError, UsageError
 from lambda_vit_jax.metrics import MetricsWriter
 from lambda_vit_jax.models import model as model_lib
@@ -158,14 +160,14 @@ class Run:
     return size
 
   @functools.cached_property
-  def dataset(self) -> sources.Dataset:
+  def dataset(self) -> Dataset:
     """The data set, opened."""
     data = self.config['data']
     return sources.open_dataset(data['source'], data['cache_dir'] or None)
 
   @functools.cached_property
   def _split(self) -> tuple[np.ndarray, np.ndarray]:
-    return pipeline.split_holdout(
+    return split_holdout(
       self.dataset.train.labels,
       resolve.integer(
         self.config['data']['holdout_images'], 'data.holdout_images'
@@ -186,7 +188,7 @@ class Run:
       self.dataset.train,
       self._split[0],
       preprocessing,
-      pipeline.Augment.from_config(dict(data['augment'])),
+      Augment.from_config(dict(data['augment'])),
       batch_size=self.batch_size,
       seed=resolve.integer(self.config['seed'], 'seed'),
       start_step=start_step,
@@ -194,6 +196,7 @@ class Run:
       process_count=jax.process_count(),
       repeats=data['repeats'],
       workers=data['workers'],
+      skip_undecodable=data['skip_undecodable'],
     )
 
   def eval_batches(
@@ -228,6 +231,7 @@ class Run:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       workers=self.config['data']['workers'],
+      skip_undecodable=self.config['data']['skip_undecodable'],
     )
 
   def load(self, stage: str) -> Model:
