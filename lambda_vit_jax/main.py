@@ -74,10 +74,16 @@ def find_config(path: str) -> str:
   return path
 
 
-def _define_flags() -> flags.FlagValues:
+def _define_flags(arguments: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    'config', None, 'The config file.', lock_config=True, flag_values=values
+    'config',
+    None,
+    'The config file.',
+    lock_config=True,
+    flag_values=values,
+    # Overrides are looked up here, which is not sys.argv in a notebook.
+    sys_argv=['lambda-vit', *arguments],
   )
   flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
   flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
@@ -113,7 +119,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
     else argument
     for argument in rest
   ]
-  values = _define_flags()
+  values = _define_flags(rest)
   try:
     positional = values(['lambda-vit', *rest])[1:]
     config = values.config

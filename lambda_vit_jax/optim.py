@@ -110,8 +110,20 @@ def make_optimizer(
   chain = optax.chain(*parts)
   if settings['accumulate_steps'] > 1:
     multi = optax.MultiSteps(chain, settings['accumulate_steps'])
-    return optax.GradientTransformation(multi.init, multi.update)
-  return chain
+    chain = optax.GradientTransformation(multi.init, multi.update)
+  return _with_standard_promotion(chain)
+
+
+def _with_standard_promotion(
+  chain: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Optax raises Python floats to integer counts, which `strict` refuses."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    with jax.numpy_dtype_promotion('standard'):
+      return chain.update(updates, state, params)
+
+  return optax.GradientTransformation(chain.init, update)
 
 
 def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:

@@ -8,12 +8,18 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 ).strip()
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_threefry_partitionable', True)
+
+# No deadline: the first example of a property may compile. Derandomized: the
+# same examples on every run.
+hypothesis.settings.register_profile('law', deadline=None, derandomize=True)
+hypothesis.settings.load_profile('law')
 
 
 @pytest.fixture

@@ -1,0 +1,79 @@
+"""The optimiser's masks and schedule on hand-made trees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lambda_vit_jax import optim
+from lambda_vit_jax.errors import UsageError
+
+SETTINGS = {
+  'weight_decay': 0.0,
+  'b1': 0.9,
+  'b2': 0.999,
+  'clip_norm': 0.0,
+  'layer_decay': 1.0,
+  'frozen': '',
+  'accumulate_steps': 1,
+}
+
+TREE = {
+  'pos_embed': jnp.ones((1, 2, 2)),
+  'block00': {'attn': {'qkv': {'kernel': jnp.ones((2, 6))}}},
+  'block01': {'norm2': {'scale': jnp.ones(2)}},
+  'head': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)},
+}
+
+
+def _update(settings, gradient=1.0):
+  chain = optim.make_optimizer(SETTINGS | settings, lambda step: 1.0, depth=2)
+  gradients = jax.tree.map(lambda p: jnp.full_like(p, gradient), TREE)
+  return chain.update(gradients, chain.init(TREE), TREE)[0]
+
+
+def test_decay_shrinks_kernels_only():
+  mask = optim.decay_mask(TREE)
+  assert mask == {
+    'pos_embed': False,
+    'block00': {'attn': {'qkv': {'kernel': True}}},
+    'block01': {'norm2': {'scale': False}},
+    'head': {'kernel': True, 'bias': False},
+  }
+  update = _update({'weight_decay': 0.5}, gradient=0.0)
+  np.testing.assert_allclose(update['head']['kernel'], -0.5)
+  assert not np.any(update['head']['bias'])
+
+
+def test_layer_decay_counts_from_the_head():
+  scales = optim.layer_scales(TREE, 0.5, depth=2)
+  assert scales['head']['kernel'] == 1.0
+  assert scales['block01']['norm2']['scale'] == 0.5
+  assert scales['block00']['attn']['qkv']['kernel'] == 0.25
+  assert scales['pos_embed'] == 0.125
+
+
+def test_frozen_leaves_do_not_move():
+  update = _update({'frozen': r'^block00/|pos_embed'})
+  assert not np.any(update['block00']['attn']['qkv']['kernel'])
+  assert not np.any(update['pos_embed'])
+  assert np.all(update['head']['bias'] < 0)
+
+
+def test_clipping_bounds_the_step_of_a_huge_gradient():
+  # Adam's first step is the sign of the gradient whatever its size.
+  for gradient in (1.0, 1e6):
+    update = _update({'clip_norm': 1.0}, gradient)
+    np.testing.assert_allclose(update['head']['bias'], -1.0, rtol=1e-3)
+
+
+def test_schedule_warms_up_and_ends_at_the_final_rate():
+  schedule = optim.learning_rate_schedule(1.0, 100, 10, 0.1)
+  assert schedule(0) == 0.0
+  np.testing.assert_allclose(schedule(10), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(schedule(100), 0.1, rtol=1e-6)
+
+
+def test_a_warm_up_that_does_not_fit_is_refused():
+  with pytest.raises(UsageError, match='does not fit'):
+    optim.learning_rate_schedule(1.0, 10, 10, 0.1)

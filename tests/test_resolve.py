@@ -1,0 +1,56 @@
+"""Free-form config values become checked ones, or one clear line."""
+
+import pytest
+
+from lambda_vit_jax import resolve
+from lambda_vit_jax.errors import UsageError
+
+
+@pytest.mark.parametrize(
+  'value, steps',
+  [(7, 7), ('7', 7), ('3ep', 30), ('0.5ep', 5), ('2 ep', 20), (0, 0)],
+)
+def test_duration(value, steps):
+  assert resolve.duration(value, 10, 'x') == steps
+
+
+@pytest.mark.parametrize('value', [-1, 'ep', '3 epochs', True, None, 1.5, [1]])
+def test_a_bad_duration_names_its_key(value):
+  with pytest.raises(UsageError, match=r'config\.dilute\.settle_steps'):
+    resolve.duration(value, 10, 'dilute.settle_steps')
+
+
+@pytest.mark.parametrize(
+  'value, size',
+  [(None, None), (8, 8), ('8', 8), ((8, 4), (8, 4)), ('8x4', (8, 4))],
+)
+def test_image_size(value, size):
+  assert resolve.image_size(value) == size
+
+
+@pytest.mark.parametrize('value', ['big', (1, 2, 3), 0, '8x'])
+def test_a_bad_image_size_is_refused(value):
+  with pytest.raises(UsageError, match=r'model\.image_size'):
+    resolve.image_size(value)
+
+
+def test_exactly_one_budget_is_in_force():
+  empty = dict.fromkeys(resolve.BUDGETS)
+  assert resolve.budget(empty | {'num_layers': '5'}) == ('num_layers', 5)
+  assert resolve.budget(empty | {'removal_ratio': 0.4})[1] == 0.4
+  with pytest.raises(UsageError, match='none set'):
+    resolve.budget(empty)
+  with pytest.raises(UsageError, match='num_layers and removal_ratio'):
+    resolve.budget(empty | {'num_layers': 5, 'removal_ratio': 0.4})
+
+
+def test_differing_keys_ignore_what_changes_no_result():
+  saved = {'seed': 0, 'log_every': 5, 'select': {'layers': [1, 2]}}
+  same = {'seed': 0, 'log_every': 9, 'select': {'layers': (1, 2)}}
+  assert resolve.differing_keys(saved, same) == []
+  other = {'seed': 1, 'log_every': 5, 'select': {'layers': ()}, 'new': 1}
+  assert resolve.differing_keys(saved, other) == [
+    'new',
+    'seed',
+    'select.layers',
+  ]
