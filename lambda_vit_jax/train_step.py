@@ -193,7 +193,7 @@ def make_train_step(
     metrics = {
       'loss': loss,
       'accuracy': hits.astype(jnp.float32).mean(),
-      'gradient_norm': optax.global_norm(gradients),
+      'gradient_norm': optax.tree.norm(gradients),
       'lambda': (
         dilution_plan.factor(state.step) if dilution_plan.layers else 1.0
       ),

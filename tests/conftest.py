@@ -1,6 +1,7 @@
 """Strict numerics for every test: 8 CPU devices, no silent promotion."""
 
 import os
+import pathlib
 
 # Before JAX starts its backend.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -15,6 +16,12 @@ import pytest
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_threefry_partitionable', True)
+# Compiled programs are kept from test to test and from run to run: compiling
+# is most of the suite's time.
+_CACHE = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
+jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # No deadline: the first example of a property may compile. Derandomized: the
 # same examples on every run.

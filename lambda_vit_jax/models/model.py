@@ -101,7 +101,9 @@ def init_params(module: ViT, seed: int | Array = 0) -> Params:
   """Fresh float32 parameters, from an int seed or a typed key."""
   key = jax.random.key(seed) if isinstance(seed, int) else seed
   images = jnp.zeros((1, *module.image_size, module.in_chans))
-  return jax.jit(module.init)(key, images)['params']
+  factor = jnp.ones(module.depth)
+  init = jax.jit(functools.partial(module.init, dilution_factor=factor))
+  return init(key, images)['params']
 
 
 def abstract_params(module: ViT) -> Params:

@@ -1,0 +1,75 @@
+"""One forward pass in pieces: embedding, single blocks, readout.
+
+A search over many variants of one network runs its blocks one at a time.
+Blocks that agree in their static fields are equal (and hash equal) as
+modules, so that one compilation serves all of them with their parameters as
+arguments. All functions are traceable and none is jitted.
+"""
+
+from lambda_vit_jax.models.vit import EncoderBlock, ViT
+from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
+from lambda_vit_jax.typing import Array, AttentionMode, Params
+
+
+def stem_of(module: ViT) -> ViT:
+  """The module without its blocks: it embeds and reads out."""
+  return module.clone(
+    depth=0,
+    attention_modes=(),
+    norm_eps=module.norm_eps[-1:],
+    drop_path_rates=(),
+  )
+
+
+def stem_params(params: Params, depth: int) -> Params:
+  """The parameters of `stem_of(module)`."""
+  blocks = {block_name(index) for index in range(depth)}
+  return {name: leaf for name, leaf in params.items() if name not in blocks}
+
+
+def block_of(
+  module: ViT, block_index: int, mode: AttentionMode
+) -> EncoderBlock:
+  """One block in evaluation, in `mode` instead of its own."""
+  fields = module.block_fields(block_index)
+  return EncoderBlock(**(fields | _EVALUATION | {'attention_mode': mode}))
+
+
+# Fields that evaluation in mode `full` does not read, set alike for all.
+_EVALUATION = {'drop_path_rate': 0.0, 'compensation': True}
+
+
+def block_params(params: Params, block_index: int) -> Params:
+  """The parameters of one block."""
+  return params[block_name(block_index)]
+
+
+def mlp_params(params: Params, block_index: int) -> Params:
+  """The parameters of one block without its attention half."""
+  return {
+    name: leaf
+    for name, leaf in block_params(params, block_index).items()
+    if name not in ATTENTION_PARTS
+  }
+
+
+def embed(stem: ViT, params: Params, images: Array) -> Array:
+  """Images `[batch, height, width, channels]` to the first stream."""
+  return stem.apply({'params': params}, images, method='embed')
+
+
+def run_block(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  read_tokens: int | None = None,
+) -> tuple[Array, dict[str, Array]]:
+  """The stream behind a block, and its intermediates (see `EncoderBlock`)."""
+  return block.apply({'params': params}, x, read_tokens=read_tokens)
+
+
+def readout(
+  stem: ViT, params: Params, x: Array
+) -> tuple[Array, dict[str, Array]]:
+  """The last stream to logits, and `features` (see `ViT.readout`)."""
+  return stem.apply({'params': params}, x, method='readout')

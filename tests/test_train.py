@@ -1,0 +1,214 @@
+"""The loop: exact resumption, the switch at λ = 0, what a failure leaves."""
+
+import dataclasses
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lambda_vit_jax import (
+  checkpoint,
+  dilution,
+  interrupt,
+  optim,
+  sharding,
+  surgery,
+  train,
+)
+from lambda_vit_jax.metrics import MetricsWriter, read_metrics
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.train_step import Dilution, LossSettings
+
+LAYERS = (0, 2)
+OPTIMIZER = {
+  'weight_decay': 0.05,
+  'b1': 0.9,
+  'b2': 0.999,
+  'clip_norm': 1.0,
+  'layer_decay': 1.0,
+  'frozen': '',
+  'accumulate_steps': 1,
+}
+
+
+def make_batches(step):
+  """Batch s is a function of s alone, as the pipeline's are."""
+  while True:
+    rng = np.random.default_rng(step)
+    yield {
+      'image': rng.normal(size=(8, 8, 8, 1)).astype(np.float32),
+      'label': rng.integers(0, 10, 8).astype(np.int32),
+    }
+    step += 1
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  # Two of the eight devices: enough to shard, quick to compile for.
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
+@pytest.fixture(scope='module')
+def job(tiny_variant):
+  """Three steps of dilution, two without the diluted attentions."""
+  module = model_lib.make_module(tiny_variant, drop_path_rate=0.2)
+  modes = module.attention_modes
+  diluting = module.clone(
+    attention_modes=dilution.diluted_modes(LAYERS, modes)
+  )
+  pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
+  schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
+  return train.Job(
+    stage='dilute',
+    phases=(
+      train.Phase(diluting, until=3),
+      train.Phase(pruned, until=5, removed=LAYERS),
+    ),
+    optimizer=optim.make_optimizer(OPTIMIZER, schedule, module.depth),
+    learning_rate=schedule,
+    loss=LossSettings(label_smoothing=0.1),
+    dilution=Dilution(LAYERS, 3),
+    seed=0,
+    steps_per_epoch=10,
+    make_batches=make_batches,
+    teacher=None,
+    batch_size=8,
+    description={},
+    log_every=1,
+    checkpoint_every=1,
+  )
+
+
+def run(job, workdir, mesh, batches=None):
+  if batches:
+    job = dataclasses.replace(job, make_batches=batches)
+  checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep=9)
+  try:
+    return train.fit(
+      job,
+      lambda: model_lib.init_params(job.phases[0].module, 0),
+      checkpointer,
+      mesh,
+      MetricsWriter(workdir),
+      Reporter(quiet=True),
+    )
+  finally:
+    checkpointer.close()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(job, mesh, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  return run(job, workdir, mesh), read_metrics(workdir / 'metrics.jsonl')
+
+
+def assert_same_bits(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def test_removed_attention_leaves_the_tree(undisturbed, job):
+  params, _ = undisturbed
+  expected = model_lib.abstract_params(job.phases[1].module)
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  for layer in LAYERS:
+    assert set(params[surgery.block_name(layer)]) == {'norm2', 'mlp'}
+
+
+def test_metrics_have_one_line_per_step_and_the_factor(undisturbed):
+  rows = undisturbed[1]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  factors = [row['lambda'] for row in rows]
+  np.testing.assert_allclose(factors, [1, 2 / 3, 1 / 3, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('stop_after', [1, 2, 3, 4])
+def test_resuming_gives_the_same_bits(
+  job, mesh, tmp_path, undisturbed, stop_after
+):
+  class PowerCutError(Exception):
+    pass
+
+  def until_cut(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == stop_after:
+        raise PowerCutError
+      yield batch
+
+  with pytest.raises(PowerCutError):
+    run(job, tmp_path, mesh, until_cut)
+  params = run(job, tmp_path, mesh)
+  assert_same_bits(params, undisturbed[0])
+  rows = read_metrics(tmp_path / 'metrics.jsonl')
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  losses = [row['loss'] for row in rows]
+  assert losses == [row['loss'] for row in undisturbed[1]]
+
+
+def test_a_finished_job_is_not_run_again(job, mesh, tmp_path, undisturbed):
+  run(job, tmp_path, mesh)
+
+  def no_batches(step):
+    raise AssertionError('a finished job asked for data')
+
+  assert_same_bits(run(job, tmp_path, mesh, no_batches), undisturbed[0])
+
+
+def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
+  def with_signal(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  with pytest.raises(interrupt.StoppedError, match='step 2 of 5') as info:
+    run(job, tmp_path, mesh, with_signal)
+  assert info.value.exit_code == 143
+  assert_same_bits(run(job, tmp_path, mesh), undisturbed[0])
+
+
+def test_a_nan_names_its_step_and_keeps_the_last_good_state(
+  job, mesh, tmp_path
+):
+  def poisoned(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == 2:
+        batch['image'][0, 0, 0, 0] = np.nan
+      yield batch
+
+  with pytest.raises(train.DivergedError, match='nan at step 2'):
+    run(job, tmp_path, mesh, poisoned)
+  assert checkpoint.Checkpointer(tmp_path / 'checkpoints').latest_step() == 2
+
+
+def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
+  # The program with λ = 0 and the one without the attention: the same sums
+  # but for terms that are exactly zero.
+  stay = dataclasses.replace(
+    job, phases=(dataclasses.replace(job.phases[0], until=5),)
+  )
+  state = train._restore_or_init(
+    stay,
+    lambda: model_lib.init_params(stay.phases[0].module, 0),
+    type('Empty', (), {'latest_step': lambda self: None})(),
+    mesh,
+    Reporter(quiet=True),
+  )
+  step = train.make_train_step(
+    stay.phases[0].module,
+    stay.optimizer,
+    stay.loss,
+    stay.dilution,
+    stay.seed,
+    mesh,
+    sharding.tree_shardings(state, mesh),
+  )
+  losses = []
+  for _, batch in zip(range(5), make_batches(0), strict=False):
+    state, values = step(state, sharding.put_batch(batch, mesh), None)
+    losses.append(float(values['loss']))
+  np.testing.assert_allclose(
+    losses, [row['loss'] for row in undisturbed[1]], atol=1e-6
+  )
