@@ -21,7 +21,12 @@ from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.typing import Array, AttentionMode, Intermediates, Params
 
 
-def _size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+  """(height, width) from an int or a pair.
+
+  Raises:
+    ModelError: not divisible by the patch size.
+  """
   pair = (
     (image_size, image_size)
     if isinstance(image_size, int)
@@ -77,7 +82,7 @@ def make_module(
   if len(eps) != depth + 1:
     raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
   fields = {
-    'image_size': _size_pair(size, variant.patch_size),
+    'image_size': size_pair(size, variant.patch_size),
     'num_classes': (
       variant.num_classes if num_classes is None else int(num_classes)
     ),
@@ -104,6 +109,17 @@ def init_params(module: ViT, seed: int | Array = 0) -> Params:
   factor = jnp.ones(module.depth)
   init = jax.jit(functools.partial(module.init, dilution_factor=factor))
   return init(key, images)['params']
+
+
+def init_head(module: ViT, seed: int = 0) -> Params:
+  """Fresh parameters of the head (or both heads) alone."""
+
+  def init() -> Params:
+    params = init_params(module, seed)
+    return {name: params[name] for name in params if name.startswith('head')}
+
+  # Jitted as a whole: nothing of the rest is computed.
+  return jax.jit(init)()
 
 
 def abstract_params(module: ViT) -> Params:

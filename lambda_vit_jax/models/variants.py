@@ -39,6 +39,9 @@ class Variant:
   crop_ratio: float = 0.875
   interpolation: str = 'bicubic'
   weights: str = ''
+  # A name of timm's that makes this one with other arguments, where timm has
+  # none for it.
+  timm_name: str = ''
 
   @property
   def in_chans(self) -> int:
@@ -70,15 +73,16 @@ def _deit(size: str, **fields) -> Variant:
 
 # Grey images of a few pixels: digits (8), the MNIST family (28).
 _GREY = {'mean': (0.5,), 'std': (0.5,), 'crop_ratio': 1.0, 'num_classes': 10}
+_STOCK = {'timm_name': 'deit_tiny_patch16_224'}
 
 _ALL = (
   _deit('tiny', **_TINY),
   _deit('small', **_SMALL),
   _deit('base', **_BASE, drop_path_shape='constant'),
-  Variant('vit_mini_patch2_8', 8, 2, **_MINI, **_GREY),
-  Variant('vit_mini_patch7_28', 28, 7, **_MINI, **_GREY),
-  Variant('vit_mini_patch4_28', 28, 4, **_MINI, **_GREY),
-  Variant('vit_mini_patch4_32', 32, 4, **_TINY, crop_ratio=1.0),
+  Variant('vit_mini_patch2_8', 8, 2, **_MINI, **_GREY, **_STOCK),
+  Variant('vit_mini_patch7_28', 28, 7, **_MINI, **_GREY, **_STOCK),
+  Variant('vit_mini_patch4_28', 28, 4, **_MINI, **_GREY, **_STOCK),
+  Variant('vit_mini_patch4_32', 32, 4, **_TINY, crop_ratio=1.0, **_STOCK),
 )
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
