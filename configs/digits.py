@@ -44,8 +44,8 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   config.select.num_layers = 5
   config.dilute.learning_rate = 5e-4
   config.dilute.warmup_steps = 20
-  config.dilute.dilution_steps = 500
-  config.dilute.settle_steps = 300
+  config.dilute.dilution_steps = 300
+  config.dilute.settle_steps = 150
   config.log_every = 50
   config.checkpoint_every = 250
 

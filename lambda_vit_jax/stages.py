@@ -30,6 +30,7 @@ from lambda_vit_jax import (
   train,
   workdir,
 )
+from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import CheckpointError, UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
@@ -87,7 +88,7 @@ def _training_job(
     make_batches=functools.partial(run.train_batches, model.preprocessing),
     teacher=(teacher.module, teacher.params) if distilled else None,
     batch_size=run.batch_size,
-    description=workdir.describe(model),
+    description=describe(model),
     log_every=resolve.integer(run.config['log_every'], 'log_every', 1),
     checkpoint_every=resolve.integer(
       run.config['checkpoint_every'], 'checkpoint_every', 1

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lambda_vit_jax import checkpoint, interrupt, sharding
+from lambda_vit_jax import checkpoint, interrupt, sharding, surgery
 from lambda_vit_jax.errors import LambdaVitError
 from lambda_vit_jax.metrics import MetricsWriter
 from lambda_vit_jax.models.vit import ViT
@@ -67,7 +67,7 @@ class Job:
       batches.
     teacher: module and parameters for distillation, or None.
     batch_size: images of one step over all processes.
-    description: of the model, for the checkpoint (`workdir.describe`).
+    description: of the model, for the checkpoint (`description.describe`).
   """
 
   stage: str
@@ -100,7 +100,10 @@ class Job:
   def meta_at(self, step: int) -> dict[str, Any]:
     """The checkpoint's JSON at `step`."""
     module = self.phases[self.phase_at(step)].module
-    modes = {'attention_modes': list(module.attention_modes)}
+    modes = {
+      'attention_modes': list(module.attention_modes),
+      'removed_layers': list(surgery.removed_layers(module.attention_modes)),
+    }
     return {
       'stage': self.stage,
       'step': step,

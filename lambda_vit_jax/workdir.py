@@ -14,47 +14,13 @@ from lambda_vit_jax import checkpoint, resolve, sharding
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
+from lambda_vit_jax.description import rebuild
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError, UsageError
 from lambda_vit_jax.metrics import MetricsWriter
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.progress import Reporter
-
-
-def describe(model: Model) -> dict[str, Any]:
-  """What a checkpoint says about its model, enough to build it again."""
-  module = model.module
-  return {
-    'variant': model.variant,
-    'num_classes': module.num_classes,
-    'attention_modes': list(module.attention_modes),
-    'norm_eps': list(module.norm_eps),
-    'compensation': module.compensation,
-    'preprocessing': model.preprocessing.to_json(),
-    'class_names': list(model.class_names),
-  }
-
-
-def rebuild(description: Mapping[str, Any]) -> Model:
-  """A `Model` without parameters (`params` holds shapes) from `describe`."""
-  preprocessing = Preprocessing.from_json(description['preprocessing'])
-  module = model_lib.make_module(
-    description['variant'],
-    num_classes=description['num_classes'],
-    image_size=preprocessing.image_size,
-    attention_modes=description['attention_modes'],
-    norm_eps=description['norm_eps'],
-    in_chans=preprocessing.channels,
-    compensation=description['compensation'],
-  )
-  return Model(
-    module=module,
-    params=model_lib.abstract_params(module),
-    variant=description['variant'],
-    preprocessing=preprocessing,
-    class_names=tuple(description['class_names']),
-  )
 
 
 def load_stage(workdir: str | epath.Path, stage: str) -> Model:
@@ -79,7 +45,7 @@ def load_stage(workdir: str | epath.Path, stage: str) -> Model:
       f'{directory}: no finished checkpoint; run the stage `{stage}` first'
     )
   meta = checkpointer.read_meta(step)
-  model = rebuild(meta['model'])
+  model = rebuild(meta['model'], f'{directory / str(step)}')
   item = 'ema' if meta['has_ema'] else 'params'
   one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   abstract = checkpoint.abstract_like(

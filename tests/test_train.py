@@ -56,9 +56,7 @@ def job(tiny_variant):
   """Three steps of dilution, two without the diluted attentions."""
   module = model_lib.make_module(tiny_variant, drop_path_rate=0.2)
   modes = module.attention_modes
-  diluting = module.clone(
-    attention_modes=dilution.diluted_modes(LAYERS, modes)
-  )
+  diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
   pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
   schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
   return train.Job(

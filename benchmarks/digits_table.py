@@ -1,0 +1,101 @@
+"""The README's table for digits: what 5 and 6 of 12 removed layers cost.
+
+Four rows, five seeds (none chosen), all from the dense model that ships with
+the package: that model as it is; the same trained as many further steps
+(`dense`); and NOSE + dilution with 5 and with 6 attention layers removed. The
+three trained rows have the same steps, schedule, batches and augmentation.
+
+  python benchmarks/digits_table.py --workdir=runs/digits_table
+
+Every run keeps its own workdir, so that the script continues where it was
+stopped. Takes about 40 minutes on one CPU core.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from lambda_vit_jax import benchmark, checkpoint, main, stages
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+# Two-sided 95% quantile of Student's t with 4 degrees of freedom.
+T_95_OF_5_SEEDS = 2.776
+SEEDS = range(5)
+ARMS = {'dense': 0, 'pruned-5': 5, 'pruned-6': 6}
+OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/digits_table.json'
+
+
+def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
+  """Trains one row with one seed; returns its accuracy and the start's."""
+  _, config, _ = main.parse(
+    [
+      'run',
+      '--config=configs/digits.py',
+      f'--workdir={workdir}',
+      f'--config.seed={seed}',
+      f'--config.select.num_layers={layers}',
+    ]
+  )
+  run = Run(config.to_dict(), workdir, Reporter())
+  stages.run_stage(run, 'pretrain')
+  if layers:
+    stages.run_stage(run, 'select')
+  else:
+    checkpoint.write_json(run.path('selection.json'), {'removed': []})
+  stages.run_stage(run, 'dilute')
+  stages.run_stage(run, 'evaluate')
+  scores = checkpoint.read_json(run.path('evaluation.json'))
+  removed = checkpoint.read_json(run.path('selection.json'))['removed']
+  return {
+    'top1': scores['pruned']['top1'],
+    'start': scores['dense']['top1'],
+    'num_images': scores['pruned']['num_images'],
+    'removed': removed,
+  }
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+  """Mean over seeds and half the width of its 95% interval (Student's t)."""
+  spread = values.std(ddof=1) / math.sqrt(len(values))
+  return {'mean': float(values.mean()), 'half': float(T_95_OF_5_SEEDS * spread)}
+
+
+def write_table() -> None:
+  """Runs everything that is missing, then writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--workdir', default='runs/digits_table')
+  workdir = parser.parse_args().workdir
+  rows = {
+    arm: [run_arm(f'{workdir}/{arm}-{seed}', seed, layers) for seed in SEEDS]
+    for arm, layers in ARMS.items()
+  }
+  top1 = {arm: np.array([r['top1'] for r in rows[arm]]) for arm in ARMS}
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'config': 'configs/digits.py',
+    'num_images': rows['dense'][0]['num_images'],
+    'start': rows['dense'][0]['start'],
+    'rows': {
+      arm: {
+        'top1': interval(top1[arm]),
+        'by_seed': top1[arm].tolist(),
+        'removed': rows[arm][0]['removed'],
+        'minus_dense': interval(top1[arm] - top1['dense']),
+      }
+      for arm in ARMS
+    },
+  }
+  OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  write_table()

@@ -1,0 +1,51 @@
+"""Makes the dense model that the quickstart starts from.
+
+  lambda-vit pretrain --config=configs/digits.py:scratch --workdir=runs/dense
+  python benchmarks/make_digits_asset.py --workdir=runs/dense
+
+Writes `lambda_vit_jax/assets/vit_mini_patch2_8_digits.safetensors`, and beside
+it a JSON with the config, the seed and the accuracy.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+
+from safetensors.numpy import save_file
+
+from lambda_vit_jax import benchmark, checkpoint, convert, evaluate
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+ASSETS = pathlib.Path(__file__).parents[1] / 'lambda_vit_jax' / 'assets'
+NAME = 'vit_mini_patch2_8_digits'
+
+
+def write_asset() -> None:
+  """Evaluates the workdir's dense model on every test image and ships it."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--workdir', default='runs/dense')
+  workdir = pathlib.Path(parser.parse_args().workdir)
+  config = checkpoint.read_json(workdir / 'config.json')
+  run = Run(config, str(workdir), Reporter())
+  model = run.load('pretrain')
+  scores = evaluate.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  save_file(convert.encode(model.params), ASSETS / f'{NAME}.safetensors')
+  about = {
+    'command': 'lambda-vit pretrain --config=configs/digits.py:scratch',
+    'seed': config['seed'],
+    'evaluation': scores,
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'config': config,
+  }
+  (ASSETS / f'{NAME}.json').write_text(json.dumps(about, indent=2) + '\n')
+  print(scores)
+
+
+if __name__ == '__main__':
+  write_asset()
