@@ -71,7 +71,9 @@ def candidates(
   fitting = [
     variant
     for variant in VARIANTS.values()
-    if all(getattr(variant, name) == value for name, value in facts.items())
+    # A tag (`.mae`) names weights, not another shape.
+    if '.' not in variant.name
+    and all(getattr(variant, name) == value for name, value in facts.items())
     and (variant.layer_scale is not None) == has('block00/ls2/gamma')
   ]
   exact = [

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.resources
 import logging
 import math
 import pathlib
@@ -35,6 +36,7 @@ from lambda_vit_jax.weights import WeightFile
 _LOG = logging.getLogger(__name__)
 
 _HEADS = ('head', 'head_dist')
+_BUILTIN = 'builtin:'
 
 
 def load_pretrained(
@@ -49,7 +51,7 @@ def load_pretrained(
     where: a `.safetensors` file or a folder with one (`config.json` is read
       where there is one), `hf-hub:timm/NAME`, a `.pth` of DeiT (read by
       PyTorch without running it), a `.npz` of Google's, an `export/` folder,
-      or a workdir.
+      a workdir, or `builtin:NAME` for weights that come with the package.
     variant: a name of `lambda-vit models`; otherwise read from what lies
       beside the weights, or from the arrays' shapes where they fit one alone.
     num_classes: the weights' own by default. Where it differs the head is
@@ -70,7 +72,7 @@ def load_pretrained(
   if hub.is_hub_name(text):
     model = _load_folder(hub.download(text), variant)
   else:
-    path = epath.Path(where)
+    path = epath.Path(_builtin(text) if text.startswith(_BUILTIN) else where)
     if path.is_dir():
       model = _load_directory(path, variant)
     elif path.exists():
@@ -120,6 +122,23 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
     ) from error
 
 
+def _builtin(where: str) -> str:
+  """The path of weights that are part of the package."""
+  assets = importlib.resources.files('lambda_vit_jax.assets')
+  name = where.removeprefix(_BUILTIN)
+  known = [
+    pathlib.PurePath(file.name).stem
+    for file in assets.iterdir()
+    if file.name.endswith('.safetensors')
+  ]
+  if name not in known:
+    raise CheckpointError(
+      f'{where}: no such weights in the package{nearest(name, known)}; known '
+      f'are {", ".join(known)}'
+    )
+  return str(assets / f'{name}.safetensors')
+
+
 def _load_directory(path: epath.Path, variant: str | None) -> Model:
   if (path / 'model.json').exists():
     return _checked(load_export(path), variant, str(path))
@@ -143,17 +162,36 @@ def _load_workdir(workdir: epath.Path) -> Model:
   if (workdir / 'export' / 'model.json').exists():
     return load_export(workdir / 'export')
   for stage in ('dilute', 'pretrain'):
-    directory = workdir / 'checkpoints' / stage
-    if not directory.exists():
-      continue
+    if (workdir / 'checkpoints' / stage).exists():
+      return load_stage(workdir, stage)
+  raise CheckpointError(
+    f'{workdir}: a workdir without a finished checkpoint; run the stage '
+    '`pretrain` first'
+  )
+
+
+def load_stage(workdir: str | epath.PathLike, stage: str) -> Model:
+  """The model of a training stage's newest checkpoint.
+
+  Args:
+    workdir: a run's folder.
+    stage: `pretrain` or `dilute`.
+
+  Returns:
+    A model with the averaged parameters where the stage kept an average.
+
+  Raises:
+    CheckpointError: no checkpoint of that stage, or an unusable one.
+  """
+  directory = epath.Path(workdir) / 'checkpoints' / stage
+  if directory.exists():
     checkpointer = checkpoint.Checkpointer(directory)
     step = checkpointer.latest_step()
     if step is not None:
       return _load_step(checkpointer, step)
     checkpointer.close()
   raise CheckpointError(
-    f'{workdir}: a workdir without a finished checkpoint; run the stage '
-    '`pretrain` first'
+    f'{directory}: no finished checkpoint; run the stage `{stage}` first'
   )
 
 

@@ -97,7 +97,7 @@ def write_config(model: Model) -> dict[str, Any]:
   """
   module, preprocessing = model.module, model.preprocessing
   variant = get_variant(model.variant)
-  stock = get_variant(variant.timm_name or variant.name)
+  stock = get_variant(variant.timm_name or variant.name.split('.')[0])
   arguments: dict[str, Any] = {}
   for argument, name in _ARGUMENTS.items():
     value = getattr(module, name)

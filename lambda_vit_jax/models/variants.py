@@ -55,45 +55,185 @@ class Variant:
     )
 
 
-_TINY = {'embed_dim': 192, 'depth': 12, 'num_heads': 3}
-_SMALL = {'embed_dim': 384, 'depth': 12, 'num_heads': 6}
-_BASE = {'embed_dim': 768, 'depth': 12, 'num_heads': 12}
+_SIZES = {
+  'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
+  'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
+  'medium': {'embed_dim': 512, 'depth': 12, 'num_heads': 8},
+  'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
+  'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
+  'huge': {'embed_dim': 1280, 'depth': 32, 'num_heads': 16},
+}
 _MINI = {'embed_dim': 48, 'depth': 12, 'num_heads': 3}
 
+_INCEPTION = {
+  'mean': preprocessing.INCEPTION_MEAN,
+  'std': preprocessing.INCEPTION_STD,
+}
+_IMAGENET = {
+  'mean': preprocessing.IMAGENET_MEAN,
+  'std': preprocessing.IMAGENET_STD,
+}
+_CLIP = {'mean': preprocessing.CLIP_MEAN, 'std': preprocessing.CLIP_STD}
+# Grey images of a few pixels: digits (8), the MNIST family (28).
+_GREY = {'mean': (0.5,), 'std': (0.5,), 'crop_ratio': 1.0, 'num_classes': 10}
+_STOCK = {'timm_name': 'vit_tiny_patch16_224'}
 
-def _deit(size: str, **fields) -> Variant:
-  return Variant(
-    f'deit_{size}_patch16_224',
-    image_size=224,
-    patch_size=16,
-    weights=f'hf-hub:timm/deit_{size}_patch16_224.fb_in1k',
-    **fields,
+
+def _timm(name: str, size: str, patch: int, pixels: int, **fields) -> Variant:
+  """One of timm's, with what most of them share.
+
+  Args:
+    name: the architecture; `.tag` of the weights may follow.
+    size: a key of `_SIZES`.
+    patch: patch size.
+    pixels: image size.
+    **fields: what differs. `tag` names the weights on the hub that timm
+      takes by default, where it has any.
+  """
+  tag = fields.pop('tag', '')
+  defaults = {'crop_ratio': 1.0 if pixels > 224 else 0.9}
+  if tag:
+    defaults['weights'] = f'hf-hub:timm/{name}.{tag}'
+  return Variant(name, pixels, patch, **(_SIZES[size] | defaults | fields))
+
+
+def _vit(size: str, patch: int, pixels: int, tag: str, **fields) -> Variant:
+  """The original ViT and AugReg: Inception's mean and deviation."""
+  name = f'vit_{size}_patch{patch}_{pixels}'
+  return _timm(name, size, patch, pixels, tag=tag, **(_INCEPTION | fields))
+
+
+def _mae(size: str) -> Variant:
+  """A masked autoencoder's encoder: no head."""
+  name = f'vit_{size}_patch16_224'
+  variant = _timm(name, size, 16, 224, tag='mae', num_classes=0)
+  return dataclasses.replace(variant, name=f'{name}.mae')
+
+
+def _deit(size: str, pixels: int = 224, **fields) -> Variant:
+  """DeiT; its stochastic depth is constant over depth in size Base alone."""
+  distilled = '_distilled' if fields.get('distilled') else ''
+  name = f'deit_{size}{distilled}_patch16_{pixels}'
+  shape = 'constant' if size == 'base' else 'linear'
+  return _timm(
+    name, size, 16, pixels, tag='fb_in1k', drop_path_shape=shape, **fields
   )
 
 
-# Grey images of a few pixels: digits (8), the MNIST family (28).
-_GREY = {'mean': (0.5,), 'std': (0.5,), 'crop_ratio': 1.0, 'num_classes': 10}
-_STOCK = {'timm_name': 'deit_tiny_patch16_224'}
+def _deit3(size: str, patch: int = 16, pixels: int = 224) -> Variant:
+  """DeiT III: LayerScale, positions for the patches alone."""
+  return _timm(
+    f'deit3_{size}_patch{patch}_{pixels}',
+    size,
+    patch,
+    pixels,
+    tag='fb_in1k',
+    layer_scale=1e-6,
+    position_on_class=False,
+    drop_path_shape='constant',
+  )
+
+
+def _dinov2(size: str, num_registers: int = 0) -> Variant:
+  """DINOv2: LayerScale and no head; with registers, no class position."""
+  registers = f'_reg{num_registers}' if num_registers else ''
+  return _timm(
+    f'vit_{size}_patch14{registers}_dinov2',
+    size,
+    14,
+    518,
+    tag='lvd142m',
+    num_classes=0,
+    layer_scale=1e-5,
+    num_registers=num_registers,
+    position_on_class=not num_registers,
+  )
+
+
+def _clip(name: str, **fields) -> Variant:
+  """CLIP's image tower: a norm in front, no patch bias, epsilon 1e-5."""
+  return _timm(
+    name, 'base', 16, 224, norm_eps=1e-5, pre_norm=True, **(_CLIP | fields)
+  )
+
+
+_FT = 'augreg_in21k_ft_in1k'
+_FT2 = 'augreg2_in21k_ft_in1k'
+_ORIGINAL = 'orig_in21k'
 
 _ALL = (
-  _deit('tiny', **_TINY),
-  _deit('small', **_SMALL),
-  _deit('base', **_BASE, drop_path_shape='constant'),
+  _deit('tiny'),
+  _deit('small'),
+  _deit('base'),
+  _deit('base', 384),
+  _deit('tiny', distilled=True),
+  _deit('small', distilled=True),
+  _deit('base', distilled=True),
+  _deit('base', 384, distilled=True),
+  _deit3('small'),
+  _deit3('small', pixels=384),
+  _deit3('medium'),
+  _deit3('base'),
+  _deit3('base', pixels=384),
+  _deit3('large'),
+  _deit3('large', pixels=384),
+  _deit3('huge', patch=14),
+  _vit('tiny', 16, 224, _FT),
+  _vit('tiny', 16, 384, _FT),
+  _vit('small', 8, 224, 'dino', num_classes=0, **_IMAGENET),
+  _vit('small', 16, 224, _FT),
+  _vit('small', 16, 384, _FT),
+  _vit('small', 32, 224, _FT),
+  _vit('small', 32, 384, _FT),
+  _vit('base', 8, 224, _FT2),
+  _vit('base', 16, 224, _FT2),
+  _vit('base', 16, 384, _FT),
+  _vit('base', 32, 224, _FT),
+  _vit('base', 32, 384, _FT),
+  _vit('large', 14, 224, ''),
+  _vit('large', 16, 224, _FT),
+  _vit('large', 16, 384, _FT),
+  _vit('large', 32, 224, _ORIGINAL, num_classes=0),
+  _vit('large', 32, 384, f'{_ORIGINAL}_ft_in1k'),
+  _mae('base'),
+  _mae('large'),
+  _dinov2('small'),
+  _dinov2('base'),
+  _dinov2('large'),
+  _dinov2('small', num_registers=4),
+  _dinov2('base', num_registers=4),
+  _dinov2('large', num_registers=4),
+  _clip(
+    'vit_base_patch16_clip_224',
+    tag='laion2b_ft_in12k_in1k',
+    crop_ratio=0.95,
+  ),
+  _clip(
+    'vit_base_patch16_clip_quickgelu_224',
+    activation='quick_gelu',
+    num_classes=512,
+    crop_ratio=1.0,
+    weights='hf-hub:timm/vit_base_patch16_clip_224.metaclip_2pt5b',
+  ),
   Variant('vit_mini_patch2_8', 8, 2, **_MINI, **_GREY, **_STOCK),
   Variant('vit_mini_patch7_28', 28, 7, **_MINI, **_GREY, **_STOCK),
   Variant('vit_mini_patch4_28', 28, 4, **_MINI, **_GREY, **_STOCK),
-  Variant('vit_mini_patch4_32', 32, 4, **_TINY, crop_ratio=1.0, **_STOCK),
+  Variant(
+    'vit_mini_patch4_32', 32, 4, **_SIZES['tiny'], crop_ratio=1.0, **_STOCK
+  ),
 )
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def get_variant(name: str) -> Variant:
-  """The variant of that name; timm's tag (`.fb_in1k`) may follow.
+  """The variant of that name; another tag of timm's (`.fb_in1k`) may follow.
 
   Raises:
     ModelError: no such variant; the nearest names are offered.
   """
+  if name in VARIANTS:
+    return VARIANTS[name]
   base = str(name).split('.')[0]
   if base not in VARIANTS:
     raise ModelError(
