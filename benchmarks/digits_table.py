@@ -19,7 +19,7 @@ import pathlib
 
 import numpy as np
 
-from lambda_vit_jax import benchmark, checkpoint, main, stages
+from lambda_vit_jax import benchmark, checkpoint, evaluate, main, stages
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.workdir import Run
 
@@ -42,21 +42,31 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
     ]
   )
   run = Run(config.to_dict(), workdir, Reporter())
+  score = run.path('score.json')
+  if score.exists():
+    return checkpoint.read_json(score)
   stages.run_stage(run, 'pretrain')
   if layers:
     stages.run_stage(run, 'select')
   else:
     checkpoint.write_json(run.path('selection.json'), {'removed': []})
   stages.run_stage(run, 'dilute')
-  stages.run_stage(run, 'evaluate')
-  scores = checkpoint.read_json(run.path('evaluation.json'))
+  start, end = (
+    evaluate.evaluate_model(
+      model, run.eval_batches(model.preprocessing), run.mesh
+    )
+    for model in (run.load('pretrain'), run.load('dilute'))
+  )
   removed = checkpoint.read_json(run.path('selection.json'))['removed']
-  return {
-    'top1': scores['pruned']['top1'],
-    'start': scores['dense']['top1'],
-    'num_images': scores['pruned']['num_images'],
+  result = {
+    'start': start['top1'],
+    'top1': end['top1'],
+    'loss': end['loss'],
+    'num_images': end['num_images'],
     'removed': removed,
   }
+  checkpoint.write_json(score, result)
+  return result
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
@@ -84,9 +94,10 @@ def write_table() -> None:
     'start': rows['dense'][0]['start'],
     'rows': {
       arm: {
+        'removed': rows[arm][0]['removed'],
         'top1': interval(top1[arm]),
         'by_seed': top1[arm].tolist(),
-        'removed': rows[arm][0]['removed'],
+        'loss': interval(np.array([r['loss'] for r in rows[arm]])),
         'minus_dense': interval(top1[arm] - top1['dense']),
       }
       for arm in ARMS

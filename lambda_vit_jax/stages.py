@@ -7,10 +7,10 @@ command loses nothing and `run` starts again at the first unfinished stage.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from lambda_vit_jax import (
@@ -18,24 +18,27 @@ from lambda_vit_jax import (
   checkpoint,
   dilution,
   evaluate,
-  export,
+  export_formats,
+  exporter,
+  fourier,
   load,
   optim,
   profile,
   report,
   resolve,
   selection,
-  spectrum,
   surgery,
   train,
   workdir,
 )
 from lambda_vit_jax.description import describe
-from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.errors import CheckpointError, UsageError, nearest
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.train_step import Dilution, LossSettings
 from lambda_vit_jax.workdir import Run
+
+_BUILTIN = 'builtin:'
 
 
 def _training_job(
@@ -112,12 +115,26 @@ def _fit(run: Run, job: train.Job, model: Model) -> None:
   checkpointer.close()
 
 
+def _builtin(name: str) -> str:
+  """The weight file of that name that ships with the package."""
+  assets = pathlib.Path(__file__).parent / 'assets'
+  known = [path.stem for path in assets.glob('*.safetensors')]
+  if name not in known:
+    raise UsageError(
+      f'config.init={_BUILTIN}{name}: no such model in the package'
+      f'{nearest(name, known)}'
+    )
+  return str(assets / f'{name}.safetensors')
+
+
 def starting_model(run: Run) -> Model:
   """The dense model before training: `init` weights, else a fresh one."""
   settings = run.config['model']
   where = run.config['init']
   if not where:
     return run.fresh_model()
+  if where.startswith(_BUILTIN):
+    where = _builtin(where.removeprefix(_BUILTIN))
   return load.load_pretrained(
     where,
     variant=settings['variant'],
@@ -163,7 +180,7 @@ def analyze(run: Run) -> None:
     run.path('analysis.json'),
     {
       'profile': profile.entropy_profile(model, batches).to_json(),
-      'spectrum': spectrum.spectrum(model, batches).to_json(),
+      'spectrum': fourier.spectrum(model, batches).to_json(),
     },
   )
 
@@ -267,7 +284,7 @@ def export_model(run: Run) -> None:
   settings = run.config['export']
   model = run.load('dilute')
   batch = next(run.holdout_batches(model.preprocessing, 8))
-  results = export.export(
+  results = exporter.export(
     model,
     run.path('export'),
     formats=tuple(settings['formats']),
@@ -283,8 +300,8 @@ def exported_predict(run: Run) -> Callable[[Any], Any]:
   """The exported program: `model.stablehlo`, else the folder reloaded."""
   program = run.path('export') / 'model.stablehlo'
   if program.exists():
-    return jax.jit(jax.export.deserialize(program.read_bytes()).call)
-  return export.load_export(run.path('export'))
+    return export_formats.read_stablehlo(program)
+  return load.load_export(run.path('export'))
 
 
 def evaluate_all(run: Run) -> None:

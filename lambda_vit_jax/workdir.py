@@ -14,46 +14,13 @@ from lambda_vit_jax import checkpoint, resolve, sharding
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
-from lambda_vit_jax.description import rebuild
-from lambda_vit_jax.errors import CheckpointError, LambdaVitError, UsageError
+from lambda_vit_jax.errors import LambdaVitError, UsageError
+from lambda_vit_jax.load import load_stage
 from lambda_vit_jax.metrics import MetricsWriter
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.progress import Reporter
-
-
-def load_stage(workdir: str | epath.Path, stage: str) -> Model:
-  """The model that a training stage ended with (the average if it kept one).
-
-  Args:
-    workdir: a run's folder.
-    stage: `pretrain` or `dilute`.
-
-  Raises:
-    CheckpointError: no checkpoint of that stage, or an unusable one.
-  """
-  directory = epath.Path(workdir) / 'checkpoints' / stage
-  if not directory.exists():
-    raise CheckpointError(
-      f'{directory}: no checkpoint here; run the stage `{stage}` first'
-    )
-  checkpointer = checkpoint.Checkpointer(directory)
-  step = checkpointer.latest_step()
-  if step is None:
-    raise CheckpointError(
-      f'{directory}: no finished checkpoint; run the stage `{stage}` first'
-    )
-  meta = checkpointer.read_meta(step)
-  model = rebuild(meta['model'], f'{directory / str(step)}')
-  item = 'ema' if meta['has_ema'] else 'params'
-  one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = checkpoint.abstract_like(
-    model.params, jax.tree.map(lambda _: one_device, model.params)
-  )
-  params = checkpointer.restore(step, {item: abstract})[item]
-  checkpointer.close()
-  return model.replace(params=params)
 
 
 def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
