@@ -5,6 +5,8 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from lambda_vit_jax.errors import UsageError
+
 
 class Record(TypedDict):
   """One image as stored, with its label and its place in the split.
@@ -77,12 +79,13 @@ def split_holdout(
     all of 0..n-1.
 
   Raises:
-    ValueError: `num_holdout` is negative or above n.
+    UsageError: `num_holdout` is negative or above n.
   """
   labels = np.asarray(labels)
   if not 0 <= num_holdout <= len(labels):
-    raise ValueError(
-      f'num_holdout = {num_holdout} must lie in 0..{len(labels)}.'
+    raise UsageError(
+      f'data.holdout_images = {num_holdout} must lie in 0..{len(labels)}, the '
+      'number of training images.'
     )
   # RandomState's stream is frozen for good, Generator's is not (NEP 19).
   order = np.random.RandomState(0).permutation(len(labels))

@@ -85,20 +85,20 @@ def open_digits(cache_dir: epath.Path) -> Dataset:
   version_dir = root / 'digits' / str(Digits.VERSION)
   if not version_dir.exists():
     _prepare(root, version_dir)
+  cure = f'delete {version_dir} to have the digits made again'
   try:
     builder = tfds.builder_from_directory(os.fspath(version_dir))
-    dataset = dataset_of_builder('digits', builder, cache_dir)
+    dataset = dataset_of_builder('digits', builder, cache_dir, cure)
   # Whatever TFDS says of damaged files, the cure is the same.
   except Exception as error:
     raise DataError(
-      f'The prepared digits in {version_dir} cannot be read '
-      f'({type(error).__name__}); delete that folder to have them made again.'
+      f'The prepared digits cannot be read ({type(error).__name__}); {cure}.'
     ) from error
   found = len(dataset.train) + len(dataset.test)
   if found != NUM_IMAGES:
     raise DataError(
-      f'The prepared digits in {version_dir} hold {found} images instead of '
-      f'{NUM_IMAGES}; delete that folder to have them made again.'
+      f'The prepared digits hold {found} images instead of {NUM_IMAGES}; '
+      f'{cure}.'
     )
   return dataset
 

@@ -37,6 +37,7 @@ class TfdsSource:
     label_key: name of the label feature.
     labels_file: where the labels of a large split are cached.
     is_small: whether all records are held in memory once read.
+    cure: what a user should do about a record that cannot be read.
   """
 
   name: str
@@ -45,6 +46,7 @@ class TfdsSource:
   label_key: str
   labels_file: str | None = None
   is_small: bool = False
+  cure: str = 'prepare the data set again'
 
   def __len__(self) -> int:
     return len(self.records)
@@ -71,8 +73,7 @@ class TfdsSource:
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
-        f'({type(error).__name__}: {_one_line(error)}); prepare the data set '
-        'again.'
+        f'({type(error).__name__}: {_one_line(error)}); {self.cure}.'
       ) from error
 
   @functools.cached_property
@@ -126,9 +127,18 @@ def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
 
 
 def dataset_of_builder(
-  name: str, builder: tfds.core.DatasetBuilder, cache_dir: epath.Path
+  name: str,
+  builder: tfds.core.DatasetBuilder,
+  cache_dir: epath.Path,
+  cure: str = TfdsSource.cure,
 ) -> Dataset:
   """The train and test splits of a prepared builder.
+
+  Args:
+    name: the data set's, for messages.
+    builder: prepared as ArrayRecord.
+    cache_dir: where the labels of large splits are kept.
+    cure: what a user should do about records that cannot be read.
 
   Raises:
     DataError: no image or class feature, no train or test split, or files
@@ -143,6 +153,7 @@ def dataset_of_builder(
       label_key=label_key,
       labels_file=_labels_file(cache_dir, builder, split),
       is_small=0 < builder.info.splits[split].num_bytes <= _HELD_BYTES,
+      cure=cure,
     )
     for split in ('train', 'test', 'validation')
     if split in builder.info.splits and builder.info.splits[split].num_examples
