@@ -29,11 +29,21 @@ STAGES = {
   'report': 'one self-contained page with the plots and tables',
 }
 
+COMMANDS = {
+  'predict': '--model=DIR IMAGE...  the five best classes of each image',
+  'models': '[--filter=TEXT]  the table of variants',
+}
+
 USAGE = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
 [--config.key=value ...]
+       lambda-vit predict --model=DIR IMAGE...
+       lambda-vit models [--filter=TEXT]
 
 stages:
 {stages}
+
+commands without a config:
+{commands}
 
 flags:
   --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
@@ -53,8 +63,11 @@ _BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 
 def usage() -> str:
   """The help text."""
-  stages = '\n'.join(f'  {name:<10} {what}' for name, what in STAGES.items())
-  return USAGE.format(stages=stages)
+
+  def lines(table: dict[str, str]) -> str:
+    return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
+
+  return USAGE.format(stages=lines(STAGES), commands=lines(COMMANDS))
 
 
 def find_config(path: str) -> str:
@@ -104,8 +117,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
     raise UsageError('no stage given; `lambda-vit --help` lists them')
   stage, rest = argv[0], list(argv[1:])
   if stage not in STAGES:
+    known = [*STAGES, *COMMANDS]
     raise UsageError(
-      f'unknown stage {stage!r}{nearest(stage, STAGES)} '
+      f'unknown stage {stage!r}{nearest(stage, known)} '
       '(`lambda-vit --help` lists all)'
     )
   # --config FILE as well as --config=FILE.
@@ -192,6 +206,13 @@ def _run_stage(stage: str, config: Any, values: flags.FlagValues) -> None:
     print_results(run.workdir)
 
 
+def _run_command(name: str, arguments: Sequence[str]) -> None:
+  from lambda_vit_jax import commands, interrupt
+
+  interrupt.raise_on_signals()
+  commands.COMMANDS[name](arguments)
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code (METHOD, section 7)."""
   debug = '--debug' in argv
@@ -199,7 +220,10 @@ def main(argv: Sequence[str]) -> int:
     print(usage())
     return 0 if argv else UsageError.exit_code
   try:
-    _run_stage(*parse(argv))
+    if argv[0] in COMMANDS:
+      _run_command(argv[0], [a for a in argv[1:] if a != '--debug'])
+    else:
+      _run_stage(*parse(argv))
   except LambdaVitError as error:
     if debug:
       traceback.print_exc()

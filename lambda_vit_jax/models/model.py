@@ -16,7 +16,7 @@ import numpy as np
 from lambda_vit_jax import complexity, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.variants import Variant, get_variant
-from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.models.vit import HAS_ATTENTION, ViT
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.typing import Array, AttentionMode, Intermediates, Params
 
@@ -151,6 +151,31 @@ def forward(
 def count_parameters(params: Params) -> int:
   """Numbers in a tree of arrays (or of shapes)."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def size_of(module: ViT) -> int:
+  """Numbers in the parameters of a module, in closed form.
+
+  The same as counting `abstract_params`, without tracing the network: a
+  table of all variants is printed at once.
+  """
+  width, patch = module.embed_dim, module.patch_size
+  rows, columns = module.grid_size
+  hidden = int(width * module.mlp_ratio)
+  scale = 0 if module.layer_scale is None else width
+  positions = module.num_tokens if module.position_on_class else rows * columns
+  total = patch * patch * module.in_chans * width
+  total += 2 * width if module.pre_norm else width
+  total += (module.num_prefix_tokens + positions) * width
+  total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
+  for mode in module.attention_modes:
+    total += 2 * width + (2 * width + 1) * hidden + width + scale
+    if mode in HAS_ATTENTION:
+      total += 2 * width + 4 * width * width + width + scale
+      total += 3 * width if module.qkv_bias else 0
+    elif mode == 'linear':
+      total += width * width + width
+  return total
 
 
 @dataclasses.dataclass(frozen=True)

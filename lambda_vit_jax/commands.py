@@ -1,0 +1,145 @@
+"""Commands that need no config: `predict`, `models`, `check-data`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+import rich.console
+import rich.table
+from etils import epath
+
+from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
+from lambda_vit_jax.errors import DataError, UsageError
+from lambda_vit_jax.load import load_pretrained
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.variants import VARIANTS
+
+_TOP = 5
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises instead of exiting, so that `main` owns exit codes."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UsageError(f'{self.prog}: {message}')
+
+
+def _read_image(path: str, model: Model) -> np.ndarray:
+  try:
+    data = epath.Path(path).read_bytes()
+  except OSError as error:
+    raise DataError(
+      f'{path}: cannot be read ({error.strerror or error})'
+    ) from error
+  try:
+    return evaluation_array(data, model.preprocessing)
+  except UndecodableError as error:
+    raise DataError(f'{path}: not a readable image ({error})') from error
+
+
+def top_classes(model: Model, images: np.ndarray) -> list[dict[str, float]]:
+  """The most probable classes of each image, best first.
+
+  Args:
+    model: with a head.
+    images: `[batch, height, width, channels]` float32, normalised.
+
+  Returns:
+    Per image at most five `{class name: probability}`.
+  """
+  logits = np.asarray(model(images), np.float64)
+  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  probabilities = weights / weights.sum(axis=-1, keepdims=True)
+  names = model.class_names or tuple(map(str, range(logits.shape[-1])))
+  order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :_TOP]
+  return [
+    {names[k]: float(row[k]) for k in best}
+    for row, best in zip(probabilities, order, strict=True)
+  ]
+
+
+def predict(argv: Sequence[str]) -> None:
+  """`predict --model=EXPORT_DIR IMAGE…`: the five best classes per image.
+
+  Raises:
+    DataError: an image that cannot be read; named.
+    UsageError: a model without a head, or a wrong command line.
+  """
+  parser = _Parser(prog='lambda-vit predict', add_help=False)
+  parser.add_argument('--model', required=True)
+  parser.add_argument('--json', action='store_true')
+  parser.add_argument('images', nargs='+')
+  options = parser.parse_args(argv)
+  model = load_pretrained(options.model)
+  if not model.num_classes:
+    raise UsageError(f'--model={options.model}: has no head to predict with')
+  # Read everything first: a bad name fails before anything is printed.
+  images = [_read_image(path, model) for path in options.images]
+  # One image at a time: one compilation whatever the number of images.
+  results = {
+    path: top_classes(model, image[None])[0]
+    for path, image in zip(options.images, images, strict=True)
+  }
+  if options.json:
+    print(json.dumps(results))
+    return
+  for path, best in results.items():
+    print(path)
+    for name, probability in best.items():
+      print(f'  {100 * probability:6.2f}%  {name}')
+
+
+def models(argv: Sequence[str]) -> None:
+  """`models [--filter=TEXT]`: the table of variants.
+
+  Raises:
+    UsageError: nothing matches, or a wrong command line.
+  """
+  parser = _Parser(prog='lambda-vit models', add_help=False)
+  parser.add_argument('--filter', default='')
+  parser.add_argument('--json', action='store_true')
+  options = parser.parse_args(argv)
+  rows = []
+  for name, variant in sorted(VARIANTS.items()):
+    if options.filter not in name:
+      continue
+    module = model_lib.make_module(variant)
+    model = Model(module, {}, name, variant.preprocessing(module.image_size))
+    rows.append(
+      {
+        'name': name,
+        'parameters': model_lib.size_of(module),
+        'macs': model.macs(),
+        'image_size': variant.image_size,
+        'tokens': module.num_tokens,
+        'weights': variant.weights,
+      }
+    )
+  if not rows:
+    raise UsageError(f'--filter={options.filter}: no variant has this in it')
+  if options.json:
+    print(json.dumps(rows))
+    return
+  table = rich.table.Table(
+    'name', 'parameters', 'MACs', 'pixels', 'tokens', 'weights'
+  )
+  for row in rows:
+    table.add_row(
+      row['name'],
+      f'{row["parameters"] / 1e6:.2f} M',
+      f'{row["macs"] / 1e9:.2f} G',
+      str(row['image_size']),
+      str(row['tokens']),
+      row['weights'],
+    )
+  console = rich.console.Console(file=sys.stdout, highlight=False)
+  if not console.is_terminal:
+    console.width = 160
+  console.print(table)
+
+
+COMMANDS = {'predict': predict, 'models': models}
