@@ -1,0 +1,115 @@
+"""Tiny members of every family, as timm builds them and as we do.
+
+A member is timm's own architecture with fewer and smaller blocks: the code
+that runs is the family's. Its weights are a function of their names and
+shapes, so that a golden file holds results alone.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from lambda_vit_jax.models.variants import Variant, get_variant
+
+_DEPTH = 2
+_WIDTH = 24
+_HEADS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One family's tiny member.
+
+  Attributes:
+    family: the variant whose family it is; also timm's architecture.
+    patch_size: pixels of a patch.
+    image_sizes: its own size, then another one to resize to.
+    num_classes: of its head, 0 for none.
+  """
+
+  family: str
+  patch_size: int = 4
+  image_sizes: tuple[int, int] = (16, 24)
+  num_classes: int = 5
+
+  @property
+  def name(self) -> str:
+    """Its name among the variants."""
+    return f'tiny_{self.family.split(".")[0]}'
+
+  @property
+  def variant(self) -> Variant:
+    """Our side."""
+    return dataclasses.replace(
+      get_variant(self.family),
+      name=self.name,
+      image_size=self.image_sizes[0],
+      patch_size=self.patch_size,
+      embed_dim=_WIDTH,
+      depth=_DEPTH,
+      num_heads=_HEADS,
+      num_classes=self.num_classes,
+      timm_name=self.family.split('.')[0],
+    )
+
+  @property
+  def timm_arguments(self) -> dict:
+    """Arguments of `timm.create_model` that make it."""
+    return {
+      'model_name': self.family.split('.')[0],
+      'img_size': self.image_sizes[0],
+      'patch_size': self.patch_size,
+      'embed_dim': _WIDTH,
+      'depth': _DEPTH,
+      'num_heads': _HEADS,
+      'num_classes': self.num_classes,
+    }
+
+
+MEMBERS = (
+  Member('vit_tiny_patch16_224'),
+  Member('vit_small_patch8_224', patch_size=8, num_classes=0),
+  Member('vit_small_patch32_224', patch_size=8, image_sizes=(32, 16)),
+  Member('vit_base_patch16_224.mae', num_classes=0),
+  Member('vit_large_patch14_224', patch_size=7, image_sizes=(28, 14)),
+  Member('deit_tiny_patch16_224'),
+  Member('deit_small_distilled_patch16_224'),
+  Member('deit3_small_patch16_224'),
+  Member('vit_small_patch14_dinov2', patch_size=7, image_sizes=(21, 28)),
+  Member('vit_small_patch14_reg4_dinov2', patch_size=7, image_sizes=(21, 28)),
+  Member('vit_base_patch16_clip_224'),
+  Member('vit_base_patch16_clip_quickgelu_224'),
+)
+"""At least one of every family, each with two image sizes."""
+
+
+def synthetic_arrays(
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+  """Float32 weights under timm's names, the same on every machine.
+
+  Norm scales lie around 1 and LayerScale around 1/2, so that each of them
+  shows in the logits; projections keep the variance.
+  """
+  arrays = {}
+  for name, shape in shapes.items():
+    # The stream of RandomState is frozen for good (NEP 19).
+    normal = np.random.RandomState(zlib.crc32(name.encode())).normal(size=shape)
+    if len(shape) in (2, 4):
+      array = normal / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith('gamma'):
+      array = 0.5 + 0.1 * normal
+    elif name.endswith('weight'):
+      array = 1.0 + 0.1 * normal
+    else:
+      array = (0.1 if name.endswith('bias') else 0.5) * normal
+    arrays[name] = array.astype(np.float32)
+  return arrays
+
+
+def synthetic_images(image_size: int) -> np.ndarray:
+  """One normalised NHWC image `[1, size, size, 3]`, float32."""
+  rng = np.random.RandomState(image_size)
+  return rng.normal(size=(1, image_size, image_size, 3)).astype(np.float32)
