@@ -20,10 +20,8 @@ from lambda_vit_jax import (
   evaluate,
   export_formats,
   exporter,
-  fourier,
   load,
   optim,
-  profile,
   report,
   resolve,
   selection,
@@ -172,6 +170,8 @@ def _selection_batches(
 
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
+  from lambda_vit_jax import fourier, profile
+
   model = run.load('pretrain')
   limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
   batches = _selection_batches(run, model, limit)
@@ -196,15 +196,20 @@ def select(run: Run) -> None:
   settings = run.config['select']
   model = run.load('pretrain')
   limit = _optional_count(settings['num_images'], 'select')
-  path = run.path('selection.json')
   partial = run.path('selection.part.json')
-  done = (
-    selection.Selection.from_json(checkpoint.read_json(partial))
-    if partial.exists()
-    else None
-  )
-  name, value = resolve.budget(settings)
-  with run.reporter.bar('select', 1) as bar:
+  resume = None
+  if partial.exists():
+    resume = selection.Selection.from_json(checkpoint.read_json(partial))
+  key, value = resolve.budget(settings)
+  with run.reporter.bar('select', 100) as bar:
+
+    def show(state: selection.Progress) -> None:
+      share = state.images_done / max(state.images, 1)
+      rounds = (state.round_index + share) / max(state.num_rounds, 1)
+      bar.update(
+        round(100 * rounds), f'% {state.candidates} candidates left'
+      )
+
     chosen = selection.select(
       model,
       _selection_batches(run, model, limit),
@@ -212,17 +217,18 @@ def select(run: Run) -> None:
       target=settings['target'],
       sign=settings['sign'],
       layers=tuple(settings['layers']),
-      **{name: int(value) if name == 'num_layers' else value},
       memory_gib=settings['memory_gib'],
-      seed=run.config['seed'],
-      resume=done,
-      on_round=lambda state: checkpoint.write_json(partial, state.to_json()),
+      seed=resolve.integer(run.config['seed'], 'seed'),
+      mesh=run.mesh,
+      resume=resume,
+      on_round=lambda found: checkpoint.write_json(partial, found.to_json()),
+      on_progress=show,
       warn=run.reporter.warn,
+      **{key: int(value) if key == 'num_layers' else value},
     )
-    bar.update(1)
-  checkpoint.write_json(path, chosen.to_json())
+  checkpoint.write_json(run.path('selection.json'), chosen.to_json())
   partial.unlink(missing_ok=True)
-  run.reporter.say(f'select: removed layers {list(chosen.removed)}')
+  run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
 
 
 def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
