@@ -285,7 +285,7 @@ class _EvalReader:
     for row, position in enumerate(positions):
       if position >= len(self.indices):
         break
-      record = self.source[self.indices[position]]
+      record = self.source[int(self.indices[position])]
       try:
         images[row] = evaluation_array(record['image'], self.preprocessing)
       except UndecodableError as error:
