@@ -6,12 +6,12 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from family_members import MEMBERS, synthetic_arrays, synthetic_images
 from safetensors.numpy import save_file
 
 from lambda_vit_jax import convert
 from lambda_vit_jax.load import load_pretrained
 from lambda_vit_jax.models.variants import VARIANTS
+from tests.family_members import MEMBERS, synthetic_arrays, synthetic_images
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 

@@ -1,6 +1,6 @@
 """Makes `tests/golden/*.npz`: what timm computes for the tiny members.
 
-  python tests/parity/make_golden.py
+  python -m tests.parity.make_golden
 
 Needs the extra `[parity]`. A file holds the shapes of timm's state dict and,
 per image size, the logits and the stream after every block; weights and
@@ -9,22 +9,20 @@ images come from `family_members`. CI without PyTorch reads these files.
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import timm
 import timm.layers
 import torch
 
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
-
-from family_members import (  # noqa: E402
+from tests.family_members import (
   MEMBERS,
   Member,
   synthetic_arrays,
   synthetic_images,
 )
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 def timm_model(
@@ -93,10 +91,9 @@ def make(member: Member) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-  folder = TESTS / 'golden'
-  folder.mkdir(exist_ok=True)
+  GOLDEN.mkdir(exist_ok=True)
   for member in MEMBERS:
-    np.savez_compressed(folder / f'{member.name}.npz', **make(member))
+    np.savez_compressed(GOLDEN / f'{member.name}.npz', **make(member))
 
 
 if __name__ == '__main__':

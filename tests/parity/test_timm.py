@@ -9,8 +9,6 @@ import pytest
 import timm
 import timm.layers
 import torch
-from family_members import synthetic_arrays, synthetic_images
-from make_golden import run, timm_model
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
@@ -19,6 +17,8 @@ from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.load import load_pretrained
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.variants import VARIANTS
+from tests.family_members import synthetic_arrays, synthetic_images
+from tests.parity.make_golden import run, timm_model
 
 pytestmark = pytest.mark.parity
 

@@ -1,0 +1,1 @@
+"""Against PyTorch and timm; needs the extra `[parity]`."""
