@@ -4,6 +4,7 @@ Nothing heavy is imported before the flags are known to be right, so that
 `--help` and a typo answer at once.
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -189,6 +190,13 @@ def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
         config.select[name] = None
 
 
+def _configure_logging() -> None:
+  """Our own lines on stderr; libraries speak up for errors alone."""
+  logging.basicConfig(format='%(message)s', level=logging.ERROR)
+  logging.getLogger('lambda_vit_jax').setLevel(logging.INFO)
+  logging.getLogger('absl').setLevel(logging.ERROR)
+
+
 def _run_stage(stage: str, config: Any, values: flags.FlagValues) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from lambda_vit_jax import interrupt, stages
@@ -219,6 +227,7 @@ def main(argv: Sequence[str]) -> int:
   if not argv or any(a in ('--help', '-h', '--helpfull') for a in argv):
     print(usage())
     return 0 if argv else UsageError.exit_code
+  _configure_logging()
   try:
     if argv[0] in COMMANDS:
       _run_command(argv[0], [a for a in argv[1:] if a != '--debug'])

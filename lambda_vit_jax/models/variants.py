@@ -64,6 +64,8 @@ _SIZES = {
   'huge': {'embed_dim': 1280, 'depth': 32, 'num_heads': 16},
 }
 _MINI = {'embed_dim': 48, 'depth': 12, 'num_heads': 3}
+# Compiles in seconds: for tests and smoke runs.
+_NANO = {'embed_dim': 24, 'depth': 3, 'num_heads': 2}
 
 _INCEPTION = {
   'mean': preprocessing.INCEPTION_MEAN,
@@ -215,6 +217,7 @@ _ALL = (
     crop_ratio=1.0,
     weights='hf-hub:timm/vit_base_patch16_clip_224.metaclip_2pt5b',
   ),
+  Variant('vit_nano_patch2_8', 8, 2, **_NANO, **_GREY, **_STOCK),
   Variant('vit_mini_patch2_8', 8, 2, **_MINI, **_GREY, **_STOCK),
   Variant('vit_mini_patch7_28', 28, 7, **_MINI, **_GREY, **_STOCK),
   Variant('vit_mini_patch4_28', 28, 4, **_MINI, **_GREY, **_STOCK),

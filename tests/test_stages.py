@@ -1,0 +1,301 @@
+"""The stages, end to end on real digits with a network of three blocks."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import checkpoint, evaluate, main, stages
+from lambda_vit_jax.errors import (
+  CheckpointError,
+  LambdaVitError,
+  UsageError,
+)
+from lambda_vit_jax.metrics import read_metrics
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+OVERRIDES = (
+  '--config.init=',
+  '--config.model.variant=vit_nano_patch2_8',
+  '--config.batch_size=32',
+  '--config.pretrain.steps=6',
+  '--config.pretrain.warmup_steps=1',
+  '--config.select.num_layers=1',
+  '--config.dilute.warmup_steps=1',
+  '--config.dilute.dilution_steps=4',
+  '--config.dilute.settle_steps=3',
+  '--config.checkpoint_every=2',
+  '--config.log_every=1',
+  '--config.benchmark.rounds=2',
+)
+
+
+def arguments(stage, workdir, *more):
+  return [
+    stage,
+    f'--config={ROOT}/configs/digits.py',
+    f'--workdir={workdir}',
+    *OVERRIDES,
+    *more,
+  ]
+
+
+def open_run(workdir, *more):
+  _, config, _ = main.parse(arguments('run', workdir, *more))
+  return Run(config.to_dict(), str(workdir), Reporter(quiet=True))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'digits'
+  stages.run_all(open_run(workdir))
+  return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  shutil.copytree(finished, tmp_path / 'digits')
+  return tmp_path / 'digits'
+
+
+def read(workdir, name):
+  return json.loads((workdir / name).read_text())
+
+
+def test_every_stage_leaves_its_file(finished):
+  for name in (
+    'config.json',
+    'metrics.jsonl',
+    'analysis.json',
+    'selection.json',
+    'evaluation.json',
+    'benchmark.json',
+    'report.html',
+    'export/model.json',
+    'export/model.safetensors',
+    'export/model.stablehlo',
+    'export/params',
+    'checkpoints/pretrain/6',
+    'checkpoints/dilute/7',
+  ):
+    assert (finished / name).exists(), name
+  assert not [path for path in finished.iterdir() if path.name[0] == '.']
+
+
+def test_files_have_the_fields_of_the_contract(finished):
+  selection = read(finished, 'selection.json')
+  assert {
+    'criterion',
+    'target',
+    'sign',
+    'num_samples',
+    'base_entropy',
+    'order',
+    'removed',
+    'rounds',
+  } <= set(selection)
+  assert {'scores', 'chosen', 'seconds'} <= set(selection['rounds'][0])
+  evaluation = read(finished, 'evaluation.json')
+  assert set(evaluation) == {'dense', 'pruned', 'exported'}
+  for row in evaluation.values():
+    assert set(row) == {'top1', 'top5', 'loss', 'num_images'}
+    assert row['num_images'] == 360
+  benchmark = read(finished, 'benchmark.json')
+  assert {'device', 'dtype', 'batch_size', 'speedup'} <= set(benchmark)
+  for name in ('dense', 'pruned'):
+    assert {
+      'parameters',
+      'macs',
+      'macs_executed',
+      'weight_bytes',
+      'peak_bytes',
+    } <= set(benchmark[name])
+    assert set(benchmark[name]['images_per_second']) == {
+      'min',
+      'median',
+      'max',
+    }
+  row = read_metrics(finished / 'metrics.jsonl')[-1]
+  assert {
+    'stage',
+    'step',
+    'epoch',
+    'loss',
+    'accuracy',
+    'learning_rate',
+    'lambda',
+    'images_per_second',
+  } <= set(row)
+
+
+def test_pruned_and_exported_agree(finished):
+  evaluation = read(finished, 'evaluation.json')
+  assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+
+
+def test_a_finished_run_does_nothing_again(finished):
+  before = (finished / 'metrics.jsonl').read_bytes()
+  stamp = (finished / 'evaluation.json').stat().st_mtime_ns
+  stages.run_all(open_run(finished))
+  assert (finished / 'metrics.jsonl').read_bytes() == before
+  assert (finished / 'evaluation.json').stat().st_mtime_ns == stamp
+
+
+def test_a_changed_config_is_refused_with_its_keys(finished):
+  with pytest.raises(UsageError, match=r'seed, select\.num_layers'):
+    open_run(finished, '--config.seed=1', '--config.select.num_layers=2')
+  # What changes no result may change.
+  open_run(finished, '--config.log_every=7')
+
+
+@pytest.mark.parametrize('batch_size', [8, 40, 360, 512])
+def test_every_test_image_counts_once(finished, batch_size):
+  run = open_run(finished)
+  run.batch_size = batch_size
+  model = run.load('dilute')
+  scores = evaluate.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  expected = read(finished, 'evaluation.json')['pruned']
+  assert scores['num_images'] == 360
+  assert scores['top1'] == expected['top1']
+  # Sums of 360 float32 numbers in another order.
+  np.testing.assert_allclose(scores['loss'], expected['loss'], rtol=1e-5)
+
+
+def test_the_export_reloads_in_another_process(finished):
+  """From `export/` alone, the logits of the checkpoint within 1e-5."""
+  run = open_run(finished)
+  model = run.load('dilute')
+  images = next(run.eval_batches(model.preprocessing))['image']
+  np.save(finished / 'images.npy', images)
+  code = (
+    'import sys, numpy, lambda_vit_jax as lv\n'
+    'model = lv.load_pretrained(sys.argv[1])\n'
+    'logits = model(numpy.load(sys.argv[2]))\n'
+    'numpy.save(sys.argv[3], logits)\n'
+    'print(sorted(model.params["block%02d" % model.removed_layers[0]]))\n'
+  )
+  output = finished / 'logits.npy'
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      code,
+      str(finished / 'export'),
+      str(finished / 'images.npy'),
+      str(output),
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.strip() == "['mlp', 'norm2']"
+  np.testing.assert_allclose(np.load(output), model(images), atol=1e-5)
+
+
+def test_the_public_names_are_there():
+  for name in lv.__all__:
+    assert getattr(lv, name) is not None
+  with pytest.raises(AttributeError, match='no attribute'):
+    _ = lv.nonsense
+
+
+def test_report_is_one_self_contained_page(finished):
+  page = (finished / 'report.html').read_text()
+  assert page.count('<svg') >= 5
+  assert 'src=' not in page
+  assert '<link' not in page
+
+
+class TestBadInput:
+  """One clear line, the right exit code, nothing lost."""
+
+  def check(self, argv, code, message, capsys):
+    assert main.main(argv) == code
+    error = capsys.readouterr().err
+    assert message in error.replace('\n', ' ')
+    assert 'Traceback' not in error
+
+  def test_workdir_is_a_file(self, tmp_path, capsys):
+    file = tmp_path / 'file'
+    file.write_text('precious')
+    self.check(arguments('run', file), 1, 'is a file', capsys)
+    assert file.read_text() == 'precious'
+
+  def test_workdir_cannot_be_made(self, tmp_path, capsys):
+    file = tmp_path / 'file'
+    file.write_text('')
+    self.check(arguments('run', file / 'below'), 1, 'not writable', capsys)
+
+  def test_a_stage_before_its_turn(self, tmp_path, capsys):
+    self.check(
+      arguments('dilute', tmp_path / 'new'), 1, 'run the stage', capsys
+    )
+
+  def test_batch_size_that_devices_cannot_share(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.batch_size=12')
+    self.check(argv, 2, 'not divisible by the 8 devices', capsys)
+
+  def test_image_size_that_patches_cannot_fill(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.model.image_size=9')
+    self.check(argv, 1, 'not divisible by the patch size 2', capsys)
+
+  def test_unknown_builtin_weights(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.init=builtin:digit')
+    self.check(argv, 2, 'no such model in the package', capsys)
+
+  @pytest.mark.parametrize(
+    'removed, message',
+    [([3], 'out of range'), ([1, 1], 'twice'), ([0, 1, 2], 'at least one')],
+  )
+  def test_impossible_layers(self, copy, capsys, removed, message):
+    shutil.rmtree(copy / 'checkpoints' / 'dilute')
+    checkpoint.write_json(copy / 'selection.json', {'removed': removed})
+    self.check(arguments('dilute', copy), 1, message, capsys)
+
+  def test_a_broken_selection(self, copy, capsys):
+    shutil.rmtree(copy / 'checkpoints' / 'dilute')
+    (copy / 'selection.json').write_text('{"removed": [1')
+    self.check(arguments('dilute', copy), 1, 'selection.json', capsys)
+
+  def test_a_truncated_checkpoint(self, copy, capsys):
+    (copy / 'evaluation.json').unlink()
+    step = copy / 'checkpoints' / 'dilute' / '7'
+    files = [p for p in (step / 'params').rglob('*') if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    self.check(
+      arguments('evaluate', copy), 1, 'not a usable checkpoint', capsys
+    )
+    assert (copy / 'checkpoints' / 'dilute' / '7').exists()
+
+  def test_no_held_out_images(self, copy, capsys):
+    (copy / 'analysis.json').unlink()
+    config = read(copy, 'config.json')
+    config['data']['holdout_images'] = 0
+    checkpoint.write_json(copy / 'config.json', config)
+    self.check(
+      arguments('analyze', copy, '--config.data.holdout_images=0'),
+      2,
+      'keep at least 128',
+      capsys,
+    )
+
+
+def test_missing_stage_errors_are_ours(tmp_path):
+  run = open_run(tmp_path / 'new')
+  for stage in ('select', 'dilute', 'export', 'evaluate'):
+    with pytest.raises(LambdaVitError):
+      stages.STAGES[stage].run(run)
+  with pytest.raises(CheckpointError):
+    run.load('pretrain')
