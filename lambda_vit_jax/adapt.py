@@ -1,0 +1,52 @@
+"""A model for other images or other classes than it was made for."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from lambda_vit_jax import position
+from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+
+_HEADS = ('head', 'head_dist')
+
+
+def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
+  """`model` for images of another size: its position embedding resized.
+
+  Raises:
+    ModelError: a size that the patch size does not divide.
+  """
+  old = model.module
+  size = model_lib.size_pair(image_size, old.patch_size)
+  if size == old.image_size:
+    return model
+  module = old.clone(image_size=size)
+  prefix = old.num_prefix_tokens if old.position_on_class else 0
+  resized = position.resize_positions(
+    model.params['pos_embed'], old.grid_size, module.grid_size, prefix
+  )
+  return model.replace(
+    module=module,
+    params=model.params | {'pos_embed': jnp.asarray(resized)},
+    preprocessing=dataclasses.replace(model.preprocessing, image_size=size),
+  )
+
+
+def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
+  """`model` with a fresh head for `num_classes`, or with none for 0.
+
+  Raises:
+    ModelError: a negative number.
+  """
+  if num_classes < 0:
+    raise ModelError(f'num_classes {num_classes}: give 0 (no head) or more')
+  module = model.module.clone(num_classes=num_classes)
+  params = {
+    name: value for name, value in model.params.items() if name not in _HEADS
+  }
+  if num_classes:
+    params |= model_lib.init_head(module, seed)
+  return model.replace(module=module, params=params, class_names=())
