@@ -73,8 +73,8 @@ def load_file(path: epath.Path, variant: str | None) -> Model:
     CheckpointError: damaged, of an unknown or ambiguous variant, or not
       exactly the arrays that the variant has.
   """
-  with _local(path) as local:
-    file = dataclasses.replace(weights.open_weights(local), path=str(path))
+  with _local(path) as local, weights.open_weights(local) as file:
+    file = dataclasses.replace(file, path=str(path))
     if file.description is not None:
       own = description.rebuild(file.description, str(path))
       own = check_variant(own, variant, str(path))

@@ -4,12 +4,13 @@ Every reader gives the shapes of all arrays at once and each array when asked
 for, so that only one lies in memory twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -24,7 +25,6 @@ METADATA_KEY = 'lambda_vit_jax'
 """Where the header of our safetensors files keeps the model's description."""
 
 _GOOGLE_PREFIX = 'opt/target/'
-_HEAD_OF_21K = 'pre_logits/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,9 @@ class WeightFile:
   description: Mapping[str, Any] | None = None
 
 
-def open_weights(path: pathlib.Path) -> WeightFile:
-  """Opens a weight file by its suffix.
+@contextlib.contextmanager
+def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
+  """Opens a weight file by its suffix; arrays can be read until the end.
 
   Raises:
     CheckpointError: missing, truncated, of an unknown kind, or a `.pth` that
@@ -56,14 +57,16 @@ def open_weights(path: pathlib.Path) -> WeightFile:
   if not path.is_file():
     raise CheckpointError(f'{path}: no such file')
   if path.suffix == '.safetensors':
-    return _open_safetensors(path)
-  if path.suffix == '.npz':
-    return _open_npz(path)
-  if path.suffix in SUFFIXES:
-    return _open_pickle(path)
-  raise CheckpointError(
-    f'{path}: not a weight file; known are {", ".join(SUFFIXES)}'
-  )
+    yield _open_safetensors(path)
+  elif path.suffix == '.npz':
+    with path.open('rb') as raw:
+      yield _open_npz(path, raw)
+  elif path.suffix in SUFFIXES:
+    yield _open_pickle(path)
+  else:
+    raise CheckpointError(
+      f'{path}: not a weight file; known are {", ".join(SUFFIXES)}'
+    )
 
 
 def _open_safetensors(path: pathlib.Path) -> WeightFile:
@@ -88,13 +91,13 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
   return WeightFile(str(path), shapes, file.get_tensor, description=description)
 
 
-def _open_npz(path: pathlib.Path) -> WeightFile:
+def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
   """Google's archives; object arrays (pickles) are refused by numpy."""
   try:
-    file = np.load(path, allow_pickle=False)
+    file = np.load(raw, allow_pickle=False)
     names = file.files
     shapes = {name: _npy_shape(file, name) for name in names}
-  except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+  except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
     raise CheckpointError(
       f'{path}: not a complete .npz archive of plain arrays ({error}); get it '
       'again'
