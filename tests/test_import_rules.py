@@ -12,6 +12,8 @@ FLOORS = (
   {'typing', 'errors', 'preprocessing', 'version'},
   {
     'complexity',
+    'bootstrap',
+    'display',
     'dilution',
     'entropy',
     'interrupt',
@@ -26,6 +28,13 @@ FLOORS = (
   },
   {
     'checkpoint',
+    'affinity',
+    'budget',
+    'criteria',
+    'images',
+    'plain_loop',
+    'programs',
+    'selection_record',
     'convert',
     'data',
     'models',
@@ -50,7 +59,7 @@ ONLY_IN = {
   'tensorflow': set(),
   'torch': {'load'},
   'timm': set(),
-  'matplotlib': {'plots', 'profile', 'selection', 'spectrum'},
+  'matplotlib': {'plots', 'profile', 'selection_record', 'spectrum'},
 }
 
 
