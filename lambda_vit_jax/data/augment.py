@@ -13,6 +13,16 @@ from lambda_vit_jax.data.randaugment import erase, parse_policy
 from lambda_vit_jax.errors import UsageError, nearest
 from lambda_vit_jax.preprocessing import Preprocessing
 
+_GREATEST = {
+  'rotation': 360,
+  'shift': 1,
+  'scale': 3,
+  'aspect': 3,
+  'shear': 3,
+  'flip': 1,
+  'erasing': 1,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
@@ -49,15 +59,19 @@ class Augment:
   erasing: float = 0.0
 
   def __post_init__(self):
-    for name in ('flip', 'erasing'):
-      _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1)
-    for name in ('rotation', 'shift', 'scale', 'aspect', 'shear'):
-      _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf)
-    area, ratio = self.crop_area, self.crop_aspect
-    _check('crop_area', area, area is None or 0 < area[0] <= area[1] <= 1)
-    _check('crop_aspect', ratio, 0 < ratio[0] <= ratio[1] < math.inf)
-    if self.randaugment:
-      parse_policy(self.randaugment)
+    for name, greatest in _GREATEST.items():
+      value = getattr(self, name)
+      number = isinstance(value, (int, float))
+      _check(name, value, number and 0 <= value <= greatest)
+    if self.crop_area is not None:
+      low, high = self.crop_area
+      _check('crop_area', self.crop_area, 0 < low <= high <= 1)
+    low, high = self.crop_aspect
+    _check('crop_aspect', self.crop_aspect, 0 < low <= high < math.inf)
+    policy = self.randaugment
+    _check('randaugment', policy, isinstance(policy, str))
+    if policy:
+      parse_policy(policy)
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> 'Augment':

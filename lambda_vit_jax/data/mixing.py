@@ -104,10 +104,10 @@ def box_mask(key: Array, height: int, width: int, standing: Array) -> Array:
   row_key, column_key = jax.random.split(key)
 
   def inside(key: Array, length: int) -> Array:
-    half = (length * ratio).astype(jnp.int32) // 2
+    cut = (length * ratio).astype(jnp.int32)
     centre = jax.random.randint(key, (), 0, length)
     place = jnp.arange(length)
-    return (place >= centre - half) & (place < centre + half)
+    return (place >= centre - cut // 2) & (place < centre + (cut + 1) // 2)
 
   rows = inside(row_key, height)
   columns = inside(column_key, width)

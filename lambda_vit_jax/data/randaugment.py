@@ -64,6 +64,12 @@ def _solarize_add(image: Image.Image, draw: Draw) -> Image.Image:
   return image.point(table * len(image.getbands()))
 
 
+def _posterize(image: Image.Image, bits: int) -> Image.Image:
+  # Not Pillow's own, which refuses 0 bits (black) from version 13 on.
+  mask = 256 - 2 ** (8 - bits)
+  return image.point([n & mask for n in range(256)] * len(image.getbands()))
+
+
 Operation = Callable[[Image.Image, Draw], Image.Image]
 
 # Greatest angle: 30 degrees. Greatest shear: 0.3. Greatest shift: 0.45 of the
@@ -76,7 +82,7 @@ OPERATIONS: dict[str, Operation] = {
   'Rotate': lambda image, draw: image.rotate(
     30 * draw.signed, resample=draw.resample, fillcolor=draw.fill
   ),
-  'Posterize': lambda image, draw: ImageOps.posterize(
+  'Posterize': lambda image, draw: _posterize(
     image, 4 - int(4 * draw.strength)
   ),
   'Solarize': lambda image, draw: ImageOps.solarize(

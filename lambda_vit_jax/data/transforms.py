@@ -23,6 +23,8 @@ RESAMPLING = {
 }
 """Pillow's filter for `Preprocessing.interpolation`."""
 
+_MAX_PROPORTION = 16
+
 Box = tuple[float, float, float, float]
 """A rectangle `(left, top, right, bottom)` in pixels."""
 
@@ -115,11 +117,10 @@ def resize_and_crop(
   Returns:
     The image, exactly of `size`.
   """
+  image = _limit_proportions(image)
   height, width = size
-  # The small term keeps exact quotients such as 224 / 0.875 from rounding
-  # down to 255.
-  scaled_height = max(height, math.floor(height / crop_ratio + 1e-6))
-  scaled_width = max(width, math.floor(width / crop_ratio + 1e-6))
+  scaled_height = math.floor(height / crop_ratio)
+  scaled_width = math.floor(width / crop_ratio)
   if image.width * scaled_height <= image.height * scaled_width:
     scaled_height = max(height, scaled_width * image.height // image.width)
   else:
@@ -132,6 +133,20 @@ def resize_and_crop(
     return image
   left = round((scaled_width - width) / 2)
   top = round((scaled_height - height) / 2)
+  return image.crop((left, top, left + width, top + height))
+
+
+def _limit_proportions(image: Image.Image) -> Image.Image:
+  """Trims the ends of an absurdly oblong image.
+
+  Scaled up to cover, a strip of 1 x 100,000 pixels would take gigabytes; the
+  centre crop never sees its ends.
+  """
+  limit = _MAX_PROPORTION * min(image.size)
+  if max(image.size) <= limit:
+    return image
+  width, height = min(image.width, limit), min(image.height, limit)
+  left, top = (image.width - width) // 2, (image.height - height) // 2
   return image.crop((left, top, left + width, top + height))
 
 
