@@ -70,11 +70,18 @@ def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
 
 
 def _open_safetensors(path: pathlib.Path) -> WeightFile:
+
+  def read(name: str) -> np.ndarray:
+    # Opened anew for each array: the pages of a mapped file count as memory
+    # until it is closed.
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return file.get_tensor(name)
+
   try:
-    file = safetensors.safe_open(path, framework='numpy')
-    names = list(file.keys())
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    text = (file.metadata() or {}).get(METADATA_KEY)
+    with safetensors.safe_open(path, framework='numpy') as file:
+      names = list(file.keys())
+      shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+      text = (file.metadata() or {}).get(METADATA_KEY)
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise CheckpointError(
       f'{path}: not a complete safetensors file ({error}); get it again'
@@ -88,7 +95,7 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
         f'{path}: its header describes no model ({METADATA_KEY} is not JSON); '
         'export the model again'
       ) from None
-  return WeightFile(str(path), shapes, file.get_tensor, description=description)
+  return WeightFile(str(path), shapes, read, description=description)
 
 
 def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
