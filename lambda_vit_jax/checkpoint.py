@@ -126,7 +126,8 @@ class Checkpointer:
   def _restore(self, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
+      # Tensorstore reports damaged files as a bare Exception.
       reason = ' '.join(str(error).split())[:200]
       raise CheckpointError(
         f'{self.directory / str(step)}: not a usable checkpoint ({reason}); '

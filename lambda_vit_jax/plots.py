@@ -49,12 +49,18 @@ def transfer_entropy_rounds(rounds: Sequence[dict[str, Any]]) -> str:
   return _draw(paint)
 
 
-def layer_entropy(attention: Sequence[float], mlp: Sequence[float]) -> str:
-  """Entropy of each block's attention and MLP output."""
+def _gaps(values: Sequence[float | None]) -> list[float]:
+  return [float('nan') if value is None else value for value in values]
+
+
+def layer_entropy(
+  attention: Sequence[float | None], mlp: Sequence[float | None]
+) -> str:
+  """Entropy of each block's attention and MLP output; None leaves a gap."""
 
   def paint(axes: Any) -> None:
-    axes.plot(attention, marker='o', label='attention')
-    axes.plot(mlp, marker='s', label='MLP')
+    axes.plot(_gaps(attention), marker='o', label='attention')
+    axes.plot(_gaps(mlp), marker='s', label='MLP')
     axes.set_xlabel('block')
     axes.set_ylabel('entropy (nats)')
     axes.legend(frameon=False)

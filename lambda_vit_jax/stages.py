@@ -20,8 +20,10 @@ from lambda_vit_jax import (
   evaluate,
   export_formats,
   exporter,
+  fourier,
   load,
   optim,
+  profile,
   report,
   resolve,
   selection,
@@ -170,8 +172,6 @@ def _selection_batches(
 
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
-  from lambda_vit_jax import fourier, profile
-
   model = run.load('pretrain')
   limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
   batches = _selection_batches(run, model, limit)
@@ -206,9 +206,7 @@ def select(run: Run) -> None:
     def show(state: selection.Progress) -> None:
       share = state.images_done / max(state.images, 1)
       rounds = (state.round_index + share) / max(state.num_rounds, 1)
-      bar.update(
-        round(100 * rounds), f'% {state.candidates} candidates left'
-      )
+      bar.update(round(100 * rounds), f'% {state.candidates} candidates left')
 
     chosen = selection.select(
       model,

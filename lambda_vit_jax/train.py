@@ -178,7 +178,9 @@ def _run_phase(
     sharding.tree_shardings(state, mesh),
     teacher=None if job.teacher is None else job.teacher[0],
   )
-  teacher_params = None if job.teacher is None else job.teacher[1]
+  teacher_params = None
+  if job.teacher is not None:
+    teacher_params = jax.device_put(job.teacher[1], sharding.replicated(mesh))
   batches = job.make_batches(step)
   while step < phase.until:
     batch = sharding.put_batch(next(batches), mesh)
@@ -222,7 +224,7 @@ def _restore_or_init(
       state = prune_state(state, phase.removed)
     shardings = sharding.tree_shardings(state, mesh)
     # A copy: the step donates its state, and the caller keeps its arrays.
-    return jax.jit(lambda tree: tree, out_shardings=shardings)(state)
+    return jax.device_put(jax.tree.map(np.array, state), shardings)
   reporter.say(f'{job.stage}: continuing at step {step} of {job.total_steps}')
   abstract = jax.eval_shape(lambda: fresh(params()))
   for phase in job.phases[: job.phase_at(step) + 1]:

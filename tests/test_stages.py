@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import checkpoint, evaluate, main, stages
+from lambda_vit_jax import checkpoint, evaluate, main, sharding, stages
 from lambda_vit_jax.errors import (
   CheckpointError,
   LambdaVitError,
@@ -51,7 +52,11 @@ def arguments(stage, workdir, *more):
 
 def open_run(workdir, *more):
   _, config, _ = main.parse(arguments('run', workdir, *more))
-  return Run(config.to_dict(), str(workdir), Reporter(quiet=True))
+  run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
+  # Two of the eight devices: programs for fewer devices compile faster.
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  run.mesh = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+  return run
 
 
 @pytest.fixture(scope='module')
