@@ -102,7 +102,8 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
       return checkpointer.restore(
         path, checkpoint.abstract_like(abstract, shardings)
       )
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except Exception as error:
+    # Tensorstore reports damaged files as a bare Exception.
     reason = ' '.join(str(error).split())[:200]
     raise CheckpointError(
       f'{path}: not the parameters that model.json describes ({reason}); '
