@@ -1,0 +1,283 @@
+"""Reads a data set once and says what is in it (`lambda-vit check-data`)."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from lambda_vit_jax.data.dataset import Dataset, ImageSource
+from lambda_vit_jax.data.sources import open_dataset
+from lambda_vit_jax.data.transforms import UndecodableError, load, open_image
+from lambda_vit_jax.display import Shown, Table
+from lambda_vit_jax.errors import DataError
+
+# Images handed to the threads at a time, which bounds memory.
+_AT_ONCE = 256
+# Problems that the table's caption names; `problems` has them all.
+_SHOWN_PROBLEMS = 3
+_GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16')
+_LEVELS = np.arange(256) / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+  """What one split holds.
+
+  Attributes:
+    num_images: readable and broken ones.
+    class_counts: images per class, in the order of the classes.
+    heights: least, median and greatest height, in pixels.
+    widths: the same of the widths.
+    modes: Pillow's mode (`L`, `RGB`, `RGBA`, …) to number of images.
+    broken: `(name, reason)` of every image that cannot be decoded.
+    mean: per channel of values in [0, 1]; every image weighs the same. One
+      channel if all images are grey, else three.
+    std: the same of the standard deviation.
+    repeated: images whose bytes stood earlier in this split.
+  """
+
+  num_images: int
+  class_counts: tuple[int, ...]
+  heights: tuple[int, int, int]
+  widths: tuple[int, int, int]
+  modes: dict[str, int]
+  broken: tuple[tuple[str, str], ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  repeated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataReport(Shown):
+  """What a data set holds.
+
+  Attributes:
+    name: the source.
+    class_names: in the order of the labels.
+    train: the training split.
+    test: the held-out split.
+    leaked: test images whose bytes are also in the training split.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  train: SplitReport
+  test: SplitReport
+  leaked: int
+
+  @property
+  def problems(self) -> tuple[str, ...]:
+    """One line for each thing to mend or to know before training."""
+    lines = [
+      f'{name} cannot be decoded ({reason})'
+      for split in (self.train, self.test)
+      for name, reason in split.broken
+    ]
+    for where, split in (('train', self.train), ('test', self.test)):
+      lines.extend(
+        f'class {name} has no image in {where}'
+        for name, count in zip(
+          self.class_names, split.class_counts, strict=True
+        )
+        if not count
+      )
+      if split.repeated:
+        lines.append(f'{split.repeated} images of {where} occur twice or more')
+    if self.leaked:
+      lines.append(f'{self.leaked} test images are also in train')
+    return tuple(lines)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns plain dicts and lists, with the problems."""
+    return dataclasses.asdict(self) | {'problems': list(self.problems)}
+
+  def table(self) -> Table:
+    """A column per split, a row per finding."""
+    return Table(
+      title=self.name,
+      header=('', 'train', 'test'),
+      rows=_rows(self),
+      caption='; '.join(self.problems[:_SHOWN_PROBLEMS]),
+    )
+
+
+def check_data(
+  source: str | Dataset,
+  cache_dir: str | None = None,
+  progress: Callable[[int, int], None] | None = None,
+) -> DataReport:
+  """Decodes every image of a data set once, in threads.
+
+  Args:
+    source: what `open_dataset` takes, or an opened data set.
+    cache_dir: see `open_dataset`.
+    progress: called with images done and images in all, now and then.
+
+  Returns:
+    The report; broken images are named in it, not raised.
+
+  Raises:
+    DataError: the data set cannot be opened, or holds no readable image.
+    UsageError: `source` names no kind of data set.
+  """
+  if isinstance(source, str):
+    source = open_dataset(source, cache_dir)
+  total = len(source.train) + len(source.test)
+  done = 0
+
+  def advance(count: int) -> None:
+    nonlocal done
+    done += count
+    if progress is not None:
+      progress(done, total)
+
+  train, train_digests = _check_split(source.train, source.num_classes, advance)
+  test, test_digests = _check_split(source.test, source.num_classes, advance)
+  return DataReport(
+    name=source.name,
+    class_names=source.class_names,
+    train=train,
+    test=test,
+    leaked=sum(
+      count for digest, count in test_digests.items() if digest in train_digests
+    ),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What one image told; `reason` is set if it is broken."""
+
+  name: str
+  label: int = -1
+  digest: bytes = b''
+  size: tuple[int, int] = (0, 0)
+  mode: str = ''
+  moments: np.ndarray | None = None
+  reason: str = ''
+
+
+def _inspect(source: ImageSource, index: int) -> _Found:
+  try:
+    record = source[index]
+  except DataError as error:
+    return _Found(source.describe(index), reason=str(error))
+  data = record['image']
+  label = record['label']
+  digest = hashlib.blake2b(data, digest_size=12).digest()
+  try:
+    image = open_image(data)
+    size, mode = image.size, image.mode
+    histogram = np.reshape(load(image, 3).histogram(), (3, 256))
+  except UndecodableError as error:
+    return _Found(source.describe(index), label, digest, reason=str(error))
+  share = histogram / histogram[0].sum()
+  moments = np.stack([share @ _LEVELS, share @ _LEVELS**2])
+  return _Found('', label, digest, size, mode, moments)
+
+
+def _scan(source: ImageSource) -> Iterator[list[_Found]]:
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(source), _AT_ONCE):
+      indices = range(start, min(start + _AT_ONCE, len(source)))
+      yield list(pool.map(lambda index: _inspect(source, index), indices))
+
+
+def _check_split(
+  source: ImageSource, num_classes: int, advance: Callable[[int], None]
+) -> tuple[SplitReport, collections.Counter[bytes]]:
+  counts = np.zeros(num_classes, np.int64)
+  digests: collections.Counter[bytes] = collections.Counter()
+  sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+  modes: collections.Counter[str] = collections.Counter()
+  broken = []
+  moments = np.zeros((2, 3))
+  for found in _scan(source):
+    for one in found:
+      if one.label >= 0:
+        counts[one.label] += 1
+        digests[one.digest] += 1
+      if one.moments is None:
+        broken.append((one.name, one.reason))
+        continue
+      sizes[one.size] += 1
+      modes[one.mode] += 1
+      moments += one.moments
+    advance(len(found))
+  readable = sizes.total()
+  if not readable:
+    raise DataError(
+      f'No image of {source.describe(0)} and those after it can be decoded: '
+      f'{broken[0][1] if broken else "the split is empty"}.'
+    )
+  mean, square = moments / readable
+  std = np.sqrt(np.maximum(square - mean**2, 0))
+  channels = 1 if all(mode in _GREY_MODES for mode in modes) else 3
+  report = SplitReport(
+    num_images=len(source),
+    class_counts=tuple(counts.tolist()),
+    heights=_range(sizes, 1),
+    widths=_range(sizes, 0),
+    modes=dict(modes.most_common()),
+    broken=tuple(broken),
+    mean=tuple(mean[:channels].tolist()),
+    std=tuple(std[:channels].tolist()),
+    repeated=digests.total() - len(digests),
+  )
+  return report, digests
+
+
+def _range(
+  sizes: collections.Counter[tuple[int, int]], axis: int
+) -> tuple[int, int, int]:
+  """Least, lower median and greatest length along one axis."""
+  lengths = np.sort(
+    np.repeat([size[axis] for size in sizes], list(sizes.values()))
+  )
+  return (
+    int(lengths[0]),
+    int(lengths[(len(lengths) - 1) // 2]),
+    int(lengths[-1]),
+  )
+
+
+def _rows(report: DataReport) -> tuple[tuple[str, ...], ...]:
+  def row(title: str, text: Callable[[SplitReport], str]) -> tuple[str, ...]:
+    return title, text(report.train), text(report.test)
+
+  return (
+    row('images', lambda split: f'{split.num_images:,}'),
+    row('classes', lambda split: str(sum(map(bool, split.class_counts)))),
+    row('fewest per class', lambda split: _extreme(report, split, min)),
+    row('most per class', lambda split: _extreme(report, split, max)),
+    row('height: least, median, greatest', lambda s: _listed(s.heights)),
+    row('width: least, median, greatest', lambda s: _listed(s.widths)),
+    row('modes', lambda split: _counted(split.modes)),
+    row('mean', lambda split: _listed(split.mean, '.4f')),
+    row('standard deviation', lambda split: _listed(split.std, '.4f')),
+    row('undecodable', lambda split: str(len(split.broken))),
+    row('repeated', lambda split: str(split.repeated)),
+    ('also in train', '', str(report.leaked)),
+  )
+
+
+def _counted(counts: dict[str, int]) -> str:
+  return ', '.join(f'{count:,} {name}' for name, count in counts.items())
+
+
+def _listed(values: tuple[float, ...], form: str = '') -> str:
+  return ', '.join(format(value, form) for value in values)
+
+
+def _extreme(
+  report: DataReport, split: SplitReport, choose: Callable[..., int]
+) -> str:
+  place = choose(
+    range(len(split.class_counts)), key=split.class_counts.__getitem__
+  )
+  return f'{split.class_counts[place]:,} ({report.class_names[place]})'
