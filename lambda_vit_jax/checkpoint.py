@@ -16,6 +16,12 @@ from etils import epath
 from lambda_vit_jax.errors import CheckpointError
 
 
+def absolute(path: str | epath.PathLike) -> epath.Path:
+  """`path` from the root, as Orbax wants it; `gs://…` is so already."""
+  path = epath.Path(path).expanduser()
+  return path if '://' in str(path) else path.absolute()
+
+
 class Checkpointer:
   """Numbered, atomic, asynchronous checkpoints of one stage."""
 
@@ -32,7 +38,7 @@ class Checkpointer:
     Raises:
       CheckpointError: the folder cannot be made or read.
     """
-    self.directory = epath.Path(directory)
+    self.directory = absolute(directory)
     best: dict[str, Any] = {}
     if keep_best:
       best = {

@@ -263,7 +263,7 @@ def _check_images(model: Model, images: Array | None) -> Array:
 
 
 def _save_params(path: epath.Path, params: Any) -> None:
-  path = path if '://' in str(path) else path.resolve()
+  path = checkpoint.absolute(path)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params)
 

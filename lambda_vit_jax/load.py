@@ -95,8 +95,7 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
     )
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shardings = jax.tree.map(lambda _: device, abstract)
-  # Orbax wants an absolute path; gs:// is one already.
-  path = path if '://' in str(path) else path.resolve()
+  path = checkpoint.absolute(path)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(

@@ -1,7 +1,6 @@
 """A run's folder: its config, its data, and the models its stages left."""
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,7 +47,7 @@ class Run:
     """
     self.config = config
     self.reporter = reporter
-    self.workdir = epath.Path(os.path.expanduser(workdir))
+    self.workdir = checkpoint.absolute(workdir)
     self.leader = jax.process_index() == 0
     self._claim()
     self.metrics = MetricsWriter(self.workdir, self.leader)

@@ -297,6 +297,15 @@ class TestBadInput:
     )
 
 
+def test_a_relative_workdir_becomes_absolute(tmp_path, monkeypatch):
+  # Orbax writes to absolute paths alone.
+  monkeypatch.chdir(tmp_path)
+  run = open_run('runs/here')
+  assert str(run.workdir) == str(tmp_path / 'runs' / 'here')
+  stages.run_stage(run, 'pretrain')
+  assert (tmp_path / 'runs/here/checkpoints/pretrain/6').exists()
+
+
 def test_missing_stage_errors_are_ours(tmp_path):
   run = open_run(tmp_path / 'new')
   for stage in ('select', 'dilute', 'export', 'evaluate'):
