@@ -280,6 +280,7 @@ def test_nothing_but_broken_images_is_an_error():
     ({'process_index': 1}, UsageError, 'process_index = 1'),
     ({'repeats': 0}, UsageError, 'repeats = 0'),
     ({'prefetch': 0}, UsageError, 'prefetch = 0'),
+    ({'workers': -1}, UsageError, 'workers = -1'),
     ({'start_step': -1}, UsageError, 'start_step = -1'),
     ({'indices': []}, DataError, 'No image is left'),
     ({'indices': [23]}, DataError, 'exceed the split'),

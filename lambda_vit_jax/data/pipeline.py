@@ -88,10 +88,10 @@ def train_batches(
   """
   local_size = _local_size(batch_size, process_index, process_count)
   indices = _checked_indices(source, indices)
-  if repeats < 1 or prefetch < 1 or start_step < 0:
+  if repeats < 1 or start_step < 0:
     raise UsageError(
-      f'repeats = {repeats} and prefetch = {prefetch} must be at least 1, '
-      f'start_step = {start_step} at least 0.'
+      f'repeats = {repeats} must be at least 1, start_step = {start_step} at '
+      'least 0.'
     )
   reader = _TrainReader(
     layout=_Layout.of(
@@ -145,8 +145,6 @@ def eval_batches(
     DataError: from the iterator: an image that cannot be decoded, named.
   """
   local_size = _local_size(batch_size, process_index, process_count)
-  if prefetch < 1:
-    raise UsageError(f'prefetch = {prefetch} must be at least 1.')
   reader = _EvalReader(
     layout=_Layout.of(
       batch_size, local_size, process_index, preprocessing.image_size
@@ -344,6 +342,11 @@ def _run(
   prefetch: int,
 ) -> Iterator[Batch]:
   """Maps chunk numbers to chunks in the background, joins them to batches."""
+  if prefetch < 1 or workers < 0:
+    raise UsageError(
+      f'prefetch = {prefetch} must be at least 1, workers = {workers} at '
+      'least 0.'
+    )
   ahead = prefetch * chunks
   if workers:
     # Grain reads its own flags here; outside `main` nobody has parsed them.

@@ -270,20 +270,27 @@ def fill_colour(mode: str, mean: Sequence[float]) -> int | tuple[int, ...]:
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
   """Normalised float32 `[height, width, channels]` of a decoded image."""
-  scale, offset = _normalisation(preprocessing.mean, preprocessing.std)
-  pixels = np.asarray(image)
-  if pixels.ndim == 2:
-    pixels = pixels[..., None]
-  return pixels * scale + offset
+  height, width = image.height, image.width
+  scale, offset = _normalisation(preprocessing.mean, preprocessing.std, width)
+  # Whole rows at a time: channels as the inner axis would be 7 times slower.
+  rows = np.asarray(image).reshape(height, -1).astype(np.float32)
+  rows *= scale
+  rows += offset
+  return rows.reshape(height, width, preprocessing.channels)
 
 
 @functools.cache
 def _normalisation(
-  mean: tuple[float, ...], std: tuple[float, ...]
+  mean: tuple[float, ...], std: tuple[float, ...], width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  scale = 1 / (255 * np.asarray(std, np.float64))
-  offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-  return scale.astype(np.float32), offset.astype(np.float32)
+  """Factor and summand of 8-bit values, for each value of a row."""
+  deviation = np.asarray(std, np.float64)
+  scale = 1 / (255 * deviation)
+  offset = -np.asarray(mean, np.float64) / deviation
+  return (
+    np.tile(scale.astype(np.float32), width),
+    np.tile(offset.astype(np.float32), width),
+  )
 
 
 def evaluation_array(
