@@ -327,6 +327,14 @@ def evaluate_all(run: Run) -> None:
   checkpoint.write_json(run.path('evaluation.json'), results)
 
 
+def _exported_bytes(run: Run) -> int:
+  """Size of what `exported_predict` reads."""
+  export = run.path('export')
+  program = export / 'model.stablehlo'
+  files = [program] if program.exists() else (export / 'params').rglob('*')
+  return sum(path.stat().length for path in files if not path.is_dir())
+
+
 def benchmark_all(run: Run) -> None:
   """Sizes and speed, dense against pruned against exported in one run."""
   settings = run.config['benchmark']
@@ -339,6 +347,14 @@ def benchmark_all(run: Run) -> None:
     rounds=resolve.integer(settings['rounds'], 'benchmark.rounds', 1),
     reporter=run.reporter,
   )
+  # The program holds the pruned model's numbers; its bytes are the file's.
+  pruned = results['pruned']
+  results['exported'] |= {
+    'parameters': pruned['parameters'],
+    'macs': pruned['macs'],
+    'macs_executed': pruned['macs_executed'],
+    'weight_bytes': _exported_bytes(run),
+  }
   checkpoint.write_json(run.path('benchmark.json'), results)
 
 
