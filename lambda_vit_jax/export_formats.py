@@ -73,13 +73,10 @@ def cast_params(params: Params, dtype: str) -> tuple[Params, list[str]]:
 def stored_model(folded: Model, dtype: str) -> tuple[Model, list[str]]:
   """`folded` with the numbers that the files will hold, for `cast_params`."""
   params, kept = cast_params(folded.params, dtype)
-  module = folded.module.clone(
-    dtype=jnp.float32, attention_kernel='explicit', remat=False
-  )
   # Arrays of JAX: a cast of theirs is traced, and the program keeps the
   # stored type.
   params = jax.tree.map(jnp.asarray, params)
-  return folded.replace(module=module, params=params), kept
+  return folded.replace(params=params), kept
 
 
 def program(model: Model) -> Callable[[Array], Array]:

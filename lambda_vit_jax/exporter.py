@@ -175,8 +175,7 @@ def _write(
   check_images: Array | None,
   extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-  module = model.module.clone(dtype=jnp.float32, attention_kernel='explicit')
-  model = model.replace(module=module)
+  model = _plain(model)
   folded = model_lib.fold(model)
   stored, kept = formats_lib.stored_model(folded, dtype)
   images = _check_images(model, check_images)
@@ -195,12 +194,12 @@ def _write(
   _save_params(directory / 'params', model.params)
   # A first form of the file, enough to read the folder back.
   checkpoint.write_json(directory / 'model.json', fields)
-  differences = {'orbax': check(load_export(directory))}
+  differences = {'orbax': check(_plain(load_export(directory)))}
   warnings = []
   if 'safetensors' in formats:
     path = directory / 'model.safetensors'
     formats_lib.write_safetensors(directory, stored, zero_fill)
-    differences['safetensors'] = check(load_pretrained(path))
+    differences['safetensors'] = check(_plain(load_pretrained(path)))
     differences['stock_epsilon'] = check(_with_stock_epsilon(folded, model))
     if differences['stock_epsilon'] > _STOCK_WARNING:
       warnings.append(
@@ -244,6 +243,20 @@ def _write(
     | dict(extra),
   )
   return report
+
+
+def _plain(model: Model) -> Model:
+  """`model` without options that only training and speed know.
+
+  What is read back is then the same program, compiled once.
+  """
+  module = model.module.clone(
+    dtype=jnp.float32,
+    attention_kernel='explicit',
+    remat=False,
+    drop_path_rates=(0.0,) * model.depth,
+  )
+  return model.replace(module=module)
 
 
 def _check_images(model: Model, images: Array | None) -> Array:
