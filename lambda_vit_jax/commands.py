@@ -11,12 +11,14 @@ import rich.console
 import rich.table
 from etils import epath
 
+from lambda_vit_jax.data import check
 from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.load import load_pretrained
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS
+from lambda_vit_jax.progress import Reporter
 
 _TOP = 5
 
@@ -136,10 +138,42 @@ def models(argv: Sequence[str]) -> None:
       str(row['tokens']),
       row['weights'],
     )
+  _console().print(table)
+
+
+def _console() -> rich.console.Console:
   console = rich.console.Console(file=sys.stdout, highlight=False)
   if not console.is_terminal:
     console.width = 160
-  console.print(table)
+  return console
 
 
-COMMANDS = {'predict': predict, 'models': models}
+def check_data(argv: Sequence[str]) -> None:
+  """`check-data SOURCE`: reads a data set once and says what it found.
+
+  Raises:
+    DataError: a data set that cannot be opened, or one with problems.
+    UsageError: a wrong command line.
+  """
+  parser = _Parser(prog='lambda-vit check-data', add_help=False)
+  parser.add_argument('--json', action='store_true')
+  parser.add_argument('source')
+  options = parser.parse_args(argv)
+  reporter = Reporter()
+  with reporter.bar('check-data', 100) as bar:
+    report = check.check_data(
+      options.source,
+      progress=lambda done, total: bar.update(100 * done // max(total, 1)),
+    )
+  if options.json:
+    print(json.dumps(report.to_json()))
+  else:
+    _console().print(report)
+  if report.problems:
+    raise DataError(
+      f'{options.source}: {len(report.problems)} problems, the first: '
+      f'{report.problems[0]}'
+    )
+
+
+COMMANDS = {'predict': predict, 'models': models, 'check-data': check_data}

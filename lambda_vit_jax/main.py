@@ -33,12 +33,14 @@ STAGES = {
 COMMANDS = {
   'predict': '--model=DIR IMAGE...  the five best classes of each image',
   'models': '[--filter=TEXT]  the table of variants',
+  'check-data': 'SOURCE  reads a data set once and says what it found',
 }
 
 USAGE = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
 [--config.key=value ...]
        lambda-vit predict --model=DIR IMAGE...
        lambda-vit models [--filter=TEXT]
+       lambda-vit check-data SOURCE
 
 stages:
 {stages}
