@@ -40,7 +40,8 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
       'learning_rate': learning_rate,
       'scale_by_batch': False,
       'final_learning_rate': 1e-5,
-      'warmup_steps': 0,
+      # Steps, or epochs as '5ep'.
+      'warmup_steps': free(0),
       'weight_decay': 0.05,
       'b1': 0.9,
       'b2': 0.999,
