@@ -77,9 +77,10 @@ def empty(
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
   """`a + b` rounded, and its rounding error (Knuth).
 
-  Neither may be a rounded product: a compiler may contract product and sum
-  into one operation where it computes the total and not where it computes
-  the error, and then the two do not fit together. See `_product`.
+  Neither may be a rounded product or quotient: a compiler may contract
+  product and sum into one operation where it computes the total and not
+  where it computes the error, and then the two do not fit together. See
+  `_product` and `_divide`.
   """
   total = a + b
   share = total - a
@@ -109,7 +110,17 @@ def _product(a: Array, b: Array) -> tuple[Array, Array]:
   return a_high * b_high, a_high * b_low + a_low * b_high + a_low * b_low
 
 
+def _divide(high: Array, low: Array, divisor: Array) -> tuple[Array, Array]:
+  """A two-float number over a float, as a two-float number."""
+  # Dropping digits keeps the quotient from being contracted with a sum:
+  # compilers make it a product with the divisor's reciprocal.
+  quotient = _upper_half(high / divisor)
+  product, product_low = _product(quotient, divisor)
+  return quotient, ((high - product) - product_low + low) / divisor
+
+
 def _upper_half(x: Array) -> Array:
+  """`x` with the lower half of its digits set to zero."""
   bits, dropped = (
     (jnp.uint64, 27) if x.dtype == jnp.float64 else (jnp.uint32, 12)
   )
@@ -163,8 +174,9 @@ def _sum_rows(
 def moments_of(features: Array, mask: Array | None = None) -> Moments:
   """Pooled moments of the features of one device; traceable.
 
-  Two passes over what is in memory: the mean, then the deviations from it,
-  whose own sum corrects what the first pass has rounded.
+  One pass over the deviations from the first sample that counts. It is at
+  most √samples deviations away from the mean, which costs two-float sums
+  nothing that matters.
 
   Args:
     features: `[..., channels]`; half precision is read as float32.
@@ -174,9 +186,11 @@ def moments_of(features: Array, mask: Array | None = None) -> Moments:
   Returns:
     Moments without leading axes.
   """
-  dtype = jnp.promote_types(features.dtype, jnp.float32)
+  features = jnp.asarray(features)
+  wide = features.dtype == jnp.float64
+  dtype = jnp.float64 if wide else jnp.float32
   samples = features.shape[:-1]
-  rows = jnp.asarray(features, dtype).reshape(-1, features.shape[-1])
+  rows = features.astype(dtype).reshape(-1, features.shape[-1])
   if mask is None:
     keep = jnp.ones((rows.shape[0], 1), bool)
   else:
@@ -187,25 +201,21 @@ def moments_of(features: Array, mask: Array | None = None) -> Moments:
   count = number.astype(dtype)
   count_low = (number - count.astype(jnp.int32)).astype(dtype)
   divisor = jnp.maximum(count, 1.0)
-
-  def values(chunk: Array, keep: Array) -> TwoFloats:
-    return [(jnp.where(keep, chunk, 0.0), jnp.zeros_like(chunk))]
-
-  [(total, total_low)] = _sum_rows(rows, keep, values)
-  shift = (total + total_low) / divisor
+  # The extra row serves a batch of no sample, which has no first one.
+  first = jnp.argmax(jnp.pad(keep[:, 0], (0, 1), constant_values=True))
+  shift = jnp.pad(rows, ((0, 1), (0, 0)))[first]
 
   def deviations(chunk: Array, keep: Array) -> TwoFloats:
-    deviation = jnp.where(keep, chunk - shift, 0.0)
-    return [
-      (deviation, jnp.zeros_like(deviation)),
-      _product(deviation, deviation),
-    ]
+    high, low = _two_sum(jnp.where(keep, chunk, shift), -shift)
+    square, square_low = _product(high, high)
+    return [(high, low), (square, square_low + 2.0 * high * low)]
 
   (total, total_low), square = _sum_rows(rows, keep, deviations)
-  total = total + total_low
-  correction = total / divisor
-  mean = _two_sum(shift, correction)
-  m2 = _add(*square, *_product(-total, correction))
+  offset, offset_low = _divide(total, total_low, divisor)
+  mean = _add(shift, jnp.zeros_like(shift), offset, offset_low)
+  product, product_low = _product(-total, offset)
+  product_low = product_low - total * offset_low - total_low * offset
+  m2 = _add(*square, product, product_low)
   return Moments(count, count_low, *mean, *m2)
 
 
@@ -216,13 +226,17 @@ def merge(a: Moments, b: Moments) -> Moments:
   M2 = M2_a + M2_b + δ²·n_a·n_b/n.
   """
   count, count_low = _add(a.count, a.count_low, b.count, b.count_low)
-  share = (b.count / jnp.maximum(count, 1.0))[..., None]
+  share, share_low = _divide(b.count, b.count_low, jnp.maximum(count, 1.0))
+  share, share_low = share[..., None], share_low[..., None]
   delta, delta_low = _add(b.mean, b.mean_low, -a.mean, -a.mean_low)
   step, step_low = _product(delta, share)
-  mean = _add(a.mean, a.mean_low, step, step_low + delta_low * share)
+  step_low = step_low + delta * share_low + delta_low * (share + share_low)
+  mean = _add(a.mean, a.mean_low, step, step_low)
   delta = delta + delta_low
-  between = _product(delta * delta, a.count[..., None] * share)
-  m2 = _add(*_add(a.m2, a.m2_low, b.m2, b.m2_low), *between)
+  weight = a.count[..., None] * (share + share_low)
+  m2 = _add(
+    *_add(a.m2, a.m2_low, b.m2, b.m2_low), *_product(delta * delta, weight)
+  )
   return Moments(count, count_low, *mean, *m2)
 
 
