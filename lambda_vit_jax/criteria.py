@@ -4,6 +4,7 @@ Every criterion answers the same question: given the layers removed so far,
 what does each candidate score? The least score goes next.
 """
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -77,7 +78,7 @@ class Criterion(Protocol):
 OnProgress = Callable[[int, int], None]
 
 
-class _Measured:
+class _Measured(abc.ABC):
   """Moments of variants on images, against those of the model as it is."""
 
   def __init__(
@@ -130,13 +131,14 @@ class _Measured:
       block_evaluations=self._wavefront.block_evaluations - before,
     )
 
+  @abc.abstractmethod
   def _score(
     self,
     base: HostMoments,
     trials: dict[Variant, HostMoments],
     weights: np.ndarray | None,
   ) -> Scores:
-    raise NotImplementedError
+    """Scores from moments per shard of the base and of every trial."""
 
 
 def _shards(moments: HostMoments, kept: np.ndarray) -> HostMoments:

@@ -1,5 +1,6 @@
 """Small tables for terminals (rich) and notebooks (HTML)."""
 
+import abc
 import dataclasses
 import html
 from collections.abc import Sequence
@@ -38,12 +39,12 @@ class Table:
     )
 
 
-class Shown:
+class Shown(abc.ABC):
   """Gives a dataclass with a method `table` its rich and HTML forms."""
 
+  @abc.abstractmethod
   def table(self) -> Table:
     """The table to show."""
-    raise NotImplementedError
 
   def __rich__(self) -> Any:
     return self.table().__rich__()
