@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from etils import epath
 from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
-from lambda_vit_jax import convert, surgery, timm_config, weights
+from lambda_vit_jax import convert, onnx_graph, surgery, timm_config, weights
 from lambda_vit_jax.description import describe
-from lambda_vit_jax.errors import CheckpointError, LambdaVitError, ModelError
+from lambda_vit_jax.errors import CheckpointError, ModelError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.typing import Array, Params
@@ -38,9 +37,6 @@ DTYPES = {
 # Half a unit in the last place of float16 is 2^-11; an array whose numbers
 # lie below its normal range loses more.
 _FLOAT16_ERROR = 2.0**-10
-
-# An archive's size field ends here; the weights are part of the graph.
-_ONNX_LIMIT = 2_000_000_000
 
 
 def cast_params(params: Params, dtype: str) -> tuple[Params, list[str]]:
@@ -177,47 +173,33 @@ def read_stablehlo(path: epath.Path) -> Callable[[Array], Array]:
     ) from error
 
 
-def write_onnx(path: epath.Path, folded: Model) -> None:
-  """`model.onnx` (input `images` NHWC, any batch), through jax2onnx.
+def write_onnx(path: epath.Path, folded: Model, dtype: str) -> None:
+  """`model.onnx`: input `images` NHWC, any batch, output `logits`.
 
   Raises:
     LambdaVitError: the extra `[onnx]` is not installed, or the model is too
       large for one ONNX file.
   """
-  jax2onnx = _import_onnx('jax2onnx')
-  size = sum(leaf.size * 4 for leaf in jax.tree.leaves(folded.params))
-  if size > _ONNX_LIMIT:
-    raise LambdaVitError(
-      f'{path.name}: {size / 1e9:.1f} GB of weights do not fit in one ONNX '
-      'file; leave `onnx` out of the formats'
-    )
-  module = folded.module
-  shape = ('batch', *module.image_size, module.in_chans)
-  model = jax2onnx.to_onnx(program(folded), [shape], model_name='lambda_vit')
-  path.write_bytes(model.SerializeToString())
+  graph = onnx_graph.build(folded, DTYPES[dtype])
+  path.write_bytes(onnx_graph.serialize(graph))
 
 
 def read_onnx(path: epath.Path) -> Callable[[Array], Array]:
-  """`model.onnx` in onnxruntime on the CPU."""
-  session = _import_onnx('onnxruntime').InferenceSession(
+  """`model.onnx` in onnxruntime on the CPU.
+
+  Raises:
+    LambdaVitError: the extra `[onnx]` is not installed.
+  """
+  session = onnx_graph.import_extra('onnxruntime').InferenceSession(
     path.read_bytes(), providers=['CPUExecutionProvider']
   )
-  name = session.get_inputs()[0].name
 
   def predict(images: Array) -> Array:
-    return session.run(None, {name: np.asarray(images, np.float32)})[0]
+    return session.run(['logits'], {'images': np.asarray(images, np.float32)})[
+      0
+    ]
 
   return predict
-
-
-def _import_onnx(name: str) -> Any:
-  try:
-    return __import__(name)
-  except ImportError:
-    raise LambdaVitError(
-      f'format onnx: needs the package {name}; install it (pip install '
-      "'lambda_vit_jax[onnx]'), or leave `onnx` out of the formats"
-    ) from None
 
 
 def difference(reference: Array, found: Array) -> float:

@@ -213,7 +213,7 @@ def _write(
     differences['stablehlo'] = check(formats_lib.read_stablehlo(path))
   if 'onnx' in formats:
     path = directory / 'model.onnx'
-    formats_lib.write_onnx(path, stored)
+    formats_lib.write_onnx(path, stored, dtype)
     differences['onnx'] = check(formats_lib.read_onnx(path))
   if kept:
     warnings.append(f'float16 cannot hold {", ".join(kept)}: kept in float32')

@@ -449,7 +449,7 @@ def test_an_export_takes_over_an_older_one(pruned, tmp_path):
 
 
 def test_onnx_without_the_extra_says_how(pruned, tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  monkeypatch.setitem(sys.modules, 'onnx', None)
   with pytest.raises(LambdaVitError, match=r'pip install .*\[onnx\]'):
     exporter.export(pruned, tmp_path / 'out', formats=('onnx',))
   assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,51 @@
+"""Exported ONNX files in onnxruntime (extra `[parity]`)."""
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from lambda_vit_jax import exporter
+from lambda_vit_jax.models import model as model_lib
+
+pytestmark = pytest.mark.parity
+
+NAMES = (
+  'vit_mini_patch2_8',
+  'deit_tiny_distilled_patch16_224',
+  'deit3_small_patch16_224',
+  'vit_small_patch14_reg4_dinov2',
+)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+@pytest.mark.parametrize('name', NAMES)
+def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
+  options = {} if 'mini' in name else {'image_size': 112}
+  model = model_lib.create_model(name, removed_layers=(1, 3), **options)
+  report = exporter.export(
+    model, tmp_path / 'out', formats=('onnx',), dtype=dtype
+  )
+  path = tmp_path / 'out' / 'model.onnx'
+  onnx.checker.check_model(str(path), full_check=True)
+  session = onnxruntime.InferenceSession(
+    path.read_bytes(), providers=['CPUExecutionProvider']
+  )
+  module = model.module
+  rng = np.random.default_rng(1)
+  for batch in (1, 3):
+    shape = (batch, *module.image_size, module.in_chans)
+    images = rng.normal(size=shape).astype(np.float32)
+    (found,) = session.run(['logits'], {'images': images})
+    with jax.default_matmul_precision('highest'):
+      expected = np.asarray(model(images))
+    # The issue's bound; half precision only rounds the weights, by what the
+    # export measured on other images.
+    bound = 1e-4
+    if dtype != 'float32':
+      bound += 3 * report['differences']['onnx']
+      assert path.stat().st_size < 2.2 * model.num_parameters + 100_000
+    np.testing.assert_allclose(
+      found, expected, rtol=0, atol=bound * max(1, np.abs(expected).max())
+    )

@@ -1,0 +1,133 @@
+"""The ONNX graph, run by a few lines of numpy: what timm computes."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lambda_vit_jax import onnx_graph
+from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.load import load_pretrained
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.variants import VARIANTS
+from tests.family_members import MEMBERS, synthetic_arrays, synthetic_images
+from tests.test_exporter import with_linear
+from tests.test_golden_parity import GOLDEN, assert_close
+
+
+def layer_norm(x, scale, bias, axis, epsilon):
+  x = x - x.mean(axis=axis, keepdims=True)
+  variance = (x * x).mean(axis=axis, keepdims=True)
+  return x / np.sqrt(variance + epsilon) * scale + bias
+
+
+def softmax(x, axis):
+  weights = np.exp(x - x.max(axis=axis, keepdims=True))
+  return weights / weights.sum(axis=axis, keepdims=True)
+
+
+# ONNX's definitions, for the forms that our graphs use.
+OPERATORS = {
+  'Add': np.add,
+  'Cast': lambda x, to: x.astype({1: np.float32}[to]),
+  'Concat': lambda *xs, axis: np.concatenate(xs, axis),
+  'Erf': np.vectorize(math.erf, otypes=[np.float32]),
+  'Expand': np.broadcast_to,
+  'Gather': lambda x, index, axis: np.take(x, index, axis),
+  'Identity': lambda x: x,
+  'LayerNormalization': layer_norm,
+  'MatMul': np.matmul,
+  'Mul': np.multiply,
+  'ReduceMean': lambda x, axes, keepdims: x.mean(
+    axis=tuple(axes), keepdims=bool(keepdims)
+  ),
+  'Reshape': np.reshape,
+  'Shape': lambda x: np.asarray(x.shape, np.int64),
+  'Sigmoid': lambda x: 1 / (1 + np.exp(-x)),
+  'Slice': lambda x, start, stop, axis: np.take(
+    x, np.arange(start[0], stop[0]), axis[0]
+  ),
+  'Softmax': softmax,
+  'Split': lambda x, axis: np.split(x, 3, axis),
+  'Squeeze': lambda x, axes: np.squeeze(x, tuple(axes)),
+  'Transpose': lambda x, perm: np.transpose(x, perm),
+}
+
+
+def run(graph: onnx_graph.Graph, images: np.ndarray) -> np.ndarray:
+  values = dict(graph.arrays) | {'images': images}
+  for node in graph.nodes:
+    found = OPERATORS[node.operator](
+      *(values[name] for name in node.inputs), **node.attributes
+    )
+    found = [found] if len(node.outputs) == 1 else found
+    for name, value in zip(node.outputs, found, strict=True):
+      # Each name is written once.
+      assert name not in values
+      values[name] = value
+  return values['logits']
+
+
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+def test_graph_of_every_family_gives_timms_logits(
+  member, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(VARIANTS, member.name, member.variant)
+  with np.load(GOLDEN / f'{member.name}.npz') as file:
+    golden = dict(file)
+  arrays = synthetic_arrays(json.loads(str(golden['shapes'])))
+  path = tmp_path / 'model.safetensors'
+  save_file(arrays, path)
+  for size in member.image_sizes:
+    model = load_pretrained(path, variant=member.name, image_size=size)
+    logits = run(onnx_graph.build(model), synthetic_images(size))
+    assert_close(logits, golden[f'{size}/logits'])
+
+
+@pytest.fixture(scope='module')
+def pruned():
+  return model_lib.create_model(
+    'vit_nano_patch2_8', seed=3, removed_layers=(1,)
+  )
+
+
+@pytest.mark.parametrize('options', [{}, {'norm_before_pool': False}])
+def test_average_pooling(options, images):
+  model = model_lib.create_model('vit_nano_patch2_8', pooling='avg', **options)
+  assert_close(run(onnx_graph.build(model), images), model(images))
+
+
+def test_removed_and_linear_blocks(pruned, images):
+  folded = model_lib.fold(with_linear(pruned))
+  graph = onnx_graph.build(folded)
+  assert_close(run(graph, images), with_linear(pruned)(images))
+  # A removed attention leaves nothing behind.
+  operators = [node.operator for node in graph.nodes]
+  assert operators.count('Softmax') == 1
+  assert not [name for name in graph.arrays if 'block01/attn' in name]
+  assert not [name for name in graph.arrays if 'block01/norm1' in name]
+
+
+def test_unfolded_models_are_refused(pruned):
+  with pytest.raises(ModelError, match='block 1: fold the model'):
+    onnx_graph.build(pruned)
+
+
+def test_half_precision_is_stored_where_it_is_exact(pruned, images):
+  folded = model_lib.fold(pruned)
+  rounded = folded.replace(
+    params=jax.tree.map(
+      lambda x: np.asarray(x, np.float16).astype(np.float32), folded.params
+    )
+  )
+  graph = onnx_graph.build(rounded, 'float16')
+  kernel = graph.arrays['block00/mlp/fc1/kernel.stored']
+  assert kernel.dtype == np.float16
+  floats = onnx_graph.build(rounded)
+  np.testing.assert_array_equal(run(graph, images), run(floats, images))
+  # What float16 would change stays as it is.
+  graph = onnx_graph.build(folded, 'float16')
+  assert graph.arrays['block00/mlp/fc1/kernel'].dtype == np.float32
