@@ -75,9 +75,6 @@ def base() -> ml_collections.ConfigDict:
   # Where dense weights come from: a file, folder, hf-hub:NAME, builtin:NAME,
   # workdir or export; empty for none (from scratch).
   config.init = ''
-  # A workdir whose latest checkpoint starts this one, if it has none.
-  config.resume_from = ''
-
   config.data = data = ml_collections.ConfigDict()
   # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.
   data.source = 'digits'
@@ -139,7 +136,7 @@ def base() -> ml_collections.ConfigDict:
   config.dilute.dilution_steps = free('300ep')
   config.dilute.settle_steps = free('100ep')
   config.dilute.compensation = True
-  # `attention`: from the dense model; `linear`: from the linearized one.
+  # What λ leads away from: the dense model's `attention`.
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()

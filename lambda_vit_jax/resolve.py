@@ -15,8 +15,6 @@ _OPERATIONAL = (
   'log_every',
   'checkpoint_every',
   'keep_checkpoints',
-  'resume_from',
-  'profile',
   'mesh',
   'benchmark',
   'data.workers',

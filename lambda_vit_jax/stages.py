@@ -254,6 +254,11 @@ def _dilution_steps(run: Run) -> tuple[int, int]:
 
 def dilute(run: Run) -> None:
   """λ from 1 to 0 over the chosen layers, then training without them."""
+  start = run.config['dilute']['start']
+  if start != 'attention':
+    raise UsageError(
+      f'config.dilute.start={start!r} is not known; use attention'
+    )
   dense = run.load('pretrain')
   layers = removed_layers(run, dense.depth)
   compensation = bool(run.config['dilute']['compensation'])

@@ -18,6 +18,7 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.metrics import MetricsWriter, read_metrics
 from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.variants import Variant
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.train_step import Dilution, LossSettings
 
@@ -77,6 +78,22 @@ def job(tiny_variant):
     description={},
     log_every=1,
     checkpoint_every=1,
+  )
+
+
+def tiny_of(job):
+  """The job's architecture, dense, as a variant."""
+  module = job.phases[0].module
+  return Variant(
+    'tiny',
+    module.image_size[0],
+    module.patch_size,
+    module.embed_dim,
+    module.depth,
+    module.num_heads,
+    num_classes=module.num_classes,
+    mean=(0.5,),
+    std=(0.5,),
   )
 
 
@@ -210,3 +227,26 @@ def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
   np.testing.assert_allclose(
     losses, [row['loss'] for row in undisturbed[1]], atol=1e-6
   )
+
+
+def test_distillation_and_averaging_train_the_average(job, mesh, tmp_path):
+  teacher = model_lib.make_module(tiny_of(job))
+  taught = dataclasses.replace(
+    job,
+    phases=(
+      dataclasses.replace(job.phases[0], until=1),
+      dataclasses.replace(job.phases[1], until=2),
+    ),
+    dilution=Dilution(LAYERS, 1),
+    loss=LossSettings(distill='soft', distill_weight=1.0, ema_decay=0.5),
+    teacher=(teacher, model_lib.init_params(teacher, 0)),
+  )
+  average = run(taught, tmp_path, mesh)
+  # The average is what comes back; its attention left with the parameters'.
+  assert set(average['block00']) == {'norm2', 'mlp'}
+  directory = tmp_path / 'checkpoints' / '2'
+  assert (directory / 'ema').exists()
+  rows = read_metrics(tmp_path / 'metrics.jsonl')
+  # A student that starts as its teacher, at λ = 1 and without dropping, has
+  # nothing to learn from it: only stochastic depth tells them apart.
+  assert 0 <= rows[0]['loss'] < 0.1
