@@ -132,15 +132,24 @@ def starting_model(run: Run) -> Model:
   settings = run.config['model']
   where = run.config['init']
   if not where:
-    return run.fresh_model()
-  if where.startswith(_BUILTIN):
-    where = _builtin(where.removeprefix(_BUILTIN))
-  return load.load_pretrained(
-    where,
-    variant=settings['variant'],
-    num_classes=len(run.dataset.class_names),
-    image_size=resolve.image_size(settings['image_size']),
-  ).replace(class_names=run.dataset.class_names)
+    model = run.fresh_model()
+  else:
+    if where.startswith(_BUILTIN):
+      where = _builtin(where.removeprefix(_BUILTIN))
+    model = load.load_pretrained(
+      where,
+      variant=settings['variant'],
+      num_classes=len(run.dataset.class_names),
+      image_size=resolve.image_size(settings['image_size']),
+    ).replace(class_names=run.dataset.class_names)
+  if settings['crop_ratio'] is None:
+    return model
+  ratio = resolve.number(settings['crop_ratio'], 'model.crop_ratio')
+  if not 0 < ratio <= 1:
+    raise UsageError(f'config.model.crop_ratio={ratio} must lie in (0, 1]')
+  return model.replace(
+    preprocessing=dataclasses.replace(model.preprocessing, crop_ratio=ratio)
+  )
 
 
 def _pretrain_steps(run: Run) -> int:
