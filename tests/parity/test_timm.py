@@ -42,7 +42,7 @@ FAMILIES = (
   ('vit_base_patch16_clip_quickgelu_224', (224, 96)),
 )
 
-TIMM_NAMES = sorted(name for name in VARIANTS if 'mini' not in name)
+TIMM_NAMES = sorted(name for name in VARIANTS if not VARIANTS[name].timm_name)
 
 
 def architecture(name: str) -> str:
