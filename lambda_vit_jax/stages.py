@@ -7,7 +7,6 @@ command loses nothing and `run` starts again at the first unfinished stage.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,13 +31,11 @@ from lambda_vit_jax import (
   workdir,
 )
 from lambda_vit_jax.description import describe
-from lambda_vit_jax.errors import CheckpointError, UsageError, nearest
+from lambda_vit_jax.errors import CheckpointError, UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.train_step import Dilution, LossSettings
 from lambda_vit_jax.workdir import Run
-
-_BUILTIN = 'builtin:'
 
 
 def _training_job(
@@ -115,18 +112,6 @@ def _fit(run: Run, job: train.Job, model: Model) -> None:
   checkpointer.close()
 
 
-def _builtin(name: str) -> str:
-  """The weight file of that name that ships with the package."""
-  assets = pathlib.Path(__file__).parent / 'assets'
-  known = [path.stem for path in assets.glob('*.safetensors')]
-  if name not in known:
-    raise UsageError(
-      f'config.init={_BUILTIN}{name}: no such model in the package'
-      f'{nearest(name, known)}'
-    )
-  return str(assets / f'{name}.safetensors')
-
-
 def starting_model(run: Run) -> Model:
   """The dense model before training: `init` weights, else a fresh one."""
   settings = run.config['model']
@@ -134,8 +119,6 @@ def starting_model(run: Run) -> Model:
   if not where:
     model = run.fresh_model()
   else:
-    if where.startswith(_BUILTIN):
-      where = _builtin(where.removeprefix(_BUILTIN))
     model = load.load_pretrained(
       where,
       variant=settings['variant'],

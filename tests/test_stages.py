@@ -257,7 +257,7 @@ class TestBadInput:
 
   def test_unknown_builtin_weights(self, tmp_path, capsys):
     argv = arguments('pretrain', tmp_path, '--config.init=builtin:digit')
-    self.check(argv, 2, 'no such model in the package', capsys)
+    self.check(argv, 1, 'no such weights in the package', capsys)
 
   @pytest.mark.parametrize(
     'removed, message',
