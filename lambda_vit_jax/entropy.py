@@ -18,7 +18,7 @@ On the host, in float64: `statistics`, `dead_channels`, `gaussian_entropy`
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -26,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lambda_vit_jax import twofloat
 from lambda_vit_jax.errors import DataError
 from lambda_vit_jax.typing import Array
 
 Key = TypeVar('Key', bound=Hashable)
-
-TwoFloats = list[tuple[Array, Array]]
 
 NATS_PER_CHANNEL = 0.5 * math.log(2.0 * math.pi) + 0.5
 """Entropy of a Gaussian of deviation 1, in nats."""
@@ -74,103 +73,6 @@ def empty(
   )
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-  """`a + b` rounded, and its rounding error (Knuth).
-
-  Neither may be a rounded product or quotient: a compiler may contract
-  product and sum into one operation where it computes the total and not
-  where it computes the error, and then the two do not fit together. See
-  `_product` and `_divide`.
-  """
-  total = a + b
-  share = total - a
-  return total, (a - (total - share)) + (b - share)
-
-
-def _add(
-  high: Array, low: Array, other: Array, other_low: Array
-) -> tuple[Array, Array]:
-  """Sum of two two-float numbers.
-
-  Not renormalised: the larger part then depends on larger parts alone, and
-  comes out the same in every place where a compiler computes it again.
-  """
-  total, error = _two_sum(high, other)
-  return total, error + (low + other_low)
-
-
-def _product(a: Array, b: Array) -> tuple[Array, Array]:
-  """`a·b` as a two-float number whose larger part is an exact product.
-
-  The larger part multiplies the upper halves of the digits (Veltkamp's
-  split, by masking), so that contracting it with a sum changes nothing.
-  """
-  a_high, b_high = _upper_half(a), _upper_half(b)
-  a_low, b_low = a - a_high, b - b_high
-  return a_high * b_high, a_high * b_low + a_low * b_high + a_low * b_low
-
-
-def _divide(high: Array, low: Array, divisor: Array) -> tuple[Array, Array]:
-  """A two-float number over a float, as a two-float number."""
-  # Dropping digits keeps the quotient from being contracted with a sum:
-  # compilers make it a product with the divisor's reciprocal.
-  quotient = _upper_half(high / divisor)
-  product, product_low = _product(quotient, divisor)
-  return quotient, ((high - product) - product_low + low) / divisor
-
-
-def _upper_half(x: Array) -> Array:
-  """`x` with the lower half of its digits set to zero."""
-  bits, dropped = (
-    (jnp.uint64, 27) if x.dtype == jnp.float64 else (jnp.uint32, 12)
-  )
-  number = jax.lax.bitcast_convert_type(x, bits) >> bits(dropped)
-  return jax.lax.bitcast_convert_type(number << bits(dropped), x.dtype)
-
-
-def _sum_rows(
-  rows: Array, keep: Array, terms: Callable[[Array, Array], TwoFloats]
-) -> TwoFloats:
-  """Sums `terms(row, keep)` over all rows in two-float arithmetic.
-
-  One loop adds slabs of about √rows rows, a second one the rows of the slab
-  that is left. They are loops because XLA's CPU compiler fuses an unrolled
-  tree of sums and computes it again for each of its readers.
-
-  Args:
-    rows: `[rows, channels]`.
-    keep: `[rows, 1]` bool.
-    terms: `[slab, channels]` and `[slab, 1]` to pairs `[slab, channels]`.
-
-  Returns:
-    As many pairs, `[channels]`.
-  """
-  number, channels = rows.shape
-  slab = 1 << (max(number - 1, 0).bit_length() + 1) // 2
-  steps = max(1, -(-number // slab))
-  if missing := steps * slab - number:
-    rows = jnp.pad(rows, ((0, missing), (0, 0)))
-    keep = jnp.pad(keep, ((0, missing), (0, 0)))
-
-  def add(total: TwoFloats, pairs: TwoFloats) -> tuple[TwoFloats, None]:
-    return [_add(*a, *b) for a, b in zip(total, pairs, strict=True)], None
-
-  def add_slab(total: TwoFloats, chunk: Any) -> tuple[TwoFloats, None]:
-    return add(total, terms(*chunk))
-
-  # Derived from `rows` so that it varies over the same mesh axes.
-  nothing = jnp.where(jnp.zeros((slab, 1), bool), rows[:slab], 0.0)
-  shapes = jax.eval_shape(terms, rows[:slab], keep[:slab])
-  start = [(nothing, nothing) for _ in shapes]
-  chunks = (
-    rows.reshape(steps, slab, channels),
-    keep.reshape(steps, slab, 1),
-  )
-  total, _ = jax.lax.scan(add_slab, start, chunks)
-  start = [(nothing[0], nothing[0]) for _ in shapes]
-  return jax.lax.scan(add, start, total)[0]
-
-
 def moments_of(features: Array, mask: Array | None = None) -> Moments:
   """Pooled moments of the features of one device; traceable.
 
@@ -191,6 +93,8 @@ def moments_of(features: Array, mask: Array | None = None) -> Moments:
   dtype = jnp.float64 if wide else jnp.float32
   samples = features.shape[:-1]
   rows = features.astype(dtype).reshape(-1, features.shape[-1])
+  if not rows.shape[0]:
+    return jax.tree.map(jnp.asarray, empty(rows.shape[-1], dtype=dtype))
   if mask is None:
     keep = jnp.ones((rows.shape[0], 1), bool)
   else:
@@ -201,21 +105,20 @@ def moments_of(features: Array, mask: Array | None = None) -> Moments:
   count = number.astype(dtype)
   count_low = (number - count.astype(jnp.int32)).astype(dtype)
   divisor = jnp.maximum(count, 1.0)
-  # The extra row serves a batch of no sample, which has no first one.
-  first = jnp.argmax(jnp.pad(keep[:, 0], (0, 1), constant_values=True))
-  shift = jnp.pad(rows, ((0, 1), (0, 0)))[first]
+  first = jnp.argmax(keep[:, 0])
+  shift = jnp.where(number > 0, rows[first], 0.0)
 
-  def deviations(chunk: Array, keep: Array) -> TwoFloats:
-    high, low = _two_sum(jnp.where(keep, chunk, shift), -shift)
-    square, square_low = _product(high, high)
+  def deviations(chunk: Array, keep: Array) -> twofloat.Pairs:
+    high, low = twofloat.two_sum(jnp.where(keep, chunk, shift), -shift)
+    square, square_low = twofloat.product(high, high)
     return [(high, low), (square, square_low + 2.0 * high * low)]
 
-  (total, total_low), square = _sum_rows(rows, keep, deviations)
-  offset, offset_low = _divide(total, total_low, divisor)
-  mean = _add(shift, jnp.zeros_like(shift), offset, offset_low)
-  product, product_low = _product(-total, offset)
+  (total, total_low), square = twofloat.sum_rows(rows, keep, deviations)
+  offset, offset_low = twofloat.divide(total, total_low, divisor)
+  mean = twofloat.add(shift, jnp.zeros_like(shift), offset, offset_low)
+  product, product_low = twofloat.product(-total, offset)
   product_low = product_low - total * offset_low - total_low * offset
-  m2 = _add(*square, product, product_low)
+  m2 = twofloat.add(*square, product, product_low)
   return Moments(count, count_low, *mean, *m2)
 
 
@@ -225,17 +128,20 @@ def merge(a: Moments, b: Moments) -> Moments:
   With δ = mean_b - mean_a and n = n_a + n_b: mean = mean_a + δ·n_b/n and
   M2 = M2_a + M2_b + δ²·n_a·n_b/n.
   """
-  count, count_low = _add(a.count, a.count_low, b.count, b.count_low)
-  share, share_low = _divide(b.count, b.count_low, jnp.maximum(count, 1.0))
+  count, count_low = twofloat.add(a.count, a.count_low, b.count, b.count_low)
+  share, share_low = twofloat.divide(
+    b.count, b.count_low, jnp.maximum(count, 1.0)
+  )
   share, share_low = share[..., None], share_low[..., None]
-  delta, delta_low = _add(b.mean, b.mean_low, -a.mean, -a.mean_low)
-  step, step_low = _product(delta, share)
+  delta, delta_low = twofloat.add(b.mean, b.mean_low, -a.mean, -a.mean_low)
+  step, step_low = twofloat.product(delta, share)
   step_low = step_low + delta * share_low + delta_low * (share + share_low)
-  mean = _add(a.mean, a.mean_low, step, step_low)
+  mean = twofloat.add(a.mean, a.mean_low, step, step_low)
   delta = delta + delta_low
   weight = a.count[..., None] * (share + share_low)
-  m2 = _add(
-    *_add(a.m2, a.m2_low, b.m2, b.m2_low), *_product(delta * delta, weight)
+  m2 = twofloat.add(
+    *twofloat.add(a.m2, a.m2_low, b.m2, b.m2_low),
+    *twofloat.product(delta * delta, weight),
   )
   return Moments(count, count_low, *mean, *m2)
 

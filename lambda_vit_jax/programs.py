@@ -210,7 +210,12 @@ def micro_batch_size(
     UsageError: the budget is not positive or does not hold one image.
   """
   devices = images.placement.mesh.size
-  budget = _default_gib() if memory_gib is None else float(memory_gib)
+  try:
+    budget = _default_gib() if memory_gib is None else float(memory_gib)
+  except (TypeError, ValueError) as error:
+    raise UsageError(
+      f'select.memory_gib={memory_gib!r}: a number of GiB, or empty'
+    ) from error
   each = bytes_per_image(module)
   fitting = int(budget * GIB / each) if budget > 0 else 0
   if not fitting:

@@ -108,6 +108,13 @@ def test_masked_padding_does_not_count(rng):
   np.testing.assert_allclose(found.std, exact.std(axis=0), rtol=1e-7)
 
 
+def test_no_sample_is_no_nan():
+  nothing = _moments(np.full((3, 2), np.nan, np.float32), np.zeros(3, bool))
+  for moments in (nothing, _moments(np.zeros((0, 2), np.float32))):
+    for leaf in jax.tree.leaves(moments):
+      np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
 def test_half_precision_is_read_as_float32(rng):
   features = jnp.asarray(rng.normal(size=(64, 3)), jnp.bfloat16)
   found = entropy.statistics(_moments(features))

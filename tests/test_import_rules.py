@@ -25,6 +25,7 @@ FLOORS = (
     'resolve',
     'sharding',
     'surgery',
+    'twofloat',
   },
   {
     'adapt',
