@@ -1,12 +1,6 @@
 """The estimator: one value whatever the batches, devices and layout."""
 
-import contextlib
 import functools
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -19,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax import entropy
 from lambda_vit_jax.errors import DataError
+from tests.processes import run_processes
 
 # METHOD, section 3.
 SIGMA_BOUND = 1e-6
@@ -204,35 +199,7 @@ print('same')
 
 @pytest.mark.slow
 def test_same_over_two_processes():
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    address = f'localhost:{probe.getsockname()[1]}'
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    'PYTHONPATH': str(pathlib.Path(entropy.__file__).parents[1]),
-  }
-  with contextlib.ExitStack() as stack:
-    processes = [
-      stack.enter_context(
-        subprocess.Popen(
-          [sys.executable, '-c', _PROCESS, address, str(index)],
-          env=environment,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
-          text=True,
-        )
-      )
-      for index in range(2)
-    ]
-    for process in processes:
-      stack.callback(process.kill)
-    for process in processes:
-      out, error = process.communicate(timeout=120)
-      assert process.returncode == 0, error
-      assert out.split()[-1] == 'same'
+  assert run_processes(_PROCESS) == ['same', 'same']
 
 
 def test_entropy_is_the_closed_form_on_gaussian_data(rng):

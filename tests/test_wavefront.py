@@ -13,7 +13,9 @@ from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.plain_loop import plain_loop
+from lambda_vit_jax.selection import nose
 from lambda_vit_jax.wavefront import Wavefront
+from tests.processes import run_processes
 from tests.search_models import (
   NUM_IMAGES,
   batches_of,
@@ -281,3 +283,37 @@ def test_moments_are_those_of_gathered_targets(tiny_variant):
   assert (
     found.count == entropy.statistics(entropy.moments_of(model(IMAGES))).count
   )
+
+
+_PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from lambda_vit_jax.models.variants import Variant
+from lambda_vit_jax.selection import nose
+from tests.search_models import make_images, make_model
+variant = Variant(
+  'tiny', image_size=8, patch_size=2, embed_dim=24, depth=3, num_heads=2,
+  num_classes=10, mean=(0.5,), std=(0.5,),
+)
+images = make_images(150)
+# The processes hold different numbers of images.
+part = images[:90] if sys.argv[2] == '0' else images[90:]
+found = nose(make_model(variant), [part], num_layers=2, resamples=0)
+assert found.num_samples == 150
+print(','.join(f'{score:.4f}' for score in found.rounds[0].scores.values()))
+"""
+
+
+@pytest.mark.slow
+def test_same_over_two_processes(tiny_variant):
+  first, second = run_processes(_PROCESS)
+  assert first == second
+  found = nose(
+    make_model(tiny_variant), [make_images(150)], num_layers=2, resamples=0
+  )
+  for text, value in zip(
+    first.split(','), found.rounds[0].scores.values(), strict=True
+  ):
+    # Four digits were printed.
+    assert float(text) == pytest.approx(value, abs=2e-4)
