@@ -78,7 +78,10 @@ def base() -> ml_collections.ConfigDict:
   config.data = data = ml_collections.ConfigDict()
   # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.
   data.source = 'digits'
-  # Training images kept out of training; selection reads them.
+  # Of the training split, only so many images, the same share of each class;
+  # all of them when empty.
+  data.train_images = free()
+  # Of those, images kept out of training; selection reads them.
   data.holdout_images = 256
   data.skip_undecodable = False
   # Worker processes of the input pipeline; 0 reads in threads.

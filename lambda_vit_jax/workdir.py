@@ -99,17 +99,26 @@ class Run:
 
   @functools.cached_property
   def _split(self) -> tuple[np.ndarray, np.ndarray]:
-    return split_holdout(
-      self.dataset.train.labels,
-      resolve.integer(
-        self.config['data']['holdout_images'], 'data.holdout_images'
-      ),
+    data = self.config['data']
+    labels = self.dataset.train.labels
+    used = np.arange(len(labels))
+    if data['train_images'] is not None:
+      limit = resolve.integer(data['train_images'], 'data.train_images', 1)
+      if limit > len(labels):
+        raise UsageError(
+          f'config.data.train_images={limit}: there are only {len(labels)}'
+        )
+      used = split_holdout(labels, limit)[1]
+    train, held = split_holdout(
+      labels[used],
+      resolve.integer(data['holdout_images'], 'data.holdout_images'),
     )
+    return used[train], used[held]
 
   @property
   def steps_per_epoch(self) -> int:
     """Optimisation steps that see as many images as there are to train on."""
-    return max(1, len(self._split[0]) // self.batch_size)
+    return max(1, len(self.train_indices) // self.batch_size)
 
   def train_batches(
     self, preprocessing: Preprocessing, start_step: int
@@ -118,7 +127,7 @@ class Run:
     data = self.config['data']
     return pipeline.train_batches(
       self.dataset.train,
-      self._split[0],
+      self.train_indices,
       preprocessing,
       Augment.from_config(dict(data['augment'])),
       batch_size=self.batch_size,
@@ -139,6 +148,11 @@ class Run:
     return self._batches(
       self.dataset.test, np.arange(total)[:limit], preprocessing
     )
+
+  @property
+  def train_indices(self) -> np.ndarray:
+    """Training images that the network learns from."""
+    return self._split[0]
 
   def holdout_indices(self, limit: int | None = None) -> np.ndarray:
     """Training images kept out of training, for selection."""

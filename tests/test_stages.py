@@ -313,3 +313,26 @@ def test_missing_stage_errors_are_ours(tmp_path):
       stages.STAGES[stage].run(run)
   with pytest.raises(CheckpointError):
     run.load('pretrain')
+
+
+class TestTrainImages:
+  """`data.train_images`: a part of the training split."""
+
+  def test_used_images_are_a_stratified_part(self, tmp_path):
+    run = open_run(
+      tmp_path / 'few',
+      '--config.data.train_images=400',
+      '--config.data.holdout_images=100',
+    )
+    train, held = run.train_indices, run.holdout_indices()
+    assert (len(train), len(held)) == (300, 100)
+    assert not set(train) & set(held)
+    counts = np.bincount(run.dataset.train.labels[np.r_[train, held]])
+    whole = np.bincount(run.dataset.train.labels)
+    # Shares by largest remainder: off by less than one image.
+    np.testing.assert_allclose(counts, whole * 400 / whole.sum(), atol=1)
+
+  def test_more_than_there_are(self, tmp_path):
+    run = open_run(tmp_path / 'many', '--config.data.train_images=99999')
+    with pytest.raises(UsageError, match='there are only'):
+      run.holdout_indices()

@@ -1,0 +1,185 @@
+"""The README's table for Fashion-MNIST: what 5 and 6 of 12 removed layers cost.
+
+Three seeds. Every row has seen the same number of epochs in the end: the dense
+baseline trains them in one cosine; the pruned ones take a shorter dense
+training and spend the rest on NOSE's layers, dilution and settling.
+
+  python benchmarks/fashion_mnist_table.py --workdir=runs/fashion_table \
+    --source=idx_folder:/usr/share/datasets/fashion-mnist
+
+On two CPU cores 10,000 of the 60,000 training images are used (512 of them
+only for the selection), patches of 7 pixels, width 48, 20 epochs; the test is
+always on all 10,000 test images. Each run has its own workdir: the script
+continues where it was stopped. Takes about an hour on one CPU core.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from lambda_vit_jax import benchmark, checkpoint, evaluate, main, stages
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+SEEDS = range(3)
+ROOT = pathlib.Path(__file__).parents[1]
+OUTPUT = ROOT / 'docs/benchmarks/fashion_mnist_table.json'
+SETTINGS = (
+  '--config.batch_size=64',
+  '--config.data.train_images=10000',
+  '--config.data.holdout_images=512',
+  '--config.pretrain.warmup_steps=1ep',
+  '--config.checkpoint_every=1000',
+  '--config.log_every=100',
+)
+TOTAL_EPOCHS = 20
+START_EPOCHS = 10
+DILUTION_EPOCHS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One row: how long the dense part trains, and what is removed then."""
+
+  name: str
+  dense_epochs: int
+  num_layers: int = 0
+
+
+DENSE = Arm('dense', TOTAL_EPOCHS)
+START = Arm('start', START_EPOCHS)
+PRUNED = tuple(Arm(f'pruned-{n}', START_EPOCHS, n) for n in (5, 6))
+
+
+def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
+  """The workdir of one row and seed; a pruned one starts from `start`'s."""
+  workdir = f'{options.workdir}/{arm.name}-{seed}'
+  arguments = [
+    'run',
+    f'--config={ROOT}/configs/fashion_mnist.py',
+    f'--workdir={workdir}',
+    f'--config.seed={seed}',
+    f'--config.data.source={options.source}',
+    *SETTINGS,
+  ]
+  if arm.num_layers:
+    settling = TOTAL_EPOCHS - START_EPOCHS - DILUTION_EPOCHS
+    arguments += [
+      f'--config.init={options.workdir}/start-{seed}',
+      '--config.pretrain.steps=0',
+      f'--config.select.num_layers={arm.num_layers}',
+      f'--config.dilute.dilution_steps={DILUTION_EPOCHS}ep',
+      f'--config.dilute.settle_steps={settling}ep',
+    ]
+  else:
+    arguments += [f'--config.pretrain.steps={arm.dense_epochs}ep']
+  _, config, _ = main.parse(arguments)
+  return Run(config.to_dict(), workdir, Reporter())
+
+
+def hits(run: Run, model: Model) -> np.ndarray:
+  """`[test images]` bool: which of them the model gets right."""
+  rows = []
+  for batch in run.eval_batches(model.preprocessing):
+    logits = np.asarray(model(batch['image']))
+    rows.append((logits.argmax(-1) == batch['label'])[batch['mask']])
+  return np.concatenate(rows)
+
+
+def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
+  """Trains one row with one seed; returns what it got right."""
+  run = open_run(options, arm, seed)
+  score = run.path('score.json')
+  if score.exists():
+    return checkpoint.read_json(score)
+  stages.run_stage(run, 'pretrain')
+  stage, removed = 'pretrain', []
+  if arm.num_layers:
+    stages.run_stage(run, 'select')
+    stages.run_stage(run, 'dilute')
+    stage = 'dilute'
+    removed = checkpoint.read_json(run.path('selection.json'))['removed']
+  model = run.load(stage)
+  result = evaluate.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  right = hits(run, model)
+  if round(result['top1'] * len(right)) != right.sum():
+    raise AssertionError('two ways to count disagree')
+  result |= {'removed': removed, 'hits': np.packbits(right).tobytes().hex()}
+  checkpoint.write_json(score, result)
+  return result
+
+
+def unpack(row: dict) -> np.ndarray:
+  bits = np.unpackbits(np.frombuffer(bytes.fromhex(row['hits']), np.uint8))
+  return bits[: row['num_images']].astype(bool)
+
+
+def paired(rows: list[dict], dense: list[dict]) -> dict[str, float]:
+  """Mean difference in top-1 with its 95% interval over the test images.
+
+  Per image the difference is averaged over seeds, so the interval is of the
+  test images' draw; how much seeds differ is in `by_seed`.
+  """
+  each = np.mean(
+    [
+      unpack(row).astype(float) - unpack(other)
+      for row, other in zip(rows, dense, strict=True)
+    ],
+    axis=0,
+  )
+  half = 1.96 * each.std(ddof=1) / math.sqrt(len(each))
+  return {'mean': float(each.mean()), 'half': float(half)}
+
+
+def write_table() -> None:
+  """Runs everything that is missing, then writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--workdir', default='runs/fashion_table')
+  parser.add_argument(
+    '--source', default='idx_folder:/usr/share/datasets/fashion-mnist'
+  )
+  options = parser.parse_args()
+  rows = {
+    arm.name: [run_arm(options, arm, seed) for seed in SEEDS]
+    for arm in (START, DENSE, *PRUNED)
+  }
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'config': 'configs/fashion_mnist.py',
+    'settings': [
+      *SETTINGS,
+      f'epochs: {START_EPOCHS} dense + {DILUTION_EPOCHS} dilution + '
+      f'{TOTAL_EPOCHS - START_EPOCHS - DILUTION_EPOCHS} settling; dense '
+      f'baseline {TOTAL_EPOCHS}',
+    ],
+    'num_images': rows['dense'][0]['num_images'],
+    'rows': {
+      name: {
+        'removed': [row['removed'] for row in found],
+        'top1': float(np.mean([row['top1'] for row in found])),
+        'by_seed': [row['top1'] for row in found],
+        'loss': float(np.mean([row['loss'] for row in found])),
+        'minus_dense': paired(found, rows['dense']),
+      }
+      for name, found in rows.items()
+    },
+  }
+  OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  write_table()
