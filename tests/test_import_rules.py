@@ -17,6 +17,7 @@ FLOORS = (
     'display',
     'entropy',
     'interrupt',
+    'linear',
     'losses',
     'metrics',
     'plots',
@@ -25,6 +26,8 @@ FLOORS = (
     'resolve',
     'sharding',
     'surgery',
+    'tensorboard',
+    'trackers',
     'twofloat',
   },
   {
@@ -40,6 +43,7 @@ FLOORS = (
     'hub',
     'images',
     'infer',
+    'linearize',
     'models',
     'optim',
     'plain_loop',
@@ -60,7 +64,7 @@ FLOORS = (
     'train_step',
     'workdir',
   },
-  {'benchmark', 'commands', 'evaluate', 'report', 'train'},
+  {'benchmark', 'commands', 'evaluate', 'probe', 'report', 'train'},
   {'stages'},
   {'__init__', '__main__', 'main'},
 )
