@@ -38,12 +38,17 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
     {
       # Peak of the cosine; per batch of 512 images if scale_by_batch.
       'learning_rate': learning_rate,
+      # Multiply the learning rate by batch_size / 512.
       'scale_by_batch': False,
+      # Where the cosine ends.
       'final_learning_rate': 1e-5,
       # Steps, or epochs as '5ep'.
       'warmup_steps': free(0),
+      # AdamW's; weights of matrices alone decay.
       'weight_decay': 0.05,
+      # AdamW's decay of the first moment.
       'b1': 0.9,
+      # AdamW's decay of the second moment.
       'b2': 0.999,
       # Global norm of the gradient; 0 for none.
       'clip_norm': 1.0,
@@ -51,16 +56,25 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
       'layer_decay': 1.0,
       # Regular expression on parameter paths that do not train.
       'frozen': '',
+      # Steps whose gradients are averaged before an update.
       'accumulate_steps': 1,
+      # Share of a label's weight that is spread over all classes.
       'label_smoothing': 0.1,
+      # Beta distribution's parameter for mixing whole images; 0 for none.
       'mixup': 0.0,
+      # The same for pasted rectangles; 0 for none.
       'cutmix': 0.0,
+      # Stochastic depth's greatest rate; its shape over depth is the
+      # variant's.
       'drop_path_rate': 0.0,
       # Decay of the average of the parameters; 0 for none.
       'ema': 0.0,
-      # none, soft or hard, against the dense model the stage starts from.
+      # none, soft, hard or feature, against the dense model that dilution
+      # starts from.
       'distill': 'none',
+      # Share of the loss that distillation takes.
       'distill_weight': 0.5,
+      # Divides both models' logits in soft distillation.
       'distill_temperature': 1.0,
     }
   )
@@ -69,6 +83,7 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
 def base() -> ml_collections.ConfigDict:
   """All keys with defaults that suit a small image set."""
   config = ml_collections.ConfigDict()
+  # Of initial parameters, data order, augmentation and the bootstrap.
   config.seed = 0
   # Images of one optimisation step, over all devices and processes.
   config.batch_size = 64
@@ -83,9 +98,12 @@ def base() -> ml_collections.ConfigDict:
   data.train_images = free()
   # Of those, images kept out of training; selection reads them.
   data.holdout_images = 256
+  # Leave out images that cannot be decoded instead of stopping at the first.
   data.skip_undecodable = False
   # Worker processes of the input pipeline; 0 reads in threads.
   data.workers = 0
+  # Folder for prepared digits and cached labels; lambda_vit_jax in
+  # $XDG_CACHE_HOME or ~/.cache when empty.
   data.cache_dir = ''
   # Times each image stands in an epoch's order in a row.
   data.repeats = 1
@@ -107,6 +125,7 @@ def base() -> ml_collections.ConfigDict:
     augment[name] = free()
 
   config.model = model = ml_collections.ConfigDict()
+  # A name of `lambda-vit models`.
   model.variant = 'vit_mini_patch2_8'
   # Pixels; the variant's own when empty.
   model.image_size = free()
@@ -115,21 +134,33 @@ def base() -> ml_collections.ConfigDict:
   model.crop_ratio = free()
   # float32 or bfloat16 arithmetic; parameters stay float32.
   model.dtype = 'float32'
+  # Recompute activations in the backward pass: less memory, more time.
   model.remat = False
 
   config.pretrain = _training(1e-3)
   # Steps, or epochs as '30ep'. 0 takes the init weights as they are.
   config.pretrain.steps = free(0)
 
-  config.analyze = ml_collections.ConfigDict({'num_images': free()})
+  config.analyze = analyze = ml_collections.ConfigDict()
+  # Images of the held-out slice; all of it when empty.
+  analyze.num_images = free()
 
   config.select = select = ml_collections.ConfigDict()
+  # transfer_entropy (NOSE), loss_increase, cosine, affine, random, first,
+  # last, given or exhaustive.
   select.criterion = 'transfer_entropy'
+  # What transfer entropy is measured on: logits or features.
   select.target = 'logits'
+  # signed takes the least score, absolute the least in magnitude.
   select.sign = 'signed'
-  # Exactly one of the next three is in force.
+  # Exactly one of the next three is in force; one that is set by flag clears
+  # the others.
+
+  # Attention layers to remove.
   select.num_layers = free(5)
+  # The same as a share of the blocks, rounded.
   select.removal_ratio = free()
+  # The fewest layers that divide the multiply-accumulates by this.
   select.target_speedup = free()
   # The layers themselves, for criterion `given`.
   select.layers = ()
@@ -139,25 +170,42 @@ def base() -> ml_collections.ConfigDict:
   select.memory_gib = free()
 
   config.dilute = _training(5e-4)
+  # How long λ takes from 1 to 0: steps, or epochs as '300ep'.
   config.dilute.dilution_steps = free('300ep')
+  # Training at λ = 0 after that, without the diluted attentions.
   config.dilute.settle_steps = free('100ep')
+  # Scale the residual by 2 - λ; without, by 1 (the paper's ablation).
   config.dilute.compensation = True
   # What λ leads away from: the dense model's `attention`.
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()
+  # Of orbax, safetensors, stablehlo, onnx; orbax is always written.
   export.formats = ('orbax', 'safetensors', 'stablehlo')
+  # Storage of the portable formats: float32, bfloat16 or float16.
   export.dtype = 'float32'
+  # Zeros in place of removed attentions, so that stock timm loads the file.
   export.zero_fill = False
 
   config.benchmark = benchmark = ml_collections.ConfigDict()
+  # Images of one call.
   benchmark.batch_size = 16
   # Timed calls of each program, in turn.
   benchmark.rounds = 15
 
-  config.mesh = ml_collections.ConfigDict({'fsdp': 1})
+  config.mesh = mesh = ml_collections.ConfigDict()
+  # Devices that share one copy of the parameters; 1 keeps a copy on each.
+  mesh.fsdp = 1
+  config.metrics = metrics = ml_collections.ConfigDict()
+  # Event files in WORKDIR/tensorboard besides metrics.jsonl.
+  metrics.tensorboard = False
+  # Project of Weights & Biases (extra `wandb`) that gets them; empty for none.
+  metrics.wandb = ''
+  # Steps between two lines of metrics.jsonl.
   config.log_every = 50
+  # Steps between two checkpoints.
   config.checkpoint_every = 500
+  # How many of the newest checkpoints of a stage stay.
   config.keep_checkpoints = 2
   return config
 

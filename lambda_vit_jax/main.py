@@ -208,10 +208,13 @@ def _run_stage(stage: str, config: Any, values: flags.FlagValues) -> None:
 
   interrupt.raise_on_signals()
   run = Run(config.to_dict(), values.workdir, Reporter(values.quiet))
-  if stage == 'run':
-    stages.run_all(run)
-  else:
-    stages.run_stage(run, stage)
+  try:
+    if stage == 'run':
+      stages.run_all(run)
+    else:
+      stages.run_stage(run, stage)
+  finally:
+    run.metrics.close()
   if stage in ('run', 'report'):
     print_results(run.workdir)
 

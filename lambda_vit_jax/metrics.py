@@ -1,17 +1,33 @@
 """`metrics.jsonl`: one JSON object a line, in order, without repeats."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
+
+from lambda_vit_jax.trackers import Tracker
 
 
 class MetricsWriter:
   """Appends to `WORKDIR/metrics.jsonl`; only the leading process writes."""
 
-  def __init__(self, workdir: str | epath.Path, leader: bool = True):
+  def __init__(
+    self,
+    workdir: str | epath.Path,
+    leader: bool = True,
+    trackers: Sequence[Tracker] = (),
+  ):
+    """Opens nothing yet.
+
+    Args:
+      workdir: of the run.
+      leader: whether this process writes.
+      trackers: get the same numbers.
+    """
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     self._leader = leader
+    self._trackers = tuple(trackers) if leader else ()
 
   def write(self, stage: str, step: int, **values: float) -> None:
     """Adds one line; `stage` and `step` come first."""
@@ -20,9 +36,18 @@ class MetricsWriter:
     line = json.dumps({'stage': stage, 'step': step, **values})
     with self._path.open('a') as file:
       file.write(line + '\n')
+    for tracker in self._trackers:
+      tracker.write(stage, step, values)
+
+  def close(self) -> None:
+    """Tells the trackers that no more will come."""
+    for tracker in self._trackers:
+      tracker.close()
 
   def rewind(self, stage: str, step: int) -> None:
     """Forgets lines of `stage` past `step`: a resumed run writes them anew."""
+    for tracker in self._trackers:
+      tracker.begin(stage, step)
     if not self._leader or not self._path.exists():
       return
     rows = read_metrics(self._path)

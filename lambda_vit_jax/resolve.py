@@ -16,6 +16,7 @@ _OPERATIONAL = (
   'checkpoint_every',
   'keep_checkpoints',
   'mesh',
+  'metrics',
   'benchmark',
   'data.workers',
   'data.cache_dir',
@@ -84,7 +85,7 @@ def image_size(value: Any) -> int | tuple[int, int] | None:
     raise UsageError(
       f'config.model.image_size={value!r}: give one side or (height, width)'
     )
-  return sizes[0] if len(sizes) == 1 else sizes
+  return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def budget(select: Mapping[str, Any]) -> tuple[str, float]:

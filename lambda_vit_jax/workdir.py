@@ -20,6 +20,7 @@ from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.trackers import make_trackers
 
 
 def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
@@ -50,7 +51,8 @@ class Run:
     self.workdir = checkpoint.absolute(workdir)
     self.leader = jax.process_index() == 0
     self._claim()
-    self.metrics = MetricsWriter(self.workdir, self.leader)
+    trackers = make_trackers(_plain(config), self.workdir)
+    self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def _claim(self) -> None:
     path = self.workdir / 'config.json'
