@@ -6,6 +6,7 @@ timed until its result is ready, and the first calls are thrown away.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import platform
 import time
@@ -70,7 +71,8 @@ def compile_model(
   start = time.perf_counter()
   compiled = jax.jit(predict).lower(model.params, images).compile()
   seconds = time.perf_counter() - start
-  memory = compiled.memory_analysis()
+  # None where a backend cannot tell; its figures are then 0.
+  memory: Any = compiled.memory_analysis()
   sizes = {
     'parameters': model.num_parameters,
     'macs': model.macs(),
@@ -120,7 +122,7 @@ def compare(
   for name, model in models.items():
     calls[name], rows[name] = compile_model(model, images)
   for name, program in programs.items():
-    calls[name], rows[name] = (lambda call=program: call(images)), {}
+    calls[name], rows[name] = functools.partial(program, images), {}
   square = jnp.asarray(
     rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), module.dtype
   )

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import rich.console
@@ -105,7 +105,7 @@ def models(argv: Sequence[str]) -> None:
   parser.add_argument('--filter', default='')
   parser.add_argument('--json', action='store_true')
   options = parser.parse_args(argv)
-  rows = []
+  rows: list[dict[str, Any]] = []
   for name, variant in sorted(VARIANTS.items()):
     if options.filter not in name:
       continue

@@ -35,8 +35,7 @@ def count_macs(
   mixing = [i for i, m in enumerate(modes) if m in ('full', 'diluted')]
   last = mixing[-1] if mixing else -1
   for index, mode in enumerate(modes):
-    narrow = read_tokens is not None and index >= last
-    rows = read_tokens if narrow else tokens
+    rows = tokens if read_tokens is None or index < last else read_tokens
     square = embed_dim * embed_dim
     if mode in ('full', 'diluted'):
       total += 2 * tokens * square + 2 * rows * square

@@ -197,7 +197,8 @@ def decode(
     CheckpointError: names are missing, unexpected or of a wrong shape (all of
       them in one report), or numbers that are not finite.
   """
-  plan, used = {}, set()
+  plan: dict[str, tuple[tuple[str, ...], Transform]] = {}
+  used: set[str] = set()
   missing, wrong = [], []
   for path, leaf in flatten(expected).items():
     found = source_names(path, rules)
@@ -223,7 +224,8 @@ def decode(
   if report:
     raise CheckpointError(f'{where}: {"; ".join(report)}{hint}')
 
-  flat, broken = {}, []
+  flat: dict[str, Any] = {}
+  broken: list[str] = []
   for path, (names, transform) in plan.items():
     # One contiguous float32 copy per parameter, and the source let go.
     array = transform.decode(*(np.asarray(read(name)) for name in names))

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,8 @@ def _sharded_program(
         PartitionSpec(*spec),
         None if mask_dimensions is None else mask_spec,
       ),
-      out_specs=Moments(scalar, scalar, *(channels,) * 4),
+      # A tree of specs in place of arrays.
+      out_specs=Moments(*cast(Any, (scalar, scalar, *(channels,) * 4))),
       # The count does not depend on axes that split the channels.
       check_vma=False,
     )

@@ -176,7 +176,7 @@ def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
   Raises:
     CheckpointError: they are not zeros.
   """
-  if not file.description.get('zero_filled'):
+  if file.description is None or not file.description.get('zero_filled'):
     return file
   shapes = dict(file.shapes)
   for block_index in own.removed_layers:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -191,7 +191,7 @@ def _flat_mesh(mesh: Mesh | None) -> Mesh:
 def _mesh_of(array: Array) -> Mesh | None:
   sharding = getattr(array, 'sharding', None)
   if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
-    return sharding.mesh
+    return cast(Mesh, sharding.mesh)
   return None
 
 

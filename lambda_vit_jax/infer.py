@@ -52,7 +52,7 @@ def candidates(
   kernel = shape('patch_embed/kernel')
   positions = shape('pos_embed')
   mlp = shape('block00/mlp/fc1/kernel')
-  if any(s is None for s in (kernel, positions, mlp)):
+  if kernel is None or positions is None or mlp is None:
     return ()
   depth = 0
   while has(f'{block_name(depth)}/norm2/scale'):

@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from lambda_vit_jax.errors import LambdaVitError
 
@@ -44,7 +45,9 @@ def raise_on_signals() -> None:
 def stop_flag() -> Iterator[StopFlag]:
   """While open, a first signal only sets the flag; a second one raises."""
   flag = StopFlag()
-  previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+  previous: dict[int, Any] = {
+    signum: signal.getsignal(signum) for signum in _SIGNALS
+  }
 
   def handler(signum: int, frame: FrameType | None) -> None:
     if flag.signum and callable(previous[signum]):
@@ -61,5 +64,5 @@ def stop_flag() -> Iterator[StopFlag]:
   try:
     yield flag
   finally:
-    for signum, old in previous.items():
-      signal.signal(signum, old)
+    for number, old in previous.items():
+      signal.signal(number, old)

@@ -41,8 +41,9 @@ class Preprocessing:
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Preprocessing':
     """Inverse of `to_json`; lists become tuples."""
+    height, width = fields['image_size']
     return cls(
-      image_size=tuple(int(n) for n in fields['image_size']),
+      image_size=(int(height), int(width)),
       mean=tuple(float(v) for v in fields['mean']),
       std=tuple(float(v) for v in fields['std']),
       crop_ratio=float(fields['crop_ratio']),

@@ -211,7 +211,7 @@ def _correlation(a: list[float | None], b: list[float | None]) -> float | None:
   table = np.asarray(pairs, np.float64)
   if not (table.std(axis=0) > 0.0).all():
     return None
-  return float(np.corrcoef(table, rowvar=False)[0, 1])
+  return float(np.asarray(np.corrcoef(table, rowvar=False))[0, 1])
 
 
 def cosine_similarity(

@@ -130,7 +130,7 @@ def finish(
     return pieces.run_block(end.attend, attention, full, read_tokens)[0]
 
   def without() -> Array:
-    x = jnp.where(use_stream, full[:, :read_tokens], narrow)
+    x: Array = jnp.where(use_stream, full[:, :read_tokens], narrow)
     if end.attend.attention_mode == 'linear':
       return pieces.run_block(end.attend, attention, x)[0]
     x = residual_scale.astype(x.dtype) * x

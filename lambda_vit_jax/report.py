@@ -60,7 +60,7 @@ def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
   workdir = epath.Path(workdir)
   evaluation = _read(workdir, 'evaluation.json') or {}
   measured = _read(workdir, 'benchmark.json') or {}
-  rows = []
+  rows: list[tuple[str, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
     score, size = evaluation.get(name, {}), measured.get(name, {})
     speed = size.get('images_per_second')

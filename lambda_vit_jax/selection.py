@@ -8,7 +8,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from lambda_vit_jax.criteria import Criterion, Scores
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.programs import Target
 from lambda_vit_jax.selection_record import Round, Selection
 from lambda_vit_jax.typing import Array
 from lambda_vit_jax.wavefront import Variant, Wavefront
@@ -181,7 +182,10 @@ def select(
     scorer = criteria.measured(
       score,
       Wavefront(
-        model, images, criteria.measured_target(score, target), memory_gib
+        model,
+        cast(ImageSet, images),
+        criteria.measured_target(score, cast(Target, target)),
+        memory_gib,
       ),
       resamples,
       seed,

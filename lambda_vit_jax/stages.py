@@ -58,7 +58,8 @@ def _training_job(
   schedule = optim.learning_rate_schedule(
     peak, max(total, warmup + 1), warmup, settings['final_learning_rate']
   )
-  distilled = settings['distill'] != 'none' and teacher is not None
+  if settings['distill'] == 'none':
+    teacher = None
   shape = model_lib.get_variant(model.variant).drop_path_shape
   rates = model_lib.drop_path_rates(
     settings['drop_path_rate'], model.depth, shape
@@ -86,7 +87,7 @@ def _training_job(
     seed=resolve.integer(run.config['seed'], 'seed'),
     steps_per_epoch=run.steps_per_epoch,
     make_batches=functools.partial(run.train_batches, model.preprocessing),
-    teacher=(teacher.module, teacher.params) if distilled else None,
+    teacher=(teacher.module, teacher.params) if teacher else None,
     batch_size=run.batch_size,
     description=describe(model),
     log_every=resolve.integer(run.config['log_every'], 'log_every', 1),
@@ -193,6 +194,7 @@ def select(run: Run) -> None:
   if partial.exists():
     resume = selection.Selection.from_json(checkpoint.read_json(partial))
   key, value = resolve.budget(settings)
+  size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
   with run.reporter.bar('select', 100) as bar:
 
     def show(state: selection.Progress) -> None:
@@ -214,7 +216,7 @@ def select(run: Run) -> None:
       on_round=lambda found: checkpoint.write_json(partial, found.to_json()),
       on_progress=show,
       warn=run.reporter.warn,
-      **{key: int(value) if key == 'num_layers' else value},
+      **size,
     )
   checkpoint.write_json(run.path('selection.json'), chosen.to_json())
   partial.unlink(missing_ok=True)
@@ -238,10 +240,11 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
 
 def _dilution_steps(run: Run) -> tuple[int, int]:
   settings = run.config['dilute']
-  return tuple(
+  diluting, settling = (
     resolve.duration(settings[key], run.steps_per_epoch, f'dilute.{key}')
     for key in ('dilution_steps', 'settle_steps')
   )
+  return diluting, settling
 
 
 def dilute(run: Run) -> None:

@@ -5,7 +5,7 @@ A tree is a plain nested dict with blocks under `block00`, `block01`, …; see
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.typing import ATTENTION_MODES, AttentionMode, Params
@@ -83,8 +83,9 @@ def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
         f'block {index}: unknown attention mode {mode!r}; '
         f'known are {", ".join(ATTENTION_MODES)}'
       )
-  check_layers(removed_layers(modes), depth)
-  return tuple(modes)
+  known = cast(tuple[AttentionMode, ...], tuple(modes))
+  check_layers(removed_layers(known), depth)
+  return known
 
 
 def prune_tree(tree: Params, layers: Iterable[int]) -> Params:

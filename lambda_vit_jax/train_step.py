@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax import dilution, losses, sharding, surgery
 from lambda_vit_jax.data import mixing
+from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
@@ -34,6 +35,10 @@ class TrainState:
   ema: Params | None
 
 
+DISTILLATIONS = ('none', 'soft', 'hard', 'feature')
+"""Values of `LossSettings.distill`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
   """What the loss adds to cross-entropy; all static.
@@ -42,7 +47,8 @@ class LossSettings:
     label_smoothing: share spread over all classes.
     mixup_alpha: Beta parameter of mixup, 0 for none.
     cutmix_alpha: Beta parameter of cutmix, 0 for none.
-    distill: `none`, `soft` or `hard`.
+    distill: one of `DISTILLATIONS`: not at all, towards the teacher's
+      logits (`soft`, `hard`), or towards its features.
     distill_weight: share of the distillation loss.
     temperature: of soft distillation.
     ema_decay: 0 for no average.
@@ -55,6 +61,13 @@ class LossSettings:
   distill_weight: float = 0.5
   temperature: float = 1.0
   ema_decay: float = 0.0
+
+  def __post_init__(self):
+    if self.distill not in DISTILLATIONS:
+      raise UsageError(
+        f'distill={self.distill!r} is not known; known are '
+        f'{", ".join(DISTILLATIONS)}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +169,7 @@ def make_train_step(
       factor = dilution.factor_vector(
         dilution_plan.factor(state.step), dilution_plan.layers, depth
       )
-    logits, _ = model_lib.apply_module(
+    logits, taps = model_lib.apply_module(
       module,
       params,
       images,
@@ -165,13 +178,18 @@ def make_train_step(
       capture=False,
     )
     loss = losses.cross_entropy(logits, targets)
-    if settings.distill != 'none':
-      teacher_logits, _ = model_lib.apply_module(
+    if teacher is not None and settings.distill != 'none':
+      teacher_logits, teacher_taps = model_lib.apply_module(
         teacher, teacher_params, images, capture=False
       )
-      extra = losses.distillation_loss(
-        logits, teacher_logits, settings.distill, settings.temperature
-      )
+      if settings.distill == 'feature':
+        extra = losses.feature_distillation_loss(
+          taps['features'], teacher_taps['features']
+        )
+      else:
+        extra = losses.distillation_loss(
+          logits, teacher_logits, settings.distill, settings.temperature
+        )
       weight = settings.distill_weight
       loss = (1.0 - weight) * loss + weight * extra
     return loss, logits

@@ -107,7 +107,7 @@ def sum_rows(
   # Derived from `rows` so that it varies over the same mesh axes.
   nothing = jnp.where(jnp.zeros((slab, 1), bool), rows[:slab], 0.0)
   shapes = jax.eval_shape(terms, rows[:slab], keep[:slab])
-  start = [(nothing, nothing) for _ in shapes]
+  start: Pairs = [(nothing, nothing) for _ in shapes]
   chunks = (
     rows.reshape(steps, slab, channels),
     keep.reshape(steps, slab, 1),

@@ -16,7 +16,7 @@ of what it puts out. Parameters are arguments. (Blocks that differ in their
 norm's epsilon, as in folded models, or in mode `linear` need their own.)
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ class Wavefront:
     return found
 
   def _run(
-    self, batch: dict[str, Array], states: dict[Variant, Moments]
+    self, batch: Mapping[str, Array], states: dict[Variant, Moments]
   ) -> int:
     """One micro-batch through all variants; returns block evaluations."""
     depth = self._model.depth
@@ -243,13 +243,13 @@ class Wavefront:
     index: int,
     mode: AttentionMode,
     streams: tuple[Array, Array],
-    batch: dict[str, Array],
+    batch: Mapping[str, Array],
     state: Moments | None,
     use_stream: bool,
   ) -> tuple[tuple[Array, Array], Moments]:
     """A block on the read tokens; see `programs.finish`."""
     module = self._model.module
-    kind = 'linear' if mode == 'linear' else 'full'
+    kind: AttentionMode = 'linear' if mode == 'linear' else 'full'
     # A block without attention parameters borrows those of one that has
     # them: they are not used, and all calls share one program.
     lender = index if mode in ('full', 'linear') else self._lender()
@@ -313,7 +313,7 @@ class Wavefront:
     )
 
 
-def _residual_scale(mode: AttentionMode) -> np.ndarray:
+def _residual_scale(mode: AttentionMode) -> np.float32:
   return np.float32(2.0 if mode == 'identity' else 1.0)
 
 

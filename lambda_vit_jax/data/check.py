@@ -169,7 +169,8 @@ def _inspect(source: ImageSource, index: int) -> _Found:
     return _Found(source.describe(index), reason=str(error))
   data = record['image']
   label = record['label']
-  digest = hashlib.blake2b(data, digest_size=12).digest()
+  raw = data.tobytes() if isinstance(data, np.ndarray) else data
+  digest = hashlib.blake2b(raw, digest_size=12).digest()
   try:
     image = open_image(data)
     size, mode = image.size, image.mode

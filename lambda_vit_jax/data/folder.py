@@ -105,7 +105,8 @@ def _classes(split: epath.Path) -> tuple[str, ...]:
 
 
 def _open_split(split: epath.Path, names: tuple[str, ...]) -> FolderSource:
-  files, class_numbers = [], []
+  files: list[str] = []
+  class_numbers: list[int] = []
   for number, name in enumerate(names):
     found = sorted(
       path.name

@@ -65,7 +65,7 @@ def _weights(
 ) -> tuple[Array, Array]:
   """The first image's weight per pixel `[height, width]`, and on average."""
   keys = jax.random.split(key, 5)
-  weights = jnp.ones((height, width), jnp.float32)
+  weights: Array = jnp.ones((height, width), jnp.float32)
   if mixup_alpha:
     drawn = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
     weights = jnp.broadcast_to(drawn.astype(jnp.float32), (height, width))

@@ -10,6 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -170,7 +171,7 @@ def parse_policy(text: str) -> Policy:
   """
   head, *parts = text.split('-')
   fields = {'m': 'magnitude', 'mstd': 'magnitude_std', 'p': 'probability'}
-  values: dict[str, float | int] = {}
+  values: dict[str, Any] = {}
   increasing = False
   for part in parts:
     match = re.fullmatch(r'(mstd|m|n|p|inc)(\d+(?:\.\d+)?)', part)

@@ -62,7 +62,7 @@ def attend(
     # The library's layout is [batch, tokens, heads, head_dim].
     query, key, value = (jnp.swapaxes(t, 1, 2) for t in (query, key, value))
     mixed = jax.nn.dot_product_attention(
-      query, key, value, implementation=kernel
+      query, key, value, implementation=None if kernel == 'auto' else kernel
     )
     return jnp.swapaxes(mixed, 1, 2)
   accumulate = accumulation_dtype(value.dtype)

@@ -8,6 +8,7 @@ spends a third of its time in such copies.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -47,7 +48,10 @@ def quick_gelu(x: Array) -> Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'gelu': gelu,
+  'quick_gelu': quick_gelu,
+}
 
 
 def accumulation_dtype(dtype: Any) -> Any:

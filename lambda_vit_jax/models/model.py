@@ -81,7 +81,7 @@ def make_module(
   eps = (variant.norm_eps,) * (depth + 1) if norm_eps is None else norm_eps
   if len(eps) != depth + 1:
     raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
-  fields = {
+  fields: dict[str, Any] = {
     'image_size': size_pair(size, variant.patch_size),
     'num_classes': (
       variant.num_classes if num_classes is None else int(num_classes)

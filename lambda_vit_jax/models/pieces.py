@@ -6,6 +6,8 @@ modules, so that one compilation serves all of them with their parameters as
 arguments. All functions are traceable and none is jitted.
 """
 
+from typing import Any
+
 from lambda_vit_jax.models.vit import EncoderBlock, ViT
 from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params
@@ -55,7 +57,8 @@ def mlp_params(params: Params, block_index: int) -> Params:
 
 def embed(stem: ViT, params: Params, images: Array) -> Array:
   """Images `[batch, height, width, channels]` to the first stream."""
-  return stem.apply({'params': params}, images, method='embed')
+  embedded: Any = stem.apply({'params': params}, images, method='embed')
+  return embedded
 
 
 def run_block(
@@ -65,11 +68,13 @@ def run_block(
   read_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
   """The stream behind a block, and its intermediates (see `EncoderBlock`)."""
-  return block.apply({'params': params}, x, read_tokens=read_tokens)
+  result: Any = block.apply({'params': params}, x, read_tokens=read_tokens)
+  return result
 
 
 def readout(
   stem: ViT, params: Params, x: Array
 ) -> tuple[Array, dict[str, Array]]:
   """The last stream to logits, and `features` (see `ViT.readout`)."""
-  return stem.apply({'params': params}, x, method='readout')
+  result: Any = stem.apply({'params': params}, x, method='readout')
+  return result

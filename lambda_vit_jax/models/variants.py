@@ -1,6 +1,7 @@
 """The table of variants, by timm's names (their sizes are the papers')."""
 
 import dataclasses
+from typing import Any
 
 from lambda_vit_jax import preprocessing
 from lambda_vit_jax.errors import ModelError, nearest
@@ -55,7 +56,8 @@ class Variant:
     )
 
 
-_SIZES = {
+_Fields = dict[str, Any]
+_SIZES: dict[str, _Fields] = {
   'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
   'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
   'medium': {'embed_dim': 512, 'depth': 12, 'num_heads': 8},
@@ -63,25 +65,35 @@ _SIZES = {
   'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
   'huge': {'embed_dim': 1280, 'depth': 32, 'num_heads': 16},
 }
-_MINI = {'embed_dim': 48, 'depth': 12, 'num_heads': 3}
+_MINI: _Fields = {'embed_dim': 48, 'depth': 12, 'num_heads': 3}
 # Compiles in seconds: for tests and smoke runs.
-_NANO = {'embed_dim': 24, 'depth': 3, 'num_heads': 2}
+_NANO: _Fields = {'embed_dim': 24, 'depth': 3, 'num_heads': 2}
 
-_INCEPTION = {
+_INCEPTION: _Fields = {
   'mean': preprocessing.INCEPTION_MEAN,
   'std': preprocessing.INCEPTION_STD,
 }
-_IMAGENET = {
+_IMAGENET: _Fields = {
   'mean': preprocessing.IMAGENET_MEAN,
   'std': preprocessing.IMAGENET_STD,
 }
-_CLIP = {'mean': preprocessing.CLIP_MEAN, 'std': preprocessing.CLIP_STD}
+_CLIP: _Fields = {
+  'mean': preprocessing.CLIP_MEAN,
+  'std': preprocessing.CLIP_STD,
+}
 # Grey images of a few pixels: digits (8), the MNIST family (28).
-_GREY = {'mean': (0.5,), 'std': (0.5,), 'crop_ratio': 1.0, 'num_classes': 10}
-_STOCK = {'timm_name': 'vit_tiny_patch16_224'}
+_GREY: _Fields = {
+  'mean': (0.5,),
+  'std': (0.5,),
+  'crop_ratio': 1.0,
+  'num_classes': 10,
+}
+_STOCK: _Fields = {'timm_name': 'vit_tiny_patch16_224'}
 
 
-def _timm(name: str, size: str, patch: int, pixels: int, **fields) -> Variant:
+def _timm(
+  name: str, size: str, patch: int, pixels: int, **fields: Any
+) -> Variant:
   """One of timm's, with what most of them share.
 
   Args:
@@ -93,13 +105,15 @@ def _timm(name: str, size: str, patch: int, pixels: int, **fields) -> Variant:
       takes by default, where it has any.
   """
   tag = fields.pop('tag', '')
-  defaults = {'crop_ratio': 1.0 if pixels > 224 else 0.9}
+  defaults: _Fields = {'crop_ratio': 1.0 if pixels > 224 else 0.9}
   if tag:
     defaults['weights'] = f'hf-hub:timm/{name}.{tag}'
   return Variant(name, pixels, patch, **(_SIZES[size] | defaults | fields))
 
 
-def _vit(size: str, patch: int, pixels: int, tag: str, **fields) -> Variant:
+def _vit(
+  size: str, patch: int, pixels: int, tag: str, **fields: Any
+) -> Variant:
   """The original ViT and AugReg: Inception's mean and deviation."""
   name = f'vit_{size}_patch{patch}_{pixels}'
   return _timm(name, size, patch, pixels, tag=tag, **(_INCEPTION | fields))
@@ -112,7 +126,7 @@ def _mae(size: str) -> Variant:
   return dataclasses.replace(variant, name=f'{name}.mae')
 
 
-def _deit(size: str, pixels: int = 224, **fields) -> Variant:
+def _deit(size: str, pixels: int = 224, **fields: Any) -> Variant:
   """DeiT; its stochastic depth is constant over depth in size Base alone."""
   distilled = '_distilled' if fields.get('distilled') else ''
   name = f'deit_{size}{distilled}_patch16_{pixels}'
@@ -152,7 +166,7 @@ def _dinov2(size: str, num_registers: int = 0) -> Variant:
   )
 
 
-def _clip(name: str, **fields) -> Variant:
+def _clip(name: str, **fields: Any) -> Variant:
   """CLIP's image tower: a norm in front, no patch bias, epsilon 1e-5."""
   return _timm(
     name, 'base', 16, 224, norm_eps=1e-5, pre_norm=True, **(_CLIP | fields)
