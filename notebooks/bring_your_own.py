@@ -1,0 +1,219 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Bring your own weights and images
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/bring_your_own.ipynb)
+#
+# Your weights, your images: which attention layers could go, what would be
+# left of the accuracy without training, how fast the smaller model is here, and
+# files that other programs read. Two minutes on a CPU with the stand-ins.
+
+# %%
+# A fresh Colab has JAX for its CPU, GPU or TPU: what is there stays as it is.
+import importlib.metadata
+import subprocess
+import sys
+
+REPOSITORY = 'https://github.com/OWNER/lambda_vit_jax'
+NEEDED = [
+  'absl-py',
+  'etils',
+  'flatbuffers',
+  'flax',
+  'grain',
+  'importlib_resources',
+  'jax',
+  'matplotlib',
+  'ml-collections',
+  'numpy',
+  'optax',
+  'orbax-checkpoint',
+  'pillow',
+  'rich',
+  'safetensors',
+  'scikit-learn',
+  'tensorflow-datasets',
+]
+
+
+def lacks(name):
+  try:
+    return importlib.metadata.version(name) is None
+  except importlib.metadata.PackageNotFoundError:
+    return True
+
+
+def install(*arguments):
+  command = [sys.executable, '-m', 'pip', 'install', '--quiet', *arguments]
+  subprocess.run(command, check=True)
+
+
+if lacks('lambda_vit_jax'):
+  install('--no-deps', f'git+{REPOSITORY}')
+  if lacking := list(filter(lacks, NEEDED)):
+    install(*lacking)
+
+# %% [markdown]
+# Fill these in. `WEIGHTS`: a `.safetensors` or `.npz` file, a folder, an export,
+# or `hf-hub:timm/NAME` (needs `huggingface_hub`). `IMAGES`: a folder with
+# `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. `VARIANT`: a name of `lambda-vit
+# models`, where the weights do not say it. Left at None, stand-ins are made.
+
+# %%
+WEIGHTS = None
+IMAGES = None
+VARIANT = None
+
+# %%
+import pathlib
+import tempfile
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.main import main
+
+FOLDER = pathlib.Path(tempfile.mkdtemp())
+
+if WEIGHTS is None:
+  example = lv.load_pretrained('builtin:vit_mini_patch2_8_digits')
+  lv.export(example, FOLDER / 'weights', formats=('safetensors',))
+  WEIGHTS = FOLDER / 'weights' / 'model.safetensors'
+
+if IMAGES is None:
+  from sklearn.datasets import load_digits
+
+  IMAGES = FOLDER / 'images'
+  digits = load_digits()
+  for index, (pixels, label) in enumerate(
+    zip(digits.images, digits.target, strict=True)
+  ):
+    split = 'train' if index % 5 else 'val'
+    path = IMAGES / split / str(label) / f'{index:04}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels / 16 * 255).astype(np.uint8)).save(path)
+
+# %% [markdown]
+# ## The weights
+
+# %%
+model = lv.load_pretrained(WEIGHTS, variant=VARIANT)
+model.variant, model.num_parameters, model.preprocessing
+
+# %% [markdown]
+# ## The images
+# `lambda-vit check-data image_folder:DIR` reads every image once and says what
+# it found.
+
+# %%
+assert main(['check-data', f'image_folder:{IMAGES}']) == 0
+
+# %% [markdown]
+# A few hundred images of the training split are enough for a choice.
+
+
+# %%
+def read(path):
+  """One image as the model wants it: resized, centre crop, normalised."""
+  wanted = model.preprocessing
+  height, width = wanted.image_size
+  image = Image.open(path).convert('L' if wanted.channels == 1 else 'RGB')
+  scale = max(height / image.height, width / image.width) / wanted.crop_ratio
+  if scale != 1:
+    size = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+  left, top = (image.width - width) // 2, (image.height - height) // 2
+  image = image.crop((left, top, left + width, top + height))
+  array = np.asarray(image, np.float32).reshape(height, width, -1) / 255
+  mean, std = (np.asarray(v, np.float32) for v in (wanted.mean, wanted.std))
+  return (array - mean) / std
+
+
+files = sorted(
+  path
+  for path in pathlib.Path(IMAGES).glob('train/*/*')
+  if path.suffix.lower() in ('.png', '.jpg', '.jpeg')
+)
+rng = np.random.default_rng(0)
+chosen = rng.choice(files, min(256, len(files)), replace=False)
+images = np.stack([read(path) for path in chosen])
+batches = np.split(images, np.arange(64, len(images), 64))
+images.shape
+
+# %% [markdown]
+# ## Which layers?
+
+# %%
+selection = lv.nose(model, batches, num_layers=5)
+selection
+
+# %%
+pruned = lv.prune(model, selection.removed, mode='absent')
+same = np.argmax(pruned(images), -1) == np.argmax(model(images), -1)
+f'{100 * same.mean():.1f}% of decisions unchanged before any training'
+
+# %% [markdown]
+# ## Export
+# Each file is read back and its logits compared before the folder appears.
+
+# %%
+report = lv.export(pruned, FOLDER / 'export', check_images=images[:8])
+report
+
+# %% [markdown]
+# ## Time it
+# In turn, so that a slow moment hits both; waiting until results are there; the
+# first calls, which compile, are not counted. `stablehlo` is the exported
+# program, run by JAX without this package.
+
+# %%
+import jax.export
+
+program = jax.export.deserialize(
+  bytearray((FOLDER / 'export' / 'model.stablehlo').read_bytes())
+)
+batch = images[:32]
+calls = {'dense': model, 'pruned': pruned, 'stablehlo': jax.jit(program.call)}
+seconds = {name: [] for name in calls}
+for turn in range(12):
+  for name, call in calls.items():
+    start = time.perf_counter()
+    jax.block_until_ready(call(batch))
+    if turn >= 2:
+      seconds[name].append(time.perf_counter() - start)
+{
+  name: f'{len(batch) / np.median(values):,.0f} images/s (fastest '
+  f'{len(batch) / min(values):,.0f}, slowest {len(batch) / max(values):,.0f})'
+  for name, values in seconds.items()
+}
+
+# %% [markdown]
+# ## Train the smaller model
+# The same on the command line, with dilution. A few steps here, to show that it
+# runs; take `--config.dilute.dilution_steps=30ep` and more for real, and see
+# `docs/data.md` for a config of your own.
+
+# %%
+code = main(
+  [
+    'run',
+    '--config=configs/digits.py:runlocal',
+    f'--workdir={FOLDER / "run"}',
+    f'--config.init={WEIGHTS}',
+    f'--config.model.variant={model.variant}',
+    f'--config.data.source=image_folder:{IMAGES}',
+    '--quiet',
+  ]
+)
+assert code == 0

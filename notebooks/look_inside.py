@@ -1,0 +1,131 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Look inside a Vision Transformer
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/look_inside.ipynb)
+#
+# Entropy of every layer, cosine, spectrum, and which attention layers the
+# network would miss least. A minute on CPU, GPU or TPU: a 12-block ViT for
+# digits comes with the package.
+
+# %%
+# A fresh Colab has JAX for its CPU, GPU or TPU: what is there stays as it is.
+import importlib.metadata
+import subprocess
+import sys
+
+REPOSITORY = 'https://github.com/OWNER/lambda_vit_jax'
+NEEDED = [
+  'absl-py',
+  'etils',
+  'flatbuffers',
+  'flax',
+  'grain',
+  'importlib_resources',
+  'jax',
+  'matplotlib',
+  'ml-collections',
+  'numpy',
+  'optax',
+  'orbax-checkpoint',
+  'pillow',
+  'rich',
+  'safetensors',
+  'scikit-learn',
+  'tensorflow-datasets',
+]
+
+
+def lacks(name):
+  try:
+    return importlib.metadata.version(name) is None
+  except importlib.metadata.PackageNotFoundError:
+    return True
+
+
+def install(*arguments):
+  command = [sys.executable, '-m', 'pip', 'install', '--quiet', *arguments]
+  subprocess.run(command, check=True)
+
+
+if lacks('lambda_vit_jax'):
+  install('--no-deps', f'git+{REPOSITORY}')
+  if lacking := list(filter(lacks, NEEDED)):
+    install(*lacking)
+
+# %%
+import jax
+import numpy as np
+
+import lambda_vit_jax as lv
+
+model = lv.load_pretrained('builtin:vit_mini_patch2_8_digits')
+f'{model.num_parameters:,} parameters, {model.depth} blocks, on {jax.devices()}'
+
+# %% [markdown]
+# Images: scikit-learn's 8x8 handwritten digits, scaled as the model wants
+# them. For a choice that matters take images that the model was not trained
+# on; `lambda-vit select` keeps some back for this.
+
+# %%
+from sklearn.datasets import load_digits
+
+digits = load_digits().images[:512, :, :, None] / 16
+mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
+images = ((digits - mean) / std).astype(np.float32)
+batches = np.split(images, 8)
+
+# %% [markdown]
+# Entropy of what each attention and each MLP adds to the stream, in nats,
+# and the cosine between the input and the output of each attention half.
+
+# %%
+profile = lv.entropy_profile(model, batches)
+profile
+
+# %%
+profile.plot()
+
+# %% [markdown]
+# The spectrum: how much of the features' energy lies at which spatial
+# frequency, block by block.
+
+# %%
+spectrum = lv.spectrum(model, batches)
+spectrum
+
+# %%
+spectrum.plot()
+
+# %% [markdown]
+# NOSE removes, one after another, the layer whose absence changes the entropy
+# of the output least. The bands are 95% intervals from a bootstrap over the
+# images: where they overlap, more images are needed to tell layers apart.
+
+# %%
+selection = lv.nose(model, batches, num_layers=5)
+selection
+
+# %%
+selection.plot()
+
+# %% [markdown]
+# Without training, with those attention layers left out:
+
+# %%
+trial = lv.prune(model, selection.removed, mode='absent')
+agreement = np.mean(
+  np.argmax(trial(images), -1) == np.argmax(model(images), -1)
+)
+f'{100 * agreement:.1f}% of decisions unchanged, {trial.num_parameters:,} parameters'
+
+# %% [markdown]
+# Training brings the rest back: see `choose_and_dilute.ipynb`.
