@@ -60,6 +60,11 @@ def _training_job(
   )
   if settings['distill'] == 'none':
     teacher = None
+  elif teacher is None:
+    raise UsageError(
+      f'config.{stage}.distill={settings["distill"]!r}: this stage has no '
+      'teacher; only `dilute` has one, the dense model'
+    )
   shape = model_lib.get_variant(model.variant).drop_path_shape
   rates = model_lib.drop_path_rates(
     settings['drop_path_rate'], model.depth, shape

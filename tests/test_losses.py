@@ -37,6 +37,33 @@ def test_soft_distillation_of_equal_logits_is_zero(rng):
   assert abs(losses.distillation_loss(logits, logits, 'soft', 3.0)) < 1e-6
 
 
+def test_feature_distillation_is_one_minus_the_correlation(rng):
+  student, teacher = rng.normal(size=(2, 6, 24)).astype(np.float32)
+  loss = losses.feature_distillation_loss(student, teacher)
+  correlation = [
+    np.corrcoef(s, t)[0, 1] for s, t in zip(student, teacher, strict=True)
+  ]
+  # The epsilon of the whitening, 1e-6 against variances of about 1.
+  np.testing.assert_allclose(loss, 2 * (1 - np.mean(correlation)), rtol=1e-5)
+
+
+def test_feature_distillation_ignores_scale_and_offset(rng):
+  features = rng.normal(size=(3, 24)).astype(np.float32)
+  # float32 rounding of an offset of 3, squared.
+  assert losses.feature_distillation_loss(features, 4 * features + 3) < 1e-9
+  opposite = losses.feature_distillation_loss(features, -features)
+  np.testing.assert_allclose(opposite, 4.0, rtol=1e-5)
+
+
+def test_no_gradient_reaches_the_features_of_the_teacher(rng):
+  features = jnp.asarray(rng.normal(size=(3, 24)), jnp.float32)
+  student, teacher = jax.grad(losses.feature_distillation_loss, argnums=(0, 1))(
+    features, features[::-1]
+  )
+  assert np.any(student)
+  assert not np.any(teacher)
+
+
 @given(st.integers(0, 5))
 def test_padding_counts_for_nothing(padding):
   rng = np.random.default_rng(padding)
