@@ -26,7 +26,11 @@ def dilution_schedule(
   def schedule(step: Array | int) -> Array:
     elapsed = jnp.asarray(step, jnp.float32) - start_step
     remaining = dilution_steps - elapsed
-    return jnp.clip(remaining / max(dilution_steps, 1), 0.0, 1.0)
+    # XLA divides by a constant through its reciprocal, so that n / n need not
+    # be 1; 0 / n is 0.
+    begun = (elapsed > 0) | (remaining <= 0)
+    share = jnp.clip(remaining / max(dilution_steps, 1), 0.0, 1.0)
+    return jnp.where(begun, share, 1.0)
 
   return schedule
 

@@ -47,3 +47,10 @@ def test_diluted_modes_skip_blocks_without_attention():
 )
 def test_final_mode(compensation, mode):
   assert dilution.final_mode(compensation) == mode
+
+
+def test_schedule_over_an_array_of_steps_begins_at_exactly_one():
+  # As a vector, XLA multiplies by 1/41, and 41 · (1/41) is below 1.
+  values = np.asarray(dilution.dilution_schedule(41)(np.arange(60)))
+  assert values[0] == 1.0
+  assert np.all(values[41:] == 0.0)

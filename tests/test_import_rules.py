@@ -43,7 +43,7 @@ FLOORS = (
     'hub',
     'images',
     'infer',
-    'linearize',
+    'linearizer',
     'models',
     'optim',
     'plain_loop',

@@ -1,0 +1,238 @@
+"""How good each criterion's choice is, on trained networks of 12 blocks.
+
+For every criterion and 3, 5 and 6 of 12 layers: accuracy and loss straight
+after removal (`skip`: the branch is left out; `linear`: the best affine map in
+its place) and after a short dilution of the same steps, batches and schedule
+for every set. Three networks, trained from scratch with seeds 0, 1 and 2; five
+random draws each. Sets that criteria share are run once, and one compilation
+serves all of them (`lambda_vit_jax.probe`).
+
+  python benchmarks/selection_quality.py --name=digits \
+    --config=configs/digits.py:scratch --workdir=runs/quality_digits \
+    -- --config.pretrain.steps=2000
+
+Every set's result is kept in its workdir: the script continues where it was
+stopped. Writes docs/benchmarks/selection_quality_NAME.json.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from lambda_vit_jax import (
+  benchmark,
+  checkpoint,
+  evaluate,
+  linearize,
+  main,
+  selection,
+  stages,
+)
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.probe import ShortDilution
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.wavefront import Variant
+from lambda_vit_jax.workdir import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+SEEDS = range(3)
+SIZES = (3, 5, 6)
+# One row each: the options of `selection.select`.
+CRITERIA = {
+  'transfer_entropy': {},
+  'transfer_entropy, absolute': {'sign': 'absolute'},
+  'transfer_entropy of features': {'target': 'features'},
+  'loss_increase': {},
+  'cosine': {},
+  'affine': {},
+  'first': {},
+  'last': {},
+  **{f'random {draw}': {} for draw in range(5)},
+}
+RANDOM = 'random (5 draws)'
+
+
+def parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--name', required=True)
+  parser.add_argument('--config', required=True)
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--steps', type=int, default=200)
+  parser.add_argument('overrides', nargs='*')
+  return parser.parse_args()
+
+
+def open_run(options: argparse.Namespace, seed: int) -> Run:
+  """The workdir of one trained network."""
+  workdir = f'{options.workdir}/seed-{seed}'
+  _, config, _ = main.parse(
+    [
+      'run',
+      f'--config={options.config}',
+      f'--workdir={workdir}',
+      f'--config.seed={seed}',
+      *options.overrides,
+    ]
+  )
+  run = Run(config.to_dict(), workdir, Reporter())
+  stages.run_stage(run, 'pretrain')
+  return run
+
+
+def choices(run: Run, model: Model) -> dict[str, Variant]:
+  """The order in which each criterion removes six layers."""
+  path = run.path('choices.json')
+  found = checkpoint.read_json(path) if path.exists() else {}
+  batches = list(run.holdout_batches(model.preprocessing))
+  for name, options in CRITERIA.items():
+    if name not in found:
+      kind = name.split(',')[0].split(' ')[0]
+      chosen = selection.select(
+        model,
+        batches,
+        criterion=kind,
+        num_layers=max(SIZES),
+        # Its own draws for every network.
+        seed=run.config['seed'] * 100 + int(name[-1])
+        if kind == 'random'
+        else 0,
+        resamples=0,
+        **options,
+      )
+      found[name] = list(chosen.order)
+      checkpoint.write_json(path, found)
+  return {name: tuple(order) for name, order in found.items()}
+
+
+def measure_sets(
+  run: Run, model: Model, sets: list[Variant], steps: int
+) -> dict[Variant, dict[str, float]]:
+  """Accuracy and loss of every set, in the three forms."""
+  path = run.path(f'sets-{steps}.json')
+  done = checkpoint.read_json(path) if path.exists() else {}
+  settings = run.config['dilute']
+  train = list(
+    itertools.islice(run.train_batches(model.preprocessing, 0), steps)
+  )
+  test = list(run.eval_batches(model.preprocessing))
+  unlabelled = [
+    {name: batch[name] for name in ('image', 'mask')}
+    for batch in run.holdout_batches(model.preprocessing)
+  ]
+  probe = ShortDilution(model, settings, train, test)
+  plain = ShortDilution(model, settings | {'compensation': False}, [], test)
+  with run.reporter.bar(f'seed {run.config["seed"]}', len(sets)) as bar:
+    for index, layers in enumerate(sets):
+      key = ','.join(map(str, layers))
+      if key not in done:
+        fitted = linearize.linearize(model, unlabelled, layers)
+        forms = {
+          'skip': plain.score(layers),
+          'linear': evaluate.evaluate_model(fitted, test, run.mesh),
+          'diluted': probe.score(layers, probe.train(layers, steps)),
+        }
+        done[key] = {
+          f'{form} {value}': result[value]
+          for form, result in forms.items()
+          for value in ('top1', 'loss')
+        }
+        checkpoint.write_json(path, done)
+      bar.update(index + 1)
+  return {layers: done[','.join(map(str, layers))] for layers in sets}
+
+
+def prefixes(order: Variant) -> Iterator[tuple[int, Variant]]:
+  for size in SIZES:
+    yield size, tuple(sorted(order[:size]))
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+  """Mean and standard deviation over networks."""
+  return {
+    'mean': float(np.mean(values)),
+    'deviation': float(np.std(values, ddof=1)),
+  }
+
+
+def rows_of(
+  orders: list[dict[str, Variant]],
+  results: list[dict[Variant, dict[str, float]]],
+) -> list[dict]:
+  """One row per number of layers and criterion; random draws are averaged."""
+  names = [name for name in CRITERIA if not name.startswith('random')]
+  rows = []
+  for place, size in enumerate(SIZES):
+    for name in [*names, RANDOM]:
+      draws = [
+        [
+          results[seed][list(prefixes(order))[place][1]]
+          for label, order in orders[seed].items()
+          if label == name or (name == RANDOM and label.startswith('random'))
+        ]
+        for seed in range(len(orders))
+      ]
+      rows.append(
+        {
+          'num_layers': size,
+          'criterion': name,
+          'removed': [
+            list(list(prefixes(orders[seed][name]))[place][1])
+            for seed in range(len(orders))
+          ]
+          if name != RANDOM
+          else None,
+          **{
+            key: summarize(
+              [np.mean([draw[key] for draw in of_seed]) for of_seed in draws]
+            )
+            for key in draws[0][0]
+          },
+        }
+      )
+  return rows
+
+
+def write_table() -> None:
+  """Runs everything that is missing, then writes the JSON."""
+  options = parse()
+  dense, orders, results = [], [], []
+  for seed in SEEDS:
+    run = open_run(options, seed)
+    model = run.load('pretrain')
+    dense.append(
+      evaluate.evaluate_model(
+        model, run.eval_batches(model.preprocessing), run.mesh
+      )
+    )
+    orders.append(choices(run, model))
+    sets = sorted(
+      {layers for order in orders[-1].values() for _, layers in prefixes(order)}
+    )
+    results.append(measure_sets(run, model, sets, options.steps))
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'config': options.config,
+    'overrides': options.overrides,
+    'dilution_steps': options.steps,
+    'num_images': dense[0]['num_images'],
+    'dense': {
+      value: summarize([row[value] for row in dense])
+      for value in ('top1', 'loss')
+    },
+    'sets_run': sum(len(found) for found in results),
+    'rows': rows_of(orders, results),
+  }
+  output = ROOT / f'docs/benchmarks/selection_quality_{options.name}.json'
+  output.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  write_table()
