@@ -22,6 +22,7 @@ _PUBLIC = {
   'entropy_profile': 'profile',
   'export': 'exporter',
   'fold': 'models.model',
+  'linearize': 'linearizer',
   'load_export': 'exporter',
   'load_pretrained': 'load',
   'nose': 'selection',

@@ -56,3 +56,16 @@ def tiny_variant():
 def images(rng) -> np.ndarray:
   """Four normalised grey images, `[4, 8, 8, 1]`."""
   return rng.normal(size=(4, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture
+def compilations():
+  """A function that returns how many programs were compiled so far."""
+  count = [0]
+
+  def listen(event, seconds, **_):
+    count[0] += event.endswith('backend_compile_duration')
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield lambda: count[0]
+  jax.monitoring.unregister_event_duration_listener(listen)

@@ -170,19 +170,6 @@ def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
   assert wavefront.block_evaluations == 4 + 2 + 1
 
 
-@pytest.fixture
-def compilations():
-  """A function that returns how many programs were compiled so far."""
-  count = [0]
-
-  def listen(event, seconds, **_):
-    count[0] += event.endswith('backend_compile_duration')
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  yield lambda: count[0]
-  jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize('devices', [1, 8])
 def test_four_programs_serve_searches_of_any_length(
   tiny_variant, compilations, devices

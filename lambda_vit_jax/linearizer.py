@@ -1,0 +1,359 @@
+"""Attention replaced by least-squares affine maps, without training (METHOD 6).
+
+The streams of all images are carried from block to block: the embedding and
+every block run once, whatever the number of chosen blocks. At a chosen block
+one pass leaves sums of products (see `lambda_vit_jax.linear`), and, fitting
+in sequence, a second one runs the block with its new map, so that later maps
+are fitted to what the network has become. Blocks that are equal as modules
+share programs: their number does not grow with the depth. Labels are not
+used.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax import linear, programs, surgery
+from lambda_vit_jax.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.images import ImageSet, Placement, read_images
+from lambda_vit_jax.linear import AffineMap, CrossMoments, Sums
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import EncoderBlock
+from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.typing import Array, Params
+
+# Parts of the images, of which each is held out once to choose the ridge.
+_FOLDS = 4
+
+Moments = list[list[CrossMoments]]
+"""Per group of tokens and fold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockFit:
+  """How well one block's attention was replaced.
+
+  Attributes:
+    block_index: which.
+    ridge: share of the inputs' mean variance.
+    residual: share of the attention's variance that the map leaves, on the
+      images that it was fitted on.
+    samples: images × tokens.
+  """
+
+  block_index: int
+  ridge: float
+  residual: float
+  samples: int
+
+
+def linearize(
+  model: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  layers: Iterable[int],
+  *,
+  sequential: bool = True,
+  ridge: float | str = 'auto',
+  rank: int | None = None,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> Model:
+  """`model` with the attention of `layers` replaced by affine maps.
+
+  Args:
+    model: finished (no block `diluted` or `skip`); left as it is.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      (and `mask`), without labels; 512 images are enough for most networks.
+    layers: blocks in mode `full`.
+    sequential: each map is fitted on the network as modified so far; else
+      all on the network as it is, in one pass.
+    ridge: see `linear.solve`; `auto` takes for each block what predicts
+      held-out images best (`linear.choose_ridge`).
+    rank: the largest rank of a map, None for no limit.
+    memory_gib: working memory per device, beside the images' streams (images
+      × tokens × embed numbers), which are kept on the devices.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    A model whose `layers` are in mode `linear`.
+
+  Raises:
+    ModelError: layers that have no attention, or that would leave none.
+    DataError: no image, images of another shape, or fewer samples (images ×
+      tokens) than inputs of the map.
+    UsageError: an impossible ridge or rank.
+  """
+  return fit_linear(
+    model,
+    batches,
+    layers,
+    sequential=sequential,
+    ridge=ridge,
+    rank=rank,
+    memory_gib=memory_gib,
+    mesh=mesh,
+  )[0]
+
+
+def fit_linear(
+  model: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  layers: Iterable[int],
+  *,
+  sequential: bool = True,
+  ridge: float | str = 'auto',
+  rank: int | None = None,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+  on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Model, tuple[BlockFit, ...]]:
+  """`linearize`, and how well each block was replaced.
+
+  Args:
+    model: see `linearize`, as all that follow.
+    batches: images.
+    layers: blocks.
+    sequential: block after block.
+    ridge: of the least squares.
+    rank: of the maps.
+    memory_gib: working memory.
+    mesh: devices.
+    on_progress: called with blocks done and blocks in all.
+  """
+  layers = _check_layers(model, layers)
+  number = linear.check_ridge(ridge)
+  if rank is not None and rank < 1:
+    raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
+  shape = (*model.module.image_size, model.module.in_chans)
+  images = read_images(batches, shape, mesh)
+  _check_samples(model, images.total)
+  fitter = _Fitter(model, images, layers, number, rank, memory_gib)
+  return fitter.run(sequential, on_progress or (lambda done, total: None))
+
+
+def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
+  layers = surgery.check_layers(layers, model.depth)
+  for index, mode in enumerate(model.attention_modes):
+    if mode in ('diluted', 'skip'):
+      raise ModelError(
+        f'block {index} is in mode {mode!r}; a fit starts from full, '
+        'identity, absent or linear blocks'
+      )
+    if index in layers and mode != 'full':
+      raise ModelError(
+        f'block {index} has no attention to replace: it is {mode!r} already'
+      )
+  surgery.check_layers({*layers, *model.removed_layers}, model.depth)
+  return layers
+
+
+def _check_samples(model: Model, images: int) -> None:
+  """Refuses a fit that has as many unknowns as equations."""
+  tokens, inputs = model.module.num_tokens, model.module.embed_dim
+  if images * tokens <= inputs:
+    raise DataError(
+      f'{images} images of {tokens} tokens are {images * tokens} samples, too '
+      f'few for an affine map of {inputs} inputs; give at least '
+      f'{inputs // tokens + 1} images, better 512'
+    )
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('block', 'folds', 'leading', 'with_output', 'placement'),
+)
+def _measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  mask: Array,
+  *,
+  folds: int,
+  leading: int,
+  with_output: bool,
+  placement: Placement,
+) -> tuple[Array | None, list[Sums]]:
+  """A block with attention: its output if wanted, and the sums of the fit.
+
+  Args:
+    block: static, in mode `full`.
+    params: of the block.
+    x: the stream `[batch, tokens, embed]`.
+    mask: `[batch]`, False for padding.
+    folds: image i is in fold i modulo this.
+    leading: that many leading tokens are a group of their own.
+    with_output: whether the block's other half runs, too.
+    placement: of the batch.
+
+  Returns:
+    The stream or None; per group, `linear.batch_sums` with a leading axis
+    over the folds.
+  """
+  output, taps = pieces.run_block(block, params, x)
+  inputs = normalize(x, block.norm_eps)
+  sums = [
+    jax.vmap(linear.batch_sums)(
+      *(_by_fold(features[:, part], folds) for features in (inputs, outputs)),
+      _by_fold(
+        jnp.broadcast_to(mask[:, None], outputs.shape[:2])[:, part], folds
+      ),
+    )
+    for outputs in (taps['attention'],)
+    for part in _groups(leading)
+  ]
+  sums = jax.lax.with_sharding_constraint(sums, placement.replicated)
+  if not with_output:
+    return None, sums
+  return jax.lax.with_sharding_constraint(output, placement.batch), sums
+
+
+def _groups(leading: int) -> list[slice]:
+  """The tokens of each group."""
+  if not leading:
+    return [slice(None)]
+  return [slice(leading), slice(leading, None)]
+
+
+def _by_fold(features: Array, folds: int) -> Array:
+  """`[batch, tokens, ...]` to `[folds, batch / folds · tokens, ...]`."""
+  batch, tokens, *channels = features.shape
+  split = features.reshape(batch // folds, folds, tokens, *channels)
+  return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
+
+
+class _Fitter:
+  """Carries the streams through the network and fits on the way."""
+
+  def __init__(
+    self,
+    model: Model,
+    images: ImageSet,
+    layers: Sequence[int],
+    ridge: float | None,
+    rank: int | None,
+    memory_gib: float | None,
+  ):
+    module = model.module
+    modes = surgery.modes_without(layers, module.attention_modes, 'linear')
+    self._old = module
+    self._module = module.clone(attention_modes=modes)
+    self._model = model
+    self._images = images
+    self._place = images.placement
+    self._layers = layers
+    self._ridge = ridge
+    self._rank = rank
+    self._size = programs.micro_batch_size(module, images, memory_gib)
+    self._params = self._place.replicate(model.params)
+    self._fits: list[BlockFit] = []
+
+  def run(
+    self, sequential: bool, on_progress: Callable[[int, int], None]
+  ) -> tuple[Model, tuple[BlockFit, ...]]:
+    """Fits all layers; see `linearize`."""
+    stem = pieces.stem_of(self._old)
+    outer = pieces.stem_params(self._params, self._old.depth)
+    batches = self._images.micro_batches(self._size)
+    streams, masks = [], []
+    for batch in batches:
+      x, _ = programs.embed(stem, outer, batch['image'], self._place)
+      streams.append(x)
+      masks.append(batch['mask'])
+    found = surgery.prune_tree(self._model.params, self._layers)
+    # What lies behind the last chosen block does not matter.
+    last = max(self._layers, default=-1)
+    for index in range(last + 1):
+      if index not in self._layers:
+        for position, x in enumerate(streams):
+          streams[position] = self._advance(index, x)
+      else:
+        name = block_name(index)
+        moments = self._moments(index, streams, masks, not sequential)
+        found[name] = found[name] | {'attn': self._fit(index, moments)}
+        if sequential and index < last:
+          block = pieces.block_of(self._module, index, 'linear')
+          params = self._place.replicate(found[name])
+          for position, x in enumerate(streams):
+            streams[position] = programs.attend(block, params, x, self._place)
+      jax.block_until_ready(streams)
+      on_progress(index + 1, last + 1)
+    model = self._model.replace(module=self._module, params=found)
+    return model, tuple(self._fits)
+
+  def _advance(self, index: int, x: Array) -> Array:
+    """A block as it is in the model."""
+    mode = self._old.attention_modes[index]
+    if mode in ('full', 'linear'):
+      block = pieces.block_of(self._old, index, mode)
+      params = pieces.block_params(self._params, index)
+      return programs.attend(block, params, x, self._place)
+    block = pieces.block_of(self._old, index, 'absent')
+    scale = np.float32(2.0 if mode == 'identity' else 1.0)
+    params = pieces.mlp_params(self._params, index)
+    return programs.pass_by(block, params, x, scale, self._place)
+
+  def _moments(
+    self, index: int, streams: list[Any], masks: list[Any], advance: bool
+  ) -> Moments:
+    """Moments of one block over all images; moves the streams if wanted."""
+    folds = math.gcd(self._size, _FOLDS)
+    found: Moments = []
+    for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
+      output, sums = _measure(
+        pieces.block_of(self._old, index, 'full'),
+        pieces.block_params(self._params, index),
+        x,
+        mask,
+        folds=folds,
+        leading=0,
+        with_output=advance,
+        placement=self._place,
+      )
+      if advance:
+        streams[position] = output
+      # Small micro-batches hold few folds each; then several take turns.
+      turn = position % (_FOLDS // folds)
+      sums = jax.device_get(sums)
+      if not found:
+        width = self._old.embed_dim
+        empty = CrossMoments.empty(width, width)
+        found = [[empty] * _FOLDS for _ in sums]
+      for group, values in enumerate(sums):
+        for fold in range(folds):
+          part = CrossMoments.from_sums(tuple(leaf[fold] for leaf in values))
+          place = turn * folds + fold
+          found[group][place] = found[group][place].merge(part)
+    return found
+
+  def _fit(self, index: int, moments: Moments) -> Params:
+    """The parameters that stand in for an attention."""
+    (folds,) = moments
+    whole = linear.merged(folds)
+    if not np.isfinite(whole.in_out).all():
+      raise ModelError(
+        f'block {index}: activations are NaN or infinite; check the weights, '
+        'the dtype and how the images are normalised'
+      )
+    ridge = self._ridge
+    if ridge is None:
+      ridge = linear.choose_ridge(folds)
+    affine = linear.solve(whole, ridge, self._rank)
+    residual = linear.residual_share(whole, affine)
+    self._fits.append(BlockFit(index, ridge, residual, int(whole.count)))
+    return {'linear': _parameters(affine)}
+
+
+def _parameters(affine: AffineMap) -> Params:
+  return {
+    'kernel': jnp.asarray(affine.kernel, jnp.float32),
+    'bias': jnp.asarray(affine.bias, jnp.float32),
+  }

@@ -1,0 +1,184 @@
+"""Attention replaced by affine maps: what is fitted, to what, at what cost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import linear, linearizer
+from lambda_vit_jax.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.images import read_images
+from lambda_vit_jax.linearizer import fit_linear
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.surgery import block_name
+from tests.search_models import batches_of, make_images, make_model, mesh_of
+
+SHAPE = (8, 8, 1)
+IMAGES = make_images()
+
+
+def taps_of(model, index):
+  """n(x) and what the attention adds, `[samples, embed]` float64."""
+  taps = model.apply(IMAGES)[1][block_name(index)]
+  normal = normalize(taps['input'], model.module.norm_eps[index])
+  width = model.module.embed_dim
+  return tuple(
+    np.asarray(features, np.float64).reshape(-1, width)
+    for features in (normal, taps['attention'])
+  )
+
+
+def ridge_regression(x, y, ridge):
+  mean_in, mean_out = x.mean(axis=0), y.mean(axis=0)
+  centred = x - mean_in
+  gram = centred.T @ centred
+  gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+  kernel = np.linalg.solve(gram, centred.T @ (y - mean_out))
+  return kernel, mean_out - mean_in @ kernel
+
+
+# float32 activations (1e-6 of their size) divided by a ridge of 1e-2.
+CLOSE = {'rtol': 1e-3, 'atol': 1e-4}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'layer_scale': 0.5, 'norm_eps': (1e-6, 1e-3, 1e-6, 1e-5)}],
+  ids=lambda options: '-'.join(options) or 'plain',
+)
+@pytest.mark.parametrize('sequential', [True, False])
+def test_maps_are_those_of_gathered_features(tiny_variant, options, sequential):
+  """In sequence: of the network whose earlier maps are in place already."""
+  model = make_model(tiny_variant, **options)
+  found = lv.linearize(
+    model, batches_of(IMAGES), (0, 1), sequential=sequential, ridge=1e-2
+  )
+  assert found.attention_modes == ('linear', 'linear', 'full')
+  before = model
+  for index in (0, 1):
+    kernel, bias = ridge_regression(*taps_of(before, index), 1e-2)
+    fitted = found.params[block_name(index)]['attn']['linear']
+    np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
+    np.testing.assert_allclose(fitted['bias'], bias, **CLOSE)
+    if sequential:
+      before = lv.linearize(before, [IMAGES], (index,), ridge=1e-2)
+
+
+def test_the_rest_of_the_model_is_shared(tiny_variant):
+  model = make_model(tiny_variant, layer_scale=0.5)
+  found = lv.linearize(model, [IMAGES], (1,))
+  assert set(found.params['block01']) == {'attn', 'norm2', 'mlp', 'ls2'}
+  assert found.params['block00'] is model.params['block00']
+  assert 'ls1' in model.params['block01']
+  assert found.num_parameters == model_lib.size_of(found.module)
+  shapes = model_lib.abstract_params(found.module)
+  assert jax.tree.structure(shapes) == jax.tree.structure(found.params)
+
+
+def test_user_batches_and_devices_do_not_matter(tiny_variant):
+  model = make_model(tiny_variant)
+  expected = fit_linear(model, [IMAGES], (0, 2))
+  padded = np.concatenate([IMAGES, np.full((5, *SHAPE), 7, np.float32)])
+  masked = [{'image': padded, 'mask': np.arange(80) < 75}]
+  for batches, options in (
+    (batches_of(IMAGES, 7), {}),
+    (masked, {}),
+    ([IMAGES], {'mesh': mesh_of(8)}),
+    ([IMAGES], {'memory_gib': 4e-4}),
+  ):
+    found = fit_linear(model, batches, (0, 2), **options)
+    assert [fit.ridge for fit in found[1]] == [fit.ridge for fit in expected[1]]
+    # Sums of the same products in another order; ridges are at least 1e-6.
+    np.testing.assert_allclose(found[0](IMAGES), expected[0](IMAGES), atol=1e-3)
+
+
+def test_exact_with_one_token(tiny_variant, rng):
+  """Softmax over one token is 1: attention is affine in n(x)."""
+  model = make_model(tiny_variant, layer_scale=0.5)
+  place = read_images([IMAGES], SHAPE, mesh_of(1)).placement
+  stream = jnp.asarray(rng.normal(size=(64, 1, 24)), jnp.float32)
+  block = pieces.block_of(model.module, 1, 'full')
+  params = pieces.block_params(model.params, 1)
+  output, (sums,) = linearizer._measure(
+    block,
+    params,
+    stream,
+    jnp.ones(64, bool),
+    folds=1,
+    leading=0,
+    with_output=True,
+    placement=place,
+  )
+  moments = linear.CrossMoments.from_sums(tuple(leaf[0] for leaf in sums))
+  affine = linear.solve(moments, 0.0)
+  params = {name: params[name] for name in ('norm2', 'mlp', 'ls2')} | {
+    'attn': {'linear': linearizer._parameters(affine)}
+  }
+  block = pieces.block_of(model.module, 1, 'linear')
+  found, _ = pieces.run_block(block, params, stream)
+  # The issue's bound.
+  assert np.abs(found - output).max() <= 1e-5
+
+
+def test_a_map_predicts_better_than_nothing(tiny_variant):
+  model = make_model(tiny_variant)
+  found, fits = fit_linear(model, [IMAGES], (0, 1))
+  assert [fit.block_index for fit in fits] == [0, 1]
+  assert all(0.0 < fit.residual < 1.0 for fit in fits)
+  assert fits[0].samples == 75 * 17
+  logits = model(IMAGES)
+
+  def error(other):
+    return float(((other(IMAGES) - logits) ** 2).mean())
+
+  assert error(found) < error(lv.prune(model, (0, 1), 'absent'))
+
+
+def test_rank_is_that_of_the_kernel(tiny_variant):
+  found = lv.linearize(make_model(tiny_variant), [IMAGES], (1,), rank=3)
+  kernel = found.params['block01']['attn']['linear']['kernel']
+  assert np.linalg.matrix_rank(kernel, tol=1e-5) == 3
+
+
+def test_more_blocks_compile_nothing_anew(tiny_variant, compilations):
+  # A width of its own, so that no other test has compiled the programs.
+  variant = dataclasses.replace(tiny_variant, embed_dim=30)
+  model = make_model(variant, depth=6)
+  lv.linearize(model, [IMAGES], (1,))
+  lv.linearize(model, [IMAGES], (0, 2))
+  before = compilations()
+  lv.linearize(model, [IMAGES], (0, 1, 3, 4))
+  assert compilations() == before
+
+
+def test_blocks_without_attention_stay_as_they_are(tiny_variant):
+  model = lv.prune(make_model(tiny_variant, depth=4), (0,))
+  found = lv.linearize(model, [IMAGES], (1,), ridge=1e-2)
+  assert found.attention_modes == ('identity', 'linear', 'full', 'full')
+  kernel, _ = ridge_regression(*taps_of(model, 1), 1e-2)
+  fitted = found.params['block01']['attn']['linear']
+  np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
+  # And again, on what is left.
+  again = lv.linearize(found, [IMAGES], (2,))
+  assert again.attention_modes == ('identity', 'linear', 'linear', 'full')
+
+
+def test_bad_input_is_one_line(tiny_variant):
+  model = make_model(tiny_variant)
+  with pytest.raises(DataError, match='1 images of 17 tokens are 17 samples'):
+    lv.linearize(model, [IMAGES[:1]], (0,))
+  with pytest.raises(ModelError, match='at least one'):
+    lv.linearize(model, [IMAGES], (0, 1, 2))
+  with pytest.raises(ModelError, match='block 1 has no attention'):
+    lv.linearize(lv.prune(model, (1,)), [IMAGES], (0, 1))
+  with pytest.raises(UsageError, match='ridge='):
+    lv.linearize(model, [IMAGES], (0,), ridge='strong')
+  with pytest.raises(UsageError, match='rank=0'):
+    lv.linearize(model, [IMAGES], (0,), rank=0)
+  with pytest.raises(ModelError, match='block 0: activations are NaN'):
+    lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
