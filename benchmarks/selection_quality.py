@@ -28,7 +28,7 @@ from lambda_vit_jax import (
   benchmark,
   checkpoint,
   evaluate,
-  linearize,
+  linearizer,
   main,
   selection,
   stages,
@@ -130,7 +130,7 @@ def measure_sets(
     for index, layers in enumerate(sets):
       key = ','.join(map(str, layers))
       if key not in done:
-        fitted = linearize.linearize(model, unlabelled, layers)
+        fitted = linearizer.linearize(model, unlabelled, layers)
         forms = {
           'skip': plain.score(layers),
           'linear': evaluate.evaluate_model(fitted, test, run.mesh),
