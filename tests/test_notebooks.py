@@ -70,7 +70,12 @@ def test_badge_opens_this_notebook_and_readme_has_it_too(path):
 def test_the_first_cell_installs_what_the_package_needs(path):
   text = first_cell(path)
   assert text == first_cell(NOTEBOOKS[0])
-  names = re.search(r'NEEDED = """(.*?)"""', text, re.DOTALL)[1].split()
+  values = {
+    ast.unparse(node.targets[0]): node.value
+    for node in ast.parse(text).body
+    if isinstance(node, ast.Assign)
+  }
+  names = ast.literal_eval(values['NEEDED'])
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   needed = [re.match(r'[\w-]+', line)[0] for line in project['dependencies']]
   assert sorted(names) == sorted(needed)
