@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lambda_vit_jax import startup
 from lambda_vit_jax.models.attention import resolve_attention_kernel
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.progress import Reporter
@@ -69,7 +70,8 @@ def compile_model(
     return apply_module(module, params, batch, capture=False)[0]
 
   start = time.perf_counter()
-  compiled = jax.jit(predict).lower(model.params, images).compile()
+  with startup.without_cache():
+    compiled = jax.jit(predict).lower(model.params, images).compile()
   seconds = time.perf_counter() - start
   # None where a backend cannot tell; its figures are then 0.
   memory: Any = compiled.memory_analysis()

@@ -1,4 +1,4 @@
-"""Saving and resuming training: the only file that imports Orbax's manager.
+"""Saving and resuming training: the only file that knows Orbax's manager.
 
 A checkpoint is `WORKDIR/checkpoints/STAGE/STEP/` with the items `params`,
 `optimizer`, `ema` (where there is an average) and `meta` (JSON: the stage, the
@@ -6,14 +6,22 @@ model that the parameters belong to, and where the data stood). Items are
 restored one by one, so that reading a model never reads its moments.
 """
 
+import contextlib
+import dataclasses
+import importlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from lambda_vit_jax.errors import CheckpointError
+
+
+def orbax() -> Any:
+  """The module `orbax.checkpoint`, which is slow to import: when needed."""
+  return importlib.import_module('orbax.checkpoint')
 
 
 def absolute(path: str | epath.PathLike) -> epath.Path:
@@ -26,32 +34,46 @@ class Checkpointer:
   """Numbered, atomic, asynchronous checkpoints of one stage."""
 
   def __init__(
-    self, directory: str | epath.Path, keep: int = 2, keep_best: bool = False
+    self,
+    directory: str | epath.Path,
+    keep: int = 2,
+    keep_best: bool = False,
+    reader: bool = False,
   ):
-    """Opens (and makes) the folder.
+    """Opens (and makes) the folder; every process of a job has to.
 
     Args:
       directory: `WORKDIR/checkpoints/STAGE`.
       keep: how many of the latest steps stay.
-      keep_best: also keep the step with the highest `accuracy` metric.
+      keep_best: also keep the step with the highest `accuracy` among those
+        that were saved with metrics.
+      reader: only to read, by this process alone and for its own devices.
 
     Raises:
       CheckpointError: the folder cannot be made or read.
     """
     self.directory = absolute(directory)
-    best: dict[str, Any] = {}
+    managers = orbax().checkpoint_managers
+    policies = [managers.LatestN(n=keep)]
+    options: dict[str, Any] = {'create': True}
     if keep_best:
-      best = {
-        'best_fn': lambda metrics: metrics['accuracy'],
-        'best_mode': 'max',
-        'keep_checkpoints_without_metrics': True,
+      policies.append(
+        managers.BestN(
+          get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+        )
+      )
+      options |= {'best_fn': _accuracy, 'best_mode': 'max'}
+    options['preservation_policy'] = managers.AnyPreservationPolicy(policies)
+    if reader:
+      options = {
+        'read_only': True,
+        'create': False,
+        'best_fn': _accuracy,
+        'multiprocessing_options': alone(),
       }
     try:
-      self._manager = ocp.CheckpointManager(
-        self.directory,
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, create=True, **best
-        ),
+      self._manager = orbax().CheckpointManager(
+        self.directory, options=orbax().CheckpointManagerOptions(**options)
       )
     except OSError as error:
       raise CheckpointError(
@@ -83,9 +105,12 @@ class Checkpointer:
     try:
       self._manager.save(
         step,
-        args=ocp.args.Composite(
-          meta=ocp.args.JsonSave(meta),
-          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        args=orbax().args.Composite(
+          meta=orbax().args.JsonSave(meta),
+          **{
+            name: orbax().args.StandardSave(tree)
+            for name, tree in items.items()
+          },
         ),
         metrics=metrics,
         force=True,
@@ -107,7 +132,7 @@ class Checkpointer:
 
   def read_meta(self, step: int) -> dict[str, Any]:
     """The JSON item of a step."""
-    return self._restore(step, meta=ocp.args.JsonRestore())['meta']
+    return self._restore(step, meta=orbax().args.JsonRestore())['meta']
 
   def restore(
     self, step: int, abstract_items: dict[str, Any]
@@ -124,14 +149,14 @@ class Checkpointer:
       CheckpointError: truncated, or of another shape.
     """
     args = {
-      name: ocp.args.StandardRestore(tree)
+      name: orbax().args.StandardRestore(tree)
       for name, tree in abstract_items.items()
     }
     return dict(self._restore(step, **args).items())
 
   def _restore(self, step: int, **items: Any) -> Any:
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
+      return self._manager.restore(step, args=orbax().args.Composite(**items))
     except Exception as error:
       # Tensorstore reports damaged files as a bare Exception.
       reason = ' '.join(str(error).split())[:200]
@@ -146,6 +171,42 @@ class Checkpointer:
       f'{self.directory}: saving step {step} failed ({reason}); earlier '
       'checkpoints are intact, free some space and run the command again'
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A checkpoint of another run.
+
+  Attributes:
+    directory: the stage's folder.
+    step: one that exists there.
+  """
+
+  directory: epath.Path
+  step: int
+
+  @contextlib.contextmanager
+  def open(self) -> Iterator[Checkpointer]:
+    """A checkpointer to read it with, every process its own part."""
+    checkpointer = Checkpointer(self.directory, reader=True)
+    try:
+      yield checkpointer
+    finally:
+      checkpointer.close()
+
+
+def alone() -> Any:
+  """Orbax options for a process that reads or writes without the others."""
+  index = jax.process_index()
+  return orbax().options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index} if jax.process_count() > 1 else None,
+    barrier_sync_key_prefix=f'process{index}',
+  )
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics['accuracy']
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

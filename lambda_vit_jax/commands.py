@@ -11,10 +11,8 @@ import rich.console
 import rich.table
 from etils import epath
 
-from lambda_vit_jax.data import check
-from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
+from lambda_vit_jax import startup
 from lambda_vit_jax.errors import DataError, UsageError
-from lambda_vit_jax.load import load_pretrained
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS
@@ -26,11 +24,18 @@ _TOP = 5
 class _Parser(argparse.ArgumentParser):
   """Raises instead of exiting, so that `main` owns exit codes."""
 
+  def __init__(self, command: str):
+    super().__init__(prog=f'lambda-vit {command}', add_help=False)
+    self.add_argument('--json', action='store_true')
+    self.add_argument('--quiet', action='store_true')
+
   def error(self, message: str) -> NoReturn:
     raise UsageError(f'{self.prog}: {message}')
 
 
 def _read_image(path: str, model: Model) -> np.ndarray:
+  from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
+
   try:
     data = epath.Path(path).read_bytes()
   except OSError as error:
@@ -71,11 +76,13 @@ def predict(argv: Sequence[str]) -> None:
     DataError: an image that cannot be read; named.
     UsageError: a model without a head, or a wrong command line.
   """
-  parser = _Parser(prog='lambda-vit predict', add_help=False)
+  from lambda_vit_jax.load import load_pretrained
+
+  parser = _Parser('predict')
   parser.add_argument('--model', required=True)
-  parser.add_argument('--json', action='store_true')
   parser.add_argument('images', nargs='+')
   options = parser.parse_args(argv)
+  startup.use_cache()
   model = load_pretrained(options.model)
   if not model.num_classes:
     raise UsageError(f'--model={options.model}: has no head to predict with')
@@ -101,9 +108,8 @@ def models(argv: Sequence[str]) -> None:
   Raises:
     UsageError: nothing matches, or a wrong command line.
   """
-  parser = _Parser(prog='lambda-vit models', add_help=False)
+  parser = _Parser('models')
   parser.add_argument('--filter', default='')
-  parser.add_argument('--json', action='store_true')
   options = parser.parse_args(argv)
   rows: list[dict[str, Any]] = []
   for name, variant in sorted(VARIANTS.items()):
@@ -155,11 +161,12 @@ def check_data(argv: Sequence[str]) -> None:
     DataError: a data set that cannot be opened, or one with problems.
     UsageError: a wrong command line.
   """
-  parser = _Parser(prog='lambda-vit check-data', add_help=False)
-  parser.add_argument('--json', action='store_true')
+  from lambda_vit_jax.data import check
+
+  parser = _Parser('check-data')
   parser.add_argument('source')
   options = parser.parse_args(argv)
-  reporter = Reporter()
+  reporter = Reporter(options.quiet)
   with reporter.bar('check-data', 100) as bar:
     report = check.check_data(
       options.source,

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from lambda_vit_jax import checkpoint
@@ -277,8 +277,11 @@ def _check_images(model: Model, images: Array | None) -> Array:
 
 def _save_params(path: epath.Path, params: Any) -> None:
   path = checkpoint.absolute(path)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path, params)
+  with checkpoint.orbax().StandardCheckpointer(
+    multiprocessing_options=checkpoint.alone()
+  ) as checkpointer:
+    # Orbax takes no arrays of one process from a job of several.
+    checkpointer.save(path, jax.tree.map(np.asarray, params))
 
 
 def _with_stock_epsilon(folded: Model, model: Model) -> Model:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from lambda_vit_jax import (
@@ -97,7 +96,9 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
   shardings = jax.tree.map(lambda _: device, abstract)
   path = checkpoint.absolute(path)
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with checkpoint.orbax().StandardCheckpointer(
+      multiprocessing_options=checkpoint.alone()
+    ) as checkpointer:
       return checkpointer.restore(
         path, checkpoint.abstract_like(abstract, shardings)
       )
@@ -157,12 +158,18 @@ def _load_workdir(workdir: epath.Path) -> Model:
   )
 
 
-def load_stage(workdir: str | epath.PathLike, stage: str) -> Model:
+def load_stage(
+  workdir: str | epath.PathLike, stage: str, best: bool = False
+) -> Model:
   """The model of a training stage's newest checkpoint.
+
+  Each process of a job reads for itself, onto its first device.
 
   Args:
     workdir: a run's folder.
     stage: `pretrain` or `dilute`.
+    best: take the kept checkpoint with the highest accuracy on images that
+      were held out; there is one at λ = 0 alone.
 
   Returns:
     A model with the averaged parameters where the stage kept an average.
@@ -172,8 +179,8 @@ def load_stage(workdir: str | epath.PathLike, stage: str) -> Model:
   """
   directory = epath.Path(workdir) / 'checkpoints' / stage
   if directory.exists():
-    checkpointer = checkpoint.Checkpointer(directory)
-    step = checkpointer.latest_step()
+    checkpointer = checkpoint.Checkpointer(directory, reader=True)
+    step = checkpointer.best_step() if best else checkpointer.latest_step()
     if step is not None:
       return _load_step(checkpointer, step)
     checkpointer.close()

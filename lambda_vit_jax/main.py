@@ -4,11 +4,13 @@ Nothing heavy is imported before the flags are known to be right, so that
 `--help` and a typo answer at once.
 """
 
+import json
 import logging
 import os
 import pathlib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from lambda_vit_jax import usage as usage_lib
 from lambda_vit_jax.errors import LambdaVitError, UsageError, nearest
 
 STAGES = {
@@ -36,41 +39,12 @@ COMMANDS = {
   'check-data': 'SOURCE  reads a data set once and says what it found',
 }
 
-USAGE = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
-[--config.key=value ...]
-       lambda-vit predict --model=DIR IMAGE...
-       lambda-vit models [--filter=TEXT]
-       lambda-vit check-data SOURCE
-
-stages:
-{stages}
-
-commands without a config:
-{commands}
-
-flags:
-  --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
-  --config.a.b=value       overrides one value of it
-  --workdir=DIR            where results go; may be gs://...
-  --quiet                  no progress
-  --debug                  tracebacks
-
-example:
-  lambda-vit run --config=configs/digits.py --workdir=runs/digits
-  lambda-vit select --config=configs/digits.py --workdir=runs/digits \
---config.select.num_layers=6
-"""
-
 _BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 
 
 def usage() -> str:
-  """The help text."""
-
-  def lines(table: dict[str, str]) -> str:
-    return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
-
-  return USAGE.format(stages=lines(STAGES), commands=lines(COMMANDS))
+  """The help text of the whole program."""
+  return usage_lib.overview(STAGES, COMMANDS)
 
 
 def find_config(path: str) -> str:
@@ -102,6 +76,7 @@ def _define_flags(arguments: list[str]) -> flags.FlagValues:
     sys_argv=['lambda-vit', *arguments],
   )
   flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
+  flags.DEFINE_bool('json', False, 'JSON on stdout.', flag_values=values)
   flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
   flags.DEFINE_bool('debug', False, 'Tracebacks.', flag_values=values)
   return values
@@ -199,60 +174,90 @@ def _configure_logging() -> None:
   logging.getLogger('absl').setLevel(logging.ERROR)
 
 
-def _run_stage(stage: str, config: Any, values: flags.FlagValues) -> None:
+def _run_stage(
+  stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
+) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from lambda_vit_jax import interrupt, stages
+  from lambda_vit_jax import interrupt, outcome, stages, startup
   from lambda_vit_jax.progress import Reporter
   from lambda_vit_jax.report import print_results
   from lambda_vit_jax.workdir import Run
 
   interrupt.raise_on_signals()
+  startup.use_cache()
   run = Run(config.to_dict(), values.workdir, Reporter(values.quiet))
-  try:
-    if stage == 'run':
-      stages.run_all(run)
-    else:
-      stages.run_stage(run, stage)
-  finally:
-    run.metrics.close()
-  if stage in ('run', 'report'):
+  done = []
+  for name in stages.STAGES if stage == 'run' else (stage,):
+    start = time.perf_counter()
+    ran = stages.run_stage(run, name)
+    done.append((name, ran, time.perf_counter() - start))
+  if not run.leader:
+    return
+  if values.json:
+    print(json.dumps(outcome.to_json(run, stage, done)))
+  elif stage in ('run', 'report'):
     print_results(run.workdir)
+  elif not values.quiet:
+    following = outcome.next_stage(run, stage)
+    if following:
+      run.reporter.say(outcome.hint(following, argv))
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from lambda_vit_jax import commands, interrupt
 
   interrupt.raise_on_signals()
   commands.COMMANDS[name](arguments)
 
 
+def _help(argv: Sequence[str]) -> str | None:
+  """The help that was asked for, if any was."""
+  if not any(a in ('--help', '-h', '--helpfull') for a in argv):
+    return None
+  return usage_lib.help_of(argv[0]) if argv[0] in usage_lib.HELP else usage()
+
+
+def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
+  """Says what went wrong: a line on stderr, and JSON where that was asked."""
+  print(f'lambda-vit: {text}', file=sys.stderr)
+  if '--json' in argv:
+    print(json.dumps({'error': text, 'exit_code': exit_code}))
+  return exit_code
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code (METHOD, section 7)."""
   debug = '--debug' in argv
-  if not argv or any(a in ('--help', '-h', '--helpfull') for a in argv):
+  if not argv:
     print(usage())
-    return 0 if argv else UsageError.exit_code
+    return UsageError.exit_code
+  text = _help(argv)
+  if text is not None:
+    print(text)
+    return 0
   _configure_logging()
   try:
     if argv[0] in COMMANDS:
       _run_command(argv[0], [a for a in argv[1:] if a != '--debug'])
     else:
-      _run_stage(*parse(argv))
+      _run_stage(*parse(argv), argv)
   except LambdaVitError as error:
     if debug:
       traceback.print_exc()
-    print(f'lambda-vit: {error}', file=sys.stderr)
-    return error.exit_code
+    return _fail(argv, str(error), error.exit_code)
+  except BrokenPipeError:
+    # The reader (`head`, say) has seen enough; nothing is left to say.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except Exception as error:
     if debug:
       raise
     kind = type(error).__name__
     text = ' '.join(str(error).split())[:300]
-    print(
-      f'lambda-vit: {kind}: {text} (run again with --debug for a traceback)',
-      file=sys.stderr,
+    return _fail(
+      argv, f'{kind}: {text} (run again with --debug for a traceback)', 1
     )
-    return 1
   return 0
 
 

@@ -405,14 +405,15 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def run_stage(run: Run, name: str) -> None:
-  """Runs one stage unless it is finished."""
+def run_stage(run: Run, name: str) -> bool:
+  """Runs one stage unless it is finished; returns whether it ran."""
   stage = STAGES[name]
   if stage.finished(run):
     run.reporter.say(f'{name}: already done')
-    return
+    return False
   run.reporter.say(f'{name}: starting')
   stage.run(run)
+  return True
 
 
 def run_all(run: Run) -> None:

@@ -20,6 +20,8 @@ jax.config.update('jax_threefry_partitionable', True)
 # is most of the suite's time.
 _CACHE = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+# The same for the processes that tests start.
+os.environ.setdefault('LAMBDA_VIT_CACHE', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'lambda_vit_jax'
 
 # Lowest first; a file imports from floors below its own, or from its own.
 FLOORS = (
-  {'errors', 'preprocessing', 'typing', 'version'},
+  {'errors', 'preprocessing', 'typing', 'usage', 'version'},
   {
     'bootstrap',
     'complexity',
@@ -25,6 +25,7 @@ FLOORS = (
     'progress',
     'resolve',
     'sharding',
+    'startup',
     'surgery',
     'tensorboard',
     'trackers',
@@ -65,7 +66,7 @@ FLOORS = (
     'workdir',
   },
   {'benchmark', 'commands', 'evaluate', 'probe', 'report', 'train'},
-  {'stages'},
+  {'outcome', 'stages'},
   {'__init__', '__main__', 'main'},
 )
 

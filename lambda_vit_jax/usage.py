@@ -1,0 +1,192 @@
+"""What `lambda-vit --help` and `lambda-vit STAGE --help` say."""
+
+import dataclasses
+from collections.abc import Mapping
+
+_RUN = '--config=configs/digits.py --workdir=runs/digits'
+
+
+@dataclasses.dataclass(frozen=True)
+class Help:
+  """The help of one stage or command.
+
+  Attributes:
+    synopsis: the command line.
+    text: what it does and what it leaves.
+    examples: whole command lines.
+  """
+
+  synopsis: str
+  text: str
+  examples: tuple[str, ...]
+
+
+def _stage(name: str, text: str, *overrides: str) -> Help:
+  examples = [f'lambda-vit {name} {_RUN}']
+  examples += [f'{examples[0]} {override}' for override in overrides]
+  return Help(
+    f'lambda-vit {name} --config=FILE.py[:args] --workdir=DIR '
+    '[--config.key=value ...]',
+    text,
+    tuple(examples),
+  )
+
+
+HELP: dict[str, Help] = {
+  'run': _stage(
+    'run',
+    'All stages in order, each of them skipped where its result is there.\n'
+    'Run the same command again after an interruption.',
+    '--config.select.num_layers=3',
+  ),
+  'pretrain': _stage(
+    'pretrain',
+    'Trains the dense model: from --config.init weights, or from scratch.\n'
+    '0 steps take the weights as they are. Writes checkpoints/pretrain/STEP/.',
+    '--config.init=hf-hub:timm/deit_small_patch16_224.fb_in1k '
+    '--config.pretrain.steps=0',
+    '--config.pretrain.steps=30ep',
+  ),
+  'analyze': _stage(
+    'analyze',
+    'Entropy of every attention and MLP output, and the spectrum of the\n'
+    'features, on held-out training images. Writes analysis.json.',
+    '--config.analyze.num_images=512',
+  ),
+  'select': _stage(
+    'select',
+    'Chooses the attention layers to remove: NOSE, or another criterion.\n'
+    'Writes selection.json. Exactly one of num_layers, removal_ratio and\n'
+    'target_speedup is in force.',
+    '--config.select.num_layers=6',
+    '--config.select.target_speedup=1.2',
+    '--config.select.criterion=given --config.select.layers="(0, 1, 3)"',
+  ),
+  'dilute': _stage(
+    'dilute',
+    'Trains with λ going from 1 to 0 over the chosen layers, then without\n'
+    'them. Writes checkpoints/dilute/STEP/.',
+    '--config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep',
+    '--config.dilute.compensation=False',
+  ),
+  'linearize': _stage(
+    'linearize',
+    'Training-free: replaces the chosen attention layers by least-squares\n'
+    'maps, fitted on unlabelled images. Writes linear/.',
+  ),
+  'export': _stage(
+    'export',
+    'Writes export/: the pruned parameters, and portable formats that are\n'
+    'checked against the model.',
+    "--config.export.formats=\"('orbax', 'safetensors', 'onnx')\"",
+    '--config.export.dtype=bfloat16',
+  ),
+  'evaluate': _stage(
+    'evaluate',
+    'Exact accuracy of the dense, the pruned and the exported model over\n'
+    'every test image. Writes evaluation.json.',
+  ),
+  'benchmark': _stage(
+    'benchmark',
+    'Parameters, MACs, bytes, memory and images per second, dense against\n'
+    'pruned in one run. Writes benchmark.json.',
+    '--config.benchmark.batch_size=1',
+  ),
+  'report': _stage(
+    'report',
+    'One self-contained page with the plots and tables of what is there so\n'
+    'far. Writes report.html.',
+  ),
+  'predict': Help(
+    'lambda-vit predict --model=DIR IMAGE... [--json]',
+    'The five most probable classes of each image. DIR is an export, a\n'
+    'workdir, a weight file, or a name like hf-hub:timm/NAME.',
+    (
+      'lambda-vit predict --model=runs/digits/export seven.png',
+      'lambda-vit predict --model=runs/digits/export --json *.png',
+    ),
+  ),
+  'models': Help(
+    'lambda-vit models [--filter=TEXT] [--json]',
+    'The table of variants: sizes, and where their weights are.',
+    ('lambda-vit models --filter=dinov2',),
+  ),
+  'check-data': Help(
+    'lambda-vit check-data SOURCE [--json]',
+    'Reads a data set once: sizes, classes, broken and repeated images.\n'
+    'SOURCE is digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.',
+    (
+      'lambda-vit check-data digits',
+      'lambda-vit check-data image_folder:flowers --json',
+    ),
+  ),
+}
+"""By the name of the stage or command."""
+
+_FLAGS = """\
+  --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
+  --config.a.b=value       overrides one value of it
+  --workdir=DIR            where results go; may be gs://...
+  --json                   one JSON object on stdout, nothing else there
+  --quiet                  no progress and no hints, warnings alone
+  --debug                  tracebacks
+"""
+
+_COMMAND_FLAGS = """\
+  --json                   JSON on stdout instead of text
+  --quiet                  no progress
+  --debug                  tracebacks
+"""
+
+_ENVIRONMENT = """\
+environment:
+  NO_COLOR                 any value: no colours (nor are there in a file)
+  LAMBDA_VIT_CACHE         where compiled programs are kept; `off` for nowhere
+"""
+
+_OVERVIEW = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
+[--config.key=value ...]
+       lambda-vit predict --model=DIR IMAGE...
+       lambda-vit models [--filter=TEXT]
+       lambda-vit check-data SOURCE
+       lambda-vit STAGE --help
+
+stages:
+{stages}
+
+commands without a config:
+{commands}
+
+flags:
+{flags}
+{environment}
+example:
+  lambda-vit run --config=configs/digits.py --workdir=runs/digits
+  lambda-vit select --config=configs/digits.py --workdir=runs/digits \
+--config.select.num_layers=6
+"""
+
+
+def overview(stages: Mapping[str, str], commands: Mapping[str, str]) -> str:
+  """The help of the whole program, from a line for each of its parts."""
+
+  def lines(table: Mapping[str, str]) -> str:
+    return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
+
+  return _OVERVIEW.format(
+    stages=lines(stages),
+    commands=lines(commands),
+    flags=_FLAGS,
+    environment=_ENVIRONMENT,
+  )
+
+
+def help_of(name: str) -> str:
+  """The help of one stage or command."""
+  found = HELP[name]
+  flags = _FLAGS if '--config' in found.synopsis else _COMMAND_FLAGS
+  examples = '\n'.join(f'  {line}' for line in found.examples)
+  return (
+    f'usage: {found.synopsis}\n\n{found.text}\n\nflags:\n{flags}\n'
+    f'{_ENVIRONMENT}\nexamples:\n{examples}\n'
+  )
