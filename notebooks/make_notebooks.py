@@ -43,7 +43,7 @@ def _cell(kind: str | None, text: str, number: int) -> dict[str, Any]:
     text = '\n'.join(lines)
   cell = {
     'cell_type': kind or 'code',
-    'id': f'cell-{number}',
+    'id': str(number),
     'metadata': {},
     'source': text.splitlines(keepends=True),
   }
