@@ -16,7 +16,10 @@ from typing import Any
 import jax
 from etils import epath
 
+from lambda_vit_jax import digests
 from lambda_vit_jax.errors import CheckpointError
+
+_REMEDY = 'remove that folder to resume from the one before'
 
 
 def orbax() -> Any:
@@ -28,6 +31,19 @@ def absolute(path: str | epath.PathLike) -> epath.Path:
   """`path` from the root, as Orbax wants it; `gs://…` is so already."""
   path = epath.Path(path).expanduser()
   return path if '://' in str(path) else path.absolute()
+
+
+def newest_step(directory: epath.Path) -> int | None:
+  """The newest complete step in a stage's folder, None where there is none.
+
+  Orbax gives a step its name only when all of it is written.
+  """
+  if not directory.exists():
+    return None
+  steps = [
+    int(path.name) for path in directory.iterdir() if path.name.isdigit()
+  ]
+  return max(steps, default=None)
 
 
 class Checkpointer:
@@ -102,11 +118,16 @@ class Checkpointer:
       CheckpointError: this save or an earlier one failed (a full disk, say);
         the checkpoints from before are still there.
     """
+    fingerprints = {
+      name: digests.fingerprint(tree) for name, tree in items.items()
+    }
     try:
       self._manager.save(
         step,
         args=orbax().args.Composite(
-          meta=orbax().args.JsonSave(meta),
+          meta=orbax().args.JsonSave(
+            digests.seal(meta | {'fingerprints': fingerprints})
+          ),
           **{
             name: orbax().args.StandardSave(tree)
             for name, tree in items.items()
@@ -132,7 +153,12 @@ class Checkpointer:
 
   def read_meta(self, step: int) -> dict[str, Any]:
     """The JSON item of a step."""
-    return self._restore(step, meta=orbax().args.JsonRestore())['meta']
+    meta = self._restore(step, meta=orbax().args.JsonRestore())['meta']
+    where = str(self.directory / str(step))
+    digests.check_seal(meta, where, _REMEDY)
+    if not isinstance(meta, dict):
+      raise CheckpointError(f'{where}: its metadata is no object; {_REMEDY}')
+    return meta
 
   def restore(
     self, step: int, abstract_items: dict[str, Any]
@@ -152,7 +178,15 @@ class Checkpointer:
       name: orbax().args.StandardRestore(tree)
       for name, tree in abstract_items.items()
     }
-    return dict(self._restore(step, **args).items())
+    found = dict(self._restore(step, **args).items())
+    expected = self.read_meta(step).get('fingerprints', {})
+    for name, tree in found.items():
+      if name in expected and expected[name] != digests.fingerprint(tree):
+        raise CheckpointError(
+          f'{self.directory / str(step)}: {name} is not what was saved (a '
+          f'damaged disk or copy?); {_REMEDY}'
+        )
+    return found
 
   def _restore(self, step: int, **items: Any) -> Any:
     try:
@@ -162,7 +196,7 @@ class Checkpointer:
       reason = ' '.join(str(error).split())[:200]
       raise CheckpointError(
         f'{self.directory / str(step)}: not a usable checkpoint ({reason}); '
-        'remove that folder to resume from the one before'
+        f'{_REMEDY}'
       ) from error
 
   def _save_failed(self, step: int | None, error: Exception) -> CheckpointError:

@@ -1,6 +1,7 @@
 """Commands that need no config: `predict`, `models`, `check-data`."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import rich.console
 import rich.table
 from etils import epath
+from PIL import Image
 
 from lambda_vit_jax import startup
 from lambda_vit_jax.errors import DataError, UsageError
@@ -43,9 +45,17 @@ def _read_image(path: str, model: Model) -> np.ndarray:
       f'{path}: cannot be read ({error.strerror or error})'
     ) from error
   try:
-    return evaluation_array(data, model.preprocessing)
+    array = evaluation_array(data, model.preprocessing)
   except UndecodableError as error:
     raise DataError(f'{path}: not a readable image ({error})') from error
+  try:
+    # Decoding reads over a PNG's checksums where the pixels suffice.
+    with Image.open(io.BytesIO(data)) as image:
+      image.verify()
+  except Exception as error:
+    # Pillow raises many kinds for what it cannot parse.
+    raise DataError(f'{path}: a damaged image ({error})') from error
+  return array
 
 
 def top_classes(model: Model, images: np.ndarray) -> list[dict[str, float]]:

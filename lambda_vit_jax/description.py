@@ -21,6 +21,9 @@ _LARGEST = 1 << 16
 """Bound on every size in a description (a billion patches help nobody)."""
 
 
+_DEEPEST = 256
+
+
 def _is_size(value: Any, least: int = 1) -> bool:
   return type(value) is int and least <= value <= _LARGEST
 
@@ -36,7 +39,8 @@ def _is_bool(value: Any) -> bool:
 ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
   'patch_size': _is_size,
   'embed_dim': _is_size,
-  'depth': _is_size,
+  # Every block is traced: thousands would look like a hang.
+  'depth': lambda value: _is_size(value) and value <= _DEEPEST,
   'num_heads': _is_size,
   'mlp_ratio': _is_positive,
   'activation': lambda value: value in tuple(ACTIVATIONS),
@@ -64,6 +68,7 @@ def describe(model: Model) -> dict[str, Any]:
     'norm_eps': list(module.norm_eps),
     'pre_norm_eps': module.pre_norm_eps,
     'compensation': module.compensation,
+    'linear_inputs': list(module.linear_inputs),
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -127,6 +132,12 @@ def _rebuild(fields: Any) -> Model:
   _require(all(isinstance(mode, str) for mode in modes), 'attention_modes')
   compensation = fields.get('compensation', True)
   _require(_is_bool(compensation), 'compensation')
+  linear_inputs = fields.get('linear_inputs', ['token'])
+  _require(
+    isinstance(linear_inputs, list)
+    and all(isinstance(name, str) for name in linear_inputs),
+    '`linear_inputs` is no list of names',
+  )
   module = model_lib.make_module(
     variant,
     num_classes=num_classes,
@@ -136,6 +147,7 @@ def _rebuild(fields: Any) -> Model:
     in_chans=preprocessing.channels,
     compensation=compensation,
     pre_norm_eps=float(pre_norm_eps),
+    linear_inputs=linear_inputs,
   )
   names = fields.get('class_names', [])
   _require(

@@ -17,7 +17,14 @@ from etils import epath
 from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
-from lambda_vit_jax import convert, onnx_graph, surgery, timm_config, weights
+from lambda_vit_jax import (
+  convert,
+  digests,
+  onnx_graph,
+  surgery,
+  timm_config,
+  weights,
+)
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import CheckpointError, ModelError
 from lambda_vit_jax.models import model as model_lib
@@ -121,13 +128,17 @@ def write_safetensors(
 
   The header repeats the description, so that the file can be moved alone.
   """
-  description = describe(folded) | {'zero_filled': zero_fill}
+  fields = describe(folded) | {'zero_filled': zero_fill}
+  description = json.dumps(fields, allow_nan=False)
   model = fill_with_zeros(folded) if zero_fill else folded
+  arrays = convert.encode(model.params)
+  digest = digests.of_arrays(arrays, arrays.__getitem__, description)
   data = safetensors_numpy.save(
-    convert.encode(model.params),
+    arrays,
     metadata={
       'format': 'pt',
-      weights.METADATA_KEY: json.dumps(description, allow_nan=False),
+      weights.METADATA_KEY: description,
+      weights.DIGEST_KEY: digest,
     },
   )
   (directory / 'model.safetensors').write_bytes(data)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lambda_vit_jax import checkpoint
+from lambda_vit_jax import checkpoint, digests
 from lambda_vit_jax import export_formats as formats_lib
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import (
@@ -223,24 +223,29 @@ def _write(
     'bytes': _sizes(directory),
     'warnings': warnings,
   }
+  (directory / 'model.json').unlink()
+  files = digests.of_folder(directory)
   checkpoint.write_json(
     directory / 'model.json',
-    fields
-    | {
-      'folded': {
-        'attention_modes': list(folded.attention_modes),
-        'norm_eps': list(folded.module.norm_eps),
-        'dtype': dtype,
-        'kept_float32': kept,
-        'zero_filled': zero_fill,
-      },
-      'num_parameters': model.num_parameters,
-      'macs': model.macs(),
-      'formats': ['orbax', *(name for name in formats if name != 'orbax')],
-      'versions': _versions(),
-    }
-    | report
-    | dict(extra),
+    digests.seal(
+      fields
+      | {
+        'folded': {
+          'attention_modes': list(folded.attention_modes),
+          'norm_eps': list(folded.module.norm_eps),
+          'dtype': dtype,
+          'kept_float32': kept,
+          'zero_filled': zero_fill,
+        },
+        'num_parameters': model.num_parameters,
+        'macs': model.macs(),
+        'formats': ['orbax', *(name for name in formats if name != 'orbax')],
+        'versions': _versions(),
+      }
+      | report
+      | dict(extra)
+      | {'files': files}
+    ),
   )
   return report
 

@@ -63,6 +63,7 @@ def load_folder(path: epath.Path, variant: str | None) -> Model:
     raise CheckpointError(
       f'{path}: holds {len(files)} weight files ({names}); name the one to load'
     )
+  weights.check_link(files[0])
   return load_file(files[0], variant)
 
 
@@ -116,6 +117,7 @@ def _variant_of(
   """The variant asked for, with what `config.json` adds; else found out."""
   config = path.parent / 'config.json'
   if config.exists() and file.rules is convert.TIMM:
+    weights.check_link(config)
     found = timm_config.read_variant(checkpoint.read_json(config), str(config))
     wanted = found.name if variant is None else get_variant(variant).name
     if wanted.split('.')[0] == found.name.split('.')[0]:

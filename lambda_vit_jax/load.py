@@ -13,8 +13,10 @@ from lambda_vit_jax import (
   adapt,
   checkpoint,
   description,
+  digests,
   foreign,
   hub,
+  weights,
 )
 from lambda_vit_jax.errors import CheckpointError, nearest
 from lambda_vit_jax.models.model import Model
@@ -82,16 +84,37 @@ def load_export(directory: str | epath.PathLike) -> Model:
       f'{directory}: no export here (model.json is missing); run the stage '
       '`export` first'
     )
-  model = description.rebuild(checkpoint.read_json(path), str(path))
+  weights.check_link(path)
+  fields = checkpoint.read_json(path)
+  model = description.rebuild(fields, str(path))
+  if not (directory / 'params').exists():
+    raise CheckpointError(
+      f'{directory / "params"}: missing; export again with `orbax` among the '
+      'formats'
+    )
+  weights.check_link(directory / 'params')
+  _check_file(directory, fields, 'params')
   return model.replace(params=_restore(directory / 'params', model.params))
+
+
+def check_exported(directory: epath.Path, name: str) -> None:
+  """Compares one file of an export with its digest in `model.json`.
+
+  Raises:
+    CheckpointError: it, or `model.json`, was changed since the export.
+  """
+  _check_file(directory, checkpoint.read_json(directory / 'model.json'), name)
+
+
+def _check_file(directory: epath.Path, fields: Any, name: str) -> None:
+  where = str(directory / 'model.json')
+  digests.check_seal(fields, where, 'export the model again')
+  if 'files' in fields:
+    digests.check_files(directory, fields['files'], name)
 
 
 def _restore(path: epath.Path, abstract: Any) -> Any:
   """Parameters from an Orbax folder, onto the first device."""
-  if not path.exists():
-    raise CheckpointError(
-      f'{path}: missing; export again with `orbax` among the formats'
-    )
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shardings = jax.tree.map(lambda _: device, abstract)
   path = checkpoint.absolute(path)

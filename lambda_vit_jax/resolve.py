@@ -1,5 +1,6 @@
 """From a config's free-form values to checked ones."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,10 @@ _OPERATIONAL = (
   'log_every',
   'checkpoint_every',
   'keep_checkpoints',
+  'eval_every',
+  'profile',
+  # Read only where the workdir has no checkpoint of the stage.
+  'resume_from',
   'mesh',
   'metrics',
   'benchmark',
@@ -23,7 +28,9 @@ _OPERATIONAL = (
   'select.memory_gib',
 )
 
-_EPOCHS = re.compile(r'(\d+(?:\.\d+)?)\s*ep')
+# At most as many digits as an int64 holds.
+_INTEGER = re.compile(r'-?[0-9]{1,18}')
+_EPOCHS = re.compile(r'([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*ep')
 
 
 def duration(value: Any, steps_per_epoch: int, key: str) -> int:
@@ -36,7 +43,11 @@ def duration(value: Any, steps_per_epoch: int, key: str) -> int:
   epochs = _EPOCHS.fullmatch(text)
   if epochs:
     return round(float(epochs[1]) * steps_per_epoch)
-  if isinstance(value, bool) or not re.fullmatch(r'\d+', text):
+  if (
+    isinstance(value, bool)
+    or not _INTEGER.fullmatch(text)
+    or text.startswith('-')
+  ):
     raise UsageError(
       f'config.{key}={value!r} is no duration; give steps (1000) or epochs '
       "('30ep')"
@@ -51,7 +62,7 @@ def integer(value: Any, key: str, least: int = 0) -> int:
     UsageError: names the key.
   """
   text = str(value).strip()
-  if isinstance(value, bool) or not re.fullmatch(r'-?\d+', text):
+  if isinstance(value, bool) or not _INTEGER.fullmatch(text):
     raise UsageError(f'config.{key}={value!r} is not a whole number')
   if int(text) < least:
     raise UsageError(f'config.{key}={text} must be at least {least}')
@@ -65,9 +76,12 @@ def number(value: Any, key: str) -> float:
     UsageError: names the key.
   """
   try:
-    return float(value)
-  except (TypeError, ValueError):
-    raise UsageError(f'config.{key}={value!r} is not a number') from None
+    found = float(value)
+  except (TypeError, ValueError, OverflowError):
+    found = math.nan
+  if not math.isfinite(found):
+    raise UsageError(f'config.{key}={value!r} is not a number')
+  return found
 
 
 def image_size(value: Any) -> int | tuple[int, int] | None:
@@ -79,7 +93,7 @@ def image_size(value: Any) -> int | tuple[int, int] | None:
   if value is None:
     return None
   parts = re.split(r'[x,]', value) if isinstance(value, str) else value
-  parts = [parts] if isinstance(parts, int) else list(parts)
+  parts = list(parts) if isinstance(parts, list | tuple) else [parts]
   sizes = tuple(integer(part, 'model.image_size', least=1) for part in parts)
   if len(sizes) not in (1, 2):
     raise UsageError(

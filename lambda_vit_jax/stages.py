@@ -10,11 +10,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lambda_vit_jax import (
   benchmark,
   checkpoint,
+  digests,
   dilution,
   evaluate,
   export_formats,
@@ -22,11 +24,15 @@ from lambda_vit_jax import (
   fourier,
   load,
   optim,
+  processes,
   profile,
+  programs,
   report,
   resolve,
+  resume,
   selection,
   surgery,
+  tracing,
   train,
   workdir,
 )
@@ -34,7 +40,10 @@ from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import CheckpointError, UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.train_step import Dilution, LossSettings
+from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.workdir import Run
 
 
@@ -99,13 +108,45 @@ def _training_job(
     checkpoint_every=resolve.integer(
       run.config['checkpoint_every'], 'checkpoint_every', 1
     ),
+    evaluate=functools.partial(_evaluate_holdout, run, model.preprocessing),
+    eval_every=_eval_every(run),
+    start=resume.find(run.config['resume_from'], stage),
+    window=tracing.window(run.config['profile'], run.path('profile')),
   )
+
+
+def _eval_every(run: Run) -> int:
+  """Steps between evaluations on the held-out slice; 0 for none."""
+  if not len(run.holdout_indices()):
+    return 0
+  for key in ('eval_every', 'checkpoint_every'):
+    if run.config[key] is not None:
+      return resolve.integer(run.config[key], key)
+  return 0
+
+
+def _evaluate_holdout(
+  run: Run,
+  preprocessing: Preprocessing,
+  module: ViT,
+  params: Params,
+  dilution_factor: Array | None,
+) -> dict[str, float]:
+  scores = evaluate.evaluate_params(
+    module,
+    params,
+    run.holdout_batches(preprocessing),
+    run.mesh,
+    dilution_factor,
+  )
+  return {'loss': scores['loss'], 'accuracy': scores['top1']}
 
 
 def _fit(run: Run, job: train.Job, model: Model) -> None:
   checkpointer = checkpoint.Checkpointer(
     run.path('checkpoints') / job.stage,
     keep=resolve.integer(run.config['keep_checkpoints'], 'keep_checkpoints', 1),
+    keep_best=job.eval_every > 0,
   )
   train.fit(
     job,
@@ -174,13 +215,22 @@ def analyze(run: Run) -> None:
   limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
   batches = _selection_batches(run, model, limit)
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
-  checkpoint.write_json(
-    run.path('analysis.json'),
-    {
-      'profile': profile.entropy_profile(model, batches).to_json(),
-      'spectrum': fourier.spectrum(model, batches).to_json(),
-    },
-  )
+  memory = _memory_gib(run)
+  measured = {
+    'profile': profile.entropy_profile(
+      model, batches, memory, run.mesh
+    ).to_json(),
+    'spectrum': fourier.spectrum(model, batches, memory, run.mesh).to_json(),
+  }
+  run.write_json('analysis.json', measured)
+
+
+def _memory_gib(run: Run) -> float | None:
+  """Memory for activations: the config's, else what the poorest has."""
+  given = run.config['select']['memory_gib']
+  if given is not None or jax.process_count() == 1:
+    return given
+  return min(processes.gather(programs.default_gib()))
 
 
 def _optional_count(value: Any, section: str) -> int | None:
@@ -194,10 +244,9 @@ def select(run: Run) -> None:
   settings = run.config['select']
   model = run.load('pretrain')
   limit = _optional_count(settings['num_images'], 'select')
-  partial = run.path('selection.part.json')
-  resume = None
-  if partial.exists():
-    resume = selection.Selection.from_json(checkpoint.read_json(partial))
+  partial = 'selection.part.json'
+  found = run.read_json(partial)
+  begun = None if found is None else selection.Selection.from_json(found)
   key, value = resolve.budget(settings)
   size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
   with run.reporter.bar('select', 100) as bar:
@@ -214,17 +263,18 @@ def select(run: Run) -> None:
       target=settings['target'],
       sign=settings['sign'],
       layers=tuple(settings['layers']),
-      memory_gib=settings['memory_gib'],
+      memory_gib=_memory_gib(run),
       seed=resolve.integer(run.config['seed'], 'seed'),
       mesh=run.mesh,
-      resume=resume,
-      on_round=lambda found: checkpoint.write_json(partial, found.to_json()),
+      resume=begun,
+      on_round=lambda found: run.write_json(partial, found.to_json()),
       on_progress=show,
       warn=run.reporter.warn,
       **size,
     )
-  checkpoint.write_json(run.path('selection.json'), chosen.to_json())
-  partial.unlink(missing_ok=True)
+  run.write_json('selection.json', digests.seal(chosen.to_json()))
+  if run.leader:
+    run.path(partial).unlink(missing_ok=True)
   run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
 
 
@@ -234,12 +284,19 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
   Raises:
     CheckpointError: no usable selection.
   """
-  found = checkpoint.read_json(run.path('selection.json'))
+  path = run.path('selection.json')
+  found = processes.from_leader(lambda: checkpoint.read_json(path))
   if not isinstance(found, dict) or 'removed' not in found:
     raise CheckpointError(
-      f'{run.path("selection.json")}: has no key `removed`; delete it to have '
+      f'{path}: has no key `removed`; delete it to have '
       'the stage `select` run again'
     )
+  digests.check_seal(
+    found,
+    str(path),
+    f'delete its key {digests.KEY} to use it as it is now, or the file to have '
+    'the stage `select` run again',
+  )
   return surgery.check_layers(found['removed'], depth)
 
 
@@ -290,9 +347,11 @@ def dilute(run: Run) -> None:
 
 def export_model(run: Run) -> None:
   """Writes `export/`, each format checked against the model."""
+  if not run.leader:
+    return
   settings = run.config['export']
   model = run.load('dilute')
-  batch = next(run.holdout_batches(model.preprocessing, 8))
+  batch = next(run.holdout_batches(model.preprocessing, 8, alone=True))
   results = exporter.export(
     model,
     run.path('export'),
@@ -309,6 +368,7 @@ def exported_predict(run: Run) -> Callable[[Any], Any]:
   """The exported program: `model.stablehlo`, else the folder reloaded."""
   program = run.path('export') / 'model.stablehlo'
   if program.exists():
+    load.check_exported(run.path('export'), 'model.stablehlo')
     return export_formats.read_stablehlo(program)
   return load.load_export(run.path('export'))
 
@@ -329,7 +389,7 @@ def evaluate_all(run: Run) -> None:
     results['exported'] = evaluate.evaluate_program(
       exported_predict(run), run.eval_batches(model.preprocessing), bar.advance
     )
-  checkpoint.write_json(run.path('evaluation.json'), results)
+  run.write_json('evaluation.json', results)
 
 
 def _exported_bytes(run: Run) -> int:
@@ -342,6 +402,8 @@ def _exported_bytes(run: Run) -> int:
 
 def benchmark_all(run: Run) -> None:
   """Sizes and speed, dense against pruned against exported in one run."""
+  if not run.leader:
+    return
   settings = run.config['benchmark']
   results = benchmark.compare(
     {'dense': run.load('pretrain'), 'pruned': run.load('dilute')},
@@ -360,12 +422,13 @@ def benchmark_all(run: Run) -> None:
     'macs_executed': pruned['macs_executed'],
     'weight_bytes': _exported_bytes(run),
   }
-  checkpoint.write_json(run.path('benchmark.json'), results)
+  run.write_json('benchmark.json', results)
 
 
 def write_report(run: Run) -> None:
   """One self-contained page from what is in the workdir."""
-  report.write_report(run.workdir)
+  if run.leader:
+    report.write_report(run.workdir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,13 +469,18 @@ STAGES: dict[str, Stage] = {
 
 
 def run_stage(run: Run, name: str) -> bool:
-  """Runs one stage unless it is finished; returns whether it ran."""
+  """Runs one stage unless it is finished; returns whether it ran.
+
+  All processes of a job leave it together, so that none of them reads what
+  the leading one has not written yet.
+  """
   stage = STAGES[name]
-  if stage.finished(run):
+  if processes.from_leader(lambda: stage.finished(run)):
     run.reporter.say(f'{name}: already done')
     return False
   run.reporter.say(f'{name}: starting')
   stage.run(run)
+  processes.barrier()
   return True
 
 

@@ -7,15 +7,19 @@ for, so that only one lies in memory twice.
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
+from etils import epath
 
-from lambda_vit_jax import convert
+from lambda_vit_jax import convert, digests
 from lambda_vit_jax.errors import CheckpointError
 
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
@@ -24,7 +28,47 @@ SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 METADATA_KEY = 'lambda_vit_jax'
 """Where the header of our safetensors files keeps the model's description."""
 
+DIGEST_KEY = 'sha256'
+"""Where the header keeps the digest of the arrays and of that description."""
+
 _GOOGLE_PREFIX = 'opt/target/'
+
+
+def check_link(path: epath.Path) -> None:
+  """Refuses a link out of its folder, but for those of the hub's cache.
+
+  Raises:
+    CheckpointError: a file of a folder that somebody gave points elsewhere.
+  """
+  if '://' in str(path) or not os.path.islink(path):
+    return
+  target = pathlib.Path(os.path.realpath(path))
+  folder = pathlib.Path(os.path.realpath(path.parent))
+  allowed = [folder]
+  if folder.parent.name == 'snapshots':
+    # models--OWNER--NAME/snapshots/REVISION/FILE -> ../../blobs/DIGEST.
+    allowed.append(folder.parents[1] / 'blobs')
+  if not any(target.is_relative_to(place) for place in allowed):
+    raise CheckpointError(
+      f'{path}: is a link out of its folder, which is not followed; copy the '
+      'file, or name it itself'
+    )
+
+
+# What zipfile and numpy raise for archives they cannot parse.
+_NPZ_ERRORS = (
+  OSError,
+  EOFError,
+  KeyError,
+  NotImplementedError,
+  RuntimeError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +125,13 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
     with safetensors.safe_open(path, framework='numpy') as file:
       names = list(file.keys())
       shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-      text = (file.metadata() or {}).get(METADATA_KEY)
+      metadata = file.metadata() or {}
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise CheckpointError(
       f'{path}: not a complete safetensors file ({error}); get it again'
     ) from error
   description = None
+  text = metadata.get(METADATA_KEY)
   if text is not None:
     try:
       description = json.loads(text)
@@ -95,7 +140,35 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
         f'{path}: its header describes no model ({METADATA_KEY} is not JSON); '
         'export the model again'
       ) from None
+    _check_digest(path, metadata, names, read, text)
   return WeightFile(str(path), shapes, read, description=description)
+
+
+def _check_digest(
+  path: pathlib.Path,
+  metadata: Mapping[str, str],
+  names: Iterable[str],
+  read: Callable[[str], np.ndarray],
+  text: str,
+) -> None:
+  """Compares one of our files with the digest in its header, if it has one.
+
+  Raises:
+    CheckpointError: numbers or description are not those that were exported.
+  """
+  expected = metadata.get(DIGEST_KEY)
+  try:
+    if expected in (None, digests.of_arrays(names, read, text)):
+      return
+  except (TypeError, ValueError, safetensors.SafetensorError) as error:
+    raise CheckpointError(
+      f'{path}: holds arrays that cannot be read ({error}); export the model '
+      'again'
+    ) from error
+  raise CheckpointError(
+    f'{path}: changed since it was exported (its {DIGEST_KEY} is of another '
+    'content); export the model again'
+  )
 
 
 def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
@@ -104,11 +177,20 @@ def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
     file = np.load(raw, allow_pickle=False)
     names = file.files
     shapes = {name: _npy_shape(file, name) for name in names}
-  except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+  except (*_NPZ_ERRORS, AttributeError) as error:
     raise CheckpointError(
       f'{path}: not a complete .npz archive of plain arrays ({error}); get it '
       'again'
     ) from error
+
+  def read(name: str) -> np.ndarray:
+    try:
+      return file[prefix + name]
+    except (*_NPZ_ERRORS, MemoryError) as error:
+      raise CheckpointError(
+        f'{path}: {name} is damaged ({error}); get the file again'
+      ) from error
+
   prefix = ''
   if any(name.startswith(_GOOGLE_PREFIX) for name in names):
     # A training checkpoint: its optimizer's state is no part of the model.
@@ -117,7 +199,7 @@ def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
   return WeightFile(
     str(path),
     {name.removeprefix(prefix): shapes[name] for name in names},
-    lambda name: file[prefix + name],
+    read,
     rules=convert.GOOGLE,
   )
 
