@@ -203,6 +203,9 @@ def _command_line() -> str:
   for name in (*main.STAGES, *main.COMMANDS):
     text = _help_of([name])
     if text != general:
+      # What the general help says as well stands there once.
+      own = [p for p in text.split('\n\n') if p not in general]
+      text = '\n\n'.join(own)
       parts += ['', f'### `lambda-vit {name}`', '', '```text', text, '```']
   return _COMMANDS.format(help='\n'.join(parts))
 

@@ -54,15 +54,15 @@ def _split(where: str, text: str) -> list[Command]:
 
 
 def commands() -> list[Command]:
-  """Every command printed in the pages and at the head of a config file."""
+  """Every command printed in the pages; reference.md has those of `--help`."""
   found = []
   for path in PAGES:
     for body in fences(path, *_SHELLS):
       found += _split(name(path), body)
-  for path in sorted((ROOT / 'configs').glob('*.py')):
-    text = path.read_text().replace('\\\n', ' ')
-    for line in re.findall(r'^  (lambda-vit .+)$', text, re.MULTILINE):
-      found += _split(name(path), line)
+    for body in fences(path, 'text'):
+      text = body.replace('\\\n', ' ')
+      for line in re.findall(r'^  (lambda-vit .+)$', text, re.MULTILINE):
+        found += _split(name(path), line)
   return found
 
 
