@@ -205,8 +205,16 @@ def base() -> ml_collections.ConfigDict:
   config.log_every = 50
   # Steps between two checkpoints.
   config.checkpoint_every = 500
-  # How many of the newest checkpoints of a stage stay.
+  # How many of the newest checkpoints of a stage stay; one more is the best.
   config.keep_checkpoints = 2
+  # Steps between evaluations on the held-out images, which say what is best;
+  # every checkpoint when empty, 0 for never.
+  config.eval_every = free()
+  # Where a stage goes on from that has no checkpoint in the workdir yet:
+  # another workdir, or WORKDIR/checkpoints/STAGE/STEP.
+  config.resume_from = ''
+  # START,STOP: these steps of each stage are traced into WORKDIR/profile.
+  config.profile = ''
   return config
 
 

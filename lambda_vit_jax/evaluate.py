@@ -1,13 +1,13 @@
 """Exact accuracy over every image of a split."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from lambda_vit_jax import losses, sharding
+from lambda_vit_jax import losses, processes, sharding
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
@@ -16,12 +16,23 @@ Predict = Callable[[Array], Array]
 """Normalised NHWC images to logits."""
 
 
-@functools.partial(jax.jit, static_argnames='module')
+@functools.partial(jax.jit, static_argnames=('module', 'everywhere'))
 def _counts(
-  module: ViT, params: Params, batch: dict[str, Array]
+  module: ViT,
+  params: Params,
+  batch: dict[str, Array],
+  dilution_factor: Array | None,
+  everywhere: NamedSharding,
 ) -> dict[str, Array]:
-  logits, _ = apply_module(module, params, batch['image'], capture=False)
-  return losses.evaluation_counts(logits, batch['label'], batch['mask'])
+  logits, _ = apply_module(
+    module,
+    params,
+    batch['image'],
+    dilution_factor=dilution_factor,
+    capture=False,
+  )
+  counts = losses.evaluation_counts(logits, batch['label'], batch['mask'])
+  return jax.lax.with_sharding_constraint(counts, everywhere)
 
 
 _counts_of_logits = jax.jit(losses.evaluation_counts)
@@ -33,10 +44,19 @@ def summarize(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
   Returns:
     `top1`, `top5` (fractions), `loss` (nats per image) and `num_images`.
   """
+  return _summary([_totals(counts)])
+
+
+def _totals(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
   totals = {'correct1': 0, 'correct5': 0, 'loss': 0.0, 'images': 0}
   for row in counts:
     for name, value in jax.device_get(row).items():
       totals[name] += float(value) if name == 'loss' else int(value)
+  return totals
+
+
+def _summary(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+  totals = {name: sum(part[name] for part in parts) for name in parts[0]}
   images = max(totals['images'], 1)
   return {
     'top1': totals['correct1'] / images,
@@ -64,11 +84,34 @@ def evaluate_model(
   Returns:
     See `summarize`.
   """
-  params = jax.device_put(model.params, sharding.replicated(mesh))
+  params = sharding.replicate(model.params, mesh)
+  return evaluate_params(model.module, params, batches, mesh, advance=advance)
+
+
+def evaluate_params(
+  module: ViT,
+  params: Params,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: Mesh,
+  dilution_factor: Array | None = None,
+  advance: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+  """The same for parameters that are on the mesh already, in any sharding.
+
+  Args:
+    module: the network.
+    params: its parameters.
+    batches: in a job of several processes, this one's part of each.
+    mesh: the batch is split over it.
+    dilution_factor: `[depth]`, for a module with blocks in mode `diluted`.
+    advance: called with the number of images done, of all processes.
+  """
+  everywhere = sharding.replicated(mesh)
   rows = []
   for batch in batches:
-    rows.append(_counts(model.module, params, sharding.put_batch(batch, mesh)))
-    advance(len(batch['label']))
+    placed = sharding.put_batch(batch, mesh)
+    rows.append(_counts(module, params, placed, dilution_factor, everywhere))
+    advance(len(placed['label']))
   return summarize(rows)
 
 
@@ -77,10 +120,14 @@ def evaluate_program(
   batches: Iterable[dict[str, np.ndarray]],
   advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
-  """The same for an opaque program (an exported one) that returns logits."""
+  """The same for an opaque program (an exported one) that returns logits.
+
+  Each process of a job runs it on its own part of the batches; what they
+  counted is added up.
+  """
   rows = []
   for batch in batches:
     logits = np.asarray(predict(batch['image']), np.float32)
     rows.append(_counts_of_logits(logits, batch['label'], batch['mask']))
-    advance(len(batch['label']))
-  return summarize(rows)
+    advance(len(batch['label']) * jax.process_count())
+  return _summary(processes.gather(_totals(rows)))

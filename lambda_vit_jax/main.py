@@ -4,6 +4,7 @@ Nothing heavy is imported before the flags are known to be right, so that
 `--help` and a typo answer at once.
 """
 
+import errno
 import json
 import logging
 import os
@@ -12,12 +13,13 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from lambda_vit_jax import supervise
 from lambda_vit_jax import usage as usage_lib
 from lambda_vit_jax.errors import LambdaVitError, UsageError, nearest
 
@@ -76,6 +78,17 @@ def _define_flags(arguments: list[str]) -> flags.FlagValues:
     sys_argv=['lambda-vit', *arguments],
   )
   flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0.', flag_values=values
+  )
+  for name, text in (
+    ('num_processes', 'Processes of the job.'),
+    ('process_id', 'Which of them this is, from 0.'),
+  ):
+    flags.DEFINE_integer(name, None, text, flag_values=values)
+  flags.DEFINE_bool(
+    'distributed', False, 'Find the job by itself.', flag_values=values
+  )
   flags.DEFINE_bool('json', False, 'JSON on stdout.', flag_values=values)
   flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
   flags.DEFINE_bool('debug', False, 'Tracebacks.', flag_values=values)
@@ -127,6 +140,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
   if not values.workdir:
     raise UsageError(f'{stage}: --workdir=DIR is needed')
   _apply_budget_flags(config, rest)
+  _is_job(values)
   return stage, config, values
 
 
@@ -178,19 +192,23 @@ def _run_stage(
   stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
 ) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from lambda_vit_jax import interrupt, outcome, stages, startup
+  from lambda_vit_jax import interrupt, outcome, processes, stages, startup
   from lambda_vit_jax.progress import Reporter
   from lambda_vit_jax.report import print_results
   from lambda_vit_jax.workdir import Run
 
   interrupt.raise_on_signals()
   startup.use_cache()
-  run = Run(config.to_dict(), values.workdir, Reporter(values.quiet))
+  reporter = Reporter(values.quiet, processes.is_leader())
+  run = Run(config.to_dict(), values.workdir, reporter)
   done = []
-  for name in stages.STAGES if stage == 'run' else (stage,):
-    start = time.perf_counter()
-    ran = stages.run_stage(run, name)
-    done.append((name, ran, time.perf_counter() - start))
+  try:
+    for name in stages.STAGES if stage == 'run' else (stage,):
+      start = time.perf_counter()
+      ran = stages.run_stage(run, name)
+      done.append((name, ran, time.perf_counter() - start))
+  finally:
+    run.metrics.close()
   if not run.leader:
     return
   if values.json:
@@ -201,6 +219,40 @@ def _run_stage(
     following = outcome.next_stage(run, stage)
     if following:
       run.reporter.say(outcome.hint(following, argv))
+
+
+def _is_job(values: flags.FlagValues) -> bool:
+  """Whether this is one of several processes; raises UsageError."""
+  return supervise.check_flags(
+    values.coordinator,
+    values.num_processes,
+    values.process_id,
+    values.distributed,
+  )
+
+
+def _run_in_job(
+  stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
+) -> int:
+  """One process of a job: a child does the work; see `supervise`."""
+
+  def work() -> int:
+    # What libraries log about a broken job is replaced by our line.
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    from lambda_vit_jax import processes
+
+    def join_and_run() -> None:
+      processes.join(
+        values.coordinator, values.num_processes, values.process_id
+      )
+      _run_stage(stage, config, values, argv)
+
+    code = _guarded(argv, join_and_run)
+    supervise.announce(code)
+    processes.leave(failed=code != 0)
+    return code
+
+  return supervise.run(work, values.process_id, values.num_processes)
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
@@ -228,7 +280,6 @@ def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
 
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code (METHOD, section 7)."""
-  debug = '--debug' in argv
   if not argv:
     print(usage())
     return UsageError.exit_code
@@ -237,11 +288,23 @@ def main(argv: Sequence[str]) -> int:
     print(text)
     return 0
   _configure_logging()
+  if argv[0] in COMMANDS:
+    rest = [a for a in argv[1:] if a != '--debug']
+    return _guarded(argv, lambda: _run_command(argv[0], rest))
+  parsed: list[tuple[str, Any, flags.FlagValues]] = []
+  code = _guarded(argv, lambda: parsed.append(parse(argv)))
+  if code:
+    return code
+  if _is_job(parsed[0][2]):
+    return _run_in_job(*parsed[0], argv)
+  return _guarded(argv, lambda: _run_stage(*parsed[0], argv))
+
+
+def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
+  """Does it, and turns what goes wrong into one line and an exit code."""
+  debug = '--debug' in argv
   try:
-    if argv[0] in COMMANDS:
-      _run_command(argv[0], [a for a in argv[1:] if a != '--debug'])
-    else:
-      _run_stage(*parse(argv), argv)
+    action()
   except LambdaVitError as error:
     if debug:
       traceback.print_exc()
@@ -252,13 +315,28 @@ def main(argv: Sequence[str]) -> int:
     return 1
   except Exception as error:
     if debug:
-      raise
-    kind = type(error).__name__
-    text = ' '.join(str(error).split())[:300]
-    return _fail(
-      argv, f'{kind}: {text} (run again with --debug for a traceback)', 1
-    )
+      traceback.print_exc()
+    return _fail(argv, _describe(error), 1)
   return 0
+
+
+def _describe(error: Exception) -> str:
+  """One line for an error that is not ours."""
+  full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  if isinstance(error, OSError) and error.errno in full:
+    return (
+      f'{error.filename or "a file"}: cannot be written ({error.strerror}); '
+      'what was saved before is intact, free some space and run the command '
+      'again'
+    )
+  if 'jax' in sys.modules:
+    from lambda_vit_jax import processes
+
+    if processes.is_lost(error):
+      return processes.lost_line()
+  kind = type(error).__name__
+  text = ' '.join(str(error).split())[:300]
+  return f'{kind}: {text} (run again with --debug for a traceback)'
 
 
 def run() -> None:

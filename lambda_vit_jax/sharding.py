@@ -24,7 +24,11 @@ def make_mesh(fsdp: int = 1) -> Mesh:
   Raises:
     UsageError: `fsdp` does not divide the number of devices.
   """
-  devices = jax.devices()
+  # A process's devices next to each other, so that its part of a batch is
+  # the same rows for any number of processes.
+  devices = sorted(
+    jax.devices(), key=lambda device: (device.process_index, device.id)
+  )
   if fsdp < 1 or len(devices) % fsdp:
     raise UsageError(
       f'mesh.fsdp={fsdp} does not divide the {len(devices)} devices; '
@@ -51,6 +55,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """A copy of every leaf on every device of every process."""
+
+  def put(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+      leaf = np.asarray(leaf)
+    return jax.device_put(leaf, replicated(mesh))
+
+  return jax.tree.map(put, tree)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:

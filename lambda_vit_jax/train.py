@@ -4,114 +4,34 @@
 final parameters. What a job trains on, and what for, is the stages' business.
 """
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
-from lambda_vit_jax import checkpoint, interrupt, sharding, surgery
-from lambda_vit_jax.errors import LambdaVitError
-from lambda_vit_jax.metrics import MetricsWriter
-from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.train_step import (
-  Dilution,
-  LossSettings,
-  TrainState,
-  init_state,
-  make_train_step,
-  prune_state,
+from lambda_vit_jax import (
+  checkpoint,
+  dilution,
+  interrupt,
+  persistence,
+  sharding,
 )
+from lambda_vit_jax.errors import LambdaVitError
+from lambda_vit_jax.job import Job, Phase
+from lambda_vit_jax.metrics import MetricsWriter
+from lambda_vit_jax.progress import Bar, Reporter
+from lambda_vit_jax.train_step import TrainState, make_train_step, prune_state
 from lambda_vit_jax.typing import Array, Params
+
+__all__ = ['DivergedError', 'Job', 'Phase', 'fit']
 
 
 class DivergedError(LambdaVitError):
-  """The loss became NaN or infinite."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """A stretch of steps under one compiled program.
-
-  Attributes:
-    module: the network of this phase.
-    until: the step at which it ends.
-    removed: layers whose attention is dropped from the state when it begins.
-  """
-
-  module: ViT
-  until: int
-  removed: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """What one training stage does.
-
-  Attributes:
-    stage: name, for folders and metrics.
-    phases: in order; the last one's `until` is the total number of steps.
-    optimizer: an optax transformation.
-    learning_rate: by step, for the metrics.
-    loss: terms of the loss.
-    dilution: λ over steps.
-    seed: of the random choices in the step.
-    steps_per_epoch: for the metrics.
-    make_batches: from a first step to an endless iterator of this process's
-      batches.
-    teacher: module and parameters for distillation, or None.
-    batch_size: images of one step over all processes.
-    description: of the model, for the checkpoint (`description.describe`).
-  """
-
-  stage: str
-  phases: Sequence[Phase]
-  optimizer: optax.GradientTransformation
-  learning_rate: Callable[[int], Any]
-  loss: LossSettings
-  dilution: Dilution
-  seed: int
-  steps_per_epoch: int
-  make_batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
-  teacher: tuple[ViT, Params] | None
-  batch_size: int
-  description: dict[str, Any]
-  log_every: int
-  checkpoint_every: int
-
-  @property
-  def total_steps(self) -> int:
-    """Steps of all phases."""
-    return self.phases[-1].until
-
-  def phase_at(self, step: int) -> int:
-    """Index of the phase whose program runs at `step`."""
-    for index, phase in enumerate(self.phases):
-      if step < phase.until:
-        return index
-    return len(self.phases) - 1
-
-  def meta_at(self, step: int) -> dict[str, Any]:
-    """The checkpoint's JSON at `step`."""
-    module = self.phases[self.phase_at(step)].module
-    modes = {
-      'attention_modes': list(module.attention_modes),
-      'removed_layers': list(surgery.removed_layers(module.attention_modes)),
-    }
-    return {
-      'stage': self.stage,
-      'step': step,
-      'total_steps': self.total_steps,
-      'model': self.description | modes,
-      'has_ema': bool(self.loss.ema_decay),
-      'data': {'seed': self.seed, 'next_step': step},
-    }
+  """The loss or the gradient became NaN or infinite."""
 
 
 def fit(
@@ -135,130 +55,146 @@ def fit(
     DivergedError: the loss is not finite; names the step.
     StoppedError: after SIGTERM or Ctrl-C, with everything saved.
   """
-  state = _restore_or_init(job, params, checkpointer, mesh, reporter)
+  state = persistence.restore_or_init(job, params, checkpointer, mesh, reporter)
   step = int(state.step)
   metrics.rewind(job.stage, step)
   if step < job.total_steps:
     with (
-      interrupt.stop_flag() as stop,
+      interrupt.stop_flag(job.stage) as stop,
       reporter.bar(job.stage, job.total_steps) as bar,
     ):
-      log = _Log(job, metrics, step)
-      for phase_index in range(job.phase_at(step), len(job.phases)):
-        state = _run_phase(
-          job, phase_index, state, checkpointer, mesh, log, bar, stop
-        )
+      loop = _Loop(job, checkpointer, mesh, _Log(job, metrics, step), bar, stop)
+      try:
+        for index in range(job.phase_at(step), len(job.phases)):
+          state = loop.run_phase(index, state)
+      except DivergedError:
+        # What is being saved is from before.
+        checkpointer.wait()
+        raise
+      finally:
+        job.window.close()
+      loop.end()
   if checkpointer.latest_step() != job.total_steps:
-    _save(job, checkpointer, job.total_steps, state)
+    persistence.save(job, checkpointer, state)
   checkpointer.wait()
   return state.params if state.ema is None else state.ema
 
 
-def _run_phase(
-  job: Job,
-  phase_index: int,
-  state: TrainState,
-  checkpointer: checkpoint.Checkpointer,
-  mesh: Mesh,
-  log: '_Log',
-  bar: Any,
-  stop: interrupt.StopFlag,
-) -> TrainState:
-  phase = job.phases[phase_index]
-  step = int(state.step)
-  if step >= phase.until:
+class _Loop:
+  """What all phases of one call of `fit` share."""
+
+  def __init__(
+    self,
+    job: Job,
+    checkpointer: checkpoint.Checkpointer,
+    mesh: Mesh,
+    log: '_Log',
+    bar: Bar,
+    stop: interrupt.StopFlag,
+  ):
+    self._job = job
+    self._checkpointer = checkpointer
+    self._mesh = mesh
+    self._log = log
+    self._bar = bar
+    self._stop = stop
+
+  def run_phase(self, index: int, state: TrainState) -> TrainState:
+    """Trains to the end of a phase, with a state fit for the next one."""
+    job, phase = self._job, self._job.phases[index]
+    step = int(state.step)
+    if step >= phase.until:
+      return state
+    train_step = make_train_step(
+      phase.module,
+      job.optimizer,
+      job.loss,
+      job.dilution,
+      job.seed,
+      self._mesh,
+      sharding.tree_shardings(state, self._mesh),
+      teacher=None if job.teacher is None else job.teacher[0],
+    )
+    teacher_params = None
+    if job.teacher is not None:
+      teacher_params = sharding.replicate(job.teacher[1], self._mesh)
+    batches = job.make_batches(step)
+    while step < phase.until:
+      job.window.before(step)
+      batch = sharding.put_batch(next(batches), self._mesh)
+      state, values = train_step(state, batch, teacher_params)
+      step += 1
+      job.window.after(step, values)
+      self._log.add(values)
+      if step == phase.until and index + 1 < len(job.phases):
+        state = prune_state(state, job.phases[index + 1].removed)
+      self._after_step(step, state, last=step == phase.until)
     return state
-  train_step = make_train_step(
-    phase.module,
-    job.optimizer,
-    job.loss,
-    job.dilution,
-    job.seed,
-    mesh,
-    sharding.tree_shardings(state, mesh),
-    teacher=None if job.teacher is None else job.teacher[0],
-  )
-  teacher_params = None
-  if job.teacher is not None:
-    teacher_params = jax.device_put(job.teacher[1], sharding.replicated(mesh))
-  batches = job.make_batches(step)
-  while step < phase.until:
-    batch = sharding.put_batch(next(batches), mesh)
-    state, values = train_step(state, batch, teacher_params)
-    step += 1
-    log.add(values)
-    last = step == phase.until
-    if last and phase_index + 1 < len(job.phases):
-      state = prune_state(state, job.phases[phase_index + 1].removed)
-    due = step % job.checkpoint_every == 0 or last
-    if step % job.log_every == 0 or due or stop.signum:
-      bar.update(step, log.flush(step))
-    if due or stop.signum:
-      _save(job, checkpointer, step, state)
-    if stop.signum:
-      checkpointer.wait()
+
+  def _after_step(self, step: int, state: TrainState, last: bool) -> None:
+    """Logs, evaluates, saves and stops where that is due."""
+    job = self._job
+    # After the last step there is `end`.
+    signum = self._stop.reached(step) if step < job.total_steps else 0
+    due = step % job.checkpoint_every == 0 or last or bool(signum)
+    wanted = job.eval_every and step % job.eval_every == 0
+    scores: dict[str, float] = {}
+    if job.evaluate is not None and (wanted or (last and job.eval_every)):
+      self._log.check()
+      began = time.monotonic()
+      scores = self._evaluate(step, state)
+      self._log.leave_out(time.monotonic() - began)
+    if step % job.log_every == 0 or due or scores:
+      self._bar.update(step, self._log.flush(step, scores))
+    if due:
+      with self._stop.saving():
+        self._save(step, state, scores)
+        if signum:
+          self._checkpointer.wait()
+    if signum:
       raise interrupt.StoppedError(
-        stop.signum,
+        signum,
         f'{job.stage}: interrupted at step {step} of {job.total_steps}; '
         'saved, run the same command again to continue',
       )
-  return state
 
+  def end(self) -> None:
+    """Stops behind the last step where a signal came during it."""
+    with self._stop.saving():
+      self._checkpointer.wait()
+    signum = self._stop.finish()
+    if signum:
+      raise interrupt.StoppedError(
+        signum,
+        f'{self._job.stage}: interrupted behind its last step; saved, run '
+        'the same command again to continue',
+      )
 
-def _restore_or_init(
-  job: Job,
-  params: Callable[[], Params],
-  checkpointer: checkpoint.Checkpointer,
-  mesh: Mesh,
-  reporter: Reporter,
-) -> TrainState:
-  """The newest checkpoint on this mesh, else a state at step 0."""
+  def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    """Loss and accuracy on held-out images, of the average if there is one."""
+    job = self._job
+    assert job.evaluate is not None
+    module = job.phases[job.phase_at(step)].module
+    factor = None
+    if 'diluted' in module.attention_modes:
+      factor = dilution.factor_vector(
+        job.dilution.factor(np.int32(step)), job.dilution.layers, module.depth
+      )
+    params = state.params if state.ema is None else state.ema
+    found = job.evaluate(module, params, factor)
+    return {f'holdout_{name}': value for name, value in found.items()}
 
-  def fresh(values: Params) -> TrainState:
-    return init_state(values, job.optimizer, bool(job.loss.ema_decay))
-
-  step = checkpointer.latest_step()
-  if step is None:
-    state = fresh(params())
-    for phase in job.phases[: job.phase_at(0) + 1]:
-      state = prune_state(state, phase.removed)
-    shardings = sharding.tree_shardings(state, mesh)
-    # A copy: the step donates its state, and the caller keeps its arrays.
-    return jax.device_put(jax.tree.map(np.array, state), shardings)
-  reporter.say(f'{job.stage}: continuing at step {step} of {job.total_steps}')
-  abstract = jax.eval_shape(lambda: fresh(params()))
-  for phase in job.phases[: job.phase_at(step) + 1]:
-    abstract = prune_state(abstract, phase.removed)
-  shardings = sharding.tree_shardings(abstract, mesh)
-  abstract = checkpoint.abstract_like(abstract, shardings)
-  return TrainState(**_flat(checkpointer.restore(step, _items(abstract))))
-
-
-def _save(
-  job: Job,
-  checkpointer: checkpoint.Checkpointer,
-  step: int,
-  state: TrainState,
-) -> None:
-  checkpointer.save(step, _items(state), job.meta_at(step))
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-  """A state as the items of a checkpoint."""
-  items = {
-    'params': state.params,
-    'optimizer': {'step': state.step, 'opt_state': state.opt_state},
-  }
-  return items if state.ema is None else items | {'ema': state.ema}
-
-
-def _flat(items: dict[str, Any]) -> dict[str, Any]:
-  """Inverse of `_items`: the fields of a state."""
-  return {
-    'params': items['params'],
-    'ema': items.get('ema'),
-    **items['optimizer'],
-  }
+  def _save(
+    self, step: int, state: TrainState, scores: dict[str, float]
+  ) -> None:
+    """Saves; only at λ = 0 a checkpoint may be the best (METHOD, 5)."""
+    modes = self._job.phases[self._job.phase_at(step)].module.attention_modes
+    metrics = None
+    if scores and 'diluted' not in modes:
+      metrics = {
+        name.removeprefix('holdout_'): value for name, value in scores.items()
+      }
+    persistence.save(self._job, self._checkpointer, state, metrics)
 
 
 class _Log:
@@ -274,17 +210,33 @@ class _Log:
   def add(self, values: dict[str, Array]) -> None:
     self._pending.append(values)
 
-  def flush(self, step: int) -> str:
-    """Writes one line of means since the last; returns a short note."""
+  def leave_out(self, seconds: float) -> None:
+    """Does not count time that went into something else."""
+    self._time += seconds
+
+  def check(self) -> list[dict[str, Any]]:
+    """The steps since the last line, all of them finite.
+
+    Raises:
+      DivergedError: names the first that is not. A gradient that is not
+        finite spoils the parameters of the next step, so it counts as well.
+    """
     rows = jax.device_get(self._pending)
-    self._pending = []
     for offset, row in enumerate(rows):
-      if not math.isfinite(row['loss']):
-        bad = self._logged + offset
-        raise DivergedError(
-          f'{self._job.stage}: the loss is {row["loss"]} at step {bad}; the '
-          'last checkpoint is good: lower the learning rate or set clip_norm'
-        )
+      for name in ('loss', 'gradient_norm'):
+        if not math.isfinite(row[name]):
+          bad = self._logged + offset
+          what = name.replace('_', ' ')
+          raise DivergedError(
+            f'{self._job.stage}: the {what} is {row[name]} at step {bad}; the '
+            'last checkpoint is good: lower the learning rate or set clip_norm'
+          )
+    return rows
+
+  def flush(self, step: int, scores: dict[str, float]) -> str:
+    """Writes one line of means since the last; returns a short note."""
+    rows = self.check()
+    self._pending = []
     if not rows:
       return ''
     now = time.monotonic()
@@ -297,6 +249,7 @@ class _Log:
       'lambda': float(rows[-1]['lambda']),
       'gradient_norm': float(np.mean([row['gradient_norm'] for row in rows])),
       'images_per_second': images / max(now - self._time, 1e-9),
+      **scores,
     }
     self._metrics.write(self._job.stage, step, **values)
     self._logged, self._time = step, now

@@ -1,6 +1,7 @@
 """A run's folder: its config, its data, and the models its stages left."""
 
 import functools
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lambda_vit_jax import checkpoint, resolve, sharding
+from lambda_vit_jax import checkpoint, processes, resolve, sharding
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
@@ -25,13 +26,7 @@ from lambda_vit_jax.trackers import make_trackers
 
 def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
   """The newest checkpointed step of a stage, None where there is none."""
-  directory = epath.Path(workdir) / 'checkpoints' / stage
-  if not directory.exists():
-    return None
-  steps = [
-    int(path.name) for path in directory.iterdir() if path.name.isdigit()
-  ]
-  return max(steps, default=None)
+  return checkpoint.newest_step(epath.Path(workdir) / 'checkpoints' / stage)
 
 
 class Run:
@@ -49,9 +44,12 @@ class Run:
     self.config = config
     self.reporter = reporter
     self.workdir = checkpoint.absolute(workdir)
-    self.leader = jax.process_index() == 0
-    self._claim()
-    trackers = make_trackers(_plain(config), self.workdir)
+    self.leader = processes.is_leader()
+    processes.from_leader(self._claim)
+    self._check_shared()
+    trackers = ()
+    if self.leader:
+      trackers = make_trackers(_plain(config), self.workdir)
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def _claim(self) -> None:
@@ -77,6 +75,39 @@ class Run:
       raise UsageError(
         f'--workdir={self.workdir}: made with other values of '
         f'{", ".join(keys)}; use a new --workdir, or the old values'
+      )
+
+  def _check_shared(self) -> None:
+    """Has every process see a file that the leader has just written.
+
+    Raises:
+      UsageError: the processes were given different configs.
+      LambdaVitError: the workdir is not the same folder for all.
+    """
+    if jax.process_count() == 1:
+      return
+    configs = processes.gather(_plain(self.config))
+    keys = sorted(
+      {key for c in configs for key in resolve.differing_keys(configs[0], c)}
+    )
+    if keys:
+      raise UsageError(
+        f'the processes were given different values of {", ".join(keys)}; '
+        'start all with the same flags'
+      )
+    token = processes.from_leader(lambda: uuid.uuid4().hex)
+    path = self.path(f'.job-{token}')
+    if self.leader:
+      path.write_text(token)
+    processes.barrier()
+    seen = processes.gather(path.exists())
+    if self.leader:
+      path.unlink()
+    if not all(seen):
+      blind = [index for index, sees in enumerate(seen) if not sees]
+      raise LambdaVitError(
+        f'--workdir={self.workdir}: processes {blind} do not see what process '
+        '0 writes there; it must lie on storage that all share (NFS, gs://…)'
       )
 
   @functools.cached_property
@@ -161,23 +192,36 @@ class Run:
     return self._split[1][:limit]
 
   def holdout_batches(
-    self, preprocessing: Preprocessing, limit: int | None = None
+    self,
+    preprocessing: Preprocessing,
+    limit: int | None = None,
+    alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
-    """The held-out training images in the evaluation transform."""
+    """The held-out training images in the evaluation transform.
+
+    Args:
+      preprocessing: the model's.
+      limit: only the first so many.
+      alone: all of them to this process, not its part.
+    """
     return self._batches(
-      self.dataset.train, self.holdout_indices(limit), preprocessing
+      self.dataset.train, self.holdout_indices(limit), preprocessing, alone
     )
 
   def _batches(
-    self, split: Any, indices: np.ndarray, preprocessing: Preprocessing
+    self,
+    split: Any,
+    indices: np.ndarray,
+    preprocessing: Preprocessing,
+    alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.eval_batches(
       split,
       indices,
       preprocessing,
       batch_size=self.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=0 if alone else jax.process_index(),
+      process_count=1 if alone else jax.process_count(),
       workers=self.config['data']['workers'],
       skip_undecodable=self.config['data']['skip_undecodable'],
     )
@@ -208,6 +252,22 @@ class Run:
       image_size=resolve.image_size(settings['image_size']),
       seed=resolve.integer(self.config['seed'], 'seed'),
     ).replace(class_names=self.dataset.class_names)
+
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes a file of this run; the leading process does."""
+    if self.leader:
+      checkpoint.write_json(self.path(name), value)
+
+  def read_json(self, name: str) -> Any:
+    """What the leading process reads, None where there is no such file.
+
+    Raises:
+      CheckpointError: malformed.
+    """
+    path = self.path(name)
+    return processes.from_leader(
+      lambda: checkpoint.read_json(path) if path.exists() else None
+    )
 
   def path(self, name: str) -> epath.Path:
     """A file or folder of this run."""

@@ -24,6 +24,7 @@ FLOORS = (
     'position',
     'processes',
     'progress',
+    'report_page',
     'resolve',
     'sharding',
     'supervise',

@@ -1,0 +1,45 @@
+"""`--config.resume_from`: training goes on from another run's checkpoint."""
+
+from etils import epath
+
+from lambda_vit_jax import checkpoint
+from lambda_vit_jax.errors import CheckpointError
+
+STAGES = ('pretrain', 'dilute')
+
+
+def find(where: str, stage: str) -> checkpoint.Source | None:
+  """The checkpoint that `stage` is to go on from.
+
+  Args:
+    where: a workdir, of which the newest checkpoint of the stage is taken;
+      or a checkpoint itself, `WORKDIR/checkpoints/STAGE/STEP`, or the folder
+      of a stage. Empty for none.
+    stage: `pretrain` or `dilute`.
+
+  Returns:
+    None where there is none for this stage, but one for another.
+
+  Raises:
+    CheckpointError: there is none at all.
+  """
+  if not where:
+    return None
+  path = checkpoint.absolute(where)
+  found = {name: source for name in STAGES if (source := _of(path, name))}
+  if not found:
+    raise CheckpointError(
+      f'config.resume_from={where}: no checkpoint there; give a workdir, or '
+      'WORKDIR/checkpoints/STAGE/STEP'
+    )
+  return found.get(stage)
+
+
+def _of(path: epath.Path, stage: str) -> checkpoint.Source | None:
+  """What `path` holds of a stage."""
+  if path.name.isdigit() and path.parent.name == stage:
+    step = int(path.name)
+    return checkpoint.Source(path.parent, step) if path.exists() else None
+  directory = path if path.name == stage else path / 'checkpoints' / stage
+  step = checkpoint.newest_step(directory)
+  return None if step is None else checkpoint.Source(directory, step)

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Starts one `lambda-vit` job as several processes on this machine.
+
+  scripts/launch_local.py --processes=2 --devices=2 \
+    run --config=configs/digits.py:runlocal --workdir=runs/two
+
+For trying out what a pod does, and for hosts where each GPU needs a process
+of its own (`--gpus`). Pods need no such script: docs/pods.md. A signal is
+passed on to every process; the exit code is the greatest of theirs.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+
+def free_address() -> str:
+  """An address of this machine that nobody listens on."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return f'localhost:{probe.getsockname()[1]}'
+
+
+def environment(index: int, devices: int, gpus: bool) -> dict[str, str]:
+  """The environment of one process.
+
+  Args:
+    index: of the process.
+    devices: virtual CPU devices it gets; 0 for the machine's own devices.
+    gpus: whether it gets the GPU of its index alone.
+  """
+  found = dict(os.environ)
+  if devices:
+    found['JAX_PLATFORMS'] = 'cpu'
+    found['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  if gpus:
+    found['CUDA_VISIBLE_DEVICES'] = str(index)
+  return found
+
+
+def start(
+  arguments: Sequence[str], processes: int, devices: int = 0, gpus: bool = False
+) -> list[subprocess.Popen[bytes]]:
+  """Starts the processes of one job.
+
+  Args:
+    arguments: of `lambda-vit`, without those that say who is who.
+    processes: how many.
+    devices: see `environment`.
+    gpus: see `environment`.
+  """
+  address = free_address()
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'lambda_vit_jax',
+        *arguments,
+        f'--coordinator={address}',
+        f'--num_processes={processes}',
+        f'--process_id={index}',
+      ],
+      env=environment(index, devices, gpus),
+    )
+    for index in range(processes)
+  ]
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a job to its end."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--processes', type=int, default=2)
+  parser.add_argument(
+    '--devices', type=int, default=0, help='virtual CPU devices of each'
+  )
+  parser.add_argument(
+    '--gpus', action='store_true', help='one GPU for each process'
+  )
+  options, rest = parser.parse_known_args(argv)
+  job = start(rest, options.processes, options.devices, options.gpus)
+
+  def forward(signum: int, frame: FrameType | None) -> None:
+    del frame
+    for process in job:
+      if process.poll() is None:
+        process.send_signal(signum)
+
+  for signum in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signum, forward)
+  return max(abs(process.wait()) for process in job)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
