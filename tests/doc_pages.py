@@ -45,7 +45,10 @@ def _split(where: str, text: str) -> list[Command]:
       words.pop(0)
     if words:
       commands.append(Command(where, tuple(words)))
-      # A command that is handed to another machine is one as well.
+      # A command that is handed to another program is one as well.
+      if 'lambda-vit' in words[1:]:
+        start = words.index('lambda-vit')
+        commands.append(Command(where, tuple(words[start:])))
       for word in words[1:]:
         inner = re.search(r'(lambda-vit|python3? -m lambda_vit_jax) .*', word)
         if inner:

@@ -165,6 +165,11 @@ def test_pictures_are_small():
     assert path.stat().st_size < 150_000
 
 
+def test_every_figure_has_its_script():
+  for path in (doc_pages.ROOT / 'docs' / 'benchmarks').glob('*.json'):
+    assert (doc_pages.ROOT / 'benchmarks' / f'{path.stem}.py').exists()
+
+
 def test_every_page_is_in_the_index():
   index = (doc_pages.ROOT / 'docs' / 'README.md').read_text()
   for path in (doc_pages.ROOT / 'docs').glob('*.md'):
