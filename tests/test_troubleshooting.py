@@ -1,6 +1,7 @@
 """docs/troubleshooting.md has a row for every message, and none too many."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -11,9 +12,12 @@ PAGE = ROOT / 'docs' / 'troubleshooting.md'
 FEWEST_LETTERS = 8
 
 
+@functools.cache
 def trees():
-  for path in sorted(PACKAGE.rglob('*.py')):
-    yield path.relative_to(PACKAGE), ast.parse(path.read_text())
+  return [
+    (path.relative_to(PACKAGE), ast.parse(path.read_text()))
+    for path in sorted(PACKAGE.rglob('*.py'))
+  ]
 
 
 def error_classes():
@@ -43,8 +47,13 @@ def template(node):
   return '…'
 
 
+@functools.cache
 def messages():
   """`(place, text)` of every error that is made in the package."""
+  return list(_messages())
+
+
+def _messages():
   errors = error_classes()
   for path, tree in trees():
     for node in ast.walk(tree):
@@ -88,5 +97,5 @@ def test_every_row_has_its_message():
 def test_the_walk_sees_the_messages():
   # As many as there were when this was written, so that a walk that finds
   # nothing does not pass for a page that covers everything.
-  assert len(list(messages())) > 150
+  assert len(messages()) > 150
   assert len(list(rows())) > 120
