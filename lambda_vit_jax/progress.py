@@ -58,6 +58,7 @@ class Reporter:
   """Says lines and shows bars on stderr; results go to stdout elsewhere."""
 
   def __init__(self, quiet: bool = False, leader: bool = True):
+    self._leader = leader
     self._silent = quiet or not leader
     self.console = rich.console.Console(stderr=True, highlight=False)
 
@@ -68,7 +69,8 @@ class Reporter:
 
   def warn(self, line: str) -> None:
     """A line that should not be missed; shown with `--quiet` as well."""
-    self.console.print(f'warning: {line}', markup=False, soft_wrap=True)
+    if self._leader:
+      self.console.print(f'warning: {line}', markup=False, soft_wrap=True)
 
   @contextlib.contextmanager
   def bar(self, description: str, total: int) -> Iterator[Bar]:

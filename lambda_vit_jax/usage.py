@@ -130,6 +130,10 @@ _FLAGS = """\
   --json                   one JSON object on stdout, nothing else there
   --quiet                  no progress and no hints, warnings alone
   --debug                  tracebacks
+  --distributed            one of several processes, found by themselves: TPU
+                           pods, Slurm, Open MPI, Kubernetes (docs/pods.md)
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                           the same, anywhere
 """
 
 _COMMAND_FLAGS = """\
