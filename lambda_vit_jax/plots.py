@@ -4,7 +4,12 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_SIZE = (6.4, 3.2)
+_SIZE = (4.2, 2.6)
+
+# Readable on white and on black; the lines of texts and axes take the page's
+# colour instead.
+_COLOURS = ('#3b82c4', '#e07b39', '#2f9e6e', '#b565b0', '#b8921f', '#d9534f')
+_BLACK = '#000000'
 
 
 def _draw(
@@ -12,20 +17,28 @@ def _draw(
 ) -> str:
   """An SVG whose colours follow the page, from a function of the axes."""
   import matplotlib.figure
+  from cycler import cycler
 
-  figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
-  axes = figure.add_subplot()
-  paint(axes)
-  axes.spines[['top', 'right']].set_visible(False)
   text = io.StringIO()
   # A fixed salt and no date: the same run makes the same file.
   with matplotlib.rc_context(
-    {'svg.hashsalt': 'lambda_vit_jax', 'svg.fonttype': 'none'}
+    {
+      'svg.hashsalt': 'lambda_vit_jax',
+      'svg.fonttype': 'none',
+      'axes.prop_cycle': cycler(color=_COLOURS),
+      'axes.grid': True,
+      'grid.alpha': 0.25,
+      'font.family': 'sans-serif',
+    }
   ):
+    figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+    axes = figure.add_subplot()
+    axes.spines[['top', 'right']].set_visible(False)
+    paint(axes)
     figure.savefig(
       text, format='svg', transparent=True, metadata={'Date': None}
     )
-  svg = text.getvalue()
+  svg = text.getvalue().replace(_BLACK, 'currentColor')
   return svg[svg.index('<svg') :]
 
 
@@ -79,7 +92,8 @@ def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
     factor = axes.twinx()
     factor.plot(steps, [row['lambda'] for row in rows], color='C1', ls='--')
     factor.set_ylim(-0.05, 1.05)
-    factor.set_ylabel('λ', color='C1')
+    factor.set_ylabel('λ', color='C1', rotation=0)
     factor.spines['top'].set_visible(False)
+    factor.grid(False)
 
   return _draw(paint)

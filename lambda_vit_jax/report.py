@@ -1,16 +1,16 @@
 """The results of a workdir: one self-contained page, and a table."""
 
-import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rich.console
 import rich.table
 from etils import epath
 
-from lambda_vit_jax import checkpoint, plots
+from lambda_vit_jax import checkpoint, plots, report_page
 from lambda_vit_jax.metrics import read_metrics
+from lambda_vit_jax.report_page import Cell, escape
 
 COLUMNS = (
   'model',
@@ -22,22 +22,23 @@ COLUMNS = (
   'images/s',
 )
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 0 auto; padding: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: right;
-  border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; }
-figure svg { max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) {
-  figure svg { filter: invert(1) hue-rotate(180deg); }
-}
-code { overflow-wrap: anywhere; }
-"""
+# What a reader may want to open beside the page, where it is there.
+_FILES = (
+  'config.json',
+  'metrics.jsonl',
+  'analysis.json',
+  'selection.json',
+  'linear/linear.json',
+  'evaluation.json',
+  'benchmark.json',
+  'export/model.json',
+  'export/model.safetensors',
+  'export/model.stablehlo',
+  'export/model.onnx',
+)
+
+# Steps that the tables behind the training plots show at most.
+_MOST_ROWS = 60
 
 
 def _read(workdir: epath.Path, name: str) -> Any | None:
@@ -52,7 +53,7 @@ def _si(value: float, unit: str = '') -> str:
   return f'{value:.0f} {unit}'.strip()
 
 
-def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
+def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
   """Rows of the results table, in the order of `COLUMNS`.
 
   A figure that no stage has measured yet is a dash.
@@ -60,22 +61,31 @@ def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
   workdir = epath.Path(workdir)
   evaluation = _read(workdir, 'evaluation.json') or {}
   measured = _read(workdir, 'benchmark.json') or {}
-  rows: list[tuple[str, ...]] = []
+  rows: list[tuple[Cell, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
     score, size = evaluation.get(name, {}), measured.get(name, {})
-    speed = size.get('images_per_second')
+    speed = size.get('images_per_second', {}).get('median')
+
+    def cell(value: float | None, form: Callable[[float], str]) -> Cell:
+      return Cell('–') if value is None else Cell(form(value), value)
+
     rows.append(
       (
-        name,
-        f'{100 * score["top1"]:.2f}' if score else '–',
-        str(score['num_images']) if score else '–',
-        _si(size['parameters']) if 'parameters' in size else '–',
-        _si(size['macs']) if 'macs' in size else '–',
-        _si(size['weight_bytes'], 'B') if 'weight_bytes' in size else '–',
-        f'{speed["median"]:.1f}' if speed else '–',
+        Cell(name, name),
+        cell(score.get('top1'), lambda value: f'{100 * value:.2f}'),
+        cell(score.get('num_images'), str),
+        cell(size.get('parameters'), _si),
+        cell(size.get('macs'), _si),
+        cell(size.get('weight_bytes'), lambda value: _si(value, 'B')),
+        cell(speed, lambda value: f'{value:.1f}'),
       )
     )
   return rows
+
+
+def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
+  """The texts of `results_cells`."""
+  return [tuple(cell.text for cell in row) for row in results_cells(workdir)]
 
 
 def print_results(workdir: str | epath.Path) -> None:
@@ -97,97 +107,142 @@ def print_results(workdir: str | epath.Path) -> None:
   )
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  head = ''.join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
-  body = ''.join(
-    '<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in row) + '</tr>'
-    for row in rows
-  )
-  return (
-    f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-    f'<tbody>{body}</tbody></table></div>'
-  )
+def _summary(workdir: epath.Path) -> list[str]:
+  """The numbers to see first, and a sentence on how they were measured."""
+  evaluation = _read(workdir, 'evaluation.json') or {}
+  measured = _read(workdir, 'benchmark.json')
+  figures = []
+  if {'dense', 'pruned'} <= set(evaluation):
+    dense, pruned = (evaluation[k]['top1'] for k in ('dense', 'pruned'))
+    change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
+    figures.append(('top-1 %, dense → pruned', change))
+  if measured:
+    figures.append(('images per second', f'× {measured["speedup"]:.2f}'))
+    for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):
+      share = measured['pruned'][key] / measured['dense'][key] - 1
+      figures.append((name, f'{100 * share:+.1f} %'.replace('-', '−')))
+  parts = [report_page.cards(figures)]
+  parts.append(report_page.table(COLUMNS, results_cells(workdir), 'Results'))
+  if measured:
+    parts.append(
+      f'<p class="soft">Speed: batch {escape(measured["batch_size"])}, '
+      f'{escape(measured["dtype"])}, {escape(measured["device"])}, '
+      f'{escape(measured["date"])}.</p>'
+    )
+  return parts
 
 
-def _figure(svg: str, caption: str) -> str:
-  caption = html.escape(caption)
-  labelled = svg.replace('<svg', f'<svg role="img" aria-label="{caption}"', 1)
-  return f'<figure>{labelled}<figcaption>{caption}</figcaption></figure>'
+def _selection(selected: dict[str, Any], depth: int) -> list[str]:
+  """Which blocks lost their attention, and what spoke for them."""
+  blocks = ', '.join(map(str, selected['order']))
+  parts = [
+    '<h2>Selection</h2>',
+    report_page.blocks(depth, selected['removed']),
+    f'<p>Attention removed from blocks {escape(blocks)}, in this order, by '
+    f'<code>{escape(selected["criterion"])}</code> on '
+    f'<code>{escape(selected["target"])}</code> of '
+    f'{escape(selected["num_samples"])} images.</p>',
+  ]
+  scored = [row for row in selected['rounds'] if row['scores']]
+  if scored:
+    rows = [
+      (str(k + 1), block, _number(value), '✓' * (int(block) == row['chosen']))
+      for k, row in enumerate(scored)
+      for block, value in row['scores'].items()
+    ]
+    parts.append(
+      report_page.figure(
+        plots.transfer_entropy_rounds(scored),
+        'Score of every candidate block in every round; filled marks are the '
+        'blocks chosen.',
+        ('round', 'block', 'score', 'chosen'),
+        rows,
+      )
+    )
+  return parts
+
+
+def _number(value: float | None) -> str:
+  return '–' if value is None else f'{value:.4g}'
+
+
+def _analysis(profile: dict[str, Any]) -> list[str]:
+  attention, mlp = profile['attention_entropy'], profile['mlp_entropy']
+  rows = [
+    (str(k), _number(a), _number(m))
+    for k, (a, m) in enumerate(zip(attention, mlp, strict=True))
+  ]
+  drawn = report_page.figure(
+    plots.layer_entropy(attention, mlp),
+    'Gaussian entropy of each attention and MLP output of the dense model.',
+    ('block', 'attention (nats)', 'MLP (nats)'),
+    rows,
+  )
+  return ['<h2>Entropy per layer</h2>', drawn]
+
+
+def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+  """Loss and accuracy over the steps of a stage, with λ."""
+  every = -(-len(rows) // _MOST_ROWS)
+  drawn = [
+    report_page.figure(
+      plots.training_curves(rows, key),
+      f'{key} on training batches, and λ (dashed), over the steps of {stage}.',
+      ('step', key, 'λ'),
+      [
+        (str(row['step']), _number(row[key]), _number(row['lambda']))
+        for row in rows[::every]
+      ],
+    )
+    for key in ('loss', 'accuracy')
+  ]
+  return [
+    f'<h2>Training: {escape(stage)}</h2>',
+    f'<div class="figures">{"".join(drawn)}</div>',
+  ]
 
 
 def _sections(workdir: epath.Path) -> list[str]:
-  parts = ['<h2>Results</h2>', _table(COLUMNS, results_rows(workdir))]
-  measured = _read(workdir, 'benchmark.json')
-  if measured:
-    parts.append(
-      f'<p>Pruned runs at {measured["speedup"]:.2f} times the images per '
-      f'second of dense (batch {measured["batch_size"]}, {measured["dtype"]}, '
-      f'{html.escape(measured["device"])}, {measured["date"]}).</p>'
-    )
+  parts = _summary(workdir)
+  analysis = _read(workdir, 'analysis.json')
   selected = _read(workdir, 'selection.json')
   if selected:
-    parts.append('<h2>Selection</h2>')
-    parts.append(
-      f'<p>Criterion <code>{html.escape(selected["criterion"])}</code> on '
-      f'<code>{html.escape(str(selected["target"]))}</code>, '
-      f'{selected["num_samples"]} images: attention removed from blocks '
-      f'{selected["removed"]}, in the order {selected["order"]}.</p>'
-    )
-    scored = [row for row in selected['rounds'] if row['scores']]
-    if scored:
-      parts.append(
-        _figure(
-          plots.transfer_entropy_rounds(scored),
-          'Score of every candidate block in every round; large marks are '
-          'the blocks chosen.',
-        )
-      )
-  analysis = _read(workdir, 'analysis.json')
+    profile = (analysis or {}).get('profile', {})
+    known = [int(k) for row in selected['rounds'] for k in row['scores']]
+    depth = len(profile.get('attention_entropy', ()))
+    last = max((*known, *selected['removed']), default=-1)
+    parts += _selection(selected, max(depth, last + 1))
   if analysis:
-    profile = analysis['profile']
-    parts.append('<h2>Entropy per layer</h2>')
-    parts.append(
-      _figure(
-        plots.layer_entropy(
-          profile['attention_entropy'], profile['mlp_entropy']
-        ),
-        'Gaussian entropy of each attention and MLP output of the dense model.',
-      )
-    )
+    parts += _analysis(analysis['profile'])
   if (workdir / 'metrics.jsonl').exists():
     rows = read_metrics(workdir / 'metrics.jsonl')
     for stage in ('pretrain', 'dilute'):
-      stage_rows = [row for row in rows if row['stage'] == stage]
-      if stage_rows:
-        parts.append(f'<h2>Training: {stage}</h2>')
-        for key in ('loss', 'accuracy'):
-          parts.append(
-            _figure(
-              plots.training_curves(stage_rows, key),
-              f'{key} on training batches and λ over the steps of {stage}.',
-            )
-          )
+      curve = [r for r in rows if r['stage'] == stage and 'loss' in r]
+      if curve:
+        parts += _training(stage, curve)
+  there = [name for name in _FILES if (workdir / name).exists()]
+  if there:
+    parts += ['<h2>Files of this run</h2>', report_page.links(there)]
   return parts
 
 
 def write_report(workdir: str | epath.Path) -> epath.Path:
-  """Writes `WORKDIR/report.html` from whatever stages have left there."""
+  """Writes `WORKDIR/report.html` from whatever stages have left there.
+
+  Args:
+    workdir: of a run, finished or not.
+
+  Returns:
+    The page: one file that loads nothing, for screens of any size, light or
+    dark. Its links to the files of the run are relative.
+  """
   workdir = epath.Path(workdir)
   config = _read(workdir, 'config.json') or {}
   variant = config.get('model', {}).get('variant', '')
-  title = html.escape(f'lambda_vit_jax: {variant}')
-  page = '\n'.join(
-    [
-      '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-      '<meta name="viewport" content="width=device-width, initial-scale=1">',
-      f'<title>{title}</title><style>{_STYLE}</style></head><body>',
-      f'<h1>{title}</h1>',
-      *_sections(workdir),
-      '</body></html>',
-    ]
-  )
   path = workdir / 'report.html'
   temporary = workdir / '.report.html.part'
-  temporary.write_text(page)
+  temporary.write_text(
+    report_page.page(f'λ-ViT report: {variant}', _sections(workdir))
+  )
   temporary.replace(path)
   return path
