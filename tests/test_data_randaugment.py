@@ -11,7 +11,7 @@ from lambda_vit_jax.data.randaugment import (
   OPERATIONS,
   Draw,
   Policy,
-  erase,
+  draw_patch,
   parse_policy,
 )
 from lambda_vit_jax.errors import UsageError
@@ -147,7 +147,7 @@ def _erased(number=400, size=(40, 30)):
   masks, noise = [], []
   for _ in range(number):
     pixels = np.full((*size, 2), 9.0, np.float32)
-    erase(pixels, rng)
+    draw_patch(pixels.shape, rng).paste(pixels)
     mask = (pixels != 9).all(-1)
     masks.append(mask)
     noise.append(pixels[mask])
@@ -179,10 +179,9 @@ def test_erased_pixels_are_standard_normal():
   assert abs(correlation) < 0.02
 
 
-def test_erase_leaves_an_image_where_nothing_fits():
-  pixels = np.zeros((1, 1, 3), np.float32)
-  erase(pixels, np.random.default_rng(0))
-  assert not pixels.any()
+def test_nothing_is_erased_where_nothing_fits():
+  patch = draw_patch((1, 1, 3), np.random.default_rng(0))
+  assert patch is None or not patch.noise.size
 
 
 def test_strength_is_clipped(golden, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lambda_vit_jax.data import transforms
-from lambda_vit_jax.data.randaugment import erase, parse_policy
+from lambda_vit_jax.data.randaugment import Patch, draw_patch, parse_policy
 from lambda_vit_jax.errors import UsageError, nearest
 from lambda_vit_jax.preprocessing import Preprocessing
 
@@ -140,13 +140,13 @@ RECIPES = {
 """What each `kind` stands for."""
 
 
-def training_array(
+def training_pixels(
   data: bytes | np.ndarray,
   preprocessing: Preprocessing,
   augment: Augment,
   rng: np.random.Generator,
-) -> np.ndarray:
-  """Decodes, augments and normalises one stored image.
+) -> tuple[np.ndarray, Patch | None]:
+  """Decodes and augments one stored image; normalisation is left to do.
 
   Args:
     data: an encoded file or a uint8 array.
@@ -155,7 +155,8 @@ def training_array(
     rng: every random choice comes from it, in a fixed order.
 
   Returns:
-    Normalised float32 `[height, width, channels]`.
+    uint8 `[height, width, channels]`, and the noise that goes over the
+    normalised image where it is erased.
 
   Raises:
     UndecodableError: `data` is no image.
@@ -191,10 +192,26 @@ def training_array(
       fill=transforms.fill_colour(image.mode, preprocessing.mean),
       resample=transforms.RESAMPLING[preprocessing.interpolation],
     )
-  pixels = transforms.to_array(image, preprocessing)
+  pixels = transforms.to_pixels(image)
+  patch = None
   if augment.erasing and rng.random() < augment.erasing:
-    erase(pixels, rng)
-  return pixels
+    patch = draw_patch(pixels.shape, rng)
+  return pixels, patch
+
+
+def training_array(
+  data: bytes | np.ndarray,
+  preprocessing: Preprocessing,
+  augment: Augment,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """`training_pixels`, normalised: float32 `[height, width, channels]`."""
+  pixels, patch = training_pixels(data, preprocessing, augment, rng)
+  array = np.empty(pixels.shape, np.float32)
+  transforms.normalise(pixels, preprocessing, array)
+  if patch is not None:
+    patch.paste(array)
+  return array
 
 
 def _random_affine(

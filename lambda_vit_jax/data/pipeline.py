@@ -15,19 +15,19 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from lambda_vit_jax.data.augment import Augment, training_array
+from lambda_vit_jax.data import chunks as chunks_lib
+from lambda_vit_jax.data.augment import Augment, training_pixels
+from lambda_vit_jax.data.chunks import Batch, Chunk
 from lambda_vit_jax.data.dataset import ImageSource
-from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
+from lambda_vit_jax.data.randaugment import Patch
+from lambda_vit_jax.data.transforms import UndecodableError, evaluation_pixels
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.preprocessing import Preprocessing
-
-Batch = dict[str, np.ndarray]
 
 # Chunks hold about this many pixels: 20 images of 224 px, 256 of 64 px.
 _CHUNK_PIXELS = 2**20
@@ -234,15 +234,18 @@ class _TrainReader:
   repeats: int
   skip_undecodable: bool
 
-  def __call__(self, number: int) -> Batch:
-    images, labels = [], []
-    for position in self.layout.positions(number):
-      image, label = self._example(position)
-      images.append(image)
-      labels.append(label)
-    return {'image': np.stack(images), 'label': np.array(labels, np.int32)}
+  def __call__(self, number: int) -> Chunk:
+    positions = self.layout.positions(number)
+    chunk = chunks_lib.empty(len(positions), self.preprocessing)
+    patches = []
+    for row, position in enumerate(positions):
+      pixels, patch, label = self._example(position)
+      chunk['pixels'][row] = pixels
+      chunk['label'][row] = label
+      patches.append(patch)
+    return chunk | chunks_lib.pack_patches(patches)
 
-  def _example(self, position: int) -> tuple[np.ndarray, int]:
+  def _example(self, position: int) -> tuple[np.ndarray, Patch | None, int]:
     draw = position // self.repeats
     for attempt in range(_MAX_SKIPPED + 1):
       turn, place = divmod(draw + attempt, len(self.indices))
@@ -250,10 +253,10 @@ class _TrainReader:
       record = self.source[int(self.indices[order[place]])]
       rng = _generator(self.seed, _PIXELS, position, attempt)
       try:
-        image = training_array(
+        pixels, patch = training_pixels(
           record['image'], self.preprocessing, self.augment, rng
         )
-        return image, record['label']
+        return pixels, patch, record['label']
       except UndecodableError as error:
         message = _undecodable(self.source, record['index'], error)
         if not self.skip_undecodable:
@@ -274,27 +277,27 @@ class _EvalReader:
   indices: np.ndarray
   skip_undecodable: bool
 
-  def __call__(self, number: int) -> Batch:
+  def __call__(self, number: int) -> Chunk:
     positions = self.layout.positions(number)
-    shape = (*self.preprocessing.image_size, self.preprocessing.channels)
-    images = np.zeros((len(positions), *shape), np.float32)
-    labels = np.zeros(len(positions), np.int32)
+    chunk = chunks_lib.empty(len(positions), self.preprocessing)
     mask = np.zeros(len(positions), bool)
     for row, position in enumerate(positions):
       if position >= len(self.indices):
         break
       record = self.source[int(self.indices[position])]
       try:
-        images[row] = evaluation_array(record['image'], self.preprocessing)
+        chunk['pixels'][row] = evaluation_pixels(
+          record['image'], self.preprocessing
+        )
       except UndecodableError as error:
         message = _undecodable(self.source, record['index'], error)
         if not self.skip_undecodable:
           raise DataError(message) from error
         _warn_once(message)
         continue
-      labels[row] = record['label']
+      chunk['label'][row] = record['label']
       mask[row] = True
-    return {'image': images, 'label': labels, 'mask': mask}
+    return chunk | {'mask': mask}
 
 
 def _generator(
@@ -365,11 +368,19 @@ def _run(
     )
   else:
     options = grain.ReadOptions(
-      num_threads=min(os.cpu_count() or 1, ahead),
+      num_threads=min(_usable_cores(), ahead),
       prefetch_buffer_size=ahead,
     )
     dataset = numbers.map(reader).to_iter_dataset(options)
-  return _closing(iter(dataset.batch(chunks, batch_fn=_join)))
+  join = functools.partial(chunks_lib.join, preprocessing=reader.preprocessing)
+  return _closing(iter(dataset.batch(chunks, batch_fn=join)))
+
+
+def _usable_cores() -> int:
+  """Cores that this process may run on, where the system tells."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _closing(iterator: grain.DatasetIterator) -> Iterator[Batch]:
@@ -378,12 +389,3 @@ def _closing(iterator: grain.DatasetIterator) -> Iterator[Batch]:
     yield from iterator
   finally:
     iterator.close()
-
-
-def _join(chunks: Any) -> Batch:
-  if len(chunks) == 1:
-    return chunks[0]
-  return {
-    name: np.concatenate([chunk[name] for chunk in chunks])
-    for name in chunks[0]
-  }

@@ -199,25 +199,49 @@ def _malformed(text: str, why: str) -> str:
   )
 
 
-def erase(
-  pixels: np.ndarray,
+@dataclasses.dataclass(frozen=True)
+class Patch:
+  """A rectangle of noise, and where it goes.
+
+  Attributes:
+    top: its first row.
+    left: its first column.
+    noise: standard normal, float32 `[height, width, channels]`.
+  """
+
+  top: int
+  left: int
+  noise: np.ndarray
+
+  def paste(self, pixels: np.ndarray) -> None:
+    """Replaces that part of normalised `[height, width, channels]`."""
+    height, width, _ = self.noise.shape
+    pixels[self.top : self.top + height, self.left : self.left + width] = (
+      self.noise
+    )
+
+
+def draw_patch(
+  shape: tuple[int, int, int],
   rng: np.random.Generator,
   area: tuple[float, float] = (0.02, 1 / 3),
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> None:
-  """Replaces one rectangle by standard normal noise, in place.
+) -> Patch | None:
+  """Draws what random erasing puts over one image.
 
   The rectangle's share of the image is uniform in `area`, the logarithm of
-  its height over width uniform in `aspect`; after ten draws that do not fit
-  the image is left alone.
+  its height over width uniform in `aspect`.
 
   Args:
-    pixels: normalised float32 `[height, width, channels]`.
+    shape: (height, width, channels) of the image.
     rng: where the draws come from.
     area: least and greatest share of the image.
     aspect: least and greatest height / width.
+
+  Returns:
+    The patch, or None after ten draws that do not fit.
   """
-  height, width, channels = pixels.shape
+  height, width, channels = shape
   log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
   for _ in range(10):
     target = height * width * rng.uniform(*area)
@@ -225,11 +249,10 @@ def erase(
     erased_height = round(math.sqrt(target * ratio))
     erased_width = round(math.sqrt(target / ratio))
     if erased_height < height and erased_width < width:
-      top = rng.integers(height - erased_height + 1)
-      left = rng.integers(width - erased_width + 1)
-      pixels[top : top + erased_height, left : left + erased_width] = (
-        rng.standard_normal(
-          (erased_height, erased_width, channels), dtype=np.float32
-        )
+      top = int(rng.integers(height - erased_height + 1))
+      left = int(rng.integers(width - erased_width + 1))
+      noise = rng.standard_normal(
+        (erased_height, erased_width, channels), dtype=np.float32
       )
-      return
+      return Patch(top, left, noise)
+  return None

@@ -268,15 +268,28 @@ def fill_colour(mode: str, mean: Sequence[float]) -> int | tuple[int, ...]:
   return levels[0] if mode == 'L' else levels
 
 
-def to_array(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-  """Normalised float32 `[height, width, channels]` of a decoded image."""
-  height, width = image.height, image.width
+def to_pixels(image: Image.Image) -> np.ndarray:
+  """A decoded image as uint8 `[height, width, channels]`."""
+  return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def normalise(
+  pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray
+) -> None:
+  """`(pixels / 255 - mean) / std` of one image, written to `out`.
+
+  Args:
+    pixels: uint8 `[height, width, channels]`.
+    preprocessing: the model's.
+    out: float32 of the same shape, contiguous.
+  """
+  height, width, _ = pixels.shape
   scale, offset = _normalisation(preprocessing.mean, preprocessing.std, width)
   # Whole rows at a time: channels as the inner axis would be 7 times slower.
-  rows = np.asarray(image).reshape(height, -1).astype(np.float32)
+  rows = out.reshape(height, -1)
+  rows[...] = pixels.reshape(height, -1)
   rows *= scale
   rows += offset
-  return rows.reshape(height, width, preprocessing.channels)
 
 
 @functools.cache
@@ -293,17 +306,17 @@ def _normalisation(
   )
 
 
-def evaluation_array(
+def evaluation_pixels(
   data: bytes | np.ndarray, preprocessing: Preprocessing
 ) -> np.ndarray:
-  """The evaluation transform of one stored image.
+  """The evaluation transform of one stored image, but for normalisation.
 
   Args:
     data: an encoded file or a uint8 array (see `open_image`).
     preprocessing: the model's.
 
   Returns:
-    Normalised float32 `[height, width, channels]`.
+    uint8 `[height, width, channels]`.
 
   Raises:
     UndecodableError: see `load`.
@@ -315,4 +328,14 @@ def evaluation_array(
     preprocessing.crop_ratio,
     preprocessing.interpolation,
   )
-  return to_array(image, preprocessing)
+  return to_pixels(image)
+
+
+def evaluation_array(
+  data: bytes | np.ndarray, preprocessing: Preprocessing
+) -> np.ndarray:
+  """`evaluation_pixels`, normalised: float32 `[height, width, channels]`."""
+  pixels = evaluation_pixels(data, preprocessing)
+  array = np.empty(pixels.shape, np.float32)
+  normalise(pixels, preprocessing, array)
+  return array
