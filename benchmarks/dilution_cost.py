@@ -1,0 +1,196 @@
+"""What dilution costs per training step, and what the switch at λ = 0 gives.
+
+  python benchmarks/dilution_cost.py [--rounds=9] [--case=mini] [--case=deit]
+
+Four programs take turns (A B C D A B C D ...) in one process on one core:
+
+  dense      plain training of the dense model
+  diluting   the same with λ at work in 5 of 12 blocks
+  switched   after λ = 0: the state pruned in step, the program without them
+  pruned     training of the pruned model from the start
+
+Bounds: diluting / dense at most 1.02, switched / pruned at most 1.03, medians
+of the rounds' ratios. A machine that others use as well shows it in the wall
+clock; CPU time is given beside it and decides. Writes
+docs/benchmarks/dilution_cost.json, case by case; exits 1 where a bound is
+missed.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+CASES = {
+  # Variant, batch size, steps of a turn.
+  'mini': ('vit_mini_patch2_8', 64, 8),
+  'deit': ('deit_tiny_patch16_224', 8, 1),
+}
+LAYERS = (0, 1, 3, 4, 6)
+BOUNDS = {'diluting_over_dense': 1.02, 'switched_over_pruned': 1.03}
+OUTPUT = (
+  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/dilution_cost.json'
+)
+SETTINGS = {
+  'weight_decay': 0.05,
+  'b1': 0.9,
+  'b2': 0.999,
+  'clip_norm': 1.0,
+  'layer_decay': 1.0,
+  'frozen': '',
+  'accumulate_steps': 1,
+}
+
+
+def make_programs(variant: str, batch_size: int) -> dict[str, Callable]:
+  """A function per program that takes one step of its own training."""
+  import jax
+  import numpy as np
+
+  from lambda_vit_jax import dilution, optim, sharding, surgery
+  from lambda_vit_jax.models import model as model_lib
+  from lambda_vit_jax.train_step import (
+    Dilution,
+    LossSettings,
+    init_state,
+    make_train_step,
+    prune_state,
+  )
+
+  module = model_lib.make_module(variant, drop_path_rate=0.1)
+  modes = module.attention_modes
+  diluted = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
+  pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
+  schedule = optim.learning_rate_schedule(1e-4, 10_000, 10, 1e-5)
+  optimizer = optim.make_optimizer(SETTINGS, schedule, module.depth)
+  mesh = sharding.make_mesh(1)
+  rng = np.random.default_rng(0)
+  shape = (batch_size, *module.image_size, module.in_chans)
+  batch = {
+    'image': rng.normal(size=shape).astype(np.float32),
+    'label': rng.integers(0, module.num_classes, batch_size).astype(np.int32),
+  }
+  batch = sharding.put_batch(batch, mesh)
+
+  def program(network: Any, plan: Any, prune: bool) -> Callable[[], None]:
+    # A state of its own for each: steps donate theirs.
+    start = network if not prune else module
+    state = init_state(model_lib.init_params(start, 0), optimizer, False)
+    if prune:
+      state = prune_state(state, LAYERS)
+    shardings = sharding.tree_shardings(state, mesh)
+    state = jax.device_put(jax.tree.map(np.array, state), shardings)
+    step = make_train_step(
+      network,
+      optimizer,
+      LossSettings(label_smoothing=0.1, mixup_alpha=0.8),
+      plan,
+      0,
+      mesh,
+      shardings,
+    )
+    holder = [state]
+
+    def take() -> None:
+      holder[0], metrics = step(holder[0], batch, None)
+      jax.block_until_ready(metrics)
+
+    return take
+
+  return {
+    'dense': program(module, Dilution(), False),
+    'diluting': program(diluted, Dilution(LAYERS, 10_000), False),
+    'switched': program(pruned, Dilution(LAYERS, 0), True),
+    'pruned': program(pruned, Dilution(), False),
+  }
+
+
+def measure(programs: dict[str, Callable], steps: int, rounds: int) -> dict:
+  """Seconds per step of every round, on the wall and of CPU time."""
+  times: dict[str, dict[str, list[float]]] = {
+    name: {'cpu': [], 'wall': []} for name in programs
+  }
+  for number in range(rounds + 1):
+    for name, take in programs.items():
+      cpu, wall = time.process_time(), time.perf_counter()
+      for _ in range(steps):
+        take()
+      # The first round compiles.
+      if number:
+        times[name]['cpu'].append((time.process_time() - cpu) / steps)
+        times[name]['wall'].append((time.perf_counter() - wall) / steps)
+  return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+  return {
+    'min': min(values),
+    'median': statistics.median(values),
+    'max': max(values),
+  }
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--case', action='append', choices=CASES)
+  flags = parser.parse_args()
+  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+  from lambda_vit_jax import benchmark
+
+  results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+  missed = False
+  for case in flags.case or CASES:
+    variant, batch_size, steps = CASES[case]
+    times = measure(make_programs(variant, batch_size), steps, flags.rounds)
+    ratios = {}
+    for name in BOUNDS:
+      above, below = name.split('_over_')
+      ratios[name] = {
+        clock: spread(
+          [
+            a / b
+            for a, b in zip(
+              times[above][clock], times[below][clock], strict=True
+            )
+          ]
+        )
+        for clock in ('cpu', 'wall')
+      }
+    results[case] = {
+      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+      'device': benchmark.describe_device(),
+      'cores_used': 1,
+      'versions': benchmark.versions(),
+      'variant': variant,
+      'batch_size': batch_size,
+      'rounds': flags.rounds,
+      'steps_per_round': steps,
+      'seconds_per_step': {
+        name: {clock: spread(values) for clock, values in both.items()}
+        for name, both in times.items()
+      },
+      'ratios': ratios,
+      'bounds': BOUNDS,
+    }
+    OUTPUT.write_text(json.dumps(results, indent=2) + '\n')
+    for name, bound in BOUNDS.items():
+      found = ratios[name]['cpu']
+      missed |= found['median'] > bound
+      print(
+        f'{case}: {name} {found["median"]:.3f} of CPU time '
+        f'({found["min"]:.3f} to {found["max"]:.3f}), bound {bound}; wall '
+        f'{ratios[name]["wall"]["median"]:.3f}'
+      )
+  return int(missed)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
