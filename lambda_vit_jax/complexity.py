@@ -15,6 +15,7 @@ def count_macs(
   mlp_ratio: float,
   num_classes: int,
   read_tokens: int | None = None,
+  linear_inputs: Sequence[str] = ('token',),
 ) -> int:
   """Multiply-accumulates of one image (products only, no norm, no softmax).
 
@@ -30,9 +31,13 @@ def count_macs(
       works on every token. Otherwise what is really executed when only that
       many leading tokens are read: from the last block that mixes tokens on,
       only they have queries, projections and MLPs.
+    linear_inputs: what blocks in mode `linear` map.
   """
   total = patches * patch_inputs * embed_dim + num_classes * embed_dim
-  mixing = [i for i, m in enumerate(modes) if m in ('full', 'diluted')]
+  mixing_modes = {'full', 'diluted'}
+  if 'mean' in linear_inputs:
+    mixing_modes.add('linear')
+  mixing = [i for i, mode in enumerate(modes) if mode in mixing_modes]
   last = mixing[-1] if mixing else -1
   for index, mode in enumerate(modes):
     rows = tokens if read_tokens is None or index < last else read_tokens
@@ -42,5 +47,9 @@ def count_macs(
       total += 2 * rows * tokens * embed_dim
     elif mode == 'linear':
       total += rows * square
+      if 'mean' in linear_inputs:
+        # Once an image and map; the class token's map may be the only one.
+        own = 'class_map' in linear_inputs
+        total += (own + (rows > own)) * square
     total += int(2 * rows * mlp_ratio * square)
   return total

@@ -19,12 +19,15 @@ import numpy as np
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.typing import Array
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Shares of the inputs' mean variance that `choose_ridge` tries."""
 
 # Sums of float32 products cannot tell a smaller eigenvalue, relative to the
 # largest, from zero.
 _CUTOFF = float(np.finfo(np.float32).eps)
+
+# Of a float32 activation, relative to its size.
+_ROUNDING = 16 * _CUTOFF
 
 Sums = tuple[Array, ...]
 """What `batch_sums` returns; the leading axes, if any, are folds."""
@@ -198,25 +201,23 @@ class _Solver:
     self._mean = max(values.sum(), 0.0) / len(values)
     self._values = np.maximum(values, 0.0)
     self._outputs = self._vectors.T @ moments.in_out
+    # An input that never changes has the variance of its rounding: the class
+    # token in the first block, for one. What is below says nothing.
+    size = moments.count * float((moments.mean_in**2).mean())
+    self._floor = _ROUNDING**2 * size
 
   def solve(self, ridge: float) -> AffineMap:
     """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse's for ridge 0."""
     added = ridge * self._mean
     total = self._values + added
-    usable = total > _CUTOFF * self._values.max() if ridge == 0 else total > 0
+    floor = self._floor
+    if ridge == 0:
+      floor = max(floor, _CUTOFF * self._values.max())
+    usable = total > floor
     inverse = np.zeros_like(total)
     inverse[usable] = 1.0 / total[usable]
     kernel = self._vectors @ (inverse[:, None] * self._outputs)
     return self._with_bias(kernel)
-
-  def truncate(self, affine: AffineMap, ridge: float, rank: int) -> AffineMap:
-    """The best map of a rank: a projection of the outputs of the full one."""
-    kernel = affine.kernel
-    spread = self._moments.in_in @ kernel + ridge * self._mean * kernel
-    fitted = kernel.T @ spread
-    _, vectors = np.linalg.eigh(0.5 * (fitted + fitted.T))
-    leading = vectors[:, -rank:]
-    return self._with_bias((kernel @ leading) @ leading.T)
 
   def _with_bias(self, kernel: np.ndarray) -> AffineMap:
     moments = self._moments
@@ -242,11 +243,29 @@ def solve(
   """
   if rank is not None and rank < 1:
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
-  solver = _Solver(moments)
-  found = solver.solve(ridge)
-  if rank is None or rank >= min(found.kernel.shape):
-    return found
-  return solver.truncate(found, ridge, rank)
+  found = _Solver(moments).solve(ridge)
+  return found if rank is None else truncate(moments, found, rank, ridge)
+
+
+def truncate(
+  moments: CrossMoments, affine: AffineMap, rank: int, ridge: float = 0.0
+) -> AffineMap:
+  """The map of a rank that is nearest to `affine` on the samples.
+
+  A projection of its outputs; of the solution for `ridge` it is the solution
+  among the maps of that rank (reduced-rank regression).
+  """
+  kernel = affine.kernel
+  if rank >= min(kernel.shape):
+    return affine
+  added = ridge * np.trace(moments.in_in) / len(kernel)
+  fitted = kernel.T @ (moments.in_in @ kernel + added * kernel)
+  _, vectors = np.linalg.eigh(0.5 * (fitted + fitted.T))
+  leading = vectors[:, -rank:]
+  kernel = (kernel @ leading) @ leading.T
+  # The mean prediction stays.
+  bias = affine.bias + moments.mean_in @ (affine.kernel - kernel)
+  return AffineMap(kernel, bias)
 
 
 def residual_share(moments: CrossMoments, affine: AffineMap) -> float:
@@ -290,6 +309,7 @@ def choose_ridge(
   if len(folds) < 2:
     return ridges[0]
   errors = held_out_errors(folds, ridges)
-  # What differs by rounding alone is a tie.
-  best = errors <= errors.min() * (1.0 + 1e-9)
+  # What differs by rounding alone is a tie; where nothing is left to explain
+  # an error may even fall below zero.
+  best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
   return ridges[int(np.flatnonzero(best)[-1])]

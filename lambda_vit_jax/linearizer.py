@@ -64,6 +64,7 @@ def linearize(
   sequential: bool = True,
   ridge: float | str = 'auto',
   rank: int | None = None,
+  inputs: Sequence[str] = ('token',),
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
@@ -79,6 +80,8 @@ def linearize(
     ridge: see `linear.solve`; `auto` takes for each block what predicts
       held-out images best (`linear.choose_ridge`).
     rank: the largest rank of a map, None for no limit.
+    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is
+      a further input) and `class_map` (the class token has a map of its own).
     memory_gib: working memory per device, beside the images' streams (images
       × tokens × embed numbers), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
@@ -99,6 +102,7 @@ def linearize(
     sequential=sequential,
     ridge=ridge,
     rank=rank,
+    inputs=inputs,
     memory_gib=memory_gib,
     mesh=mesh,
   )[0]
@@ -112,6 +116,7 @@ def fit_linear(
   sequential: bool = True,
   ridge: float | str = 'auto',
   rank: int | None = None,
+  inputs: Sequence[str] = ('token',),
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
@@ -125,6 +130,7 @@ def fit_linear(
     sequential: block after block.
     ridge: of the least squares.
     rank: of the maps.
+    inputs: of the maps.
     memory_gib: working memory.
     mesh: devices.
     on_progress: called with blocks done and blocks in all.
@@ -135,8 +141,9 @@ def fit_linear(
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
   shape = (*model.module.image_size, model.module.in_chans)
   images = read_images(batches, shape, mesh)
-  _check_samples(model, images.total)
-  fitter = _Fitter(model, images, layers, number, rank, memory_gib)
+  plan = _Plan(_check_inputs(model, inputs), number, rank)
+  _check_samples(model, images.total, plan)
+  fitter = _Fitter(model, images, layers, plan, memory_gib)
   return fitter.run(sequential, on_progress or (lambda done, total: None))
 
 
@@ -156,9 +163,30 @@ def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
   return layers
 
 
-def _check_samples(model: Model, images: int) -> None:
+def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
+  inputs = surgery.check_linear_inputs(inputs)
+  older = model.module.linear_inputs
+  if 'linear' in model.attention_modes and inputs != older:
+    raise ModelError(
+      f'the model has affine maps of {list(older)} already, and new ones would '
+      f'be of {list(inputs)}; use the same inputs'
+    )
+  return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What is fitted: `inputs`, `ridge` (None: chosen) and `rank`."""
+
+  inputs: tuple[str, ...]
+  ridge: float | None
+  rank: int | None
+
+
+def _check_samples(model: Model, images: int, plan: _Plan) -> None:
   """Refuses a fit that has as many unknowns as equations."""
   tokens, inputs = model.module.num_tokens, model.module.embed_dim
+  inputs *= 1 + ('mean' in plan.inputs)
   if images * tokens <= inputs:
     raise DataError(
       f'{images} images of {tokens} tokens are {images * tokens} samples, too '
@@ -169,7 +197,7 @@ def _check_samples(model: Model, images: int) -> None:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('block', 'folds', 'leading', 'with_output', 'placement'),
+  static_argnames=('block', 'folds', 'inputs', 'with_output', 'placement'),
 )
 def _measure(
   block: EncoderBlock,
@@ -178,7 +206,7 @@ def _measure(
   mask: Array,
   *,
   folds: int,
-  leading: int,
+  inputs: tuple[str, ...],
   with_output: bool,
   placement: Placement,
 ) -> tuple[Array | None, list[Sums]]:
@@ -190,25 +218,29 @@ def _measure(
     x: the stream `[batch, tokens, embed]`.
     mask: `[batch]`, False for padding.
     folds: image i is in fold i modulo this.
-    leading: that many leading tokens are a group of their own.
+    inputs: of the map; with `class_map`, class tokens are the first group.
     with_output: whether the block's other half runs, too.
     placement: of the batch.
 
   Returns:
-    The stream or None; per group, `linear.batch_sums` with a leading axis
+    The stream or None; per group of tokens, `linear.batch_sums` with a leading axis
     over the folds.
   """
   output, taps = pieces.run_block(block, params, x)
-  inputs = normalize(x, block.norm_eps)
+  features = normalize(x, block.norm_eps)
+  if 'mean' in inputs:
+    mean = features.mean(axis=1, keepdims=True)
+    mean = jnp.broadcast_to(mean, features.shape)
+    features = jnp.concatenate([features, mean], axis=-1)
+  keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
   sums = [
     jax.vmap(linear.batch_sums)(
-      *(_by_fold(features[:, part], folds) for features in (inputs, outputs)),
-      _by_fold(
-        jnp.broadcast_to(mask[:, None], outputs.shape[:2])[:, part], folds
-      ),
+      *(
+        _by_fold(values[:, tokens], folds)
+        for values in (features, taps['attention'], keep)
+      )
     )
-    for outputs in (taps['attention'],)
-    for part in _groups(leading)
+    for tokens in _groups(inputs)
   ]
   sums = jax.lax.with_sharding_constraint(sums, placement.replicated)
   if not with_output:
@@ -216,11 +248,11 @@ def _measure(
   return jax.lax.with_sharding_constraint(output, placement.batch), sums
 
 
-def _groups(leading: int) -> list[slice]:
+def _groups(inputs: tuple[str, ...]) -> list[slice]:
   """The tokens of each group."""
-  if not leading:
+  if 'class_map' not in inputs:
     return [slice(None)]
-  return [slice(leading), slice(leading, None)]
+  return [slice(1), slice(1, None)]
 
 
 def _by_fold(features: Array, folds: int) -> Array:
@@ -238,20 +270,20 @@ class _Fitter:
     model: Model,
     images: ImageSet,
     layers: Sequence[int],
-    ridge: float | None,
-    rank: int | None,
+    plan: _Plan,
     memory_gib: float | None,
   ):
     module = model.module
     modes = surgery.modes_without(layers, module.attention_modes, 'linear')
     self._old = module
-    self._module = module.clone(attention_modes=modes)
+    self._module = module.clone(
+      attention_modes=modes, linear_inputs=plan.inputs
+    )
     self._model = model
     self._images = images
     self._place = images.placement
     self._layers = layers
-    self._ridge = ridge
-    self._rank = rank
+    self._plan = plan
     self._size = programs.micro_batch_size(module, images, memory_gib)
     self._params = self._place.replicate(model.params)
     self._fits: list[BlockFit] = []
@@ -314,7 +346,7 @@ class _Fitter:
         x,
         mask,
         folds=folds,
-        leading=0,
+        inputs=self._plan.inputs,
         with_output=advance,
         placement=self._place,
       )
@@ -324,8 +356,7 @@ class _Fitter:
       turn = position % (_FOLDS // folds)
       sums = jax.device_get(sums)
       if not found:
-        width = self._old.embed_dim
-        empty = CrossMoments.empty(width, width)
+        empty = CrossMoments.empty(*sums[0][6].shape[1:])
         found = [[empty] * _FOLDS for _ in sums]
       for group, values in enumerate(sums):
         for fold in range(folds):
@@ -336,24 +367,71 @@ class _Fitter:
 
   def _fit(self, index: int, moments: Moments) -> Params:
     """The parameters that stand in for an attention."""
-    (folds,) = moments
-    whole = linear.merged(folds)
+    everything = [linear.merged(folds) for folds in zip(*moments, strict=True)]
+    whole = linear.merged(everything)
     if not np.isfinite(whole.in_out).all():
       raise ModelError(
         f'block {index}: activations are NaN or infinite; check the weights, '
         'the dtype and how the images are normalised'
       )
-    ridge = self._ridge
+    ridge, shared = self._solve(everything)
+    if len(moments) == 1:
+      self._record(index, ridge, [(whole, shared)])
+      return self._parameters(shared)
+    # The class token is one sample an image, too few for a map by itself:
+    # its map is that of all tokens and a correction, which is penalised.
+    first, rest = moments
+    _, correction = self._solve([fold.beyond(shared) for fold in first])
+    own = self._limited(
+      linear.merged(first),
+      AffineMap(
+        shared.kernel + correction.kernel, shared.bias + correction.bias
+      ),
+    )
+    ridge, others = self._solve(rest)
+    self._record(
+      index,
+      ridge,
+      [(linear.merged(first), own), (linear.merged(rest), others)],
+    )
+    return self._parameters(others) | self._parameters(own, 'class_')
+
+  def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
+    """The ridge in force, and the map of all folds."""
+    ridge = self._plan.ridge
     if ridge is None:
       ridge = linear.choose_ridge(folds)
-    affine = linear.solve(whole, ridge, self._rank)
-    residual = linear.residual_share(whole, affine)
+    affine = linear.solve(linear.merged(folds), ridge, self._plan.rank)
+    return ridge, affine
+
+  def _limited(self, moments: CrossMoments, affine: AffineMap) -> AffineMap:
+    """A map within the rank that is wanted."""
+    if self._plan.rank is None:
+      return affine
+    return linear.truncate(moments, affine, self._plan.rank)
+
+  def _record(
+    self,
+    index: int,
+    ridge: float,
+    maps: Sequence[tuple[CrossMoments, AffineMap]],
+  ) -> None:
+    whole = linear.merged(moments for moments, _ in maps)
+    error = sum(moments.squared_error(affine) for moments, affine in maps)
+    total = float(whole.out_out.sum())
+    residual = max(error / total, 0.0) if total > 0.0 else 0.0
     self._fits.append(BlockFit(index, ridge, residual, int(whole.count)))
-    return {'linear': _parameters(affine)}
 
-
-def _parameters(affine: AffineMap) -> Params:
-  return {
-    'kernel': jnp.asarray(affine.kernel, jnp.float32),
-    'bias': jnp.asarray(affine.bias, jnp.float32),
-  }
+  def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
+    """A map as the parameters of `LinearAttention`."""
+    width = self._old.embed_dim
+    kernel = jnp.asarray(affine.kernel, jnp.float32)
+    found: Params = {
+      f'{prefix}linear': {
+        'kernel': kernel[:width],
+        'bias': jnp.asarray(affine.bias, jnp.float32),
+      }
+    }
+    if 'mean' in self._plan.inputs:
+      found[f'{prefix}mean'] = {'kernel': kernel[width:]}
+    return found

@@ -195,6 +195,29 @@ class _Writer:
     rows = module.num_tokens if queries is None else queries
     return self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
 
+  def affine_map(self, x: str, path: str, rows: int) -> str:
+    """Mode `linear` on the first rows, see `LinearAttention`."""
+    inputs = self.module.linear_inputs
+    mean = None
+    if 'mean' in inputs:
+      mean = self.add('ReduceMean', x, axes=[1], keepdims=1)
+
+    def mapped(y: str, prefix: str) -> str:
+      y = self.dense(y, f'{path}/{prefix}linear')
+      if mean is None:
+        return y
+      return self.add('Add', y, self.dense(mean, f'{path}/{prefix}mean'))
+
+    if 'class_map' not in inputs:
+      whole = rows == self.module.num_tokens or mean is None
+      return mapped(x if whole else self.leading(x, rows, 1), '')
+    first = mapped(self.slice(x, 0, 1, 1), 'class_')
+    if rows == 1:
+      return first
+    return self.add(
+      'Concat', first, mapped(self.slice(x, 1, rows, 1), ''), axis=1
+    )
+
   def activation(self, x: str) -> str:
     if self.module.activation == 'quick_gelu':
       gate = self.add('Sigmoid', self.add('Mul', x, np.float32(_QUICK)))
@@ -217,7 +240,12 @@ class _Writer:
       x = self.add('Add', self.leading(x, queries, 1), branch)
     elif mode == 'linear':
       branch = self.norm(x, f'{name}/norm1', epsilon)
-      x = self.add('Add', x, self.dense(branch, f'{name}/attn/linear'))
+      narrow = (
+        module.read_tokens and block_index >= module.last_mixing_block >= 0
+      )
+      rows = module.read_tokens if narrow else module.num_tokens
+      branch = self.affine_map(branch, f'{name}/attn', rows)
+      x = self.add('Add', self.leading(x, queries, 1), branch)
     elif mode != 'absent':
       raise ModelError(f'block {block_index}: fold the model before exporting')
     branch = self.norm(x, f'{name}/norm2', epsilon)

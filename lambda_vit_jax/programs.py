@@ -136,7 +136,9 @@ def finish(
     x = residual_scale.astype(x.dtype) * x
     return pieces.run_block(end.plain, mlp, x)[0]
 
-  if end.attend.attention_mode == 'linear':
+  if end.attend.mixes_tokens and end.attend.attention_mode == 'linear':
+    x = with_attention()
+  elif end.attend.attention_mode == 'linear':
     x = without()
   else:
     x = jax.lax.cond(use_attention, with_attention, without)
@@ -211,7 +213,7 @@ def micro_batch_size(
   """
   devices = images.placement.mesh.size
   try:
-    budget = _default_gib() if memory_gib is None else float(memory_gib)
+    budget = default_gib() if memory_gib is None else float(memory_gib)
   except (TypeError, ValueError) as error:
     raise UsageError(
       f'select.memory_gib={memory_gib!r}: a number of GiB, or empty'
@@ -233,7 +235,8 @@ def micro_batch_size(
   return devices * min(power, 1 << max(needed - 1, 0).bit_length())
 
 
-def _default_gib() -> float:
+def default_gib() -> float:
+  """What a search takes of this process's memory where nobody says."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     free = stats['bytes_limit'] - stats.get('bytes_in_use', 0)

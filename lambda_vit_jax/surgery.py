@@ -13,6 +13,12 @@ from lambda_vit_jax.typing import ATTENTION_MODES, AttentionMode, Params
 ATTENTION_PARTS = ('norm1', 'attn', 'ls1')
 """Children of a block that belong to its attention half."""
 
+LINEAR_INPUTS = ('token', 'mean', 'class_map')
+"""What mode `linear` can map (`LinearAttention`)."""
+
+LINEAR_MAPS = ('linear', 'mean', 'class_linear', 'class_mean')
+"""Children of `attn` in mode `linear`; all of them write to the stream."""
+
 NO_ATTENTION: tuple[AttentionMode, ...] = ('identity', 'absent', 'linear')
 """Modes in which a block holds no attention parameters."""
 
@@ -88,6 +94,26 @@ def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
   return known
 
 
+def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
+  """Returns what mode `linear` maps, in the order of `LINEAR_INPUTS`.
+
+  Raises:
+    ModelError: an unknown input, or no `token`.
+  """
+  inputs = tuple(inputs)
+  for name in inputs:
+    if name not in LINEAR_INPUTS:
+      raise ModelError(
+        f'unknown input {name!r} of an affine map; known are '
+        f'{", ".join(LINEAR_INPUTS)}'
+      )
+  if 'token' not in inputs:
+    raise ModelError(
+      f'inputs {list(inputs)}: an affine map needs the token itself; add token'
+    )
+  return tuple(name for name in LINEAR_INPUTS if name in inputs)
+
+
 def prune_tree(tree: Params, layers: Iterable[int]) -> Params:
   """Drops the attention half of `layers`; shares every other leaf.
 
@@ -145,12 +171,12 @@ def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
     scale = 0.5**count
     for part, projection, layer_scale in (
       ('attn', 'proj', 'ls1'),
-      ('attn', 'linear', 'ls1'),
+      *(('attn', name, '') for name in LINEAR_MAPS),
       ('mlp', 'fc2', 'ls2'),
     ):
       if projection not in block.get(part, {}):
         continue
-      if layer_scale in block and projection != 'linear':
+      if layer_scale in block:
         block[layer_scale] = _scaled(block[layer_scale], scale)
       else:
         block[part] = block[part] | {

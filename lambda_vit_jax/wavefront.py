@@ -29,6 +29,7 @@ from lambda_vit_jax.images import ImageSet
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import mixes_tokens
 from lambda_vit_jax.programs import Target
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, AttentionMode
@@ -210,10 +211,11 @@ class Wavefront:
     """The last block that mixes tokens in any variant; -1 for none."""
     common = set(variants[0]).intersection(*variants[1:])
     modes = self._model.attention_modes
+    linear_inputs = self._model.module.linear_inputs
     mixing = [
       index
       for index, mode in enumerate(modes)
-      if mode == 'full' and index not in common
+      if index not in common and mixes_tokens(mode, linear_inputs)
     ]
     return mixing[-1] if mixing else -1
 

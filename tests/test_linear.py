@@ -207,6 +207,23 @@ def test_outputs_that_do_not_vary_leave_nothing():
   assert linear.residual_share(streamed, found) == 0.0
 
 
+@pytest.mark.parametrize('ridge', [0.0, 1e-6, 1.0])
+def test_inputs_that_only_round_get_no_weight(ridge):
+  # The class token of the first block: equal in all images but for rounding.
+  rng = np.random.default_rng(0)
+  x = 1.0 + 1e-7 * rng.normal(size=(SAMPLES, INPUTS))
+  streamed = moments(x.astype(np.float32), samples()[1])
+  found = linear.solve(streamed, ridge)
+  np.testing.assert_array_equal(found.kernel, 0.0)
+  np.testing.assert_allclose(found.bias, streamed.mean_out)
+
+
+def test_a_ridge_is_chosen_even_where_nothing_is_left():
+  x, y = samples()
+  folds = [moments(x[i::2], np.ones_like(y[i::2])) for i in range(2)]
+  assert linear.choose_ridge(folds) in linear.RIDGES
+
+
 @pytest.mark.parametrize('ridge', ['large', -1.0, float('nan'), float('inf')])
 def test_impossible_ridges_are_refused(ridge):
   with pytest.raises(UsageError, match=r'ridge=.*at least 0'):

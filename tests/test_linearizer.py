@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import linear, linearizer
+from lambda_vit_jax import linear, linearizer, onnx_graph
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.linearizer import fit_linear
@@ -16,7 +16,10 @@ from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.wavefront import Wavefront
 from tests.search_models import batches_of, make_images, make_model, mesh_of
+from tests.test_golden_parity import assert_close
+from tests.test_onnx_graph import run as run_graph
 
 SHAPE = (8, 8, 1)
 IMAGES = make_images()
@@ -110,14 +113,14 @@ def test_exact_with_one_token(tiny_variant, rng):
     stream,
     jnp.ones(64, bool),
     folds=1,
-    leading=0,
+    inputs=('token',),
     with_output=True,
     placement=place,
   )
   moments = linear.CrossMoments.from_sums(tuple(leaf[0] for leaf in sums))
   affine = linear.solve(moments, 0.0)
   params = {name: params[name] for name in ('norm2', 'mlp', 'ls2')} | {
-    'attn': {'linear': linearizer._parameters(affine)}
+    'attn': {'linear': {'kernel': affine.kernel, 'bias': affine.bias}}
   }
   block = pieces.block_of(model.module, 1, 'linear')
   found, _ = pieces.run_block(block, params, stream)
@@ -182,3 +185,148 @@ def test_bad_input_is_one_line(tiny_variant):
     lv.linearize(model, [IMAGES], (0,), rank=0)
   with pytest.raises(ModelError, match='block 0: activations are NaN'):
     lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
+
+
+INPUTS = (
+  ('token', 'mean'),
+  ('token', 'class_map'),
+  ('token', 'mean', 'class_map'),
+)
+
+
+@pytest.fixture(scope='module', params=INPUTS, ids='-'.join)
+def mapped(request, tiny_variant):
+  """Blocks 0 and 2 of 3, so that a mean is read behind the last attention."""
+  return lv.linearize(
+    make_model(tiny_variant), [IMAGES], (0, 2), inputs=request.param
+  )
+
+
+def test_sizes_with_further_inputs(mapped, tiny_variant):
+  shapes = model_lib.abstract_params(mapped.module)
+  assert jax.tree.structure(shapes) == jax.tree.structure(mapped.params)
+  assert mapped.num_parameters == model_lib.size_of(mapped.module)
+  mean = 'mean' in mapped.module.linear_inputs
+  own = 'class_map' in mapped.module.linear_inputs
+  last = 2 if mean else 1
+  assert mapped.module.last_mixing_block == last
+  square, tokens = 24**2, 17
+  plain = lv.linearize(make_model(tiny_variant), [IMAGES], (0, 2))
+  more = (1 + own) * square if mean else 0
+  assert mapped.macs() - plain.macs() == 2 * more
+  # The last map reads all tokens' mean and writes the class token alone; so
+  # block 1 has to run on all tokens where a mean is read.
+  narrow = (2 * square + 2 * tokens * 24 + 8 * square) * (tokens - 1) * mean
+  assert (
+    mapped.macs(executed=True) - plain.macs(executed=True)
+    == narrow + more + mean * square
+  )
+
+
+def test_narrowing_to_the_class_token_changes_no_logit(mapped):
+  np.testing.assert_allclose(
+    mapped(IMAGES), mapped.apply(IMAGES)[0], rtol=1e-5, atol=1e-5
+  )
+
+
+def test_folding_with_further_inputs(mapped):
+  module = mapped.module.clone(attention_modes=('identity', 'full', 'linear'))
+  params = dict(mapped.params)
+  params['block00'] = {k: params['block00'][k] for k in ('norm2', 'mlp')}
+  model = mapped.replace(module=module, params=params)
+  folded = lv.fold(model)
+  assert folded.attention_modes == ('absent', 'full', 'linear')
+  # Powers of two; epsilon is divided by 4^k.
+  np.testing.assert_allclose(
+    folded(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_files_hold_further_inputs(mapped, tmp_path):
+  """Each file is read back and compared with the model as it is written."""
+  report = lv.export(
+    mapped.replace(variant='vit_nano_patch2_8'),
+    tmp_path / 'out',
+    formats=('orbax', 'safetensors'),
+  )
+  assert max(report['differences'].values()) <= 1e-5
+  found = lv.load_export(tmp_path / 'out')
+  assert found.module.linear_inputs == mapped.module.linear_inputs
+  assert found.attention_modes == mapped.attention_modes
+
+
+def test_onnx_graph_with_further_inputs(mapped):
+  logits = run_graph(onnx_graph.build(mapped), IMAGES)
+  # The golden files' bound: the same float32 sums in another order.
+  assert_close(logits, mapped(IMAGES))
+
+
+def test_searches_on_models_with_further_inputs(mapped):
+  """The wavefront's short cuts give what full forwards give."""
+  images = read_images([IMAGES], SHAPE)
+  found = Wavefront(mapped, images).evaluate([()])[()].pooled()
+  logits = np.asarray(mapped.apply(IMAGES)[0], np.float64)
+  np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
+
+
+def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
+  """With keys of zero every token attends to all alike: exact with `mean`."""
+  model = make_model(tiny_variant)
+  params = dict(model.params)
+  attn = params['block01']['attn']
+  width = model.module.embed_dim
+  keys = slice(width, 2 * width)
+  qkv = {name: np.array(leaf) for name, leaf in attn['qkv'].items()}
+  qkv['kernel'][:, keys] = 0.0
+  qkv['bias'][keys] = 0.0
+  params['block01'] = params['block01'] | {'attn': attn | {'qkv': qkv}}
+  model = model.replace(params=params)
+  found, (fit,) = fit_linear(
+    model, [IMAGES], (1,), inputs=('token', 'mean'), ridge=0.0
+  )
+  assert fit.residual <= 1e-6
+  # Logits of size 1, sums of float32 products in the fit.
+  np.testing.assert_allclose(found(IMAGES), model(IMAGES), atol=1e-3)
+  _, (fit,) = fit_linear(model, [IMAGES], (1,), ridge=0.0)
+  assert fit.residual > 1e-3
+
+
+def test_more_inputs_leave_less(tiny_variant):
+  model = make_model(tiny_variant)
+  residual = {}
+  for inputs in (('token',), *INPUTS):
+    _, (fit,) = fit_linear(model, [IMAGES], (1,), inputs=inputs, ridge=1e-6)
+    residual[inputs] = fit.residual
+  token, mean, own, both = (residual[i] for i in (('token',), *INPUTS))
+  assert both < mean < token
+  assert both < own < token
+
+
+def test_the_class_map_is_fitted_to_class_tokens(tiny_variant):
+  """With a free correction it is the regression on class tokens alone."""
+  model = make_model(tiny_variant)
+  found = lv.linearize(
+    model, [IMAGES], (1,), inputs=('token', 'class_map'), ridge=0.0
+  )
+  taps = model.apply(IMAGES)[1]['block01']
+  normal = normalize(taps['input'], model.module.norm_eps[1])
+  first = [np.asarray(t[:, 0], np.float64) for t in (normal, taps['attention'])]
+  x = first[0] - first[0].mean(axis=0)
+  kernel = np.linalg.lstsq(x, first[1] - first[1].mean(axis=0), rcond=1e-5)[0]
+  fitted = found.params['block01']['attn']['class_linear']
+  np.testing.assert_allclose(
+    x @ np.asarray(fitted['kernel'], np.float64), x @ kernel, atol=1e-3
+  )
+
+
+def test_inputs_are_checked(tiny_variant):
+  model = make_model(tiny_variant)
+  with pytest.raises(ModelError, match="unknown input 'meen'"):
+    lv.linearize(model, [IMAGES], (0,), inputs=('token', 'meen'))
+  with pytest.raises(ModelError, match='add token'):
+    lv.linearize(model, [IMAGES], (0,), inputs=('mean',))
+  once = lv.linearize(model, [IMAGES], (0,))
+  with pytest.raises(ModelError, match='use the same inputs'):
+    lv.linearize(once, [IMAGES], (1,), inputs=('token', 'mean'))
+  with pytest.raises(DataError, match='2 images of 17 tokens are 34 samples'):
+    lv.linearize(model, [IMAGES[:2]], (0,), inputs=('token', 'mean'))

@@ -144,12 +144,42 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-  """The affine map that stands in for an attention layer (METHOD 6)."""
+  """The affine map that stands in for an attention layer (METHOD 6).
 
+  Attributes:
+    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is
+      a further input) and `class_map` (the class token has maps of its own).
+  """
+
+  inputs: tuple[str, ...] = ('token',)
   dtype: Any = jnp.float32
 
+  def _map(self, rows: Array, mean: Array | None, prefix: str) -> Array:
+    """`rows·kernel + bias`, and what the image's mean adds to all rows."""
+
+    def dense(name: str, use_bias: bool) -> Dense:
+      return Dense(
+        rows.shape[-1],
+        self.dtype,
+        nn.initializers.zeros,
+        use_bias,
+        name=prefix + name,
+      )
+
+    mapped = dense('linear', True)(rows)
+    return mapped if mean is None else mapped + dense('mean', False)(mean)
+
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return Dense(x.shape[-1], self.dtype, nn.initializers.zeros, name='linear')(
-      x
-    )
+  def __call__(self, x: Array, queries: int | None = None) -> Array:
+    """n(x) `[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`."""
+    mean = None
+    if 'mean' in self.inputs:
+      wide = x.astype(accumulation_dtype(x.dtype))
+      mean = wide.mean(axis=1, keepdims=True).astype(self.dtype)
+    rows = x if queries is None else x[:, :queries]
+    if 'class_map' not in self.inputs:
+      return self._map(rows, mean, '')
+    parts = [self._map(rows[:, :1], mean, 'class_')]
+    if rows.shape[1] > 1:
+      parts.append(self._map(rows[:, 1:], mean, ''))
+    return jnp.concatenate(parts, axis=1)

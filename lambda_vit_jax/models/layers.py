@@ -105,8 +105,9 @@ class LayerNorm(nn.Module):
   affine: bool = True
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    normal = normalize(x, self.epsilon)
+  def __call__(self, x: Array, halvings: int = 0) -> Array:
+    """Normalises `2^halvings·x`, given x: only the epsilon can tell."""
+    normal = normalize(x, self.epsilon / 4.0**halvings)
     if self.affine:
       width = (x.shape[-1],)
       scale = self.param('scale', nn.initializers.ones, width)
@@ -125,15 +126,18 @@ class Dense(nn.Module):
   features: int
   dtype: Any = jnp.float32
   kernel_init: Any = kernel_init
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param(
       'kernel', self.kernel_init, (x.shape[-1], self.features)
     )
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
     flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-    flat = flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+    flat = flat @ kernel.astype(self.dtype)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      flat = flat + bias.astype(self.dtype)
     return flat.reshape(*x.shape[:-1], self.features)
 
 

@@ -93,6 +93,9 @@ def make_module(
       drop_path_rate, depth, variant.drop_path_shape
     ),
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
+    'linear_inputs': surgery.check_linear_inputs(
+      overrides.pop('linear_inputs', ('token',))
+    ),
   }
   shared = {field.name for field in dataclasses.fields(Variant)} & set(
     ViT.__dataclass_fields__
@@ -174,7 +177,9 @@ def size_of(module: ViT) -> int:
       total += 2 * width + 4 * width * width + width + scale
       total += 3 * width if module.qkv_bias else 0
     elif mode == 'linear':
-      total += width * width + width
+      maps = 1 + ('class_map' in module.linear_inputs)
+      squares = 1 + ('mean' in module.linear_inputs)
+      total += maps * (squares * width * width + width)
   return total
 
 
@@ -239,6 +244,7 @@ class Model:
       mlp_ratio=module.mlp_ratio,
       num_classes=module.num_classes * (1 + module.distilled),
       read_tokens=module.read_tokens if executed else None,
+      linear_inputs=module.linear_inputs,
     )
 
   def replace(self, **changes: Any) -> 'Model':
@@ -301,6 +307,9 @@ def create_model(
     seed: of the initial parameters.
     **options: see `make_module`.
 
+  Returns:
+    A `Model` with float32 parameters.
+
   Raises:
     ModelError: unknown variant, sizes or layers that do not fit.
   """
@@ -330,6 +339,9 @@ def prune(
     model: left as it is.
     layers: block indices; those that are gone already stay as they are.
     mode: `identity` (2x, what dilution ends in) or `absent` (x).
+
+  Returns:
+    A new `Model`; arrays that stay are shared with the old one.
 
   Raises:
     ModelError: an index out of range or given twice, or no attention left.

@@ -9,7 +9,7 @@ One block is `x <- r·x + a·drop_path(attn(norm1(x)))`, then
   skip      1      0  the same, unused: a trial of NOSE
   identity  2      -  none: what dilution ends in, x + x
   absent    1      -  none: after folding, or without compensation
-  linear    1      -  attn.linear alone: x + W·n(x) + b
+  linear    1      -  attn.linear alone: x + W·n(x) + b (`linear_inputs`)
 
 Submodules carry timm's names; nothing relies on automatic numbering, so a
 removed submodule never renames another.
@@ -36,14 +36,20 @@ from lambda_vit_jax.models.layers import (
   fold_key,
   small_init,
 )
-from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.surgery import block_name, doublings
 from lambda_vit_jax.typing import Array, AttentionMode
 
 HAS_ATTENTION = ('full', 'diluted', 'skip')
 """Modes whose attention parameters are in the tree."""
 
-MIXES_TOKENS = ('full', 'diluted')
-"""Modes in which one token's output depends on other tokens."""
+
+def mixes_tokens(
+  mode: AttentionMode, linear_inputs: tuple[str, ...] = ('token',)
+) -> bool:
+  """Whether one token's output depends on other tokens."""
+  return mode in ('full', 'diluted') or (
+    mode == 'linear' and 'mean' in linear_inputs
+  )
 
 
 class EncoderBlock(nn.Module):
@@ -55,6 +61,7 @@ class EncoderBlock(nn.Module):
       otherwise `r = 1` (the paper's ablation).
     norm_eps: epsilon of both norms; folding divides it by `4^k`.
     layer_scale: initial γ, or None for no LayerScale.
+    linear_inputs: what mode `linear` maps, see `LinearAttention`.
   """
 
   num_heads: int
@@ -66,8 +73,14 @@ class EncoderBlock(nn.Module):
   layer_scale: float | None = None
   qkv_bias: bool = True
   drop_path_rate: float = 0.0
+  linear_inputs: tuple[str, ...] = ('token',)
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
+
+  @property
+  def mixes_tokens(self) -> bool:
+    """Whether one token's output depends on other tokens."""
+    return mixes_tokens(self.attention_mode, self.linear_inputs)
 
   def _norm(self, name: str, affine: bool = True) -> LayerNorm:
     return LayerNorm(self.norm_eps, self.dtype, affine, name=name)
@@ -81,10 +94,10 @@ class EncoderBlock(nn.Module):
   def __call__(
     self,
     x: Array,
-    *,
     dilution_factor: Array | None = None,
     drop_path_key: Array | None = None,
     read_tokens: int | None = None,
+    halvings: int | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Applies the block.
 
@@ -94,6 +107,9 @@ class EncoderBlock(nn.Module):
       drop_path_key: typed key of this block, None in evaluation.
       read_tokens: if set, only that many leading tokens are computed; keys
         and values still come from all.
+      halvings: with k, `x` is `2^-k` of the stream, and so is what returns: an
+        identity block, counted in k, has nothing left to do. With None the
+        factor 2 is computed.
 
     Returns:
       The stream `[batch, read_tokens or tokens, embed]`, and the named
@@ -102,10 +118,12 @@ class EncoderBlock(nn.Module):
       `after_attention`, `mlp` (what that branch adds) and `output`.
     """
     taps = {'input': x}
+    halved = halvings or 0
+    share = 0.5**halved
     stream = x if read_tokens is None else x[:, :read_tokens]
     mode = self.attention_mode
-    if mode in MIXES_TOKENS:
-      taps['norm1'] = self._norm('norm1')(x)
+    if mode in ('full', 'diluted'):
+      taps['norm1'] = self._norm('norm1')(x, halved)
       attention = Attention(
         self.num_heads,
         self.attention_kernel,
@@ -117,23 +135,26 @@ class EncoderBlock(nn.Module):
       attention = drop_path(
         attention, self.drop_path_rate, fold_key(drop_path_key, 0)
       )
-      stream = self._mix(stream, attention, dilution_factor)
+      stream = self._mix(stream, share * attention, dilution_factor)
     elif mode == 'linear':
-      taps['norm1'] = self._norm('norm1', affine=False)(stream)
-      taps['attention'] = LinearAttention(self.dtype, name='attn')(
-        taps['norm1']
+      # All tokens only where the map reads their mean.
+      taps['norm1'] = self._norm('norm1', affine=False)(
+        x if self.mixes_tokens else stream, halved
       )
-      stream = stream + taps['attention']
-    elif mode == 'identity':
+      taps['attention'] = LinearAttention(
+        self.linear_inputs, self.dtype, name='attn'
+      )(taps['norm1'], read_tokens)
+      stream = stream + share * taps['attention']
+    elif mode == 'identity' and halvings is None:
       stream = 2.0 * stream
     taps['after_attention'] = stream
 
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
     mlp = MlpBlock(hidden_dim, self.activation, self.dtype, name='mlp')(
-      self._norm('norm2')(stream)
+      self._norm('norm2')(stream, halved)
     )
     taps['mlp'] = mlp = self._scale(mlp, 'ls2')
-    stream = stream + drop_path(
+    stream = stream + share * drop_path(
       mlp, self.drop_path_rate, fold_key(drop_path_key, 1)
     )
     taps['output'] = stream
@@ -171,6 +192,8 @@ class ViT(nn.Module):
     pre_norm_eps: the epsilon of that norm.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
+    linear_inputs: what blocks in mode `linear` map: `token`, and perhaps
+      `mean` (of the image's tokens) and `class_map` (one for that token).
   """
 
   image_size: tuple[int, int]
@@ -195,6 +218,7 @@ class ViT(nn.Module):
   pre_norm: bool = False
   pre_norm_eps: float = 1e-6
   norm_before_pool: bool = True
+  linear_inputs: tuple[str, ...] = ('token',)
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -230,7 +254,7 @@ class ViT(nn.Module):
     mixing = [
       index
       for index, mode in enumerate(self.attention_modes)
-      if mode in MIXES_TOKENS
+      if mixes_tokens(mode, self.linear_inputs)
     ]
     return mixing[-1] if mixing else -1
 
@@ -246,6 +270,7 @@ class ViT(nn.Module):
       'layer_scale': self.layer_scale,
       'qkv_bias': self.qkv_bias,
       'drop_path_rate': self.drop_path_rates[block_index],
+      'linear_inputs': self.linear_inputs,
       'attention_kernel': self.attention_kernel,
       'dtype': self.dtype,
     }
@@ -274,7 +299,8 @@ class ViT(nn.Module):
       self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
     make_block = EncoderBlock
     if self.remat:
-      make_block = nn.remat(EncoderBlock)
+      # `read_tokens` and `halvings` are no arrays (self counts as 0).
+      make_block = nn.remat(EncoderBlock, static_argnums=(4, 5))
     for block_index in range(self.depth):
       # Registers the submodule under that name.
       block = make_block(**self.block_fields(block_index))
@@ -314,22 +340,25 @@ class ViT(nn.Module):
       x = jnp.concatenate([*prefix, patches + position], axis=1)
     return self.norm_pre(x) if self.pre_norm else x
 
-  def readout(self, x: Array) -> tuple[Array, dict[str, Array]]:
+  def readout(
+    self, x: Array, halvings: int = 0
+  ) -> tuple[Array, dict[str, Array]]:
     """The last stream to logits `[batch, num_classes]` float32.
 
     Returns the pooled features `[batch, embed]` instead where the model has
     no head, and `features` (pooled, after the final norm; the mean of both
-    leading tokens where there are two) among the intermediates. `x` may hold the `read_tokens` leading tokens alone.
+    leading tokens where there are two) among the intermediates. `x` may hold
+    the `read_tokens` leading tokens alone; it is `2^-halvings` of the stream.
     """
     taps = {}
     if self.norm_before_pool:
-      taps['tokens'] = x = self.norm(x)
+      taps['tokens'] = x = self.norm(x, halvings)
     if self.pooling == 'token':
       pooled = x[:, 0]
     else:
       pooled = x[:, self.num_prefix_tokens :].mean(axis=1)
     if not self.norm_before_pool:
-      pooled = self.fc_norm(pooled)
+      pooled = self.fc_norm(pooled, halvings)
     taps['features'] = pooled
     if self.distilled:
       taps['features'] = 0.5 * (pooled + x[:, 1])
@@ -355,8 +384,10 @@ class ViT(nn.Module):
       dilution_factor: λ per block, `[depth]`; for blocks in mode `diluted`.
       drop_path_key: typed key for stochastic depth, None in evaluation.
       capture: with False, the blocks behind the last mixing of tokens work
-        on the tokens that are read alone (the same logits, fewer operations)
-        and no block's intermediates are returned.
+        on the tokens that are read alone, the factors of identity blocks are
+        left to the norms' epsilons and the branches' scale (METHOD 2,
+        folding), and `features` is the one intermediate: the same logits with
+        fewer operations and less memory.
 
     Returns:
       Logits `[batch, num_classes]` float32 (the pooled features where there
@@ -365,16 +396,21 @@ class ViT(nn.Module):
     """
     x = self.embed(images)
     taps: dict[str, Any] = {'embedding': x}
+    counts = doublings(self.attention_modes)
     for block_index in range(self.depth):
       narrow = not capture and block_index >= self.last_mixing_block
       factor = None if dilution_factor is None else dilution_factor[block_index]
       x, block_taps = getattr(self, block_name(block_index))(
         x,
-        dilution_factor=factor,
-        drop_path_key=fold_key(drop_path_key, block_index),
-        read_tokens=self.read_tokens if narrow else None,
+        factor,
+        fold_key(drop_path_key, block_index),
+        self.read_tokens if narrow else None,
+        None if capture else counts[block_index],
       )
       if capture:
         taps[block_name(block_index)] = block_taps
-    logits, readout_taps = self.readout(x)
-    return logits, taps | readout_taps
+    if capture:
+      logits, readout_taps = self.readout(x)
+      return logits, taps | readout_taps
+    logits, taps = self.readout(x, counts[-1] if counts else 0)
+    return logits, {'features': taps['features']}
