@@ -170,6 +170,17 @@ def test_every_figure_has_its_script():
     assert (doc_pages.ROOT / 'benchmarks' / f'{path.stem}.py').exists()
 
 
+def test_hooks_and_ci_use_what_make_uses():
+  hooks = (doc_pages.ROOT / '.pre-commit-config.yaml').read_text()
+  constraints = (doc_pages.ROOT / 'constraints.txt').read_text()
+  version = re.search(r'^ruff==(.+)$', constraints, re.MULTILINE)[1]
+  assert f'rev: v{version}\n' in hooks
+  workflow = (doc_pages.ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+  assert {'make test', 'make test-slow'} <= set(
+    re.findall(r'run: (make [\w-]+)', workflow)
+  )
+
+
 def test_every_page_is_in_the_index():
   index = (doc_pages.ROOT / 'docs' / 'README.md').read_text()
   for path in (doc_pages.ROOT / 'docs').glob('*.md'):
