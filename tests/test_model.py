@@ -266,3 +266,64 @@ def test_bfloat16_stays_near_float32(model):
   assert half(IMAGES).dtype == jnp.float32
   # bfloat16 keeps 8 bits; errors of a few such units through three blocks.
   np.testing.assert_allclose(half(IMAGES), model(IMAGES), atol=0.15)
+
+
+class TestWithoutIntermediates:
+  """`capture=False`: the same logits by a cheaper program."""
+
+  @pytest.mark.parametrize(
+    'modes',
+    [
+      ('identity', 'full', 'identity'),
+      ('identity', 'identity', 'full'),
+      ('identity', 'linear', 'full'),
+      ('full', 'identity', 'identity'),
+    ],
+  )
+  @pytest.mark.parametrize('options', [{}, {'pooling': 'avg'}])
+  def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
+    variant = dataclasses.replace(tiny_variant, layer_scale=0.5)
+    module = model_lib.make_module(variant, attention_modes=modes, **options)
+    params = model_lib.init_params(module, 0)
+    with_taps, taps = model_lib.forward(module, params, IMAGES, capture=True)
+    without, features = model_lib.forward(module, params, IMAGES)
+    np.testing.assert_allclose(without, with_taps, **SAME_SUMS)
+    np.testing.assert_allclose(
+      features['features'], taps['features'], **SAME_SUMS
+    )
+
+  def test_diluted_behind_identity(self, model):
+    module = model.module.clone(
+      attention_modes=('identity', 'diluted', 'diluted')
+    )
+    params = surgery.prune_tree(model.params, (0,))
+    factor = jnp.asarray([1.0, 0.3, 0.6])
+    expected = model_lib.forward(module, params, IMAGES, factor, capture=True)
+    found = model_lib.forward(module, params, IMAGES, factor)
+    np.testing.assert_allclose(found[0], expected[0], **SAME_SUMS)
+
+
+def test_rematerialisation_changes_no_gradient(model):
+  def gradient(remat):
+    module = model.module.clone(
+      remat=remat, attention_modes=('identity', 'full', 'full')
+    )
+
+    def loss(params):
+      logits, _ = model_lib.apply_module(
+        module,
+        params,
+        IMAGES,
+        drop_path_key=jax.random.key(0),
+        capture=False,
+      )
+      return (logits**2).mean()
+
+    return jax.jit(jax.grad(loss))(surgery.prune_tree(model.params, (0,)))
+
+  # The same operations, some of them twice and fused differently.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    gradient(True),
+    gradient(False),
+  )
