@@ -3,7 +3,7 @@ r"""CIFAR-100 from pretrained weights, at 224 px: 5 of 12 attention layers out.
 DeiT-B's official ImageNet weights (extra `hub`) get a head for 100 classes and
 are fine-tuned; then NOSE, dilution with distillation from the fine-tuned dense
 model, export and measurements. Prepare the data set once with
-`tfds build cifar100`, on any machine with TensorFlow.
+`tfds build cifar100 --file_format=array_record`, where TensorFlow is.
 
   lambda-vit run --config=configs/cifar100.py --workdir=runs/cifar100
 
