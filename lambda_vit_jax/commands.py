@@ -11,7 +11,6 @@ import numpy as np
 import rich.console
 import rich.table
 from etils import epath
-from PIL import Image
 
 from lambda_vit_jax import startup
 from lambda_vit_jax.errors import DataError, UsageError
@@ -36,6 +35,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read_image(path: str, model: Model) -> np.ndarray:
+  from PIL import Image
+
   from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
 
   try:

@@ -188,6 +188,9 @@ def spectrum(
     memory_gib: activations held at a time, per device.
     mesh: devices that share the images; see `images.read_images`.
 
+  Returns:
+    A `Spectrum`, per block; it shows itself as a table and has `plot()`.
+
   Raises:
     DataError: no image, or images of another shape.
   """

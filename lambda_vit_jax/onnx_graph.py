@@ -7,6 +7,7 @@ logits with the model's each time it writes one.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -350,7 +351,7 @@ def import_extra(name: str) -> Any:
     LambdaVitError: it is not installed.
   """
   try:
-    return __import__(name)
+    return importlib.import_module(name)
   except ImportError:
     raise LambdaVitError(
       f'format onnx: needs the package {name}; install it (pip install '

@@ -163,6 +163,10 @@ def entropy_profile(
     memory_gib: activations held at a time, per device.
     mesh: devices that share the images; see `images.read_images`.
 
+  Returns:
+    An `EntropyProfile`: entropies per block in nats (METHOD, 3), None where every
+    channel is dead.
+
   Raises:
     DataError: no image, or images of another shape.
   """

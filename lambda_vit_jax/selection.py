@@ -216,13 +216,20 @@ def nose(
 
   Args:
     model: see `select`.
-    batches: an iterable of normalised NHWC arrays; 128 images or more.
+    batches: an iterable of normalised NHWC arrays `[n, height, width,
+      channels]` float32, n as you like; 128 images or more in all.
     num_layers: layers to remove; 5 where no other budget is among `options`.
     target: `logits` or `features`.
     **options: any option of `select`.
 
   Returns:
-    A `Selection`: `.order`, `.removed`, `.rounds[k].scores`.
+    A `Selection`: `.order`, `.removed`, `.rounds[k].scores` (METHOD, 4), in
+    nats.
+
+  Raises:
+    UsageError: an impossible budget or an unknown name.
+    DataError: too few images, or of another shape than the model takes.
+    ModelError: activations that are NaN or infinite; names the block.
   """
   return select(model, batches, num_layers=num_layers, target=target, **options)
 

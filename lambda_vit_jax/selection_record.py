@@ -165,7 +165,13 @@ class Selection(Shown):
         resamples=int(fields.get('resamples', 0)),
         block_evaluations=int(fields.get('block_evaluations', 0)),
       )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+      AttributeError,
+      KeyError,
+      OverflowError,
+      TypeError,
+      ValueError,
+    ) as error:
       raise CheckpointError(
         f'not a selection ({error!r}); delete selection.json to select again'
       ) from error

@@ -4,6 +4,7 @@ A tree is a plain nested dict with blocks under `block00`, `block01`, …; see
 `lambda_vit_jax.models.vit` for the modes (METHOD, section 2).
 """
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -34,9 +35,12 @@ def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
   Raises:
     ModelError: an index out of range, given twice, or no attention left.
   """
+  if isinstance(layers, str) or not isinstance(layers, Iterable):
+    raise ModelError(f'layers {layers!r}: give a list of block indices')
   layers = tuple(layers)
   for layer in layers:
-    if isinstance(layer, bool) or int(layer) != layer:
+    whole = isinstance(layer, numbers.Real) and layer % 1 == 0
+    if isinstance(layer, bool) or not whole:
       raise ModelError(f'layer {layer!r}: a block index is a whole number')
     if not 0 <= layer < depth:
       raise ModelError(
@@ -129,6 +133,25 @@ def prune_tree(tree: Params, layers: Iterable[int]) -> Params:
       if part not in ATTENTION_PARTS
     }
   return pruned
+
+
+def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
+  """Of the attention half of `layers`, only its affine maps stay.
+
+  Works on any tree shaped like the parameters, and is idempotent.
+  """
+  layers = tuple(layers)
+  kept = prune_tree(tree, layers)
+  for layer in layers:
+    name = block_name(layer)
+    maps = {
+      part: value
+      for part, value in tree[name].get('attn', {}).items()
+      if part in LINEAR_MAPS
+    }
+    if maps:
+      kept[name] = kept[name] | {'attn': maps}
+  return kept
 
 
 def doublings(modes: Sequence[AttentionMode]) -> tuple[int, ...]:

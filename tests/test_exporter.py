@@ -115,7 +115,7 @@ def test_params_and_model_json_are_enough(exported, pruned, tmp_path, images):
   copy = tmp_path / 'export'
   copy.mkdir()
   (copy / 'model.json').write_bytes((folder / 'model.json').read_bytes())
-  (copy / 'params').symlink_to(folder / 'params')
+  shutil.copytree(folder / 'params', copy / 'params')
   np.save(tmp_path / 'images.npy', images)
   code = (
     'import sys, numpy; from lambda_vit_jax.load import load_export; '

@@ -82,7 +82,7 @@ class TfdsSource:
     cached = epath.Path(self.labels_file) if self.labels_file else None
     if cached is not None and cached.exists():
       with cached.open('rb') as file:
-        return np.load(file)
+        return np.load(file, allow_pickle=False)
     labels = np.fromiter(
       (self._read(index)[self.label_key] for index in range(len(self))),
       np.int32,

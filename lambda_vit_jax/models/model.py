@@ -32,7 +32,9 @@ def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     if isinstance(image_size, int)
     else tuple(int(n) for n in image_size)
   )
-  if len(pair) != 2 or any(n <= 0 or n % patch for n in pair):
+  if len(pair) != 2:
+    raise ModelError(f'image_size {image_size}: give one side, or two')
+  if any(n <= 0 or n % patch for n in pair):
     raise ModelError(
       f'image_size {image_size} is not divisible by the patch size {patch}; '
       f'the nearest that fits is {max(1, round(pair[0] / patch)) * patch}'
@@ -81,6 +83,8 @@ def make_module(
   eps = (variant.norm_eps,) * (depth + 1) if norm_eps is None else norm_eps
   if len(eps) != depth + 1:
     raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
+  if num_classes is not None and num_classes < 0:
+    raise ModelError(f'num_classes {num_classes}: 0 is no head')
   fields: dict[str, Any] = {
     'image_size': size_pair(size, variant.patch_size),
     'num_classes': (
