@@ -124,8 +124,11 @@ def measure_sets(
     {name: batch[name] for name in ('image', 'mask')}
     for batch in run.holdout_batches(model.preprocessing)
   ]
-  probe = ShortDilution(model, settings, train, test)
-  plain = ShortDilution(model, settings | {'compensation': False}, [], test)
+  probe = ShortDilution(model, settings, lambda: itertools.cycle(train), test)
+  # Only scores.
+  plain = ShortDilution(
+    model, settings | {'compensation': False}, lambda: iter(()), test
+  )
   with run.reporter.bar(f'seed {run.config["seed"]}', len(sets)) as bar:
     for index, layers in enumerate(sets):
       key = ','.join(map(str, layers))

@@ -277,10 +277,15 @@ def check_criterion(criterion: str) -> tuple[str, str]:
     UsageError: not known.
   """
   name, _, score = criterion.partition(':')
+  if name == 'probe':
+    raise UsageError(
+      'select.criterion=probe trains, which this function cannot: use the '
+      'stage `select`, or `lambda_vit_jax.probe_search`'
+    )
   if name not in CRITERIA:
     raise UsageError(
       f'select.criterion={criterion!r} is not known'
-      f'{nearest(name, CRITERIA)} (known: {", ".join(CRITERIA)})'
+      f'{nearest(name, CRITERIA)} (known: {", ".join(CRITERIA)}, probe)'
     )
   if name != 'exhaustive':
     score = score or name

@@ -12,15 +12,16 @@ Talwalkar, arXiv 1502.07943).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from lambda_vit_jax import dilution, losses, optim
+from lambda_vit_jax import dilution, losses, optim, sharding
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.evaluate import summarize
 from lambda_vit_jax.models.model import Model, apply_module
@@ -73,8 +74,9 @@ class ShortDilution:
     self,
     model: Model,
     settings: Mapping[str, Any],
-    train_batches: Sequence[Batch],
+    make_batches: Callable[[], Iterator[Batch]],
     test_batches: Sequence[Batch],
+    mesh: Mesh | None = None,
   ):
     """Prepares; nothing is compiled before the first call.
 
@@ -82,18 +84,30 @@ class ShortDilution:
       model: the shared start.
       settings: the config's section `dilute`: the optimizer's keys,
         `learning_rate`, `label_smoothing` and `compensation`.
-      train_batches: normalised `image` and `label`; step k takes number k,
-        from the first again when they run out, the same for every set.
+      make_batches: called for every set; an endless iterator of normalised
+        `image` and `label`, the same each time.
       test_batches: `image`, `label` and `mask`, for the score.
+      mesh: devices that share every batch; of each, the batches hold this
+        process's part. One device by default.
     """
     modes = dilution.diluted_modes(range(model.depth), model.attention_modes)
     self._module = model.module.clone(
       attention_modes=modes, compensation=bool(settings['compensation'])
     )
-    self._params = model.params
+    self.num_test_images = sum(int(b['mask'].sum()) for b in test_batches)
+    if mesh is None:
+      place = _on_device
+      self._params = model.params
+    else:
+      place = functools.partial(sharding.put_batch, mesh=mesh)
+      # Through the host: restored arrays are committed to one device.
+      self._params = jax.device_put(
+        jax.tree.map(np.array, model.params), sharding.replicated(mesh)
+      )
     self._peak = float(settings['learning_rate'])
-    self._train = [_on_device(batch) for batch in train_batches]
-    self._test = [_on_device(batch) for batch in test_batches]
+    self._make_batches = make_batches
+    self._place = place
+    self._test = [place(batch) for batch in test_batches]
     # The rate is an argument of the step: the chain ends in a gradient
     # direction, and one program serves every schedule.
     self._optimizer = optim.make_optimizer(settings, lambda _: 1.0, model.depth)
@@ -115,13 +129,16 @@ class ShortDilution:
     # A copy: the step donates its state.
     params = jax.tree.map(jnp.array, self._params)
     state = (params, self._optimizer.init(params))
+    batches = self._make_batches()
     for index in range(steps):
       state = self._step(
         state,
-        self._train[index % len(self._train)],
+        self._place(next(batches)),
         self._factor(layers, schedule.dilution_factor[index]),
         schedule.learning_rate[index],
       )
+    # A pipeline's iterator has threads or processes to stop.
+    getattr(batches, 'close', lambda: None)()
     return state[0]
 
   def score(

@@ -73,8 +73,16 @@ FLOORS = (
     'train_step',
     'workdir',
   },
-  {'benchmark', 'commands', 'evaluate', 'probe', 'report', 'train'},
-  {'outcome', 'stages'},
+  {
+    'benchmark',
+    'commands',
+    'evaluate',
+    'probe',
+    'probe_search',
+    'report',
+    'train',
+  },
+  {'linear_stage', 'outcome', 'probe_stage', 'stages'},
   {'__init__', '__main__', 'main'},
 )
 

@@ -10,7 +10,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from configs import digits
-from lambda_vit_jax import evaluate, probe, sharding
+from lambda_vit_jax import evaluate, probe, probe_search, sharding
 from lambda_vit_jax.errors import UsageError
 
 SETTINGS = digits.get_config().dilute.to_dict()
@@ -41,7 +41,9 @@ def test_batches():
 
 @pytest.fixture(scope='module')
 def short(model, test_batches):
-  return probe.ShortDilution(model, SETTINGS, batches(3, 2), test_batches)
+  return probe.ShortDilution(
+    model, SETTINGS, lambda: itertools.cycle(batches(3, 2)), test_batches
+  )
 
 
 def assert_same_score(found, expected):
@@ -65,7 +67,7 @@ def test_score_is_that_of_the_pruned_model(model, short, test_batches):
 
 def test_without_compensation_it_is_that_of_skipping(model, test_batches):
   plain = probe.ShortDilution(
-    model, SETTINGS | {'compensation': False}, [], test_batches
+    model, SETTINGS | {'compensation': False}, lambda: iter(()), test_batches
   )
   assert_same_score(
     plain.score((1,)),
@@ -95,7 +97,10 @@ def test_training_lowers_the_loss_and_leaves_the_start_alone(
 ):
   before = model.params['norm']['scale'].copy()
   seen = probe.ShortDilution(
-    model, SETTINGS, batches(1, 5), batches(1, 5, mask=np.ones(8, bool))
+    model,
+    SETTINGS,
+    lambda: itertools.cycle(batches(1, 5)),
+    batches(1, 5, mask=np.ones(8, bool)),
   )
   after = seen.score((0,), seen.train((0,), 60))
   assert after['loss'] < seen.score((0,))['loss']
@@ -149,3 +154,33 @@ def test_halving_keeps_the_best(sets, random):
 def test_halving_of_nothing():
   with pytest.raises(UsageError, match='no candidate sets'):
     probe.successive_halving([], lambda layers, steps: 0.0, 10)
+
+
+def test_the_search_takes_the_proposal_that_ends_best(model, short):
+  held = batches(16, 7, mask=np.ones(8, bool))
+  tried = {}
+  found = probe_search.select_by_probe(
+    model,
+    held,
+    short,
+    steps=2,
+    num_layers=1,
+    on_score=lambda layers, steps, loss: tried.update({(layers, steps): loss}),
+  )
+  sets = {layers for layers, _ in tried}
+  assert sets == set(probe_search.proposals(model, held, 1).values())
+  longest = max(steps for _, steps in tried)
+  last = {
+    layers: loss for (layers, steps), loss in tried.items() if steps == longest
+  }
+  assert found.removed == min(last, key=last.__getitem__)
+  assert found.criterion == 'probe'
+  assert set(found.set_scores) == sets
+
+  def never(*_):
+    raise AssertionError('an interrupted search trains nothing again')
+
+  again = probe_search.select_by_probe(
+    model, held, short, steps=2, num_layers=1, done=tried, on_score=never
+  )
+  assert again == found

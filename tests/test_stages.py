@@ -336,3 +336,17 @@ class TestTrainImages:
     run = open_run(tmp_path / 'many', '--config.data.train_images=99999')
     with pytest.raises(UsageError, match='there are only'):
       run.holdout_indices()
+
+
+def test_probe_is_a_criterion_and_goes_on_where_it_was(finished, tmp_path):
+  more = ('--config.select.criterion=probe', '--config.select.probe_steps=2')
+  run = open_run(tmp_path / 'probe', *more, f'--config.init={finished}')
+  run.config['pretrain']['steps'] = 0
+  stages.run_stage(run, 'pretrain')
+  # As if interrupted: the set of `first` is rated already, too well.
+  checkpoint.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
+  stages.run_stage(run, 'select')
+  found = checkpoint.read_json(run.path('selection.json'))
+  assert (found['criterion'], found['removed']) == ('probe', [0])
+  assert found['set_scores']['0'] == 0.0
+  assert not run.path('probe.part.json').exists()
