@@ -1,0 +1,83 @@
+"""`select` with `criterion=probe`: resumable after every short dilution."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lambda_vit_jax import resolve
+from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.probe import ShortDilution
+from lambda_vit_jax.probe_search import select_by_probe
+from lambda_vit_jax.selection_record import Selection
+from lambda_vit_jax.wavefront import Variant
+from lambda_vit_jax.workdir import Run
+
+PARTIAL = 'probe.part.json'
+
+
+def search(
+  run: Run,
+  model: Model,
+  batches: Sequence[Mapping[str, np.ndarray]],
+  size: Mapping[str, Any],
+  memory_gib: float | None,
+) -> Selection:
+  """Rates every static criterion's set by short dilutions.
+
+  Args:
+    run: its config's sections `dilute` and `select` say how.
+    model: the dense start.
+    batches: the held-out images, for the proposals and for the score.
+    size: the budget, one of `selection.select`'s.
+    memory_gib: see `selection.select`.
+
+  Raises:
+    UsageError: `select.probe_steps` is below 2.
+  """
+  steps = resolve.integer(
+    run.config['select']['probe_steps'], 'select.probe_steps'
+  )
+  if steps < 2:
+    raise UsageError(
+      f'config.select.probe_steps={steps}: a short dilution needs 2 or more'
+    )
+  short = ShortDilution(
+    model,
+    run.config['dilute'],
+    lambda: run.train_batches(model.preprocessing, 0),
+    batches,
+    run.mesh,
+  )
+  done: dict[str, float] = run.read_json(PARTIAL) or {}
+
+  def keep(layers: Variant, length: int, loss: float) -> None:
+    run.reporter.say(
+      f'select: {list(layers)} after {length} steps: loss {loss:.4f}'
+    )
+    done[_key(layers, length)] = loss
+    run.write_json(PARTIAL, done)
+
+  return select_by_probe(
+    model,
+    batches,
+    short,
+    steps=steps,
+    done={_parse(key): loss for key, loss in done.items()},
+    on_score=keep,
+    memory_gib=memory_gib,
+    mesh=run.mesh,
+    seed=resolve.integer(run.config['seed'], 'seed'),
+    warn=run.reporter.warn,
+    **size,
+  )
+
+
+def _key(layers: Variant, steps: int) -> str:
+  return f'{",".join(map(str, layers))}@{steps}'
+
+
+def _parse(key: str) -> tuple[Variant, int]:
+  layers, _, steps = key.partition('@')
+  return tuple(int(layer) for layer in layers.split(',')), int(steps)
