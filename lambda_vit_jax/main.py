@@ -245,6 +245,7 @@ def _run_in_job(
       processes.join(
         values.coordinator, values.num_processes, values.process_id
       )
+      supervise.joined()
       _run_stage(stage, config, values, argv)
 
     code = _guarded(argv, join_and_run)

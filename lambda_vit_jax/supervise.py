@@ -7,6 +7,7 @@ has loaded nothing, waits, passes signals on, and says in one line what
 happened.
 """
 
+import dataclasses
 import io
 import os
 import re
@@ -25,6 +26,7 @@ _ABORT = b'JAX distributed service detected fatal errors'
 # Chatter of the collectives' library.
 _CHATTER = b'[Gloo]'
 _ANNOUNCED = b'\0exit '
+_JOINED = b'\0joined\n'
 
 
 def check_flags(
@@ -80,6 +82,11 @@ def lost_message(
   )
 
 
+def joined() -> None:
+  """In the child: the processes of the job have found each other."""
+  os.write(2, _JOINED)
+
+
 def announce(code: int) -> None:
   """In the child: all is said, and this will be the exit code.
 
@@ -119,20 +126,26 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
 
   for signum in SIGNALS:
     signal.signal(signum, forward)
-  announced, held = _pass_on(native)
+  heard = _pass_on(native)
   _, status = os.waitpid(child, 0)
   os.close(guard)
   code = os.waitstatus_to_exitcode(status)
-  if code >= 0 or announced is not None:
-    return code if announced is None else announced
+  if code >= 0 or heard.announced is not None:
+    return code if heard.announced is None else heard.announced
   exit_code = 1
-  if _ABORT in held:
-    line = lost_message(index, count, _who(held.decode(errors='replace')))
+  held = heard.held.decode(errors='replace')
+  if _ABORT in heard.held and not heard.joined:
+    line = (
+      f'the {"" if count is None else f"{count} "}processes of the job did not '
+      'find each other; start all of them, with a --coordinator that all reach'
+    )
+  elif _ABORT in heard.held:
+    line = lost_message(index, count, _who(held))
   elif -code in SIGNALS:
     exit_code = 128 - code
     line = 'interrupted before the job began; run the same command again'
   else:
-    sys.stderr.write(held.decode(errors='replace'))
+    sys.stderr.write(held)
     line = (
       f'the working process was ended by {signal.Signals(-code).name} (out of '
       'memory, perhaps); what was saved is intact, run the same command again'
@@ -167,22 +180,35 @@ def _be_the_child(work: Callable[[], int], native: int, alive: int) -> None:
     os._exit(code)
 
 
-def _pass_on(native: int) -> tuple[int | None, bytes]:
-  """Forwards the child's own lines.
+@dataclasses.dataclass
+class _Heard:
+  """What the child said to its parent.
 
-  Returns:
-    The exit code that it announced, and the lines of an abort.
+  Attributes:
+    joined: whether the job began.
+    announced: the exit code that it announced.
+    held: the lines of an abort, which are not passed on.
   """
-  announced, held = None, b''
+
+  joined: bool = False
+  announced: int | None = None
+  held: bytes = b''
+
+
+def _pass_on(native: int) -> _Heard:
+  """Forwards the child's own lines until it ends."""
+  heard = _Heard()
   with os.fdopen(native, 'rb') as lines:
     for line in lines:
-      if line.startswith(_ANNOUNCED):
-        announced = int(line.removeprefix(_ANNOUNCED))
-      elif held or _ABORT in line:
-        held += line
+      if line == _JOINED:
+        heard.joined = True
+      elif line.startswith(_ANNOUNCED):
+        heard.announced = int(line.removeprefix(_ANNOUNCED))
+      elif heard.held or _ABORT in line:
+        heard.held += line
       elif not line.startswith(_CHATTER):
         os.write(2, line)
-  return announced, held
+  return heard
 
 
 def _who(text: str) -> str:

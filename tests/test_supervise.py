@@ -54,12 +54,21 @@ def test_the_code_of_the_work_is_the_code(code):
 def test_a_broken_job_is_one_line_instead_of_a_trace(why, who):
   text = ABORT.format(why=why)
   code, _, error = supervised(
+    '  supervise.joined()\n'
     f"  os.write(2, b'[Gloo] Rank 0\\nkept\\n{text}'); os.abort()"
   )
   assert code == 1
   kept, line = error.splitlines()
   assert kept == 'kept'
   assert line.startswith(f'lambda-vit: process 1 of 2: {who} of the job has')
+
+
+def test_a_job_that_never_began_says_so():
+  text = ABORT.format(why='DEADLINE_EXCEEDED')
+  code, _, error = supervised(f"  os.write(2, b'{text}'); os.abort()")
+  assert code == 1
+  assert error.count('\n') == 1
+  assert 'the 2 processes of the job did not find each other' in error
 
 
 def test_what_the_work_announced_stands_when_the_job_breaks_after_it():
