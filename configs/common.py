@@ -169,6 +169,24 @@ def base() -> ml_collections.ConfigDict:
   # Memory for activations; from the device when empty.
   select.memory_gib = free()
 
+  # What makes the pruned model: `dilute` trains it, `linearize` fits affine
+  # maps in place of the chosen attentions, without training or labels.
+  config.method = 'dilute'
+
+  config.linearize = linearize = ml_collections.ConfigDict()
+  # Images of the held-out slice that maps are fitted on; all when empty.
+  linearize.num_images = free(512)
+  # Share of the inputs' mean variance that is added to its diagonal; `auto`
+  # takes what predicts held-out images best, block by block.
+  linearize.ridge = free('auto')
+  # Largest rank of a map; no limit when empty.
+  linearize.rank = free()
+  # Each map fitted on the network as modified so far, else all at once.
+  linearize.sequential = True
+  # What a map reads: `token`, and perhaps `mean` (of the image's tokens) and
+  # `class_map` (the class token has a map of its own).
+  linearize.inputs = ('token',)
+
   config.dilute = _training(5e-4)
   # How long λ takes from 1 to 0: steps, or epochs as '300ep'.
   config.dilute.dilution_steps = free('300ep')
@@ -176,7 +194,8 @@ def base() -> ml_collections.ConfigDict:
   config.dilute.settle_steps = free('100ep')
   # Scale the residual by 2 - λ; without, by 1 (the paper's ablation).
   config.dilute.compensation = True
-  # What λ leads away from: the dense model's `attention`.
+  # `attention`: λ leads from it to the identity. `linear`: in the first half
+  # of the steps to the maps that `linearize` fits, in the second from them.
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()

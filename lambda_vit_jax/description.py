@@ -15,6 +15,7 @@ from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
+from lambda_vit_jax.models.vit import DILUTION_PATHS
 from lambda_vit_jax.preprocessing import Preprocessing
 
 _LARGEST = 1 << 16
@@ -69,6 +70,7 @@ def describe(model: Model) -> dict[str, Any]:
     'pre_norm_eps': module.pre_norm_eps,
     'compensation': module.compensation,
     'linear_inputs': list(module.linear_inputs),
+    'dilution_path': module.dilution_path,
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -138,6 +140,8 @@ def _rebuild(fields: Any) -> Model:
     and all(isinstance(name, str) for name in linear_inputs),
     '`linear_inputs` is no list of names',
   )
+  path = fields.get('dilution_path', 'attention')
+  _require(path in DILUTION_PATHS, 'dilution_path')
   module = model_lib.make_module(
     variant,
     num_classes=num_classes,
@@ -148,6 +152,7 @@ def _rebuild(fields: Any) -> Model:
     compensation=compensation,
     pre_norm_eps=float(pre_norm_eps),
     linear_inputs=linear_inputs,
+    dilution_path=path,
   )
   names = fields.get('class_names', [])
   _require(

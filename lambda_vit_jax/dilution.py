@@ -35,6 +35,25 @@ def dilution_schedule(
   return schedule
 
 
+def warm_schedule(
+  dilution_steps: int, halfway: int
+) -> Callable[[Array | int], Array]:
+  """λ of a warm start: 1 to 0 twice, a pure function of the step.
+
+  Before `halfway` it leads from attention to an affine map, from there on
+  from the map to the identity; at `halfway` itself it is 1 again, which is
+  the same network as 0 was on the first way.
+  """
+  first = dilution_schedule(halfway)
+  second = dilution_schedule(dilution_steps - halfway, halfway)
+
+  def schedule(step: Array | int) -> Array:
+    step = jnp.asarray(step)
+    return jnp.where(step < halfway, first(step), second(step))
+
+  return schedule
+
+
 def is_diluted(step: int, dilution_steps: int, start_step: int = 0) -> bool:
   """Whether λ is 0 at `step`: from then on attention is not computed."""
   return step >= start_step + dilution_steps

@@ -24,11 +24,13 @@ class Phase:
     module: the network of this phase.
     until: the step at which it ends.
     removed: layers whose attention is dropped from the state when it begins.
+    linear: layers of whose attention only the affine maps stay then.
   """
 
   module: ViT
   until: int
   removed: tuple[int, ...] = ()
+  linear: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Job:
     modes = {
       'attention_modes': list(module.attention_modes),
       'removed_layers': list(surgery.removed_layers(module.attention_modes)),
+      'dilution_path': module.dilution_path,
     }
     return {
       'stage': self.stage,

@@ -163,7 +163,11 @@ def _load_workdir(workdir: epath.Path) -> Model:
   """What a run ended with: its export, else its newest checkpoint."""
   if (workdir / 'export' / 'model.json').exists():
     return load_export(workdir / 'export')
-  for stage in ('dilute', 'pretrain'):
+  for stage in ('dilute', 'linear', 'pretrain'):
+    if stage == 'linear':
+      if (workdir / stage / 'model.json').exists():
+        return load_export(workdir / stage)
+      continue
     directory = workdir / 'checkpoints' / stage
     if not directory.exists() or not any(
       path.name.isdigit() for path in directory.iterdir()

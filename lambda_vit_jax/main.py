@@ -28,6 +28,7 @@ STAGES = {
   'pretrain': 'a dense model, from --config.init weights or from scratch',
   'analyze': 'entropy per layer, and the spectrum of features',
   'select': 'which attention layers go (NOSE, or another criterion)',
+  'linearize': 'affine maps instead of those layers, without training',
   'dilute': 'λ from 1 to 0 over those layers, then training without them',
   'export': 'the pruned parameter tree and portable formats',
   'evaluate': 'exact accuracy of dense, pruned and exported',
@@ -203,7 +204,7 @@ def _run_stage(
   run = Run(config.to_dict(), values.workdir, reporter)
   done = []
   try:
-    for name in stages.STAGES if stage == 'run' else (stage,):
+    for name in stages.needed(run) if stage == 'run' else (stage,):
       start = time.perf_counter()
       ran = stages.run_stage(run, name)
       done.append((name, ran, time.perf_counter() - start))

@@ -13,6 +13,7 @@ from lambda_vit_jax.workdir import Run
 _FILES = {
   'analyze': 'analysis.json',
   'select': 'selection.json',
+  'linearize': 'linear/model.json',
   'export': 'export/model.json',
   'evaluate': 'evaluation.json',
   'benchmark': 'benchmark.json',
@@ -75,7 +76,9 @@ def next_stage(run: Run, stage: str) -> str | None:
     return None
   try:
     return next(
-      name for name, row in stages.STAGES.items() if not row.finished(run)
+      name
+      for name in stages.needed(run)
+      if not stages.STAGES[name].finished(run)
     )
   except LambdaVitError:
     return None

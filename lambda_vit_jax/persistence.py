@@ -36,7 +36,7 @@ def restore_or_init(
   def restored(source: checkpoint.Checkpointer, step: int) -> TrainState:
     abstract = jax.eval_shape(lambda: fresh(params()))
     for phase in job.phases[: job.phase_at(step) + 1]:
-      abstract = prune_state(abstract, phase.removed)
+      abstract = prune_state(abstract, phase.removed, phase.linear)
     shardings = sharding.tree_shardings(abstract, mesh)
     abstract = checkpoint.abstract_like(abstract, shardings)
     return TrainState(**_flat(source.restore(step, _items(abstract))))
@@ -55,7 +55,7 @@ def restore_or_init(
       return restored(source, job.start.step)
   state = fresh(params())
   for phase in job.phases[: job.phase_at(0) + 1]:
-    state = prune_state(state, phase.removed)
+    state = prune_state(state, phase.removed, phase.linear)
   # Copies: the step donates its state, and the caller keeps its arrays.
   copies = jax.tree.map(np.array, state)
   return jax.device_put(copies, sharding.tree_shardings(state, mesh))

@@ -22,6 +22,7 @@ from lambda_vit_jax import (
   export_formats,
   exporter,
   fourier,
+  linear_stage,
   load,
   optim,
   processes,
@@ -300,6 +301,19 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
   return surgery.check_layers(found['removed'], depth)
 
 
+def linearize(run: Run) -> None:
+  """Least-squares maps in place of the chosen attentions; no training."""
+  dense = run.load('pretrain')
+  limit = _optional_count(run.config['linearize']['num_images'], 'linearize')
+  linear_stage.fit(
+    run,
+    dense,
+    removed_layers(run, dense.depth),
+    _selection_batches(run, dense, limit),
+    _memory_gib(run),
+  )
+
+
 def _dilution_steps(run: Run) -> tuple[int, int]:
   settings = run.config['dilute']
   diluting, settling = (
@@ -310,39 +324,53 @@ def _dilution_steps(run: Run) -> tuple[int, int]:
 
 
 def dilute(run: Run) -> None:
-  """λ from 1 to 0 over the chosen layers, then training without them."""
-  start = run.config['dilute']['start']
-  if start != 'attention':
-    raise UsageError(
-      f'config.dilute.start={start!r} is not known; use attention'
-    )
+  """λ from 1 to 0 over the chosen layers, then training without them.
+
+  With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
+  leads to them in the first half of the steps, and away in the second.
+  """
+  warm = linear_stage.is_warm(run)
   dense = run.load('pretrain')
   layers = removed_layers(run, dense.depth)
   compensation = bool(run.config['dilute']['compensation'])
   diluting, settling = _dilution_steps(run)
   modes = dense.attention_modes
   module = dense.module.clone(compensation=compensation)
-  pruned = module.clone(
-    attention_modes=surgery.modes_without(
+  model = dense.replace(module=module)
+  if warm:
+    fitted = linear_stage.load_linear(run)
+    plan = Dilution(layers, diluting, halfway=diluting // 2)
+    phases = linear_stage.warm_phases(
+      module,
+      fitted.module,
+      layers,
+      halfway=diluting // 2,
+      diluting=diluting,
+      total=diluting + settling,
+    )
+    model = model.replace(
+      # What a checkpoint on the way is described by.
+      module=module.clone(linear_inputs=fitted.module.linear_inputs),
+      params=linear_stage.with_maps(dense.params, fitted.params, layers),
+    )
+  else:
+    plan = Dilution(layers, diluting)
+    pruned = surgery.modes_without(
       layers, modes, dilution.final_mode(compensation)
     )
-  )
-  phases = (
-    train.Phase(
-      module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
-      until=diluting,
-    ),
-    train.Phase(pruned, until=diluting + settling, removed=layers),
-  )
-  job = _training_job(
-    run,
-    'dilute',
-    dense.replace(module=module),
-    phases,
-    Dilution(layers, diluting),
-    dense,
-  )
-  _fit(run, job, dense)
+    phases = (
+      train.Phase(
+        module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
+        until=diluting,
+      ),
+      train.Phase(
+        module.clone(attention_modes=pruned),
+        until=diluting + settling,
+        removed=layers,
+      ),
+    )
+  job = _training_job(run, 'dilute', model, phases, plan, dense)
+  _fit(run, job, model)
 
 
 def export_model(run: Run) -> None:
@@ -350,7 +378,7 @@ def export_model(run: Run) -> None:
   if not run.leader:
     return
   settings = run.config['export']
-  model = run.load('dilute')
+  model = linear_stage.pruned_model(run)
   batch = next(run.holdout_batches(model.preprocessing, 8, alone=True))
   results = exporter.export(
     model,
@@ -378,8 +406,10 @@ def evaluate_all(run: Run) -> None:
   total = len(run.dataset.test)
   results: dict[str, Mapping[str, float]] = {}
   with run.reporter.bar('evaluate', 3 * total) as bar:
-    for name, stage in (('dense', 'pretrain'), ('pruned', 'dilute')):
-      model = run.load(stage)
+    for name, model in (
+      ('dense', run.load('pretrain')),
+      ('pruned', linear_stage.pruned_model(run)),
+    ):
       results[name] = evaluate.evaluate_model(
         model,
         run.eval_batches(model.preprocessing),
@@ -406,7 +436,7 @@ def benchmark_all(run: Run) -> None:
     return
   settings = run.config['benchmark']
   results = benchmark.compare(
-    {'dense': run.load('pretrain'), 'pruned': run.load('dilute')},
+    {'dense': run.load('pretrain'), 'pruned': linear_stage.pruned_model(run)},
     {'exported': exported_predict(run)},
     batch_size=resolve.integer(
       settings['batch_size'], 'benchmark.batch_size', 1
@@ -433,11 +463,12 @@ def write_report(run: Run) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A stage and how to see that it is finished."""
+  """A stage, how to see that it is finished, and whether `run` has it."""
 
   name: str
   run: Callable[[Run], None]
   finished: Callable[[Run], bool]
+  needed: Callable[[Run], bool] = lambda run: True
 
 
 def _has(name: str) -> Callable[[Run], bool]:
@@ -455,9 +486,18 @@ STAGES: dict[str, Stage] = {
     Stage('analyze', analyze, _has('analysis.json')),
     Stage('select', select, _has('selection.json')),
     Stage(
+      'linearize',
+      linearize,
+      _has('linear/model.json'),
+      lambda run: (
+        linear_stage.method(run) == 'linearize' or linear_stage.is_warm(run)
+      ),
+    ),
+    Stage(
       'dilute',
       dilute,
       _trained('dilute', lambda run: sum(_dilution_steps(run))),
+      lambda run: linear_stage.method(run) == 'dilute',
     ),
     Stage('export', export_model, _has('export/model.json')),
     Stage('evaluate', evaluate_all, _has('evaluation.json')),
@@ -466,6 +506,11 @@ STAGES: dict[str, Stage] = {
     Stage('report', write_report, lambda run: False),
   )
 }
+
+
+def needed(run: Run) -> tuple[str, ...]:
+  """The stages of `run` with this config, in order."""
+  return tuple(name for name, stage in STAGES.items() if stage.needed(run))
 
 
 def run_stage(run: Run, name: str) -> bool:
@@ -486,5 +531,5 @@ def run_stage(run: Run, name: str) -> bool:
 
 def run_all(run: Run) -> None:
   """All stages in order, from the first unfinished one on."""
-  for name in STAGES:
+  for name in needed(run):
     run_stage(run, name)

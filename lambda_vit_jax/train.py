@@ -127,7 +127,8 @@ class _Loop:
       job.window.after(step, values)
       self._log.add(values)
       if step == phase.until and index + 1 < len(job.phases):
-        state = prune_state(state, job.phases[index + 1].removed)
+        following = job.phases[index + 1]
+        state = prune_state(state, following.removed, following.linear)
       self._after_step(step, state, last=step == phase.until)
     return state
 

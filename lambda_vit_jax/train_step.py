@@ -72,13 +72,22 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Dilution:
-  """Which layers are diluted and when; `layers=()` is plain training."""
+  """Which layers are diluted and when; `layers=()` is plain training.
+
+  Attributes:
+    layers: blocks.
+    steps: from dense to diluted.
+    halfway: the step at which a warm start has reached its affine maps.
+  """
 
   layers: tuple[int, ...] = ()
   steps: int = 0
+  halfway: int | None = None
 
   def factor(self, step: Array) -> Array:
     """λ of the layers at `step`."""
+    if self.halfway is not None:
+      return dilution.warm_schedule(self.steps, self.halfway)(step)
     return dilution.dilution_schedule(self.steps)(step)
 
 
@@ -94,12 +103,16 @@ def init_state(
   )
 
 
-def prune_state(state: TrainState, layers: Iterable[int]) -> TrainState:
+def prune_state(
+  state: TrainState, layers: Iterable[int], linear: Iterable[int] = ()
+) -> TrainState:
   """Drops the attention of `layers` from parameters, moments and average.
+
+  Of blocks in `linear` the affine maps stay.
 
   Every subtree shaped like the parameters is found by its first block.
   """
-  layers = tuple(layers)
+  layers, linear = tuple(layers), tuple(linear)
   marker = surgery.block_name(0)
 
   def is_model_tree(node: Any) -> bool:
@@ -107,7 +120,9 @@ def prune_state(state: TrainState, layers: Iterable[int]) -> TrainState:
 
   return jax.tree.map(
     lambda node: (
-      surgery.prune_tree(node, layers) if is_model_tree(node) else node
+      surgery.prune_tree(surgery.keep_maps(node, linear), layers)
+      if is_model_tree(node)
+      else node
     ),
     state,
     is_leaf=is_model_tree,

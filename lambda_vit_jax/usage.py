@@ -72,7 +72,10 @@ HELP: dict[str, Help] = {
   'linearize': _stage(
     'linearize',
     'Training-free: replaces the chosen attention layers by least-squares\n'
-    'maps, fitted on unlabelled images. Writes linear/.',
+    'maps, fitted on unlabelled images. Writes linear/. With\n'
+    '--config.method=linearize, `run` takes this stage in place of dilute.',
+    '--config.method=linearize --config.linearize.num_images=512',
+    "--config.linearize.inputs=\"('token', 'mean', 'class_map')\"",
   ),
   'export': _stage(
     'export',

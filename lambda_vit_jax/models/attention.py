@@ -183,3 +183,31 @@ class LinearAttention(nn.Module):
     if rows.shape[1] > 1:
       parts.append(self._map(rows[:, 1:], mean, ''))
     return jnp.concatenate(parts, axis=1)
+
+
+class BlendedAttention(nn.Module):
+  """An attention and the map that it is diluted into, side by side.
+
+  Both have their parameters where each has them by itself, so that dropping
+  those of one leaves the tree of the other.
+  """
+
+  num_heads: int
+  kernel: AttentionKernel = 'auto'
+  dtype: Any = jnp.float32
+  qkv_bias: bool = True
+  linear_inputs: tuple[str, ...] = ('token',)
+
+  def setup(self) -> None:
+    self.attention = Attention(
+      self.num_heads, self.kernel, self.dtype, self.qkv_bias
+    )
+    self.affine = LinearAttention(self.linear_inputs, self.dtype)
+    nn.share_scope(self, self.attention)
+    nn.share_scope(self, self.affine)
+
+  def __call__(
+    self, x: Array, normal: Array, queries: int | None = None
+  ) -> tuple[Array, Array]:
+    """Norm1's output and n(x) to what either gives."""
+    return self.attention(x, queries), self.affine(normal, queries)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
+  BlendedAttention,
   LinearAttention,
 )
 from lambda_vit_jax.models.layers import (
@@ -38,6 +39,14 @@ from lambda_vit_jax.models.layers import (
 )
 from lambda_vit_jax.surgery import block_name, doublings
 from lambda_vit_jax.typing import Array, AttentionMode
+
+DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
+"""From attention to the identity, or by way of an affine map:
+
+  attention    (2 - λ)·x + λ·attn
+  to_linear    x + λ·attn + (1 - λ)·(W·n(x) + b)
+  from_linear  (2 - λ)·x + λ·(W·n(x) + b)
+"""
 
 HAS_ATTENTION = ('full', 'diluted', 'skip')
 """Modes whose attention parameters are in the tree."""
@@ -62,6 +71,7 @@ class EncoderBlock(nn.Module):
     norm_eps: epsilon of both norms; folding divides it by `4^k`.
     layer_scale: initial γ, or None for no LayerScale.
     linear_inputs: what mode `linear` maps, see `LinearAttention`.
+    dilution_path: what mode `diluted` leads from and to, see `DILUTION_PATHS`.
   """
 
   num_heads: int
@@ -74,6 +84,7 @@ class EncoderBlock(nn.Module):
   qkv_bias: bool = True
   drop_path_rate: float = 0.0
   linear_inputs: tuple[str, ...] = ('token',)
+  dilution_path: str = 'attention'
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
 
@@ -122,7 +133,22 @@ class EncoderBlock(nn.Module):
     share = 0.5**halved
     stream = x if read_tokens is None else x[:, :read_tokens]
     mode = self.attention_mode
-    if mode in ('full', 'diluted'):
+    if mode == 'diluted' and self.dilution_path != 'attention':
+      branch = (
+        self._blend(x, dilution_factor, read_tokens, halved)
+        if self.dilution_path == 'to_linear'
+        else self._map(x, read_tokens, halved)
+      )
+      branch = share * drop_path(
+        branch, self.drop_path_rate, fold_key(drop_path_key, 0)
+      )
+      blended = self.dilution_path == 'to_linear'
+      stream = (
+        stream + branch
+        if blended
+        else self._mix(stream, branch, dilution_factor)
+      )
+    elif mode in ('full', 'diluted'):
       taps['norm1'] = self._norm('norm1')(x, halved)
       attention = Attention(
         self.num_heads,
@@ -160,6 +186,38 @@ class EncoderBlock(nn.Module):
     taps['output'] = stream
     return stream, taps
 
+  def _map(self, x: Array, read_tokens: int | None, halved: int) -> Array:
+    """The affine map of n(x), on its way out."""
+    normal = self._norm('norm1', affine=False)(x, halved)
+    return LinearAttention(self.linear_inputs, self.dtype, name='attn')(
+      normal, read_tokens
+    )
+
+  def _blend(
+    self,
+    x: Array,
+    dilution_factor: Array | None,
+    read_tokens: int | None,
+    halved: int,
+  ) -> Array:
+    """`λ·attn + (1 - λ)·(W·n(x) + b)`: a warm start's first half."""
+    if dilution_factor is None:
+      raise ValueError('mode `diluted` needs a dilution_factor')
+    attention, affine = BlendedAttention(
+      self.num_heads,
+      self.attention_kernel,
+      self.dtype,
+      self.qkv_bias,
+      self.linear_inputs,
+      name='attn',
+    )(
+      self._norm('norm1')(x, halved),
+      self._norm('norm', affine=False)(x, halved),
+      read_tokens,
+    )
+    factor = dilution_factor.astype(affine.dtype)
+    return factor * self._scale(attention, 'ls1') + (1.0 - factor) * affine
+
   def _mix(
     self, stream: Array, attention: Array, dilution_factor: Array | None
   ) -> Array:
@@ -194,6 +252,7 @@ class ViT(nn.Module):
       pooled vector (`fc_norm`).
     linear_inputs: what blocks in mode `linear` map: `token`, and perhaps
       `mean` (of the image's tokens) and `class_map` (one for that token).
+    dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
   """
 
   image_size: tuple[int, int]
@@ -219,6 +278,7 @@ class ViT(nn.Module):
   pre_norm_eps: float = 1e-6
   norm_before_pool: bool = True
   linear_inputs: tuple[str, ...] = ('token',)
+  dilution_path: str = 'attention'
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -271,6 +331,7 @@ class ViT(nn.Module):
       'qkv_bias': self.qkv_bias,
       'drop_path_rate': self.drop_path_rates[block_index],
       'linear_inputs': self.linear_inputs,
+      'dilution_path': self.dilution_path,
       'attention_kernel': self.attention_kernel,
       'dtype': self.dtype,
     }

@@ -1,0 +1,165 @@
+"""The stage `linearize`, what follows from it, and which model a run ends with.
+
+`config.method` is `dilute` (training makes the pruned model) or `linearize`
+(least-squares maps do, without training or labels; METHOD, section 6).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lambda_vit_jax import dilution, exporter, load, resolve, surgery
+from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.job import Phase
+from lambda_vit_jax.linearizer import fit_linear
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.typing import Array, Params
+from lambda_vit_jax.workdir import Run
+
+METHODS = ('dilute', 'linearize')
+FOLDER = 'linear'
+
+
+def method(run: Run) -> str:
+  """The stage that makes the pruned model.
+
+  Raises:
+    UsageError: not one of `METHODS`.
+  """
+  name = run.config['method']
+  if name not in METHODS:
+    raise UsageError(
+      f'config.method={name!r} is not known; use {" or ".join(METHODS)}'
+    )
+  return name
+
+
+def is_warm(run: Run) -> bool:
+  """Whether dilution leads by way of fitted maps.
+
+  Raises:
+    UsageError: `dilute.start` is neither `attention` nor `linear`.
+  """
+  start = run.config['dilute']['start']
+  if start not in ('attention', 'linear'):
+    raise UsageError(
+      f'config.dilute.start={start!r} is not known; use attention or linear'
+    )
+  return start == 'linear'
+
+
+def pruned_model(run: Run) -> Model:
+  """The model that export, evaluation and benchmark are about.
+
+  Raises:
+    CheckpointError: the stage that makes it has not run.
+  """
+  return run.load('dilute') if method(run) == 'dilute' else load_linear(run)
+
+
+def load_linear(run: Run) -> Model:
+  """What the stage `linearize` left.
+
+  Raises:
+    CheckpointError: nothing yet.
+  """
+  folder = run.path(FOLDER)
+  if not (folder / 'model.json').exists():
+    raise CheckpointError(
+      f'{folder}: no fitted maps; run the stage `linearize` first'
+    )
+  return run.with_options(load.load_export(folder))
+
+
+def fit(
+  run: Run,
+  dense: Model,
+  layers: Sequence[int],
+  batches: Sequence[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> None:
+  """Fits the maps and writes `linear/`, in the form of an export.
+
+  Args:
+    run: the workdir.
+    dense: with attention in `layers`.
+    layers: chosen blocks.
+    batches: images; labels are not looked at.
+    memory_gib: working memory per device.
+  """
+  settings = run.config['linearize']
+  rank = settings['rank']
+  with run.reporter.bar('linearize', dense.depth) as bar:
+    model, fits = fit_linear(
+      dense,
+      batches,
+      layers,
+      sequential=bool(settings['sequential']),
+      ridge=settings['ridge'],
+      rank=None if rank is None else resolve.integer(rank, 'linearize.rank', 1),
+      inputs=tuple(settings['inputs']),
+      memory_gib=memory_gib,
+      mesh=run.mesh,
+      on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
+    )
+  for row in fits:
+    run.reporter.say(
+      f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
+      f"attention's variance is affine (ridge {row.ridge:g})"
+    )
+  if run.leader:
+    record: dict[str, Any] = {
+      'sequential': bool(settings['sequential']),
+      'rank': rank,
+      'blocks': [dataclasses.asdict(row) for row in fits],
+    }
+    exporter.export(
+      model, run.path(FOLDER), formats=(), extra={'linearize': record}
+    )
+
+
+def warm_phases(
+  dense: ViT,
+  fitted: ViT,
+  layers: tuple[int, ...],
+  *,
+  halfway: int,
+  diluting: int,
+  total: int,
+) -> tuple[Phase, ...]:
+  """Attention to affine map, map to identity, then without either.
+
+  Args:
+    dense: with the compensation that is wanted.
+    fitted: with `layers` in mode `linear`.
+    layers: diluted blocks.
+    halfway: the step at which the maps have taken over.
+    diluting: the step at which the maps are gone.
+    total: the last step.
+  """
+  modes = dilution.diluted_modes(layers, dense.attention_modes)
+  module = dense.clone(
+    attention_modes=modes, linear_inputs=fitted.linear_inputs
+  )
+  pruned = surgery.modes_without(
+    layers, dense.attention_modes, dilution.final_mode(dense.compensation)
+  )
+  return (
+    Phase(module.clone(dilution_path='to_linear'), until=halfway),
+    Phase(
+      module.clone(dilution_path='from_linear'), until=diluting, linear=layers
+    ),
+    Phase(dense.clone(attention_modes=pruned), until=total, removed=layers),
+  )
+
+
+def with_maps(dense: Params, fitted: Params, layers: Sequence[int]) -> Params:
+  """The dense parameters, and beside each attention in `layers` its map."""
+  found = dict(dense)
+  for layer in layers:
+    name = surgery.block_name(layer)
+    block = dense[name]
+    attn = block['attn'] | fitted[name]['attn']
+    found[name] = block | {'attn': attn}
+  return found

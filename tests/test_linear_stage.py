@@ -1,0 +1,103 @@
+"""The stage `linearize`: a smaller model of a run without training."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import linear_stage, stages
+from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.metrics import read_metrics
+from tests.test_stages import open_run
+
+OPTIONS = (
+  '--config.method=linearize',
+  '--config.pretrain.steps=0',
+  '--config.select.criterion=first',
+  '--config.export.formats=("safetensors",)',
+  '--config.linearize.inputs=("token", "class_map")',
+)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  run = open_run(tmp_path_factory.mktemp('run') / 'digits', *OPTIONS)
+  for name in ('pretrain', 'select', 'linearize', 'export', 'evaluate'):
+    stages.run_stage(run, name)
+  return run
+
+
+def test_a_run_fits_instead_of_training(run):
+  names = stages.needed(run)
+  assert 'linearize' in names
+  assert 'dilute' not in names
+  assert not run.path('checkpoints/dilute').exists()
+  assert stages.STAGES['linearize'].finished(run)
+
+
+def test_the_folder_holds_the_model_and_how_it_was_fitted(run):
+  found = json.loads(run.path('linear/model.json').read_text())
+  assert found['attention_modes'][0] == 'linear'
+  assert found['linear_inputs'] == ['token', 'class_map']
+  (block,) = found['linearize']['blocks']
+  assert block['block_index'] == 0
+  assert 0.0 <= block['residual'] <= 1.0
+  # All of the held-out slice, of 17 tokens each.
+  assert block['samples'] == 200 * 17
+
+
+def test_later_stages_take_the_fitted_model(run):
+  model = linear_stage.load_linear(run)
+  expected = lv.linearize(
+    run.load('pretrain'),
+    run.holdout_batches(model.preprocessing),
+    (0,),
+    inputs=('token', 'class_map'),
+  )
+  images = next(run.eval_batches(model.preprocessing))['image']
+  # The fit on another number of devices.
+  np.testing.assert_allclose(model(images), expected(images), atol=1e-3)
+  exported = lv.load_pretrained(run.path('export'))
+  np.testing.assert_allclose(exported(images), model(images), atol=1e-5)
+  evaluation = json.loads(run.path('evaluation.json').read_text())
+  assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+
+
+def test_a_run_that_dilutes_does_not_fit(tmp_path):
+  run = open_run(tmp_path / 'other')
+  assert 'linearize' not in stages.needed(run)
+  assert 'dilute' in stages.needed(run)
+  with pytest.raises(CheckpointError, match='run the stage `linearize` first'):
+    linear_stage.load_linear(run)
+
+
+def test_an_unknown_method_is_one_line(tmp_path):
+  run = open_run(tmp_path / 'other', '--config.method=prune')
+  with pytest.raises(UsageError, match=r"config\.method='prune'.*dilute or"):
+    stages.needed(run)
+
+
+def test_dilution_by_way_of_the_maps(tmp_path):
+  run = open_run(
+    tmp_path / 'warm',
+    '--config.dilute.start=linear',
+    '--config.pretrain.steps=0',
+    '--config.select.criterion=first',
+  )
+  assert {'linearize', 'dilute'} <= set(stages.needed(run))
+  for name in ('pretrain', 'select', 'linearize', 'dilute'):
+    stages.run_stage(run, name)
+  # λ leads to the map in two steps, away in two, and stays 0 for three.
+  rows = read_metrics(run.path('metrics.jsonl'))
+  factors = [row['lambda'] for row in rows if row['stage'] == 'dilute']
+  assert factors == [1.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0]
+  model = linear_stage.pruned_model(run)
+  assert model.attention_modes == ('identity', 'full', 'full')
+  assert set(model.params['block00']) == {'mlp', 'norm2'}
+
+
+def test_an_unknown_start_is_one_line(tmp_path):
+  run = open_run(tmp_path / 'other', '--config.dilute.start=lineer')
+  with pytest.raises(UsageError, match='use attention or linear'):
+    stages.needed(run)
