@@ -55,7 +55,8 @@ class Job:
     checkpoint_every: steps between two checkpoints.
     evaluate: from a module, its parameters and its diluted layers' factors
       (or None) to `loss` and `accuracy` on images kept out of training.
-    eval_every: steps between two evaluations; 0 for none.
+    eval_every: steps between two evaluations, besides the last of each
+      phase; 0 for none.
     start: a checkpoint of another run to go on from, where this one has none.
     window: steps whose profile is traced.
   """

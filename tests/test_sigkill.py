@@ -1,7 +1,10 @@
-"""Real processes, killed for real, end with the same bits. Slow."""
+"""Real processes, killed for real at drawn moments, end with the same bits.
+
+Slow. A moment is a place in the run, not a time: a timer would hit another
+one on every machine.
+"""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,24 +13,55 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax import load
+from lambda_vit_jax.metrics import read_metrics
 from tests.test_stages import ROOT, arguments
 
 pytestmark = pytest.mark.slow
 
-# Kills its own process at a chosen line of metrics: an exact moment, where a
-# timer would hit another one on every machine.
+# Kills its own process when a line of metrics is written, or while a step is
+# being saved: as soon as so many files of that checkpoint exist.
 _KILLER = """
-import os, signal, sys
-from lambda_vit_jax import main, metrics
-stage, step = sys.argv[1], int(sys.argv[2])
-write = metrics.MetricsWriter.write
+import os, pathlib, signal, sys, threading, time
+from lambda_vit_jax import checkpoint, main, metrics
+signum, stage, step, files = getattr(signal, sys.argv[1]), *sys.argv[2:5]
+write, save = metrics.MetricsWriter.write, checkpoint.Checkpointer.save
 def write_and_die(self, at, now, **values):
   write(self, at, now, **values)
-  if (at, now) == (stage, step):
-    os.kill(os.getpid(), signal.SIG{signal})
+  if files == 'metrics' and (at, now) == (stage, int(step)):
+    os.kill(os.getpid(), signum)
+def save_and_die(self, now, *rest):
+  if files != 'metrics' and (self.directory.name, now) == (stage, int(step)):
+    folder = pathlib.Path(self.directory)
+    def watch():
+      # Until the save is complete: its folder then has its final name.
+      while not (folder / step).exists():
+        parts = [p for p in folder.glob(step + '*') if p.name != step]
+        if sum(len(list(p.rglob('*'))) for p in parts) >= int(files):
+          break
+      os.kill(os.getpid(), signum)
+    threading.Thread(target=watch, daemon=True).start()
+  save(self, now, *rest)
 metrics.MetricsWriter.write = write_and_die
-sys.exit(main.main(sys.argv[3:]))
+checkpoint.Checkpointer.save = save_and_die
+sys.exit(main.main(sys.argv[5:]))
 """
+
+
+def moments(count):
+  """Draws (stage, step, `metrics` or how many files of its checkpoint)."""
+  rng = np.random.default_rng(2024)
+  steps = {'pretrain': 6, 'dilute': 7}
+  # Steps at which OVERRIDES has a checkpoint; the switch is at 4.
+  saved = {'pretrain': (2, 4, 6), 'dilute': (2, 4, 6, 7)}
+  found = []
+  for _ in range(count):
+    stage = str(rng.choice(list(steps)))
+    if rng.random() < 0.5:
+      step, place = rng.integers(1, steps[stage] + 1), 'metrics'
+    else:
+      step, place = rng.choice(saved[stage]), rng.integers(1, 25)
+    found.append((stage, str(step), str(place)))
+  return found
 
 
 def environment(cache):
@@ -44,9 +78,9 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-def run_to_the_end(workdir, cache):
+def call(argv, cache):
   return subprocess.run(
-    [sys.executable, '-m', 'lambda_vit_jax', *arguments('dilute', workdir)],
+    [sys.executable, *argv],
     env=environment(cache),
     cwd=ROOT,
     capture_output=True,
@@ -54,30 +88,20 @@ def run_to_the_end(workdir, cache):
   )
 
 
-def prepare(workdir, cache):
-  for stage in ('pretrain', 'select'):
-    subprocess.run(
-      [sys.executable, '-m', 'lambda_vit_jax', *arguments(stage, workdir)],
-      env=environment(cache),
-      cwd=ROOT,
-      check=True,
-    )
+def run_to_the_end(workdir, cache):
+  """Both training stages, and the choice between them."""
+  for stage in ('pretrain', 'select', 'dilute'):
+    argv = ['-m', 'lambda_vit_jax', *arguments(stage, workdir)]
+    done = call(argv, cache)
+    assert done.returncode == 0, done.stderr
+  return done
 
 
 @pytest.fixture(scope='module')
-def prepared(tmp_path_factory, cache):
-  """A workdir in which everything before dilution is done."""
-  workdir = tmp_path_factory.mktemp('prepared') / 'run'
-  prepare(workdir, cache)
-  return workdir
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory, prepared, cache):
+def undisturbed(tmp_path_factory, cache):
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  shutil.copytree(prepared, workdir)
-  assert run_to_the_end(workdir, cache).returncode == 0
-  return load.load_stage(workdir, 'dilute').params
+  run_to_the_end(workdir, cache)
+  return workdir
 
 
 def assert_same_bits(tree, other):
@@ -86,34 +110,52 @@ def assert_same_bits(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.mark.parametrize(
-  'name, code', [('KILL', -signal.SIGKILL), ('TERM', 143)]
-)
-def test_interrupted_in_dilution_ends_with_the_same_bits(
-  tmp_path, cache, prepared, undisturbed, name, code
+@pytest.mark.parametrize('moment', moments(10), ids='-'.join)
+def test_killed_at_any_moment_ends_with_the_same_bits(
+  tmp_path, cache, undisturbed, moment
 ):
   workdir = tmp_path / 'run'
-  shutil.copytree(prepared, workdir)
-  killed = subprocess.run(
+  stage = moment[0]
+  killed = None
+  for name in ('pretrain', 'select', 'dilute'):
+    argv = arguments(name, workdir)
+    if name == stage:
+      killed = call(['-c', _KILLER, 'SIGKILL', *moment, *argv], cache)
+      break
+    assert call(['-m', 'lambda_vit_jax', *argv], cache).returncode == 0
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  run_to_the_end(workdir, cache)
+  assert_same_end(workdir, undisturbed)
+
+
+def assert_same_end(workdir, undisturbed):
+  for name in ('pretrain', 'dilute'):
+    assert_same_bits(
+      load.load_stage(workdir, name).params,
+      load.load_stage(undisturbed, name).params,
+    )
+  mine, theirs = (
     [
-      sys.executable,
-      '-c',
-      _KILLER.format(signal=name),
-      'dilute',
-      '6',
-      *arguments('dilute', workdir),
-    ],
-    env=environment(cache),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
+      (row['stage'], row['step'], row['loss'])
+      for row in read_metrics(path / 'metrics.jsonl')
+    ]
+    for path in (workdir, undisturbed)
   )
-  assert killed.returncode == code, killed.stderr
-  if name != 'KILL':
-    assert 'saved, run the same command again' in killed.stderr
-  # Step 6 lies behind the switch to the pruned program; a save that the kill
-  # cut short is not used, the one before it is.
-  done = run_to_the_end(workdir, cache)
-  assert done.returncode == 0, done.stderr
-  assert 'continuing at step' in done.stderr
-  assert_same_bits(load.load_stage(workdir, 'dilute').params, undisturbed)
+  assert mine == theirs
+
+
+@pytest.mark.parametrize('moment', [('dilute', '6', 'metrics'), *moments(2)])
+def test_sigterm_saves_and_ends_with_the_same_bits(
+  tmp_path, cache, undisturbed, moment
+):
+  workdir = tmp_path / 'run'
+  stage = moment[0]
+  if stage == 'dilute':
+    for name in ('pretrain', 'select'):
+      call(['-m', 'lambda_vit_jax', *arguments(name, workdir)], cache)
+  argv = arguments(stage, workdir)
+  stopped = call(['-c', _KILLER, 'SIGTERM', *moment, *argv], cache)
+  assert stopped.returncode == 143, stopped.stderr
+  assert 'saved, run the same command again' in stopped.stderr
+  run_to_the_end(workdir, cache)
+  assert_same_end(workdir, undisturbed)
