@@ -1,0 +1,170 @@
+r"""Attention replaced without training: what it costs in accuracy.
+
+A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen
+by every criterion; affine maps fitted in sequence and all at once, of every
+kind of input, against leaving the attention out (`skip`) and against the
+identity. Accuracy and loss over all test images.
+
+  python benchmarks/training_free.py
+  python benchmarks/training_free.py --name=fashion_mnist \
+    --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+A workdir needs a finished `pretrain`; without one, digits are used with the
+model that ships with the package. Every finished row is kept, so that the
+script continues where it was stopped. Writes docs/benchmarks/
+training_free.json, one entry per name.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from typing import Any
+
+from lambda_vit_jax import benchmark, evaluate, main, stages
+from lambda_vit_jax.linearizer import fit_linear
+from lambda_vit_jax.models.model import Model, prune
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.selection import select
+from lambda_vit_jax.workdir import Run
+
+OUTPUT = (
+  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free.json'
+)
+IMAGES = 512
+COUNTS = (3, 5)
+CRITERIA = (
+  'transfer_entropy',
+  'affine',
+  'cosine',
+  'loss_increase',
+  'random',
+  'first',
+  'last',
+)
+INPUTS = {
+  'token': ('token',),
+  'token+mean': ('token', 'mean'),
+  'token+class': ('token', 'class_map'),
+  'token+mean+class': ('token', 'mean', 'class_map'),
+}
+RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
+
+
+class Table:
+  """Rows by key; measured when asked for the first time."""
+
+  def __init__(self, name: str, run: Run):
+    self._name = name
+    self._run = run
+    self.dense = run.load('pretrain')
+    preprocessing = self.dense.preprocessing
+    self.images = list(run.holdout_batches(preprocessing, IMAGES))
+    self._test = list(run.eval_batches(preprocessing))
+    self._all = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
+
+  def score(self, model: Model) -> dict[str, float]:
+    found = evaluate.evaluate_model(model, iter(self._test), self._run.mesh)
+    return {'top1': found['top1'], 'loss': found['loss']}
+
+  def row(self, key: str, measure: Any) -> dict[str, Any]:
+    if key not in self._rows:
+      self._rows[key] = measure()
+      self._save()
+      print(key, self._rows[key], flush=True)
+    return self._rows[key]
+
+  def _save(self) -> None:
+    self._all[self._name] |= {
+      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+      'device': benchmark.describe_device(),
+      'versions': benchmark.versions(),
+      'variant': self.dense.variant,
+      'images': IMAGES,
+    }
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(self._all, indent=2) + '\n')
+
+  def linear(self, layers: tuple[int, ...], **options: Any) -> dict[str, Any]:
+    model, fits = fit_linear(self.dense, self.images, layers, **options)
+    return self.score(model) | {
+      'residual': [round(fit.residual, 4) for fit in fits],
+      'ridge': [fit.ridge for fit in fits],
+    }
+
+
+def choose(table: Table, criterion: str) -> tuple[int, ...]:
+  found = table.row(
+    f'order {criterion}',
+    lambda: {
+      'order': list(
+        select(
+          table.dense,
+          table.images,
+          criterion=criterion,
+          num_layers=max(COUNTS),
+          resamples=0,
+        ).order
+      )
+    },
+  )
+  return tuple(found['order'])
+
+
+def write_rows(table: Table) -> None:
+  """All rows of one data set, the most telling ones first."""
+  dense = table.dense
+  table.row('dense', lambda: table.score(dense))
+  orders = {criterion: choose(table, criterion) for criterion in CRITERIA}
+  for criterion, order in orders.items():
+    for count in COUNTS:
+      layers = order[:count]
+      key = f'{criterion} {count}'
+      for name, mode in (('skip', 'absent'), ('identity', 'identity')):
+        table.row(
+          f'{key} {name}',
+          lambda layers=layers, mode=mode: table.score(
+            prune(dense, layers, mode)
+          ),
+        )
+      for sequential in (True, False):
+        for kind, inputs in INPUTS.items():
+          how = 'sequential' if sequential else 'at once'
+          table.row(
+            f'{key} linear {kind} {how}',
+            lambda layers=layers, inputs=inputs, sequential=sequential: (
+              table.linear(layers, inputs=inputs, sequential=sequential)
+            ),
+          )
+  layers = orders['affine'][: max(COUNTS)]
+  for ridge in RIDGES:
+    table.row(
+      f'affine {len(layers)} linear token sequential ridge {ridge:g}',
+      lambda ridge=ridge: table.linear(layers, ridge=ridge),
+    )
+
+
+def measure() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--name', default='digits')
+  parser.add_argument('--config', default='configs/digits.py')
+  parser.add_argument('--workdir', default='runs/training_free')
+  options, overrides = parser.parse_known_args()
+  if options.name == 'digits' and not overrides:
+    overrides = [f'--config.data.holdout_images={IMAGES}']
+  _, config, _ = main.parse(
+    [
+      'run',
+      f'--config={options.config}',
+      f'--workdir={options.workdir}',
+      *overrides,
+    ]
+  )
+  run = Run(config.to_dict(), options.workdir, Reporter())
+  stages.run_stage(run, 'pretrain')
+  write_rows(Table(options.name, run))
+
+
+if __name__ == '__main__':
+  measure()

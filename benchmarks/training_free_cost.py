@@ -1,0 +1,87 @@
+r"""How long fitting affine maps takes, against evaluating the same images.
+
+  python benchmarks/training_free_cost.py [--images 64]
+
+DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
+compiled before. Fitting embeds every image once and runs every block once,
+whatever the number of images, so that the ratio for 512 images is not above
+the one for fewer: the solutions, which do not depend on their number, weigh
+less. Writes docs/benchmarks/training_free_cost.json.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_vit_jax import benchmark
+from lambda_vit_jax.linearizer import linearize
+from lambda_vit_jax.models import model as model_lib
+
+VARIANT = 'deit_small_patch16_224'
+LAYERS = (0, 2, 4, 6, 8)
+BATCH = 16
+OUTPUT = (
+  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free_cost.json'
+)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(call())
+  return time.perf_counter() - start
+
+
+def measure() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--images', type=int, default=64)
+  parser.add_argument('--repeats', type=int, default=1)
+  options = parser.parse_args()
+  model = model_lib.create_model(VARIANT)
+  shape = (options.images, *model.module.image_size, 3)
+  images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+
+  def evaluate(some: list[np.ndarray]) -> Any:
+    return [model(batch) for batch in some]
+
+  def fit(some: list[np.ndarray], sequential: bool) -> Any:
+    return linearize(model, some, LAYERS, sequential=sequential).params
+
+  ways = {
+    'evaluate': evaluate,
+    'sequential': lambda some: fit(some, True),
+    'at_once': lambda some: fit(some, False),
+  }
+  times: dict[str, list[float]] = {name: [] for name in ways}
+  for way in ways.values():
+    way(batches[:1])
+  for _ in range(options.repeats):
+    for name, way in ways.items():
+      times[name].append(seconds(lambda way=way: way(batches)))
+      print(name, times[name][-1], flush=True)
+  best = {name: min(values) for name, values in times.items()}
+  result = {
+    'variant': VARIANT,
+    'layers': LAYERS,
+    'num_images': options.images,
+    'seconds': times,
+    'ratio': {
+      name: best[name] / best['evaluate'] for name in ('sequential', 'at_once')
+    },
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+  }
+  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  print(result['ratio'])
+
+
+if __name__ == '__main__':
+  measure()
