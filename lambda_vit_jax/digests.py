@@ -122,7 +122,8 @@ def of_arrays(
   for name in sorted(names):
     array = np.ascontiguousarray(read(name))
     digest.update(f'{name} {array.dtype} {array.shape}'.encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    raw: Any = array.reshape(-1).view(np.uint8)
+    digest.update(raw)
   return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -158,7 +159,9 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
     name: of what is interrupted, the same in all processes of a job.
   """
   flag = SharedStopFlag(name) if jax.process_count() > 1 else StopFlag()
-  previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+  previous: dict[int, Any] = {
+    signum: signal.getsignal(signum) for signum in _SIGNALS
+  }
 
   def handler(signum: int, frame: FrameType | None) -> None:
     old = previous[signum]
@@ -175,5 +178,5 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
   try:
     yield flag
   finally:
-    for signum, old in previous.items():
-      signal.signal(signum, old)
+    for number, old in previous.items():
+      signal.signal(number, old)

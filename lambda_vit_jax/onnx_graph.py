@@ -244,7 +244,9 @@ class _Writer:
       narrow = (
         module.read_tokens and block_index >= module.last_mixing_block >= 0
       )
-      rows = module.read_tokens if narrow else module.num_tokens
+      rows = module.num_tokens
+      if narrow and module.read_tokens:
+        rows = module.read_tokens
       branch = self.affine_map(branch, f'{name}/attn', rows)
       x = self.add('Add', self.leading(x, queries, 1), branch)
     elif mode != 'absent':

@@ -41,5 +41,5 @@ def _of(path: epath.Path, stage: str) -> checkpoint.Source | None:
     step = int(path.name)
     return checkpoint.Source(path.parent, step) if path.exists() else None
   directory = path if path.name == stage else path / 'checkpoints' / stage
-  step = checkpoint.newest_step(directory)
-  return None if step is None else checkpoint.Source(directory, step)
+  newest = checkpoint.newest_step(directory)
+  return None if newest is None else checkpoint.Source(directory, newest)

@@ -64,7 +64,7 @@ def use_cache() -> pathlib.Path | None:
   import jax
 
   folder = cache_folder(os.environ)
-  if folder is None or jax.config.jax_compilation_cache_dir is not None:
+  if folder is None or jax.config.values['jax_compilation_cache_dir']:
     return None
   try:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def without_cache() -> Iterator[None]:
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
   try:

@@ -47,7 +47,7 @@ class Run:
     self.leader = processes.is_leader()
     processes.from_leader(self._claim)
     self._check_shared()
-    trackers = ()
+    trackers: tuple[Any, ...] = ()
     if self.leader:
       trackers = make_trackers(_plain(config), self.workdir)
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
