@@ -110,7 +110,9 @@ class ShortDilution:
     self._test = [place(batch) for batch in test_batches]
     # The rate is an argument of the step: the chain ends in a gradient
     # direction, and one program serves every schedule.
-    self._optimizer = optim.make_optimizer(settings, lambda _: jnp.ones(()), model.depth)
+    self._optimizer = optim.make_optimizer(
+      settings, lambda _: jnp.ones(()), model.depth
+    )
     smoothing = settings['label_smoothing']
     self._step = jax.jit(
       functools.partial(_step, self._module, self._optimizer, smoothing),
