@@ -3,9 +3,10 @@
 import pathlib
 import runpy
 
+from lambda_vit_jax.configs import common
+
 import lambda_vit_jax
 from lambda_vit_jax import main
-from lambda_vit_jax.configs import common
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 MAKER = runpy.run_path(str(DOCS / 'make_reference.py'))
