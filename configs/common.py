@@ -168,6 +168,8 @@ def base() -> ml_collections.ConfigDict:
   select.num_images = free()
   # Memory for activations; from the device when empty.
   select.memory_gib = free()
+  # Criterion `probe`: steps of the first, shortest dilutions.
+  select.probe_steps = 100
 
   # What makes the pruned model: `dilute` trains it, `linearize` fits affine
   # maps in place of the chosen attentions, without training or labels.

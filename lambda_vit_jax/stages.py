@@ -25,6 +25,7 @@ from lambda_vit_jax import (
   linear_stage,
   load,
   optim,
+  probe_stage,
   processes,
   profile,
   programs,
@@ -240,16 +241,39 @@ def _optional_count(value: Any, section: str) -> int | None:
   return resolve.integer(value, f'{section}.num_images', least=1)
 
 
+# The rounds of a search so far.
+_PARTIAL = 'selection.part.json'
+
+
 def select(run: Run) -> None:
   """Chooses the layers to remove; writes after every round."""
   settings = run.config['select']
   model = run.load('pretrain')
   limit = _optional_count(settings['num_images'], 'select')
-  partial = 'selection.part.json'
-  found = run.read_json(partial)
-  begun = None if found is None else selection.Selection.from_json(found)
   key, value = resolve.budget(settings)
   size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
+  batches = _selection_batches(run, model, limit)
+  if settings['criterion'] == 'probe':
+    chosen = probe_stage.search(run, model, batches, size, _memory_gib(run))
+  else:
+    chosen = _search(run, model, batches, size)
+  run.write_json('selection.json', digests.seal(chosen.to_json()))
+  if run.leader:
+    for partial in (_PARTIAL, probe_stage.PARTIAL):
+      run.path(partial).unlink(missing_ok=True)
+  run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
+
+
+def _search(
+  run: Run,
+  model: Model,
+  batches: list[dict[str, np.ndarray]],
+  size: Mapping[str, Any],
+) -> selection.Selection:
+  """NOSE or a static criterion; goes on behind the last finished round."""
+  settings = run.config['select']
+  found = run.read_json(_PARTIAL)
+  begun = None if found is None else selection.Selection.from_json(found)
   with run.reporter.bar('select', 100) as bar:
 
     def show(state: selection.Progress) -> None:
@@ -257,9 +281,9 @@ def select(run: Run) -> None:
       rounds = (state.round_index + share) / max(state.num_rounds, 1)
       bar.update(round(100 * rounds), f'% {state.candidates} candidates left')
 
-    chosen = selection.select(
+    return selection.select(
       model,
-      _selection_batches(run, model, limit),
+      batches,
       criterion=settings['criterion'],
       target=settings['target'],
       sign=settings['sign'],
@@ -268,15 +292,11 @@ def select(run: Run) -> None:
       seed=resolve.integer(run.config['seed'], 'seed'),
       mesh=run.mesh,
       resume=begun,
-      on_round=lambda found: run.write_json(partial, found.to_json()),
+      on_round=lambda found: run.write_json(_PARTIAL, found.to_json()),
       on_progress=show,
       warn=run.reporter.warn,
       **size,
     )
-  run.write_json('selection.json', digests.seal(chosen.to_json()))
-  if run.leader:
-    run.path(partial).unlink(missing_ok=True)
-  run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
 
 
 def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
