@@ -9,10 +9,10 @@ serves all of them (`lambda_vit_jax.probe`).
 
   python benchmarks/selection_quality.py --name=digits \
     --config=configs/digits.py:scratch --workdir=runs/quality_digits \
-    -- --config.pretrain.steps=2000
+    --steps=100 -- --config.pretrain.steps=1000
 
 Every set's result is kept in its workdir: the script continues where it was
-stopped. Writes docs/benchmarks/selection_quality_NAME.json.
+stopped. Writes its part of docs/benchmarks/selection_quality.json.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from lambda_vit_jax.wavefront import Variant
 from lambda_vit_jax.workdir import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
+OUTPUT = ROOT / 'docs/benchmarks/selection_quality.json'
 SEEDS = range(3)
 SIZES = (3, 5, 6)
 # One row each: the options of `selection.select`.
@@ -232,8 +233,9 @@ def write_table() -> None:
     'sets_run': sum(len(found) for found in results),
     'rows': rows_of(orders, results),
   }
-  output = ROOT / f'docs/benchmarks/selection_quality_{options.name}.json'
-  output.write_text(json.dumps(result, indent=2) + '\n')
+  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+  found[options.name] = result
+  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
   print(json.dumps(result, indent=2))
 
 

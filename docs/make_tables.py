@@ -138,13 +138,13 @@ def fashion_table(found: dict[str, Any]) -> str:
   )
 
 
-def quality_table(name: str) -> Callable[[dict[str, Any]], str]:
-  """Every criterion's sets on one data set."""
+def quality_tables(of_sets: dict[str, Any]) -> str:
+  """Every criterion's sets on each data set."""
 
-  def section(found: dict[str, Any]) -> str:
+  def section(name: str, found: dict[str, Any]) -> str:
     dense = found['dense']
     parts = [
-      f'## Which criterion chooses well: {name.replace("_", "-")}\n\n'
+      f'## Which criterion chooses well: {name}\n\n'
       'Three networks trained from scratch (seeds 0, 1, 2), '
       f'{found["num_images"]:,} test images. Straight after removal, with the '
       'branch left out (`skip`) or the best affine map in its place '
@@ -181,11 +181,11 @@ def quality_table(name: str) -> Callable[[dict[str, Any]], str]:
       )
     parts.append(
       f'{found["sets_run"]} different sets were run. '
-      + origin(f'selection_quality_{name}', 'selection_quality.py', found)
+      + origin('selection_quality', 'selection_quality.py', found)
     )
     return '\n\n'.join(parts)
 
-  return section
+  return '\n\n'.join(section(*item) for item in of_sets.items())
 
 
 def nose_table(found: dict[str, Any]) -> str:
@@ -285,8 +285,7 @@ def pipeline_table(found: dict[str, Any]) -> str:
 RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
-  'selection_quality_digits': quality_table('digits'),
-  'selection_quality_fashion_mnist': quality_table('fashion_mnist'),
+  'selection_quality': quality_tables,
 }
 PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,
