@@ -200,7 +200,10 @@ class Checkpointer:
       ) from error
 
   def _save_failed(self, step: int | None, error: Exception) -> CheckpointError:
-    reason = ' '.join(str(error).split())[:200]
+    reason = ' '.join(str(error).split())
+    if len(reason) > 200:
+      # What happened stands in front, why behind, paths between.
+      reason = f'{reason[:60]} … {reason[-140:]}'
     return CheckpointError(
       f'{self.directory}: saving step {step} failed ({reason}); earlier '
       'checkpoints are intact, free some space and run the command again'

@@ -182,11 +182,21 @@ def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
         config.select[name] = None
 
 
-def _configure_logging() -> None:
+def _without_closed_loops(failure: Any) -> None:
+  """Leaves out what a failed save's own threads print after it failed."""
+  if str(failure.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(failure)
+
+
+def _configure_logging(debug: bool) -> None:
   """Our own lines on stderr; libraries speak up for errors alone."""
   logging.basicConfig(format='%(message)s', level=logging.ERROR)
   logging.getLogger('lambda_vit_jax').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Orbax logs each failure of a save with its trace; our line says it once.
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(
+      logging.ERROR if debug else logging.CRITICAL
+    )
 
 
 def _run_stage(
@@ -289,7 +299,7 @@ def main(argv: Sequence[str]) -> int:
   if text is not None:
     print(text)
     return 0
-  _configure_logging()
+  _configure_logging('--debug' in argv)
   if argv[0] in COMMANDS:
     rest = [a for a in argv[1:] if a != '--debug']
     return _guarded(argv, lambda: _run_command(argv[0], rest))
@@ -343,6 +353,8 @@ def _describe(error: Exception) -> str:
 
 def run() -> None:
   """The console script."""
+  if '--debug' not in sys.argv:
+    sys.unraisablehook = _without_closed_loops
   sys.exit(main(sys.argv[1:]))
 
 
