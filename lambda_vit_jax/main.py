@@ -355,6 +355,9 @@ def run() -> None:
   """The console script."""
   if '--debug' not in sys.argv:
     sys.unraisablehook = _without_closed_loops
+  if '--debug' not in sys.argv:
+    # Threads of libraries whose files were damaged; the error itself is ours.
+    sys.unraisablehook = lambda _: None
   sys.exit(main(sys.argv[1:]))
 
 
