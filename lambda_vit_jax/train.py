@@ -179,7 +179,9 @@ class _Loop:
     factor = None
     if 'diluted' in module.attention_modes:
       factor = dilution.factor_vector(
-        job.dilution.factor(np.int32(step)), job.dilution.layers, module.depth
+        job.dilution.factor(np.asarray(step, np.int32)),
+        job.dilution.layers,
+        module.depth,
       )
     params = state.params if state.ema is None else state.ema
     found = job.evaluate(module, params, factor)

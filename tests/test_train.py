@@ -14,6 +14,7 @@ from lambda_vit_jax import (
   dilution,
   interrupt,
   optim,
+  persistence,
   sharding,
   surgery,
   train,
@@ -207,7 +208,7 @@ def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
   stay = dataclasses.replace(
     job, phases=(dataclasses.replace(job.phases[0], until=5),)
   )
-  state = train._restore_or_init(
+  state = persistence.restore_or_init(
     stay,
     lambda: model_lib.init_params(stay.phases[0].module, 0),
     type('Empty', (), {'latest_step': lambda self: None})(),
