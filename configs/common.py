@@ -136,6 +136,11 @@ def base() -> ml_collections.ConfigDict:
   model.dtype = 'float32'
   # Recompute activations in the backward pass: less memory, more time.
   model.remat = False
+  # Tokens that each attention of the pruned model merges away (8), a list
+  # with one number per block, constant:8 or decreasing:8; 0 for none.
+  model.merge = free(0)
+  # The first block that merges tokens.
+  model.merge_start = 0
 
   config.pretrain = _training(1e-3)
   # Steps, or epochs as '30ep'. 0 takes the init weights as they are.

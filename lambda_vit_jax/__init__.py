@@ -25,6 +25,7 @@ _PUBLIC = {
   'linearize': 'linearizer',
   'load_export': 'exporter',
   'load_pretrained': 'load',
+  'merge_tokens': 'models.model',
   'nose': 'selection',
   'prune': 'models.model',
   'spectrum': 'fourier',

@@ -16,6 +16,9 @@ def count_macs(
   num_classes: int,
   read_tokens: int | None = None,
   linear_inputs: Sequence[str] = ('token',),
+  merged: Sequence[int] = (),
+  leading_tokens: int = 1,
+  key_dim: int | None = None,
 ) -> int:
   """Multiply-accumulates of one image (products only, no norm, no softmax).
 
@@ -32,6 +35,11 @@ def count_macs(
       many leading tokens are read: from the last block that mixes tokens on,
       only they have queries, projections and MLPs.
     linear_inputs: what blocks in mode `linear` map.
+    merged: tokens that each block merges away behind its attention; none
+      where it is empty.
+    leading_tokens: tokens that are never merged.
+    key_dim: channels that tokens are matched on, to count the products of
+      matching and merging too; None leaves them out.
   """
   total = patches * patch_inputs * embed_dim + num_classes * embed_dim
   mixing_modes = {'full', 'diluted'}
@@ -39,9 +47,10 @@ def count_macs(
     mixing_modes.add('linear')
   mixing = [i for i, mode in enumerate(modes) if mode in mixing_modes]
   last = mixing[-1] if mixing else -1
+  square = embed_dim * embed_dim
   for index, mode in enumerate(modes):
-    rows = tokens if read_tokens is None or index < last else read_tokens
-    square = embed_dim * embed_dim
+    narrow = read_tokens is not None and index >= last
+    rows = read_tokens if narrow and read_tokens else tokens
     if mode in ('full', 'diluted'):
       total += 2 * tokens * square + 2 * rows * square
       total += 2 * rows * tokens * embed_dim
@@ -51,5 +60,13 @@ def count_macs(
         # Once an image and map; the class token's map may be the only one.
         own = 'class_map' in linear_inputs
         total += (own + (rows > own)) * square
+    if merged and merged[index] and not narrow:
+      second = (tokens - leading_tokens) // 2
+      if key_dim is not None:
+        first = tokens - leading_tokens - second
+        total += first * second * key_dim
+        total += merged[index] * second * (embed_dim + 1)
+      tokens -= merged[index]
+      rows = tokens
     total += int(2 * rows * mlp_ratio * square)
   return total

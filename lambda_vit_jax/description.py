@@ -71,6 +71,7 @@ def describe(model: Model) -> dict[str, Any]:
     'compensation': module.compensation,
     'linear_inputs': list(module.linear_inputs),
     'dilution_path': module.dilution_path,
+    'merge': list(module.merge),
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -142,6 +143,13 @@ def _rebuild(fields: Any) -> Model:
   )
   path = fields.get('dilution_path', 'attention')
   _require(path in DILUTION_PATHS, 'dilution_path')
+  merge = fields.get('merge', [])
+  _require(
+    isinstance(merge, list)
+    and all(_is_size(count, 0) for count in merge)
+    and len(merge) in (0, len(modes)),
+    '`merge` is no list of one number per block',
+  )
   module = model_lib.make_module(
     variant,
     num_classes=num_classes,
@@ -153,6 +161,7 @@ def _rebuild(fields: Any) -> Model:
     pre_norm_eps=float(pre_norm_eps),
     linear_inputs=linear_inputs,
     dilution_path=path,
+    merge=tuple(merge),
   )
   names = fields.get('class_names', [])
   _require(

@@ -54,8 +54,11 @@ def pruned_model(run: Run) -> Model:
 
   Raises:
     CheckpointError: the stage that makes it has not run.
+    ModelError: `model.merge` is more than the tokens allow.
   """
-  return run.load('dilute') if method(run) == 'dilute' else load_linear(run)
+  model = run.load('dilute') if method(run) == 'dilute' else load_linear(run)
+  merge = run.merge_schedule(model.module, model.attention_modes)
+  return model.replace(module=model.module.clone(merge=merge))
 
 
 def load_linear(run: Run) -> Model:

@@ -174,6 +174,8 @@ def starting_model(run: Run) -> Model:
       num_classes=len(run.dataset.class_names),
       image_size=resolve.image_size(settings['image_size']),
     ).replace(class_names=run.dataset.class_names)
+    # Merging is of the pruned model, and by this config.
+    model = model.replace(module=model.module.clone(merge=()))
   if settings['crop_ratio'] is None:
     return model
   ratio = resolve.number(settings['crop_ratio'], 'model.crop_ratio')
@@ -194,6 +196,8 @@ def pretrain(run: Run) -> None:
   """Trains the dense model, or takes the `init` weights as they are."""
   steps = _pretrain_steps(run)
   model = run.with_options(starting_model(run))
+  # Only to refuse what cannot work before hours of training.
+  run.merge_schedule(model.module, None)
   phases = (train.Phase(model.module, until=steps),)
   job = _training_job(run, 'pretrain', model, phases, Dilution(), None)
   _fit(run, job, model)
@@ -355,7 +359,12 @@ def dilute(run: Run) -> None:
   compensation = bool(run.config['dilute']['compensation'])
   diluting, settling = _dilution_steps(run)
   modes = dense.attention_modes
-  module = dense.module.clone(compensation=compensation)
+  pruned = surgery.modes_without(
+    layers, modes, dilution.final_mode(compensation)
+  )
+  module = dense.module.clone(
+    compensation=compensation, merge=run.merge_schedule(dense.module, pruned)
+  )
   model = dense.replace(module=module)
   if warm:
     fitted = linear_stage.load_linear(run)
@@ -375,9 +384,6 @@ def dilute(run: Run) -> None:
     )
   else:
     plan = Dilution(layers, diluting)
-    pruned = surgery.modes_without(
-      layers, modes, dilution.final_mode(compensation)
-    )
     phases = (
       train.Phase(
         module.clone(attention_modes=dilution.diluted_modes(layers, modes)),

@@ -2,7 +2,7 @@
 
 import functools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lambda_vit_jax import checkpoint, processes, resolve, sharding
+from lambda_vit_jax import checkpoint, merging, processes, resolve, sharding
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
@@ -19,9 +19,11 @@ from lambda_vit_jax.load import load_stage
 from lambda_vit_jax.metrics import MetricsWriter
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.trackers import make_trackers
+from lambda_vit_jax.typing import AttentionMode
 
 
 def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
@@ -242,6 +244,27 @@ class Run:
       dtype=jnp.dtype(dtype), remat=bool(settings['remat']), **options
     )
     return model.replace(module=module)
+
+  def merge_schedule(
+    self, module: ViT, modes: Sequence[AttentionMode] | None
+  ) -> tuple[int, ...]:
+    """The config's token merging, for `module` with its blocks in `modes`.
+
+    The dense model has none: what `pretrain` trains, and what selection and
+    fits look at. None where it is not known yet which attentions will go.
+
+    Raises:
+      ModelError: not a schedule, or more than the tokens allow.
+    """
+    settings = self.config['model']
+    rows, columns = module.grid_size
+    return merging.merge_schedule(
+      settings['merge'],
+      module.depth,
+      rows * columns,
+      settings['merge_start'],
+      modes,
+    )
 
   def fresh_model(self) -> Model:
     """The config's variant, not yet trained."""

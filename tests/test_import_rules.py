@@ -19,6 +19,7 @@ FLOORS = (
     'interrupt',
     'linear',
     'losses',
+    'merging',
     'metrics',
     'plots',
     'position',

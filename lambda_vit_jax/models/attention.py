@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lambda_vit_jax.merging import weighted_mean
 from lambda_vit_jax.models.layers import (
   Dense,
   accumulation_dtype,
@@ -45,7 +46,11 @@ def resolve_attention_kernel(
 
 
 def attend(
-  query: Array, key: Array, value: Array, kernel: AttentionKernel = 'explicit'
+  query: Array,
+  key: Array,
+  value: Array,
+  kernel: AttentionKernel = 'explicit',
+  sizes: Array | None = None,
 ) -> Array:
   """Softmax attention of `query` over `key` and `value`.
 
@@ -54,6 +59,8 @@ def attend(
     key: `[batch, heads, tokens, head_dim]`.
     value: `[batch, heads, tokens, head_dim]`.
     kernel: `explicit`, `xla` or `cudnn`, see `resolve_attention_kernel`.
+    sizes: how many tokens each key and value stands for, `[batch, tokens]`:
+      proportional attention, the same as over that many duplicates.
 
   Returns:
     `[batch, heads, queries, head_dim]` in the dtype of `value`.
@@ -61,8 +68,19 @@ def attend(
   if kernel != 'explicit':
     # The library's layout is [batch, tokens, heads, head_dim].
     query, key, value = (jnp.swapaxes(t, 1, 2) for t in (query, key, value))
+    bias = None
+    if sizes is not None:
+      batch, tokens = sizes.shape
+      bias = jnp.broadcast_to(
+        jnp.log(sizes)[:, None, None].astype(query.dtype),
+        (batch, 1, query.shape[1], tokens),
+      )
     mixed = jax.nn.dot_product_attention(
-      query, key, value, implementation=None if kernel == 'auto' else kernel
+      query,
+      key,
+      value,
+      bias,
+      implementation=None if kernel == 'auto' else kernel,
     )
     return jnp.swapaxes(mixed, 1, 2)
   accumulate = accumulation_dtype(value.dtype)
@@ -72,6 +90,8 @@ def attend(
     key,
     preferred_element_type=accumulate,
   )
+  if sizes is not None:
+    scores = scores + jnp.log(sizes)[:, None, None].astype(accumulate)
   # Normalising after the second product touches [queries, head_dim] numbers
   # instead of [queries, tokens]. The maximum cancels, so it has no gradient.
   largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -123,9 +143,23 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
   qkv_bias: bool = True
 
-  @nn.compact
-  def __call__(self, x: Array, queries: int | None = None) -> Array:
+  def __call__(
+    self, x: Array, queries: int | None = None, sizes: Array | None = None
+  ) -> Array:
     """`[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`."""
+    return self.with_keys(x, queries, sizes)[0]
+
+  @nn.compact
+  def with_keys(
+    self, x: Array, queries: int | None = None, sizes: Array | None = None
+  ) -> tuple[Array, Array]:
+    """What a call returns, and the keys `[batch, heads, tokens, head_dim]`.
+
+    Args:
+      x: `[batch, tokens, embed]`.
+      queries: compute that many leading tokens alone; all for None.
+      sizes: how many tokens each of `x` stands for, see `attend`.
+    """
     embed_dim = x.shape[-1]
     head_dim = embed_dim // self.num_heads
     projected = FusedProjection(self.dtype, self.qkv_bias, name='qkv')(
@@ -138,9 +172,12 @@ class Attention(nn.Module):
       for t in projected
     )
     kernel = resolve_attention_kernel(self.kernel, head_dim, self.dtype)
-    mixed = jnp.swapaxes(attend(query, key, value, kernel), 1, 2)
+    if sizes is not None and self.kernel == 'auto':
+      # Fused kernels take log(size) in half precision, and not every shape.
+      kernel = 'explicit'
+    mixed = jnp.swapaxes(attend(query, key, value, kernel, sizes), 1, 2)
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
-    return Dense(embed_dim, self.dtype, name='proj')(mixed)
+    return Dense(embed_dim, self.dtype, name='proj')(mixed), key
 
 
 class LinearAttention(nn.Module):
@@ -170,12 +207,17 @@ class LinearAttention(nn.Module):
     return mapped if mean is None else mapped + dense('mean', False)(mean)
 
   @nn.compact
-  def __call__(self, x: Array, queries: int | None = None) -> Array:
-    """n(x) `[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`."""
+  def __call__(
+    self, x: Array, queries: int | None = None, sizes: Array | None = None
+  ) -> Array:
+    """n(x) `[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`.
+
+    The mean counts each token as often as `sizes` `[batch, tokens]` says.
+    """
     mean = None
     if 'mean' in self.inputs:
       wide = x.astype(accumulation_dtype(x.dtype))
-      mean = wide.mean(axis=1, keepdims=True).astype(self.dtype)
+      mean = weighted_mean(wide, sizes)[:, None].astype(self.dtype)
     rows = x if queries is None else x[:, :queries]
     if 'class_map' not in self.inputs:
       return self._map(rows, mean, '')
@@ -207,7 +249,14 @@ class BlendedAttention(nn.Module):
     nn.share_scope(self, self.affine)
 
   def __call__(
-    self, x: Array, normal: Array, queries: int | None = None
+    self,
+    x: Array,
+    normal: Array,
+    queries: int | None = None,
+    sizes: Array | None = None,
   ) -> tuple[Array, Array]:
     """Norm1's output and n(x) to what either gives."""
-    return self.attention(x, queries), self.affine(normal, queries)
+    return (
+      self.attention(x, queries, sizes),
+      self.affine(normal, queries, sizes),
+    )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import complexity, surgery
+from lambda_vit_jax import complexity, merging, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import HAS_ATTENTION, ViT
@@ -47,6 +47,16 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
   if shape == 'constant' or depth == 1:
     return (float(rate),) * depth
   return tuple(float(rate) * i / (depth - 1) for i in range(depth))
+
+
+def _checked_merge(merge: Any, depth: int) -> tuple[int, ...]:
+  """One number of tokens per block, or ()."""
+  if not isinstance(merge, tuple) or len(merge) not in (0, depth):
+    raise ModelError(
+      f'merge={merge!r}: a module takes a tuple of one number per block; '
+      'merge_tokens(model, merge) takes the other forms'
+    )
+  return merge
 
 
 def make_module(
@@ -100,6 +110,7 @@ def make_module(
     'linear_inputs': surgery.check_linear_inputs(
       overrides.pop('linear_inputs', ('token',))
     ),
+    'merge': _checked_merge(overrides.pop('merge', ()), depth),
   }
   shared = {field.name for field in dataclasses.fields(Variant)} & set(
     ViT.__dataclass_fields__
@@ -249,6 +260,9 @@ class Model:
       num_classes=module.num_classes * (1 + module.distilled),
       read_tokens=module.read_tokens if executed else None,
       linear_inputs=module.linear_inputs,
+      merged=module.merge_counts,
+      leading_tokens=module.num_prefix_tokens,
+      key_dim=module.embed_dim // module.num_heads if executed else None,
     )
 
   def replace(self, **changes: Any) -> 'Model':
@@ -363,6 +377,31 @@ def prune(
     module=model.module.clone(attention_modes=modes),
     params=surgery.prune_tree(model.params, gone),
   )
+
+
+def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
+  """The model with token merging in the blocks that have attention.
+
+  Needs no training: the parameters stay as they are (`merging`).
+
+  Args:
+    model: left as it is; merging that it has is replaced.
+    merge: tokens per block, a list with one number per block, `constant:8` or
+      `decreasing:8` (`merging.merge_schedule`); 0 for none.
+    start: the first block that merges.
+
+  Returns:
+    A new `Model` that shares the parameters.
+
+  Raises:
+    ModelError: another form, or more than the tokens allow.
+  """
+  module = model.module
+  rows, columns = module.grid_size
+  schedule = merging.merge_schedule(
+    merge, model.depth, rows * columns, start, model.attention_modes
+  )
+  return model.replace(module=module.clone(merge=schedule))
 
 
 def fold(model: Model) -> Model:

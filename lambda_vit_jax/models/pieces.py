@@ -8,13 +8,23 @@ arguments. All functions are traceable and none is jitted.
 
 from typing import Any
 
+from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.vit import EncoderBlock, ViT
 from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params
 
 
 def stem_of(module: ViT) -> ViT:
-  """The module without its blocks: it embeds and reads out."""
+  """The module without its blocks: it embeds and reads out.
+
+  Raises:
+    ModelError: blocks merge tokens, so that they pass on more than a stream.
+  """
+  if module.merge:
+    raise ModelError(
+      'the model merges tokens; searches, profiles and fits look at the '
+      'network without: give them merge_tokens(model, 0)'
+    )
   return module.clone(
     depth=0,
     attention_modes=(),

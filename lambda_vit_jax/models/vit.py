@@ -13,6 +13,9 @@ One block is `x <- r·x + a·drop_path(attn(norm1(x)))`, then
 
 Submodules carry timm's names; nothing relies on automatic numbering, so a
 removed submodule never renames another.
+
+Blocks in mode `full` can merge tokens between their halves (`merging`); what
+follows then works on fewer, each with a size, the patches it stands for.
 """
 
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lambda_vit_jax import merging
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
@@ -72,6 +76,8 @@ class EncoderBlock(nn.Module):
     layer_scale: initial γ, or None for no LayerScale.
     linear_inputs: what mode `linear` maps, see `LinearAttention`.
     dilution_path: what mode `diluted` leads from and to, see `DILUTION_PATHS`.
+    merge: patch tokens that mode `full` merges away behind its attention.
+    num_prefix_tokens: leading tokens that are never merged.
   """
 
   num_heads: int
@@ -85,6 +91,8 @@ class EncoderBlock(nn.Module):
   drop_path_rate: float = 0.0
   linear_inputs: tuple[str, ...] = ('token',)
   dilution_path: str = 'attention'
+  merge: int = 0
+  num_prefix_tokens: int = 1
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
 
@@ -109,6 +117,7 @@ class EncoderBlock(nn.Module):
     drop_path_key: Array | None = None,
     read_tokens: int | None = None,
     halvings: int | None = None,
+    sizes: Array | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Applies the block.
 
@@ -121,12 +130,15 @@ class EncoderBlock(nn.Module):
       halvings: with k, `x` is `2^-k` of the stream, and so is what returns: an
         identity block, counted in k, has nothing left to do. With None the
         factor 2 is computed.
+      sizes: how many patches each token stands for, `[batch, tokens]`; None
+        for one each.
 
     Returns:
-      The stream `[batch, read_tokens or tokens, embed]`, and the named
+      The stream `[batch, read_tokens or tokens - merge, embed]`, and the named
       intermediates: `input`, `norm1` and `attention` (where the mode has
       them; `attention` is what the branch adds at scale 1), the stream
-      `after_attention`, `mlp` (what that branch adds) and `output`.
+      `after_attention` (merged), `mlp` (what that branch adds) and `output`;
+      `sizes` of the output's tokens once there are any.
     """
     taps = {'input': x}
     halved = halvings or 0
@@ -135,9 +147,9 @@ class EncoderBlock(nn.Module):
     mode = self.attention_mode
     if mode == 'diluted' and self.dilution_path != 'attention':
       branch = (
-        self._blend(x, dilution_factor, read_tokens, halved)
+        self._blend(x, dilution_factor, read_tokens, halved, sizes)
         if self.dilution_path == 'to_linear'
-        else self._map(x, read_tokens, halved)
+        else self._map(x, read_tokens, halved, sizes)
       )
       branch = share * drop_path(
         branch, self.drop_path_rate, fold_key(drop_path_key, 0)
@@ -150,18 +162,23 @@ class EncoderBlock(nn.Module):
       )
     elif mode in ('full', 'diluted'):
       taps['norm1'] = self._norm('norm1')(x, halved)
-      attention = Attention(
+      attention, keys = Attention(
         self.num_heads,
         self.attention_kernel,
         self.dtype,
         self.qkv_bias,
         name='attn',
-      )(taps['norm1'], read_tokens)
+      ).with_keys(taps['norm1'], read_tokens, sizes)
       taps['attention'] = attention = self._scale(attention, 'ls1')
       attention = drop_path(
         attention, self.drop_path_rate, fold_key(drop_path_key, 0)
       )
       stream = self._mix(stream, share * attention, dilution_factor)
+      if self.merge and read_tokens is None:
+        # With `read_tokens` there is nothing left that would read the others.
+        leading = self.num_prefix_tokens
+        matching = merging.match(keys.mean(axis=1), self.merge, leading)
+        stream, sizes = merging.merge(stream, sizes, matching, leading)
     elif mode == 'linear':
       # All tokens only where the map reads their mean.
       taps['norm1'] = self._norm('norm1', affine=False)(
@@ -169,11 +186,13 @@ class EncoderBlock(nn.Module):
       )
       taps['attention'] = LinearAttention(
         self.linear_inputs, self.dtype, name='attn'
-      )(taps['norm1'], read_tokens)
+      )(taps['norm1'], read_tokens, sizes)
       stream = stream + share * taps['attention']
     elif mode == 'identity' and halvings is None:
       stream = 2.0 * stream
     taps['after_attention'] = stream
+    if sizes is not None and read_tokens is None:
+      taps['sizes'] = sizes
 
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
     mlp = MlpBlock(hidden_dim, self.activation, self.dtype, name='mlp')(
@@ -186,11 +205,17 @@ class EncoderBlock(nn.Module):
     taps['output'] = stream
     return stream, taps
 
-  def _map(self, x: Array, read_tokens: int | None, halved: int) -> Array:
+  def _map(
+    self,
+    x: Array,
+    read_tokens: int | None,
+    halved: int,
+    sizes: Array | None,
+  ) -> Array:
     """The affine map of n(x), on its way out."""
     normal = self._norm('norm1', affine=False)(x, halved)
     return LinearAttention(self.linear_inputs, self.dtype, name='attn')(
-      normal, read_tokens
+      normal, read_tokens, sizes
     )
 
   def _blend(
@@ -199,6 +224,7 @@ class EncoderBlock(nn.Module):
     dilution_factor: Array | None,
     read_tokens: int | None,
     halved: int,
+    sizes: Array | None,
   ) -> Array:
     """`λ·attn + (1 - λ)·(W·n(x) + b)`: a warm start's first half."""
     if dilution_factor is None:
@@ -214,6 +240,7 @@ class EncoderBlock(nn.Module):
       self._norm('norm1')(x, halved),
       self._norm('norm', affine=False)(x, halved),
       read_tokens,
+      sizes,
     )
     factor = dilution_factor.astype(affine.dtype)
     return factor * self._scale(attention, 'ls1') + (1.0 - factor) * affine
@@ -253,6 +280,8 @@ class ViT(nn.Module):
     linear_inputs: what blocks in mode `linear` map: `token`, and perhaps
       `mean` (of the image's tokens) and `class_map` (one for that token).
     dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
+    merge: patch tokens that each block is to merge away, empty for none; see
+      `merge_counts` for what they do.
   """
 
   image_size: tuple[int, int]
@@ -279,6 +308,7 @@ class ViT(nn.Module):
   norm_before_pool: bool = True
   linear_inputs: tuple[str, ...] = ('token',)
   dilution_path: str = 'attention'
+  merge: tuple[int, ...] = ()
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -318,6 +348,12 @@ class ViT(nn.Module):
     ]
     return mixing[-1] if mixing else -1
 
+  @property
+  def merge_counts(self) -> tuple[int, ...]:
+    """Patch tokens that each block merges away (`merging.merge_counts`)."""
+    patches = self.num_tokens - self.num_prefix_tokens
+    return merging.merge_counts(self.merge, self.attention_modes, patches)
+
   def block_fields(self, block_index: int) -> dict[str, Any]:
     """The fields of one `EncoderBlock`."""
     return {
@@ -332,6 +368,8 @@ class ViT(nn.Module):
       'drop_path_rate': self.drop_path_rates[block_index],
       'linear_inputs': self.linear_inputs,
       'dilution_path': self.dilution_path,
+      'merge': self.merge_counts[block_index],
+      'num_prefix_tokens': self.num_prefix_tokens,
       'attention_kernel': self.attention_kernel,
       'dtype': self.dtype,
     }
@@ -402,7 +440,7 @@ class ViT(nn.Module):
     return self.norm_pre(x) if self.pre_norm else x
 
   def readout(
-    self, x: Array, halvings: int = 0
+    self, x: Array, halvings: int = 0, sizes: Array | None = None
   ) -> tuple[Array, dict[str, Array]]:
     """The last stream to logits `[batch, num_classes]` float32.
 
@@ -410,6 +448,7 @@ class ViT(nn.Module):
     no head, and `features` (pooled, after the final norm; the mean of both
     leading tokens where there are two) among the intermediates. `x` may hold
     the `read_tokens` leading tokens alone; it is `2^-halvings` of the stream.
+    A mean over the patches counts each token `sizes` times.
     """
     taps = {}
     if self.norm_before_pool:
@@ -417,7 +456,10 @@ class ViT(nn.Module):
     if self.pooling == 'token':
       pooled = x[:, 0]
     else:
-      pooled = x[:, self.num_prefix_tokens :].mean(axis=1)
+      leading = self.num_prefix_tokens
+      pooled = merging.weighted_mean(
+        x[:, leading:], None if sizes is None else sizes[:, leading:]
+      )
     if not self.norm_before_pool:
       pooled = self.fc_norm(pooled, halvings)
     taps['features'] = pooled
@@ -458,6 +500,7 @@ class ViT(nn.Module):
     x = self.embed(images)
     taps: dict[str, Any] = {'embedding': x}
     counts = doublings(self.attention_modes)
+    sizes = None
     for block_index in range(self.depth):
       narrow = not capture and block_index >= self.last_mixing_block
       factor = None if dilution_factor is None else dilution_factor[block_index]
@@ -467,11 +510,14 @@ class ViT(nn.Module):
         fold_key(drop_path_key, block_index),
         self.read_tokens if narrow else None,
         None if capture else counts[block_index],
+        sizes,
       )
+      sizes = block_taps.get('sizes')
       if capture:
         taps[block_name(block_index)] = block_taps
     if capture:
-      logits, readout_taps = self.readout(x)
+      logits, readout_taps = self.readout(x, 0, sizes)
       return logits, taps | readout_taps
-    logits, taps = self.readout(x, counts[-1] if counts else 0)
+    halvings = counts[-1] if counts else 0
+    logits, taps = self.readout(x, halvings, sizes)
     return logits, {'features': taps['features']}

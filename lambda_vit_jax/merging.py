@@ -1,0 +1,294 @@
+"""Token merging: bipartite soft matching, and how many tokens each block loses.
+
+Written from the paper (Bolya et al., "Token Merging: Your ViT But Faster",
+arXiv 2210.09461). Behind an attention, the image's tokens fall alternately
+into two sets. Each token of the first set is linked to the token of the
+second whose key (the mean over heads) is most similar by cosine; along the r
+strongest links tokens are merged into the mean weighted by how many patches
+each stands for, its size. Leading tokens (class, distillation, registers)
+never take part. Shapes depend on r alone, which is static.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.typing import Array, AttentionMode
+
+SCHEDULES = ('constant', 'decreasing')
+"""R in every block, or linearly from 2·R in the first one to 0 in the last."""
+
+_SCHEDULE = re.compile(r'([a-z]+):([0-9]{1,6})')
+_INTEGER = re.compile(r'[0-9]{1,6}')
+
+
+class Matching(NamedTuple):
+  """Which patch tokens merge; `first` has those at even places, `second` odd.
+
+  Attributes:
+    kept: places in `first` that stay, ascending, `[..., first - r]`.
+    merged: places in `first` that go, strongest link first, `[..., r]`.
+    into: their partners' places in `second`, `[..., r]`.
+  """
+
+  kept: Array
+  merged: Array
+  into: Array
+
+
+def most(patches: int) -> int:
+  """The most of so many patch tokens that one merging can take away."""
+  return patches // 2
+
+
+def match(keys: Array, count: int, leading: int) -> Matching:
+  """Bipartite soft matching; no gradient flows through the choice.
+
+  Args:
+    keys: one vector per token, `[..., tokens, channels]`.
+    count: r, how many tokens go; static, at most `most(patches)`.
+    leading: tokens in front that take no part.
+  """
+  wide = _wide(keys.dtype)
+  keys = jax.lax.stop_gradient(keys[..., leading:, :]).astype(wide)
+  norm = jnp.sqrt((keys * keys).sum(axis=-1, keepdims=True))
+  # A key of zeros is similar to none.
+  keys = keys / jnp.maximum(norm, jnp.finfo(wide).tiny)
+  similarity = jnp.einsum(
+    '...ac,...bc->...ab',
+    *_halves(keys, axis=-2),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  # Stable: on a tie the lower place goes first.
+  order = jnp.argsort(-similarity.max(axis=-1), axis=-1, stable=True)
+  merged = order[..., :count]
+  into = _take(similarity.argmax(axis=-1), merged, axis=-1)
+  return Matching(jnp.sort(order[..., count:], axis=-1), merged, into)
+
+
+def merge(
+  x: Array, sizes: Array | None, matching: Matching, leading: int
+) -> tuple[Array, Array]:
+  """Merges tokens into the mean over the patches that they stand for.
+
+  Args:
+    x: `[..., tokens, embed]`.
+    sizes: patches that each token stands for, `[..., tokens]`; None for one.
+    matching: of these tokens.
+    leading: tokens in front that stay as they are.
+
+  Returns:
+    The tokens `[..., tokens - r, embed]`: the leading ones, those of `first`
+    that stay, then `second`; and their sizes. Sums of sizes are kept.
+  """
+  if sizes is None:
+    sizes = jnp.ones(x.shape[:-1], _wide(x.dtype))
+  first, second = _halves(x[..., leading:, :], axis=-2)
+  first_sizes, second_sizes = _halves(sizes[..., leading:], axis=-1)
+  gone = matching.merged
+  gone_sizes = _take(first_sizes, gone, axis=-1)
+  # A product with zeros and ones instead of a scatter, which processors and
+  # accelerators alike do one row at a time.
+  into = jax.nn.one_hot(matching.into, second.shape[-2], dtype=sizes.dtype)
+  gained = jnp.einsum(
+    '...rb,...r->...b',
+    into,
+    gone_sizes,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  wide = _take(first, gone[..., None], axis=-2).astype(sizes.dtype)
+  sums = jnp.einsum(
+    '...rb,...rc->...bc',
+    into,
+    gone_sizes[..., None] * wide,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  # The weighted mean, as a step from where the token is: one that gains
+  # nothing stays what it is to the last bit.
+  wide = second.astype(sizes.dtype)
+  step = sums - gained[..., None] * wide
+  wide = wide + step / (second_sizes + gained)[..., None]
+  merged = [
+    x[..., :leading, :],
+    _take(first, matching.kept[..., None], axis=-2),
+    wide.astype(x.dtype),
+  ]
+  merged_sizes = [
+    sizes[..., :leading],
+    _take(first_sizes, matching.kept, axis=-1),
+    second_sizes + gained,
+  ]
+  return (
+    jnp.concatenate(merged, axis=-2),
+    jnp.concatenate(merged_sizes, axis=-1),
+  )
+
+
+def weighted_mean(x: Array, sizes: Array | None) -> Array:
+  """The mean over the patches that the tokens stand for.
+
+  Args:
+    x: `[..., tokens, embed]`.
+    sizes: `[..., tokens]`; None for the plain mean.
+  """
+  if sizes is None:
+    return x.mean(axis=-2)
+  wide = x.astype(sizes.dtype)
+  total = (wide * sizes[..., None]).sum(axis=-2)
+  return (total / sizes.sum(axis=-1, keepdims=True)).astype(x.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+  """Where similarities and sums are kept: float32, or float64 if that is."""
+  return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _halves(x: Array, axis: int) -> tuple[Array, Array]:
+  """Every other entry from the first on, and from the second on."""
+  end = x.shape[axis]
+  axis %= x.ndim
+  return (
+    jax.lax.slice_in_dim(x, 0, end, 2, axis),
+    jax.lax.slice_in_dim(x, 1, end, 2, axis),
+  )
+
+
+def _take(x: Array, places: Array, axis: int) -> Array:
+  return jnp.take_along_axis(x, places, axis=axis, mode='promise_in_bounds')
+
+
+def merge_counts(
+  schedule: Sequence[int], modes: Sequence[AttentionMode], patches: int
+) -> tuple[int, ...]:
+  """How many tokens each block really merges.
+
+  Blocks in mode `full` merge. The others have no keys, and `diluted` ones are
+  about to lose them: a block that merged until λ = 0 would change the number
+  of tokens in one step.
+
+  Args:
+    schedule: wanted per block; empty for none.
+    modes: one per block.
+    patches: patch tokens of the first block.
+
+  Returns:
+    Per block the wanted number, or as many as the tokens still allow.
+  """
+  counts = []
+  for mode, wanted in zip(modes, schedule or (0,) * len(modes), strict=True):
+    counts.append(min(wanted, most(patches)) if mode == 'full' else 0)
+    patches -= counts[-1]
+  return tuple(counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+  """A parsed `merge`, and whether its numbers are meant to the letter."""
+
+  counts: tuple[int, ...]
+  exact: bool
+
+
+def merge_schedule(
+  merge: Any,
+  depth: int,
+  patches: int,
+  start: Any = 0,
+  modes: Sequence[AttentionMode] | None = None,
+) -> tuple[int, ...]:
+  """How many tokens each block is to merge.
+
+  Args:
+    merge: tokens per block (`8`), a list of one number per block, or
+      `constant:8` (the same as `8`) or `decreasing:8` (from 16 in block
+      `start` linearly to 0 in the last block: 8 on average). None and 0 are
+      none. Numbers may come as text.
+    depth: blocks.
+    patches: patch tokens of one image.
+    start: the first block that merges.
+    modes: one per block. Where they are known, a list is held against what
+      is left for each block. In the other forms later blocks merge as many
+      as they can if that is fewer.
+
+  Returns:
+    One number per block, or () where nothing merges.
+
+  Raises:
+    ModelError: not one of these forms, or more than the tokens allow.
+  """
+  text = str(start).strip()
+  whole = not isinstance(start, bool) and _INTEGER.fullmatch(text)
+  if not whole or int(text) >= depth:
+    raise ModelError(
+      f'merge_start={start!r}: the first block that merges tokens, from 0 to '
+      f'{depth - 1}'
+    )
+  first = int(text)
+  wanted = _parse(merge, depth, first)
+  counts = (0,) * first + wanted.counts[first:]
+  left = patches
+  for index, count in enumerate(counts):
+    if count > most(left):
+      raise ModelError(
+        f'merge: block {index} is to merge {count} tokens, but has '
+        f'{left} of the image and can merge {most(left)}; lower the number'
+      )
+    if wanted.exact and modes is not None and modes[index] == 'full':
+      left -= count
+  return counts if any(counts) else ()
+
+
+def _parse(merge: Any, depth: int, start: int) -> _Wanted:
+  """The numbers that a user's `merge` stands for."""
+  if merge is None:
+    return _Wanted((0,) * depth, False)
+  if isinstance(merge, str):
+    text = merge.strip().strip('()[]').strip()
+    if ',' in text:
+      return _parse(text.strip(',').split(','), depth, start)
+    named = _SCHEDULE.fullmatch(text)
+    if named and named[1] in SCHEDULES:
+      mean = int(named[2])
+      if named[1] == 'decreasing':
+        return _Wanted(_decreasing(mean, depth, start), False)
+      return _Wanted((mean,) * depth, False)
+    merge = text
+  if isinstance(merge, Iterable) and not isinstance(merge, str):
+    each = tuple(_count(value, merge) for value in merge)
+    if len(each) != depth:
+      raise ModelError(
+        f'merge: {len(each)} numbers for {depth} blocks; give one number for '
+        'all, or one per block'
+      )
+    return _Wanted(each, True)
+  return _Wanted((_count(merge, merge),) * depth, False)
+
+
+def _count(value: Any, merge: Any) -> int:
+  text = str(value).strip()
+  if isinstance(value, bool) or not _INTEGER.fullmatch(text):
+    raise ModelError(
+      f'merge={merge!r}: give the tokens that each block merges (8), a list '
+      'with one number per block, constant:8 or decreasing:8'
+    )
+  return int(text)
+
+
+def _decreasing(mean: int, depth: int, start: int) -> tuple[int, ...]:
+  """Linearly from 2·mean to 0, in whole numbers with the sum of the line."""
+  blocks = depth - start
+  if blocks == 1:
+    return (0,) * start + (mean,)
+  # Of the first k numbers of the line, rounded: the steps add up.
+  sums = [
+    round(mean * k * (2 * blocks - 1 - k) / (blocks - 1))
+    for k in range(blocks + 1)
+  ]
+  steps = [after - before for before, after in itertools.pairwise(sums)]
+  return (0,) * start + tuple(steps)
