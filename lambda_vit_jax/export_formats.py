@@ -213,14 +213,21 @@ def read_onnx(path: epath.Path) -> Callable[[Array], Array]:
   return predict
 
 
-def difference(reference: Array, found: Array) -> float:
-  """`max |found - reference| / max(1, max |reference|)`; inf if not finite."""
+def difference(reference: Array, found: Array, typical: bool = False) -> float:
+  """`max |found - reference| / max(1, max |reference|)`; inf if not finite.
+
+  Args:
+    reference: `[batch, num_classes]`.
+    found: what should be the same.
+    typical: of the median image instead of the worst.
+  """
   reference = np.asarray(reference, np.float64)
   found = np.asarray(found, np.float64)
   if reference.shape != found.shape:
     return math.inf
   largest = max(1.0, float(np.abs(reference).max()))
-  worst = float(np.abs(found - reference).max() / largest)
+  each = np.abs(found - reference).max(axis=-1) / largest
+  worst = float(np.median(each) if typical else each.max())
   return worst if math.isfinite(worst) else math.inf
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax import convert
+from lambda_vit_jax import convert, onnx_merging
 from lambda_vit_jax.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.surgery import block_name
@@ -98,6 +98,10 @@ class _Writer:
       module.num_classes or module.embed_dim,
     )
     self.add = self.graph.add
+    # Tokens of the stream, and how many patches each of them stands for.
+    self.tokens = module.num_tokens
+    self.sizes: str | None = None
+    self.batch = ''
 
   def parameter(self, path: str) -> str:
     return self.graph.parameter(self.params[path], path, self.dtype)
@@ -163,9 +167,12 @@ class _Writer:
     x = self.add(
       'Add', x, self.graph.parameter(positions, 'positions', self.dtype)
     )
-    batch = self.slice(self.add('Shape', images), 0, 1, 0)
+    self.batch = self.slice(self.add('Shape', images), 0, 1, 0)
     shape = self.add(
-      'Concat', batch, np.asarray([count, module.embed_dim], np.int64), axis=0
+      'Concat',
+      self.batch,
+      np.asarray([count, module.embed_dim], np.int64),
+      axis=0,
     )
     prefix = self.add(
       'Expand', self.graph.parameter(prefix, 'prefix', self.dtype), shape
@@ -175,12 +182,15 @@ class _Writer:
       x = self.norm(x, 'norm_pre', module.pre_norm_eps)
     return x
 
-  def attention(self, x: str, path: str, queries: int | None) -> str:
+  def attention(
+    self, x: str, path: str, queries: int | None
+  ) -> tuple[str, str]:
+    """What the attention gives, and its keys."""
     module = self.module
     width, heads = module.embed_dim, module.num_heads
     head_dim = width // heads
     x = self.dense(x, f'{path}/qkv')
-    x = self.reshape(x, (-1, module.num_tokens, 3, heads, head_dim))
+    x = self.reshape(x, (-1, self.tokens, 3, heads, head_dim))
     x = self.add('Transpose', x, perm=[2, 0, 3, 1, 4])
     query, key, value = (
       self.add('Squeeze', part, np.asarray([0], np.int64))
@@ -188,20 +198,43 @@ class _Writer:
     )
     query = self.leading(query, queries, 2)
     query = self.add('Mul', query, np.float32(head_dim**-0.5))
-    key = self.add('Transpose', key, perm=[0, 1, 3, 2])
-    weights = self.add('Softmax', self.add('MatMul', query, key), axis=-1)
+    scores = self.add(
+      'MatMul', query, self.add('Transpose', key, perm=[0, 1, 3, 2])
+    )
+    if self.sizes is not None:
+      logs = self.add('Log', self.sizes)
+      logs = self.add('Unsqueeze', logs, np.asarray([1, 2], np.int64))
+      scores = self.add('Add', scores, logs)
+    weights = self.add('Softmax', scores, axis=-1)
     x = self.add(
       'Transpose', self.add('MatMul', weights, value), perm=[0, 2, 1, 3]
     )
-    rows = module.num_tokens if queries is None else queries
-    return self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
+    rows = self.tokens if queries is None else queries
+    x = self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
+    return x, key
+
+  def mean(self, x: str, keepdims: int) -> str:
+    """Over all tokens, or the patches, each as often as its size says."""
+    if self.sizes is None:
+      return self.add('ReduceMean', x, axes=[1], keepdims=keepdims)
+    sizes = self.sizes
+    if not keepdims:
+      sizes = self.slice(sizes, self.module.num_prefix_tokens, self.tokens, 1)
+    sizes = self.add('Unsqueeze', sizes, np.asarray([2], np.int64))
+    axes = np.asarray([1], np.int64)
+    total = self.add(
+      'ReduceSum', self.add('Mul', x, sizes), axes, keepdims=keepdims
+    )
+    return self.add(
+      'Div', total, self.add('ReduceSum', sizes, axes, keepdims=keepdims)
+    )
 
   def affine_map(self, x: str, path: str, rows: int) -> str:
     """Mode `linear` on the first rows, see `LinearAttention`."""
     inputs = self.module.linear_inputs
     mean = None
     if 'mean' in inputs:
-      mean = self.add('ReduceMean', x, axes=[1], keepdims=1)
+      mean = self.mean(x, 1)
 
     def mapped(y: str, prefix: str) -> str:
       y = self.dense(y, f'{path}/{prefix}linear')
@@ -210,7 +243,7 @@ class _Writer:
       return self.add('Add', y, self.dense(mean, f'{path}/{prefix}mean'))
 
     if 'class_map' not in inputs:
-      whole = rows == self.module.num_tokens or mean is None
+      whole = rows == self.tokens or mean is None
       return mapped(x if whole else self.leading(x, rows, 1), '')
     first = mapped(self.slice(x, 0, 1, 1), 'class_')
     if rows == 1:
@@ -236,15 +269,17 @@ class _Writer:
     queries = module.read_tokens if last else None
     if mode == 'full':
       branch = self.norm(x, f'{name}/norm1', epsilon)
-      branch = self.attention(branch, f'{name}/attn', queries)
+      branch, keys = self.attention(branch, f'{name}/attn', queries)
       branch = self.scaled(branch, f'{name}/ls1')
       x = self.add('Add', self.leading(x, queries, 1), branch)
+      if module.merge_counts[block_index] and queries is None:
+        x = self.merge(x, keys, module.merge_counts[block_index])
     elif mode == 'linear':
       branch = self.norm(x, f'{name}/norm1', epsilon)
       narrow = (
         module.read_tokens and block_index >= module.last_mixing_block >= 0
       )
-      rows = module.num_tokens
+      rows = self.tokens
       if narrow and module.read_tokens:
         rows = module.read_tokens
       branch = self.affine_map(branch, f'{name}/attn', rows)
@@ -256,6 +291,22 @@ class _Writer:
     branch = self.dense(branch, f'{name}/mlp/fc2')
     return self.add('Add', x, self.scaled(branch, f'{name}/ls2'))
 
+  def merge(self, x: str, keys: str, count: int) -> str:
+    """The stream with `count` tokens merged away."""
+    if self.sizes is None:
+      self.sizes = onnx_merging.ones(self.add, self.batch, self.tokens)
+    x, self.sizes = onnx_merging.merge(
+      self.add,
+      x,
+      self.sizes,
+      keys,
+      tokens=self.tokens,
+      count=count,
+      leading=self.module.num_prefix_tokens,
+    )
+    self.tokens -= count
+    return x
+
   def token(self, x: str, index: int) -> str:
     return self.add('Gather', x, np.asarray(index, np.int64), axis=1)
 
@@ -266,8 +317,8 @@ class _Writer:
     if module.pooling == 'token':
       pooled = [self.token(x, i) for i in range(1 + module.distilled)]
     else:
-      x = self.slice(x, module.num_prefix_tokens, module.num_tokens, 1)
-      pooled = [self.add('ReduceMean', x, axes=[1], keepdims=0)]
+      x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
+      pooled = [self.mean(x, 0)]
     if not module.norm_before_pool:
       pooled[0] = self.norm(pooled[0], 'fc_norm', epsilon)
     if module.num_classes:

@@ -68,6 +68,7 @@ FLOORS = (
     'foreign',
     'load',
     'onnx_graph',
+    'onnx_merging',
     'job',
     'persistence',
     'resume',

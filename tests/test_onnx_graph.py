@@ -1,5 +1,6 @@
 """The ONNX graph, run by a few lines of numpy: what timm computes."""
 
+import dataclasses
 import json
 import math
 
@@ -29,31 +30,54 @@ def softmax(x, axis):
   return weights / weights.sum(axis=axis, keepdims=True)
 
 
+def top_k(x, k, axis, largest, **_):
+  order = np.argsort(-x if largest else x, axis=axis, kind='stable')
+  order = np.take(order, np.arange(k[0]), axis)
+  return np.take_along_axis(x, order, axis), order
+
+
 # ONNX's definitions, for the forms that our graphs use.
 OPERATORS = {
   'Add': np.add,
+  'ArgMax': lambda x, axis, keepdims: x.argmax(axis),
   'Cast': lambda x, to: x.astype({1: np.float32}[to]),
   'Concat': lambda *xs, axis: np.concatenate(xs, axis),
+  'Div': np.divide,
+  'Equal': np.equal,
   'Erf': np.vectorize(math.erf, otypes=[np.float32]),
   'Expand': np.broadcast_to,
   'Gather': lambda x, index, axis: np.take(x, index, axis),
+  'GatherElements': np.take_along_axis,
+  'GatherND': lambda x, places, batch_dims: np.take_along_axis(x, places, 1),
   'Identity': lambda x: x,
   'LayerNormalization': layer_norm,
+  'Log': np.log,
   'MatMul': np.matmul,
+  'Max': np.maximum,
   'Mul': np.multiply,
+  'ReduceL2': lambda x, axes, keepdims: np.sqrt(
+    np.square(x).sum(axis=tuple(axes), keepdims=bool(keepdims))
+  ),
+  'ReduceMax': lambda x, axes, keepdims: x.max(axis=tuple(axes)),
   'ReduceMean': lambda x, axes, keepdims: x.mean(
+    axis=tuple(axes), keepdims=bool(keepdims)
+  ),
+  'ReduceSum': lambda x, axes, keepdims: x.sum(
     axis=tuple(axes), keepdims=bool(keepdims)
   ),
   'Reshape': np.reshape,
   'Shape': lambda x: np.asarray(x.shape, np.int64),
   'Sigmoid': lambda x: 1 / (1 + np.exp(-x)),
-  'Slice': lambda x, start, stop, axis: np.take(
-    x, np.arange(start[0], stop[0]), axis[0]
+  'Slice': lambda x, start, stop, axis, step=(1,): np.take(
+    x, np.arange(start[0], min(stop[0], x.shape[axis[0]]), step[0]), axis[0]
   ),
   'Softmax': softmax,
   'Split': lambda x, axis: np.split(x, 3, axis),
+  'Sub': np.subtract,
   'Squeeze': lambda x, axes: np.squeeze(x, tuple(axes)),
+  'TopK': top_k,
   'Transpose': lambda x, perm: np.transpose(x, perm),
+  'Unsqueeze': lambda x, axes: np.expand_dims(x, tuple(axes)),
 }
 
 
@@ -131,3 +155,31 @@ def test_half_precision_is_stored_where_it_is_exact(pruned, images):
   # What float16 would change stays as it is.
   graph = onnx_graph.build(folded, 'float16')
   assert graph.arrays['block00/mlp/fc1/kernel'].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'pooling': 'avg', 'num_registers': 2, 'layer_scale': 0.5},
+  ],
+)
+def test_merged_tokens(tiny_variant, images, fields):
+  variant = dataclasses.replace(tiny_variant, **fields)
+  module = model_lib.make_module(
+    variant,
+    attention_modes=('full', 'linear', 'full'),
+    linear_inputs=('token', 'mean', 'class_map'),
+  )
+  params = model_lib.init_params(module, 0)
+  # The maps start as zeros.
+  params['block01']['attn'] = jax.tree.map(
+    lambda leaf: leaf + 0.1, params['block01']['attn']
+  )
+  model = model_lib.Model(module, params, 'tiny', variant.preprocessing((8, 8)))
+  # Half of them, and then all of the first set but one.
+  merged = model_lib.merge_tokens(model, [8, 0, 3])
+  logits = run(onnx_graph.build(merged), images)
+  # Float32 sums of numbers around 1, in another order.
+  np.testing.assert_allclose(logits, merged(images), rtol=1e-4, atol=1e-5)
+  assert np.abs(logits - model(images)).max() > 1e-4
