@@ -262,6 +262,48 @@ def timm_table(found: dict[str, Any]) -> str:
   )
 
 
+def merging_table(found: dict[str, Any]) -> str:
+  """Speed against the tokens that are merged."""
+  rows = [
+    (
+      name,
+      str(row['tokens_left']),
+      f'{row["macs"] / 1e9:.2f}',
+      f'{row["macs_executed"] / 1e9:.2f}',
+      span(row['images_per_second']),
+      span(row['over_first']),
+      f'{row["macs_ratio"]:.2f}',
+    )
+    for name, row in found['rows'].items()
+  ]
+  first = next(name for name in found['rows'] if name != 'dense')
+  return '\n\n'.join(
+    [
+      '## Token merging\n\n'
+      f'`{found["variant"]}`, attention removed from blocks '
+      f'{layers(found["removed"])} but for the row `dense`; r tokens merged '
+      f'behind each attention from block {found["merge_start"]} on, fewer '
+      'where fewer are left. Float32, '
+      f'{found["batch_size"]} images a call. Ratios are to `{first}`; the last '
+      'column is what the executed multiply-accumulates promise. Accuracy is '
+      'not measured here.',
+      table(
+        (
+          'program',
+          'tokens left',
+          'GMACs',
+          'executed',
+          'images/s',
+          'times as fast',
+          'by MACs',
+        ),
+        rows,
+      ),
+      origin('token_merging', 'token_merging.py', found),
+    ]
+  )
+
+
 def pipeline_table(found: dict[str, Any]) -> str:
   """The input pipeline beside timm's."""
   rows = [
@@ -290,6 +332,7 @@ RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
 PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,
   'nose_speed': nose_table,
+  'token_merging': merging_table,
   'pipeline': pipeline_table,
 }
 PAGES = {

@@ -1,0 +1,99 @@
+r"""Images per second and multiply-accumulates against r, in turn in one run.
+
+  python benchmarks/token_merging.py [--rounds=7] [--batch=16] [--r 0 8 14 24 28]
+
+DeiT-S at 224 pixels, float32, random weights and images: the dense network,
+and the paper's larger pruned set with r tokens merged behind each attention
+from block 1 on. Speed does not depend on the weights; accuracy is not
+measured here. Each round calls every program once, A B C A B C …; ratios to
+r = 0 are of the same round. Writes docs/benchmarks/token_merging.json.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax import benchmark
+from lambda_vit_jax.models.model import create_model, merge_tokens, prune
+
+REMOVED = (0, 2, 4, 6)
+START = 1
+OUTPUT = (
+  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/token_merging.json'
+)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+  """Median and extremes of the rounds."""
+  return {
+    'median': statistics.median(values),
+    'min': min(values),
+    'max': max(values),
+  }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+  """Builds, compiles and times every program."""
+  dense = create_model(options.variant)
+  pruned = prune(dense, options.removed)
+  models = {'dense': dense} | {
+    f'r={r}': merge_tokens(pruned, r, START) for r in options.r
+  }
+  module = dense.module
+  shape = (options.batch, *module.image_size, module.in_chans)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  calls, rows = {}, {}
+  for name, model in models.items():
+    calls[name], sizes = benchmark.compile_model(model, images)
+    counts = model.module.merge_counts
+    rows[name] = sizes | {
+      'merged': counts,
+      'tokens_left': module.num_tokens - sum(counts),
+    }
+    print(name, rows[name]['macs_executed'], counts, flush=True)
+  seconds = benchmark.time_in_turn(calls, options.rounds)
+  first = f'r={options.r[0]}'
+  for name, row in rows.items():
+    times = seconds[name]
+    row['images_per_second'] = spread([options.batch / t for t in times])
+    row['over_first'] = spread(
+      [a / b for a, b in zip(seconds[first], times, strict=True)]
+    )
+    row['macs_ratio'] = rows[first]['macs_executed'] / row['macs_executed']
+    print(name, row['images_per_second'], flush=True)
+  return {
+    'variant': options.variant,
+    'removed': options.removed,
+    'merge_start': START,
+    'batch_size': options.batch,
+    'rounds': options.rounds,
+    'seconds': seconds,
+    'rows': rows,
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--batch', type=int, default=16)
+  # The first of them is what the others are compared with.
+  parser.add_argument('--r', type=int, nargs='+', default=[0, 8, 14, 24, 28])
+  parser.add_argument('--variant', default='deit_small_patch16_224')
+  parser.add_argument('--removed', type=int, nargs='+', default=REMOVED)
+  parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
+  options = parser.parse_args()
+  found = measure(options)
+  options.output.write_text(json.dumps(found, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
