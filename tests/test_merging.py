@@ -12,12 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lambda_vit_jax as lv
 from lambda_vit_jax import merging
 from lambda_vit_jax.description import describe, rebuild
 from lambda_vit_jax.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.attention import Attention, attend
+from lambda_vit_jax.models.attention import (
+  Attention,
+  LinearAttention,
+  attend,
+)
 from lambda_vit_jax.models.model import merge_tokens
 
 # Float32 programs of the same sums in another order: a few units in the last
@@ -161,6 +166,27 @@ def test_proportional_attention_is_attention_over_duplicates(rng, kernel):
     query, *(np.repeat(t, sizes, axis=2) for t in (key, value)), kernel
   )
   np.testing.assert_allclose(found, expected, **SAME_SUMS)
+
+
+def test_means_count_a_token_as_often_as_its_size(rng):
+  x = rng.normal(size=(2, 4, 24)).astype(np.float32)
+  sizes = np.array([1, 3, 1, 2])
+  duplicates = np.repeat(x, sizes, axis=1)
+  sizes = np.float32(np.stack([sizes, sizes]))
+  np.testing.assert_allclose(
+    merging.weighted_mean(jnp.asarray(x), sizes),
+    duplicates.mean(axis=1),
+    **SAME_SUMS,
+  )
+  affine = LinearAttention(('token', 'mean'))
+  params = affine.init(jax.random.key(0), x)
+  # They start as zeros.
+  params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+  np.testing.assert_allclose(
+    affine.apply(params, x, None, sizes),
+    affine.apply(params, duplicates)[:, [0, 1, 4, 5]],
+    **SAME_SUMS,
+  )
 
 
 def test_merging_identical_tokens_changes_no_other_tokens_attention(rng):
@@ -418,8 +444,14 @@ def test_pruned_blocks_leave_tokens_to_the_others(model):
 
 def test_searches_and_fits_say_that_they_need_it_off(model):
   merged = merge_tokens(model, 2)
-  with pytest.raises(ModelError, match='merges tokens'):
-    pieces.stem_of(merged.module)
+  for look in (
+    lambda: pieces.stem_of(merged.module),
+    lambda: lv.nose(merged, [IMAGES], num_layers=1, warn=print),
+    lambda: lv.entropy_profile(merged, [IMAGES]),
+    lambda: lv.linearize(merged, [IMAGES], (0,)),
+  ):
+    with pytest.raises(ModelError, match='merges tokens'):
+      look()
   assert merge_tokens(merged, 0).module == model.module
   with pytest.raises(ModelError, match='one number per block'):
     model_lib.make_module('vit_nano_patch2_8', merge=8)

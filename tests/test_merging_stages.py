@@ -30,14 +30,13 @@ def test_training_and_the_files_merge_and_the_dense_model_does_not(run):
   dense, pruned = run.load('pretrain'), linear_stage.pruned_model(run)
   assert dense.module.merge == ()
   assert not any(dense.module.merge_counts)
-  depth = pruned.depth
-  assert pruned.module.merge == (4,) * depth
-  # Block 0 has lost its attention; of 16 patches 4, and 4 of the 12 left.
-  assert pruned.module.merge_counts == (0, 4, 4)[:depth]
+  assert pruned.module.merge == (4, 4, 4)
+  # Block 0 has lost its attention; 4 of 16 patches, and 4 of the 12 left.
+  assert pruned.module.merge_counts == (0, 4, 4)
   # As trained, and not only since this config says so.
   assert run.load('dilute').module.merge == pruned.module.merge
   described = json.loads(run.path('export/model.json').read_text())
-  assert described['merge'] == [4] * depth
+  assert described['merge'] == [4, 4, 4]
   images = next(run.eval_batches(pruned.preprocessing))['image'][:8]
   expected = pruned(images)
   exported = lv.load_export(run.path('export'))
@@ -73,6 +72,13 @@ def test_another_workdir_merges_what_was_trained(run, tmp_path):
   np.testing.assert_array_equal(
     found.params['head']['kernel'], trained.params['head']['kernel']
   )
+
+
+@pytest.mark.parametrize('value', ['(0, 8, 4)', '[0,8,4]', '0,8,4'])
+def test_a_list_by_flag(tmp_path, value):
+  run = open_run(tmp_path / 'list', f'--config.model.merge={value}')
+  module = run.fresh_model().module
+  assert run.merge_schedule(module, module.attention_modes) == (0, 8, 4)
 
 
 def test_too_many_tokens_are_refused_before_training(tmp_path):
