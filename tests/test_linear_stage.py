@@ -78,6 +78,7 @@ def test_an_unknown_method_is_one_line(tmp_path):
     stages.needed(run)
 
 
+@pytest.mark.slow
 def test_dilution_by_way_of_the_maps(tmp_path):
   run = open_run(
     tmp_path / 'warm',

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,11 +99,14 @@ def losses(workdir, stage):
   return [found[step] for step in sorted(found)]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_one_process_goes_on(tmp_path):
   """Two train, one is killed, the other says so; then one goes on alone."""
   workdir, other = tmp_path / 'two', tmp_path / 'one'
   argv = arguments('pretrain', workdir, *QUICK)
-  job = start(argv, event=('SIGKILL', 1, 'pretrain', 3))
+  # The save at step 4 has waited for the one at step 2, and may itself be cut
+  # short.
+  job = start(argv, event=('SIGKILL', 1, 'pretrain', 5))
   job[1].wait(timeout=600)
   killed = time.monotonic()
   codes, said = finish(job, timeout=60)
@@ -113,7 +117,7 @@ def test_a_killed_process_ends_the_job_and_one_process_goes_on(tmp_path):
   assert 'has ended or cannot be reached' in line
   assert 'Traceback' not in said[0]
   assert 'stack trace' not in said[0]
-  assert 'continuing at step 2 of 6' in alone(argv)
+  assert re.search('continuing at step [24] of 6', alone(argv))
   alone(arguments('pretrain', other, *QUICK))
   # Sums over devices in another order.
   np.testing.assert_allclose(
@@ -158,12 +162,13 @@ def test_all_stages_after_one_process_began(single, tmp_path):
   """One process is killed in `pretrain`; two do the rest, of everything."""
   workdir = tmp_path / 'run'
   argv = arguments('run', workdir)
-  event = ('SIGKILL', 0, 'pretrain', 3)
+  # The save at step 4 has waited for the one at step 2.
+  event = ('SIGKILL', 0, 'pretrain', 5)
   codes, _ = finish(start(argv, count=1, devices=4, event=event))
   assert codes == [-signal.SIGKILL]
   codes, said = finish(start(argv, devices=2))
   assert codes == [0, 0], said
-  assert 'continuing at step 2 of 6' in said[0]
+  assert re.search('continuing at step [24] of 6', said[0])
   assert 'already done' not in said[1]
   assert_same_run(workdir, single)
 
