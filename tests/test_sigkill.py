@@ -5,6 +5,7 @@ one on every machine.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,19 +89,12 @@ def call(argv, cache):
   )
 
 
-def run_to_the_end(workdir, cache):
-  """Both training stages, and the choice between them."""
-  for stage in ('pretrain', 'select', 'dilute'):
-    argv = ['-m', 'lambda_vit_jax', *arguments(stage, workdir)]
-    done = call(argv, cache)
-    assert done.returncode == 0, done.stderr
-  return done
-
-
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, cache):
+  """Both training stages, and the choice between them."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  run_to_the_end(workdir, cache)
+  for stage in ('pretrain', 'select', 'dilute'):
+    finish(stage, workdir, cache)
   return workdir
 
 
@@ -110,52 +104,63 @@ def assert_same_bits(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.mark.parametrize('moment', moments(10), ids='-'.join)
-def test_killed_at_any_moment_ends_with_the_same_bits(
-  tmp_path, cache, undisturbed, moment
-):
-  workdir = tmp_path / 'run'
-  stage = moment[0]
-  killed = None
-  for name in ('pretrain', 'select', 'dilute'):
-    argv = arguments(name, workdir)
-    if name == stage:
-      killed = call(['-c', _KILLER, 'SIGKILL', *moment, *argv], cache)
-      break
-    assert call(['-m', 'lambda_vit_jax', *argv], cache).returncode == 0
-  assert killed.returncode == -signal.SIGKILL, killed.stderr
-  run_to_the_end(workdir, cache)
-  assert_same_end(workdir, undisturbed)
+@pytest.fixture
+def before(tmp_path, undisturbed):
+  """The undisturbed run as it was before one of its training stages."""
+
+  def of(stage):
+    workdir = tmp_path / 'run'
+    if stage == 'dilute':
+      shutil.copytree(undisturbed, workdir)
+      shutil.rmtree(workdir / 'checkpoints' / 'dilute')
+    return workdir
+
+  return of
 
 
-def assert_same_end(workdir, undisturbed):
-  for name in ('pretrain', 'dilute'):
-    assert_same_bits(
-      load.load_stage(workdir, name).params,
-      load.load_stage(undisturbed, name).params,
-    )
+def assert_same_end(workdir, undisturbed, stage):
+  assert_same_bits(
+    load.load_stage(workdir, stage).params,
+    load.load_stage(undisturbed, stage).params,
+  )
   mine, theirs = (
     [
-      (row['stage'], row['step'], row['loss'])
+      (row['step'], row['loss'])
       for row in read_metrics(path / 'metrics.jsonl')
+      if row['stage'] == stage
     ]
     for path in (workdir, undisturbed)
   )
   assert mine == theirs
 
 
+def finish(stage, workdir, cache):
+  done = call(['-m', 'lambda_vit_jax', *arguments(stage, workdir)], cache)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('moment', moments(10), ids='-'.join)
+def test_killed_at_any_moment_ends_with_the_same_bits(
+  before, cache, undisturbed, moment
+):
+  stage = moment[0]
+  workdir = before(stage)
+  argv = arguments(stage, workdir)
+  killed = call(['-c', _KILLER, 'SIGKILL', *moment, *argv], cache)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  finish(stage, workdir, cache)
+  assert_same_end(workdir, undisturbed, stage)
+
+
 @pytest.mark.parametrize('moment', [('dilute', '6', 'metrics'), *moments(2)])
 def test_sigterm_saves_and_ends_with_the_same_bits(
-  tmp_path, cache, undisturbed, moment
+  before, cache, undisturbed, moment
 ):
-  workdir = tmp_path / 'run'
   stage = moment[0]
-  if stage == 'dilute':
-    for name in ('pretrain', 'select'):
-      call(['-m', 'lambda_vit_jax', *arguments(name, workdir)], cache)
+  workdir = before(stage)
   argv = arguments(stage, workdir)
   stopped = call(['-c', _KILLER, 'SIGTERM', *moment, *argv], cache)
   assert stopped.returncode == 143, stopped.stderr
   assert 'saved, run the same command again' in stopped.stderr
-  run_to_the_end(workdir, cache)
-  assert_same_end(workdir, undisturbed)
+  finish(stage, workdir, cache)
+  assert_same_end(workdir, undisturbed, stage)
