@@ -28,7 +28,7 @@ test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m 'slow and not parity'
+	$(BIN)/python -m pytest -m 'slow and not parity' -n 2 --dist loadfile
 
 test-all: test test-slow
 
