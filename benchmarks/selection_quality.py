@@ -20,7 +20,6 @@ import datetime
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,6 +55,8 @@ CRITERIA = {
   **{f'random {draw}': {} for draw in range(5)},
 }
 RANDOM = 'random (5 draws)'
+# The least transfer entropy among all sets of a size.
+EXHAUSTIVE = 'exhaustive'
 
 
 def parse() -> argparse.Namespace:
@@ -85,8 +86,12 @@ def open_run(options: argparse.Namespace, seed: int) -> Run:
   return run
 
 
-def choices(run: Run, model: Model) -> dict[str, Variant]:
-  """The order in which each criterion removes six layers."""
+Choices = dict[str, dict[int, Variant]]
+"""Per criterion the set that it removes, by its size."""
+
+
+def choices(run: Run, model: Model) -> Choices:
+  """What each criterion removes; all but `exhaustive` layer by layer."""
   path = run.path('choices.json')
   found = checkpoint.read_json(path) if path.exists() else {}
   batches = list(run.holdout_batches(model.preprocessing))
@@ -107,7 +112,21 @@ def choices(run: Run, model: Model) -> dict[str, Variant]:
       )
       found[name] = list(chosen.order)
       checkpoint.write_json(path, found)
-  return {name: tuple(order) for name, order in found.items()}
+  chosen = {
+    name: {size: tuple(sorted(found[name][:size])) for size in SIZES}
+    for name in CRITERIA
+  }
+  for size in SIZES:
+    key = f'{EXHAUSTIVE} {size}'
+    if key not in found:
+      found[key] = list(
+        selection.select(
+          model, batches, criterion=EXHAUSTIVE, num_layers=size
+        ).removed
+      )
+      checkpoint.write_json(path, found)
+    chosen.setdefault(EXHAUSTIVE, {})[size] = tuple(found[key])
+  return chosen
 
 
 def measure_sets(
@@ -150,11 +169,6 @@ def measure_sets(
   return {layers: done[','.join(map(str, layers))] for layers in sets}
 
 
-def prefixes(order: Variant) -> Iterator[tuple[int, Variant]]:
-  for size in SIZES:
-    yield size, tuple(sorted(order[:size]))
-
-
 def summarize(values: list[float]) -> dict[str, float]:
   """Mean and standard deviation over networks."""
   return {
@@ -164,32 +178,29 @@ def summarize(values: list[float]) -> dict[str, float]:
 
 
 def rows_of(
-  orders: list[dict[str, Variant]],
+  chosen: list[Choices],
   results: list[dict[Variant, dict[str, float]]],
 ) -> list[dict]:
   """One row per number of layers and criterion; random draws are averaged."""
-  names = [name for name in CRITERIA if not name.startswith('random')]
+  names = [name for name in chosen[0] if not name.startswith('random')]
   rows = []
-  for place, size in enumerate(SIZES):
+  for size in SIZES:
     for name in [*names, RANDOM]:
       draws = [
         [
-          results[seed][list(prefixes(order))[place][1]]
-          for label, order in orders[seed].items()
+          found[sets[size]]
+          for label, sets in of_seed.items()
           if label == name or (name == RANDOM and label.startswith('random'))
         ]
-        for seed in range(len(orders))
+        for of_seed, found in zip(chosen, results, strict=True)
       ]
       rows.append(
         {
           'num_layers': size,
           'criterion': name,
-          'removed': [
-            list(list(prefixes(orders[seed][name]))[place][1])
-            for seed in range(len(orders))
-          ]
-          if name != RANDOM
-          else None,
+          'removed': None
+          if name == RANDOM
+          else [list(of_seed[name][size]) for of_seed in chosen],
           **{
             key: summarize(
               [np.mean([draw[key] for draw in of_seed]) for of_seed in draws]
@@ -204,7 +215,7 @@ def rows_of(
 def write_table() -> None:
   """Runs everything that is missing, then writes the JSON."""
   options = parse()
-  dense, orders, results = [], [], []
+  dense, chosen, results = [], [], []
   for seed in SEEDS:
     run = open_run(options, seed)
     model = run.load('pretrain')
@@ -213,9 +224,9 @@ def write_table() -> None:
         model, run.eval_batches(model.preprocessing), run.mesh
       )
     )
-    orders.append(choices(run, model))
+    chosen.append(choices(run, model))
     sets = sorted(
-      {layers for order in orders[-1].values() for _, layers in prefixes(order)}
+      {layers for by_size in chosen[-1].values() for layers in by_size.values()}
     )
     results.append(measure_sets(run, model, sets, options.steps))
   result = {
@@ -231,7 +242,7 @@ def write_table() -> None:
       for value in ('top1', 'loss')
     },
     'sets_run': sum(len(found) for found in results),
-    'rows': rows_of(orders, results),
+    'rows': rows_of(chosen, results),
   }
   found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
   found[options.name] = result
