@@ -272,15 +272,13 @@ class TestWithoutIntermediates:
   """`capture=False`: the same logits by a cheaper program."""
 
   @pytest.mark.parametrize(
-    'modes',
+    'modes, options',
     [
-      ('identity', 'full', 'identity'),
-      ('identity', 'identity', 'full'),
-      ('identity', 'linear', 'full'),
-      ('full', 'identity', 'identity'),
+      (('identity', 'identity', 'full'), {'pooling': 'avg'}),
+      (('identity', 'linear', 'full'), {}),
+      (('full', 'identity', 'identity'), {}),
     ],
   )
-  @pytest.mark.parametrize('options', [{}, {'pooling': 'avg'}])
   def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
     variant = dataclasses.replace(tiny_variant, layer_scale=0.5)
     module = model_lib.make_module(variant, attention_modes=modes, **options)

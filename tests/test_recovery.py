@@ -141,6 +141,7 @@ class TestOtherMesh:
     }
     assert devices == set(grid.flat)
 
+  @pytest.mark.slow
   def test_training_goes_on_there_with_the_same_losses(
     self, job, mesh, finished, tmp_path, monkeypatch
   ):

@@ -338,6 +338,7 @@ class TestTrainImages:
       run.holdout_indices()
 
 
+@pytest.mark.slow
 def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
   more = ('--config.select.criterion=probe', '--config.select.probe_steps=2')
   run = open_run(tmp_path / 'probe', *more)

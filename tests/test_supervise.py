@@ -90,11 +90,13 @@ def test_a_killed_child_is_reported():
 
 def test_signals_reach_the_work_once():
   process = supervised(
-    '  seen = []\n'
-    '  signal.signal(signal.SIGTERM, lambda *_: seen.append(1))\n'
+    # Blocked first: one that comes early is kept until it is waited for.
+    '  wanted = {signal.SIGTERM}\n'
+    '  signal.pthread_sigmask(signal.SIG_BLOCK, wanted)\n'
     "  print('ready', flush=True)\n"
-    '  signal.pause()\n'
-    '  return 40 + len(seen)',
+    '  signal.sigwait(wanted)\n'
+    '  again = signal.sigtimedwait(wanted, 0.5)\n'
+    '  return 41 if again is None else 42',
     wait=False,
   )
   assert process.stdout.readline() == 'ready\n'

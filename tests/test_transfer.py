@@ -10,6 +10,8 @@ from lambda_vit_jax.load import load_export, load_pretrained
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.workdir import Run
 
+pytestmark = pytest.mark.slow
+
 REMOVED = (1,)
 
 
