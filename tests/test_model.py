@@ -277,6 +277,17 @@ class TestWithoutIntermediates:
       (('identity', 'identity', 'full'), {'pooling': 'avg'}),
       (('identity', 'linear', 'full'), {}),
       (('full', 'identity', 'identity'), {}),
+      # The rest of the square: every case compiles three programs.
+      *(
+        pytest.param(modes, options, marks=pytest.mark.slow)
+        for modes, options in (
+          (('identity', 'full', 'identity'), {}),
+          (('identity', 'full', 'identity'), {'pooling': 'avg'}),
+          (('identity', 'identity', 'full'), {}),
+          (('identity', 'linear', 'full'), {'pooling': 'avg'}),
+          (('full', 'identity', 'identity'), {'pooling': 'avg'}),
+        )
+      ),
     ],
   )
   def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
