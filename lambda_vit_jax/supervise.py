@@ -112,8 +112,11 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   alive, guard = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
+  # A signal that comes before the parent can pass it on waits until it can.
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
   child = os.fork()
   if child == 0:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(native)
     os.close(guard)
     _be_the_child(work, child_stderr, alive)
@@ -126,6 +129,7 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
 
   for signum in SIGNALS:
     signal.signal(signum, forward)
+  signal.pthread_sigmask(signal.SIG_SETMASK, before)
   heard = _pass_on(native)
   _, status = os.waitpid(child, 0)
   os.close(guard)
