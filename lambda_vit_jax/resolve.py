@@ -131,9 +131,18 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def differing_keys(
-  saved: Mapping[str, Any], config: Mapping[str, Any]
+  saved: Mapping[str, Any],
+  config: Mapping[str, Any],
+  defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
-  """Keys whose values differ in a way that could change a result."""
+  """Keys whose values differ in a way that could change a result.
+
+  Args:
+    saved: the config that a workdir was made with.
+    config: today's.
+    defaults: what stands for a key that `saved` lacks: an earlier version,
+      which did not know the key, did what is the default now.
+  """
 
   def operational(key: str) -> bool:
     return any(
@@ -142,6 +151,7 @@ def differing_keys(
 
   old, new = _flatten(saved), _flatten(config)
   keys: Iterable[str] = sorted(set(old) | set(new))
+  old = _flatten(defaults or {}) | old
   missing = object()
   return [
     key

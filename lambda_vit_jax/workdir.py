@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from lambda_vit_jax import checkpoint, merging, processes, resolve, sharding
+from lambda_vit_jax.configs import common
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
@@ -71,7 +72,9 @@ class Run:
         'choose another'
       ) from error
     keys = resolve.differing_keys(
-      checkpoint.read_json(path), _plain(self.config)
+      checkpoint.read_json(path),
+      _plain(self.config),
+      common.base().to_dict(),
     )
     if keys:
       raise UsageError(

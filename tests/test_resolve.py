@@ -54,3 +54,15 @@ def test_differing_keys_ignore_what_changes_no_result():
     'seed',
     'select.layers',
   ]
+
+
+def test_a_key_that_an_earlier_version_lacked_had_its_default():
+  saved = {'seed': 0, 'model': {'variant': 'a'}, 'gone': 1}
+  defaults = {'seed': 5, 'model': {'variant': '', 'merge': 0}, 'other': 2}
+  today = {'seed': 0, 'model': {'variant': 'a', 'merge': 0}}
+  assert resolve.differing_keys(saved, today, defaults) == ['gone']
+  today['model']['merge'] = 8
+  assert resolve.differing_keys(saved, today, defaults) == [
+    'gone',
+    'model.merge',
+  ]
