@@ -39,8 +39,6 @@ SETTINGS = (
   '--config.data.train_images=10000',
   '--config.data.holdout_images=512',
   '--config.pretrain.warmup_steps=1ep',
-  # As in the dense training, of which dilution is the greater part here.
-  '--config.dilute.learning_rate=2e-3',
   '--config.checkpoint_every=1000',
   '--config.log_every=100',
 )
@@ -79,6 +77,8 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
     arguments += [
       f'--config.init={options.workdir}/start-{seed}',
       '--config.pretrain.steps=0',
+      # As in the dense training, most of which dilution takes the place of.
+      '--config.dilute.learning_rate=2e-3',
       f'--config.select.num_layers={arm.num_layers}',
       f'--config.dilute.dilution_steps={DILUTION_EPOCHS}ep',
       f'--config.dilute.settle_steps={settling}ep',
