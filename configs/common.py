@@ -208,8 +208,12 @@ def base() -> ml_collections.ConfigDict:
   config.export = export = ml_collections.ConfigDict()
   # Of orbax, safetensors, stablehlo, onnx; orbax is always written.
   export.formats = ('orbax', 'safetensors', 'stablehlo')
-  # Storage of the portable formats: float32, bfloat16 or float16.
+  # Storage of the portable formats: float32, bfloat16 or float16; with int8
+  # matrices are quantised, in params/ too.
   export.dtype = 'float32'
+  # How products with int8 matrices are computed: weights (as floats) or
+  # dynamic (each token quantised as well; integer products).
+  export.int8_arithmetic = 'weights'
   # Zeros in place of removed attentions, so that stock timm loads the file.
   export.zero_fill = False
 

@@ -19,6 +19,7 @@ _PUBLIC = {
   'Model': 'models.model',
   'Selection': 'selection',
   'create_model': 'models.model',
+  'dequantize': 'models.model',
   'entropy_profile': 'profile',
   'export': 'exporter',
   'fold': 'models.model',
@@ -28,6 +29,7 @@ _PUBLIC = {
   'merge_tokens': 'models.model',
   'nose': 'selection',
   'prune': 'models.model',
+  'quantize': 'models.model',
   'spectrum': 'fourier',
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from lambda_vit_jax import position
+from lambda_vit_jax import position, quantization
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
@@ -48,5 +48,7 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
     name: value for name, value in model.params.items() if name not in _HEADS
   }
   if num_classes:
-    params |= model_lib.init_head(module, seed)
+    head = model_lib.init_head(module.clone(quantization='none'), seed)
+    quantized = module.quantization != 'none'
+    params |= quantization.quantize_tree(head) if quantized else head
   return model.replace(module=module, params=params, class_names=())

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lambda_vit_jax.errors import CheckpointError
+from lambda_vit_jax.quantization import SCALE
 from lambda_vit_jax.typing import Params
 
 Shape = tuple[int, ...]
@@ -46,6 +47,11 @@ CONV = Transform(
   lambda x: np.transpose(x, (2, 3, 1, 0)),
   lambda x: (np.transpose(x, (3, 2, 0, 1)),),
 )
+# Scales [out] of an 8-bit weight, shaped so that weight · scale is the matrix.
+LINEAR_SCALE = Transform(lambda x: x.reshape(-1), lambda x: (x[:, None],))
+CONV_SCALE = Transform(
+  lambda x: x.reshape(-1), lambda x: (x[:, None, None, None],)
+)
 # [embed, heads, head_dim] each for query, key, value <-> [embed, 3·embed].
 QKV_KERNEL = Transform(
   lambda *qkv: np.concatenate([x.reshape(len(x), -1) for x in qkv], axis=1),
@@ -63,7 +69,7 @@ OUT_KERNEL = Transform(
 
 Rules = tuple[tuple[str | tuple[str, ...], str, Transform], ...]
 
-TIMM: Rules = (
+_TIMM: Rules = (
   ('cls_token', 'cls_token', SAME),
   ('dist_token', 'dist_token', SAME),
   ('reg_token', 'reg_token', SAME),
@@ -105,7 +111,20 @@ TIMM: Rules = (
   ('head_dist.weight', 'head_dist/kernel', LINEAR),
   ('head_dist.bias', 'head_dist/bias', SAME),
 )
-"""timm's names, which are also those of the original DeiT files."""
+
+TIMM: Rules = _TIMM + tuple(
+  (
+    f'{source}_scale',
+    f'{target.removesuffix("kernel")}{SCALE}',
+    LINEAR_SCALE if transform is LINEAR else CONV_SCALE,
+  )
+  for source, target, transform in _TIMM
+  if target.endswith('kernel')
+)
+"""timm's names, which are also those of the original DeiT files.
+
+Where a model is quantised, `weight_scale` stands beside an 8-bit `weight`.
+"""
 
 _GOOGLE_BLOCK = 'Transformer/encoderblock_#'
 _GOOGLE_MIXER = f'{_GOOGLE_BLOCK}/MultiHeadDotProductAttention_1'
@@ -188,7 +207,9 @@ def decode(
   hint: str = '',
   place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> Params:
-  """Arrays of a file to a tree of float32 numpy parameters, strictly.
+  """Arrays of a file to a tree of numpy parameters, strictly.
+
+  They are float32, but for 8-bit integers where those are expected.
 
   Args:
     shapes: name to shape of every array of the file.
@@ -203,9 +224,10 @@ def decode(
 
   Raises:
     CheckpointError: names are missing, unexpected or of a wrong shape (all of
-      them in one report), or numbers that are not finite.
+      them in one report), numbers that are not finite, or floats where 8-bit
+      integers are expected.
   """
-  plan: dict[str, tuple[tuple[str, ...], Transform]] = {}
+  plan: dict[str, tuple[tuple[str, ...], Transform, np.dtype]] = {}
   used: set[str] = set()
   missing, wrong = [], []
   for path, leaf in flatten(expected).items():
@@ -221,7 +243,8 @@ def decode(
       continue
     problem = _shape_problem(names, shapes, transform, tuple(leaf.shape))
     wrong += [problem] if problem else []
-    plan[path] = names, transform
+    integers = np.dtype(leaf.dtype) == np.int8
+    plan[path] = names, transform, np.dtype(np.int8 if integers else np.float32)
   unexpected = [name for name in shapes if name not in used]
   report = [
     f'{title}: {", ".join(grouped(names))}'
@@ -234,10 +257,15 @@ def decode(
 
   flat: dict[str, Any] = {}
   broken: list[str] = []
-  for path, (names, transform) in plan.items():
-    # One contiguous float32 copy per parameter, and the source let go.
+  for path, (names, transform, dtype) in plan.items():
+    # One contiguous copy per parameter, and the source let go.
     array = transform.decode(*(np.asarray(read(name)) for name in names))
-    array = _contiguous(array)
+    if dtype == np.int8 and array.dtype != np.int8:
+      raise CheckpointError(
+        f'{where}: {names[0]} is {array.dtype}, expected int8; export the '
+        'model again'
+      )
+    array = _contiguous(array, dtype)
     broken += [] if np.isfinite(array).all() else names
     flat[path] = place(array)
   if broken:
@@ -248,16 +276,16 @@ def decode(
   return unflatten(flat)
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-  """A row-major float32 array; of a transposed one, by strips.
+def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """A row-major array; of a transposed one, by strips.
 
   A strip's rows stay in the processor's cache while its columns are written,
   which is three times as fast as numpy's copy of the whole.
   """
   if array.ndim != 2 or array.flags.c_contiguous:
-    return np.ascontiguousarray(array, np.float32)
+    return np.ascontiguousarray(array, dtype)
   rows_of_source = array.T
-  copy = np.empty(array.shape, np.float32)
+  copy = np.empty(array.shape, dtype)
   for start in range(0, len(rows_of_source), _STRIP):
     stop = start + _STRIP
     copy[:, start:stop] = rows_of_source[start:stop].T

@@ -17,6 +17,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import DILUTION_PATHS
 from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.quantization import QUANTIZATIONS
 
 _LARGEST = 1 << 16
 """Bound on every size in a description (a billion patches help nobody)."""
@@ -72,6 +73,7 @@ def describe(model: Model) -> dict[str, Any]:
     'linear_inputs': list(module.linear_inputs),
     'dilution_path': module.dilution_path,
     'merge': list(module.merge),
+    'quantization': module.quantization,
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -150,6 +152,8 @@ def _rebuild(fields: Any) -> Model:
     and len(merge) in (0, len(modes)),
     '`merge` is no list of one number per block',
   )
+  quantization = fields.get('quantization', 'none')
+  _require(quantization in QUANTIZATIONS, 'quantization')
   module = model_lib.make_module(
     variant,
     num_classes=num_classes,
@@ -162,6 +166,7 @@ def _rebuild(fields: Any) -> Model:
     linear_inputs=linear_inputs,
     dilution_path=path,
     merge=tuple(merge),
+    quantization=quantization,
   )
   names = fields.get('class_names', [])
   _require(

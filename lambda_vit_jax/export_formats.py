@@ -41,6 +41,9 @@ DTYPES = {
 }
 """Storage types of the portable files; computation stays in float32."""
 
+INT8 = 'int8'
+"""Beside those: the export of a quantised model."""
+
 # Half a unit in the last place of float16 is 2^-11; an array whose numbers
 # lie below its normal range loses more.
 _FLOAT16_ERROR = 2.0**-10
@@ -74,7 +77,12 @@ def cast_params(params: Params, dtype: str) -> tuple[Params, list[str]]:
 
 
 def stored_model(folded: Model, dtype: str) -> tuple[Model, list[str]]:
-  """`folded` with the numbers that the files will hold, for `cast_params`."""
+  """`folded` with the numbers that the files will hold, for `cast_params`.
+
+  A quantised model holds them already.
+  """
+  if dtype == INT8:
+    return folded, []
   params, kept = cast_params(folded.params, dtype)
   # Arrays of JAX: a cast of theirs is traced, and the program keeps the
   # stored type.
@@ -146,6 +154,7 @@ def write_safetensors(
     'attention_modes': list(folded.attention_modes),
     'norm_eps': list(folded.module.norm_eps),
     'zero_filled': zero_fill,
+    'quantization': folded.module.quantization,
   }
   (directory / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
 
@@ -191,7 +200,7 @@ def write_onnx(path: epath.Path, folded: Model, dtype: str) -> None:
     LambdaVitError: the extra `[onnx]` is not installed, or the model is too
       large for one ONNX file.
   """
-  graph = onnx_graph.build(folded, DTYPES[dtype])
+  graph = onnx_graph.build(folded, DTYPES.get(dtype, np.dtype(np.float32)))
   path.write_bytes(onnx_graph.serialize(graph))
 
 

@@ -30,6 +30,7 @@ from lambda_vit_jax.errors import (
 from lambda_vit_jax.load import load_export, load_pretrained
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.quantization import QUANTIZATIONS
 from lambda_vit_jax.typing import Array
 from lambda_vit_jax.version import __version__
 
@@ -60,6 +61,7 @@ def export(
   zero_fill: bool = False,
   check_images: Array | None = None,
   extra: Mapping[str, Any] | None = None,
+  int8_arithmetic: str = 'weights',
 ) -> dict[str, Any]:
   """Writes `params/`, `model.json` and the portable formats (METHOD, 7).
 
@@ -69,24 +71,29 @@ def export(
     directory: taken over if it is an older export, else made.
     formats: of `FORMATS`. `orbax` is what we load ourselves and always there.
     dtype: storage of the portable formats: `float32`, `bfloat16`, `float16`.
-      `params/` keeps what the model has.
+      `params/` keeps what the model has. With `int8` the export, `params/`
+      included, is of `models.model.quantize(model, int8_arithmetic)`.
     zero_fill: write zeroed projections in place of removed attentions, so
       that stock timm loads `model.safetensors` with `strict=True`.
     check_images: normalised NHWC images for the comparisons; noise if None.
     extra: more entries for `model.json`, JSON values.
+    int8_arithmetic: `weights` or `dynamic`, see `models.model.quantize`.
 
   Returns:
-    `differences` (per format, and `stock_epsilon`: the folded model with one
-    epsilon for all norms), `bytes` per file, and `warnings`, lines to show.
+    `differences` (per format to the exported model; `stock_epsilon`: the
+    folded model with one epsilon for all norms; `quantization`: the quantised
+    model to the one in float32), `bytes` per file, and `warnings`, lines to
+    show.
 
   Raises:
-    UsageError: an unknown format or dtype.
+    UsageError: an unknown format or dtype, or what does not go together.
     ModelError: a model that cannot be exported like that.
     CheckpointError: a written file does not give the model's logits.
     LambdaVitError: the folder is not ours or cannot be written.
   """
   formats = _check_formats(formats, dtype)
   _check_modes(model)
+  _check_int8(model, formats, dtype, zero_fill, int8_arithmetic)
   target = epath.Path(directory)
   _recover(target)
   _check_target(target)
@@ -94,7 +101,16 @@ def export(
   try:
     temporary.mkdir(parents=True)
     report = _write(
-      model, temporary, formats, dtype, zero_fill, check_images, extra or {}
+      model_lib.quantize(model, int8_arithmetic)
+      if dtype == formats_lib.INT8
+      else model,
+      model_lib.dequantize(model),
+      temporary,
+      formats,
+      dtype,
+      zero_fill,
+      check_images,
+      extra or {},
     )
     _install(temporary, target)
   except OSError as error:
@@ -116,10 +132,9 @@ def _check_formats(formats: Iterable[str], dtype: str) -> tuple[str, ...]:
         f'export.formats: unknown format {name!r}{nearest(name, FORMATS)}; '
         f'known are {", ".join(FORMATS)}'
       )
-  if dtype not in formats_lib.DTYPES:
-    raise UsageError(
-      f'export.dtype={dtype!r}; known are {", ".join(formats_lib.DTYPES)}'
-    )
+  known = (*formats_lib.DTYPES, formats_lib.INT8)
+  if dtype not in known:
+    raise UsageError(f'export.dtype={dtype!r}; known are {", ".join(known)}')
   return tuple(name for name in FORMATS if name in formats)
 
 
@@ -130,6 +145,38 @@ def _check_modes(model: Model) -> None:
         f'block {index} is in mode {mode!r}, which is for training and '
         'selection; prune the model before exporting it'
       )
+
+
+def _check_int8(
+  model: Model,
+  formats: tuple[str, ...],
+  dtype: str,
+  zero_fill: bool,
+  arithmetic: str,
+) -> None:
+  """Refuses what an int8 export cannot be."""
+  if arithmetic not in QUANTIZATIONS[1:]:
+    raise UsageError(
+      f'export.int8_arithmetic={arithmetic!r}; known are '
+      f'{" and ".join(QUANTIZATIONS[1:])}'
+    )
+  if dtype != formats_lib.INT8:
+    if model.module.quantization != 'none':
+      raise ModelError(
+        f'the model is quantised, which export.dtype={dtype} is not; take int8,'
+        ' or dequantize(model) first'
+      )
+    return
+  if zero_fill:
+    raise UsageError(
+      'export.zero_fill is for stock timm, which reads no int8; leave one of '
+      'the two out'
+    )
+  if 'onnx' in formats and arithmetic == 'dynamic':
+    raise UsageError(
+      'format onnx: has no form of int8_arithmetic=dynamic here; take weights, '
+      'or leave `onnx` out of the formats'
+    )
 
 
 def _check_target(target: epath.Path) -> None:
@@ -168,6 +215,7 @@ def _install(temporary: epath.Path, target: epath.Path) -> None:
 
 def _write(
   model: Model,
+  exact: Model,
   directory: epath.Path,
   formats: tuple[str, ...],
   dtype: str,
@@ -175,6 +223,7 @@ def _write(
   check_images: Array | None,
   extra: Mapping[str, Any],
 ) -> dict[str, Any]:
+  """Everything into `directory`; `exact` is the model not quantised."""
   model = _plain(model)
   folded = model_lib.fold(model)
   stored, kept = formats_lib.stored_model(folded, dtype)
@@ -200,6 +249,9 @@ def _write(
   checkpoint.write_json(directory / 'model.json', fields)
   differences = {'orbax': check(_plain(load_export(directory)))}
   warnings = []
+  quantized = model.module.quantization != 'none'
+  if quantized:
+    differences['quantization'] = check(_plain(exact))
   if 'safetensors' in formats:
     path = directory / 'model.safetensors'
     formats_lib.write_safetensors(directory, stored, zero_fill)
@@ -216,6 +268,11 @@ def _write(
         'model.safetensors: programs that know timm alone compute the network '
         'without its token merging; use model.stablehlo or this package'
       )
+    if quantized:
+      warnings.append(
+        'model.safetensors: matrices are int8; other programs have to load '
+        'weight * weight_scale in place of each weight'
+      )
   if 'stablehlo' in formats:
     path = directory / 'model.stablehlo'
     formats_lib.write_stablehlo(path, stored)
@@ -226,7 +283,7 @@ def _write(
     differences['onnx'] = check(formats_lib.read_onnx(path))
   if kept:
     warnings.append(f'float16 cannot hold {", ".join(kept)}: kept in float32')
-  _check_differences(differences, dtype)
+  _check_differences(differences, dtype, model.module.quantization)
   report = {
     'differences': differences,
     'bytes': _sizes(directory),
@@ -246,7 +303,7 @@ def _write(
           'kept_float32': kept,
           'zero_filled': zero_fill,
         },
-        'num_parameters': model.num_parameters,
+        'num_parameters': exact.num_parameters,
         'macs': model.macs(),
         'formats': ['orbax', *(name for name in formats if name != 'orbax')],
         'versions': _versions(),
@@ -305,18 +362,28 @@ def _with_stock_epsilon(folded: Model, model: Model) -> Model:
   return folded.replace(module=module)
 
 
-def _check_differences(differences: Mapping[str, float], dtype: str) -> None:
+def _check_differences(
+  differences: Mapping[str, float], dtype: str, quantization: str
+) -> None:
   """Refuses files that do not compute the model.
 
   Raises:
     CheckpointError: names the format. Half precision is only recorded.
   """
+  allowed = _TOLERANCE
+  if quantization == 'dynamic':
+    # A token's number that lies between two integers may be rounded the other
+    # way by another program; by less than rounding itself changed.
+    allowed = max(allowed, differences['quantization'])
   for name, value in differences.items():
-    exact = name == 'orbax' or (dtype == 'float32' and name != 'stock_epsilon')
-    if not math.isfinite(value) or (exact and value > _TOLERANCE):
+    exact = name == 'orbax' or (
+      dtype in ('float32', formats_lib.INT8)
+      and name not in ('stock_epsilon', 'quantization')
+    )
+    if not math.isfinite(value) or (exact and value > allowed):
       raise CheckpointError(
         f'export: logits of {name} differ from the model by {value:.1e} '
-        f'(allowed {_TOLERANCE:.0e}); nothing was changed, leave that format '
+        f'(allowed {allowed:.0e}); nothing was changed, leave that format '
         'out and report this'
       )
 

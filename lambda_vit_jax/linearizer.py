@@ -149,6 +149,10 @@ def fit_linear(
 
 def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
   layers = surgery.check_layers(layers, model.depth)
+  if model.module.quantization != 'none':
+    raise ModelError(
+      'the model is quantised; fit its maps first, or dequantize(model)'
+    )
   for index, mode in enumerate(model.attention_modes):
     if mode in ('diluted', 'skip'):
       raise ModelError(

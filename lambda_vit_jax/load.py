@@ -49,7 +49,8 @@ def load_pretrained(
       default. Where it differs the position embedding is resized.
 
   Returns:
-    A model with float32 parameters, whatever the file stores.
+    A model with float32 parameters, whatever the file stores; one of an int8
+    export stays quantised (`models.model.dequantize` undoes that).
 
   Raises:
     CheckpointError: weights that are missing, damaged, or do not fit.

@@ -16,6 +16,7 @@ import numpy as np
 from lambda_vit_jax import convert, onnx_merging
 from lambda_vit_jax.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.quantization import SCALE
 from lambda_vit_jax.surgery import block_name
 
 OPSET = 17
@@ -80,6 +81,16 @@ class Graph:
     self.nodes.append(Node('Cast', (f'{name}.stored',), (name,), {'to': 1}))
     return name
 
+  def quantized(
+    self, integers: np.ndarray, scale: np.ndarray, name: str
+  ) -> str:
+    """An int8 array `[inputs, outputs]`, times a scale for each output."""
+    stored = self._constant(np.asarray(integers), f'{name}.stored')
+    scales = self._constant(np.asarray(scale, np.float32), f'{name}.scale')
+    node = Node('DequantizeLinear', (stored, scales), (name,), {'axis': 1})
+    self.nodes.append(node)
+    return name
+
   def _constant(self, array: np.ndarray, name: str) -> str:
     self.arrays[name] = array
     return name
@@ -106,9 +117,17 @@ class _Writer:
   def parameter(self, path: str) -> str:
     return self.graph.parameter(self.params[path], path, self.dtype)
 
+  def kernel(self, path: str) -> str:
+    """A matrix, from its integers where it is quantised."""
+    name = f'{path}/kernel'
+    scale = self.params.get(f'{path}/{SCALE}')
+    if scale is None:
+      return self.parameter(name)
+    return self.graph.quantized(self.params[name], scale, name)
+
   def dense(self, x: str, path: str) -> str:
     """`x·kernel + bias`, the bias where there is one."""
-    x = self.add('MatMul', x, self.parameter(f'{path}/kernel'))
+    x = self.add('MatMul', x, self.kernel(path))
     if f'{path}/bias' not in self.params:
       return x
     return self.add('Add', x, self.parameter(f'{path}/bias'))

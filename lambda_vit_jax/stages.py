@@ -174,6 +174,8 @@ def starting_model(run: Run) -> Model:
       num_classes=len(run.dataset.class_names),
       image_size=resolve.image_size(settings['image_size']),
     ).replace(class_names=run.dataset.class_names)
+    # Training changes numbers by less than 8 bits can tell apart.
+    model = model_lib.dequantize(model)
     # Merging is of the pruned model, and by this config.
     model = model.replace(module=model.module.clone(merge=()))
   if settings['crop_ratio'] is None:
@@ -413,6 +415,7 @@ def export_model(run: Run) -> None:
     dtype=settings['dtype'],
     zero_fill=settings['zero_fill'],
     check_images=batch['image'],
+    int8_arithmetic=settings['int8_arithmetic'],
   )
   for line in results.get('warnings', ()):
     run.reporter.warn(line)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.quantization import SCALE
 from lambda_vit_jax.typing import ATTENTION_MODES, AttentionMode, Params
 
 ATTENTION_PARTS = ('norm1', 'attn', 'ls1')
@@ -210,4 +211,9 @@ def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
 
 
 def _scaled(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
-  return {name: value * scale for name, value in leaves.items()}
+  # The integers of a quantised kernel stay: its scales take the factor.
+  fixed = 'kernel' if SCALE in leaves else ''
+  return {
+    name: value if name == fixed else value * scale
+    for name, value in leaves.items()
+  }

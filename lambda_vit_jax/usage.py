@@ -83,6 +83,7 @@ HELP: dict[str, Help] = {
     'checked against the model.',
     "--config.export.formats=\"('orbax', 'safetensors', 'onnx')\"",
     '--config.export.dtype=bfloat16',
+    '--config.export.dtype=int8 --config.export.int8_arithmetic=dynamic',
   ),
   'evaluate': _stage(
     'evaluate',

@@ -385,7 +385,7 @@ def test_bad_arguments(pruned, tmp_path):
   with pytest.raises(UsageError, match='did you mean stablehlo'):
     exporter.export(pruned, tmp_path / 'out', formats=('stablehl',))
   with pytest.raises(UsageError, match='known are float32'):
-    exporter.export(pruned, tmp_path / 'out', dtype='int8')
+    exporter.export(pruned, tmp_path / 'out', dtype='int4')
   with pytest.raises(ModelError, match='check_images'):
     exporter.export(
       pruned, tmp_path / 'out', check_images=np.zeros((2, 4, 4, 1))

@@ -25,6 +25,7 @@ FLOORS = (
     'position',
     'processes',
     'progress',
+    'quantization',
     'report_page',
     'resolve',
     'sharding',

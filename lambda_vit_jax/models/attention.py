@@ -11,7 +11,9 @@ from lambda_vit_jax.models.layers import (
   Dense,
   accumulation_dtype,
   kernel_init,
+  matrix_param,
 )
+from lambda_vit_jax.quantization import product
 from lambda_vit_jax.typing import Array
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
@@ -111,23 +113,28 @@ class FusedProjection(nn.Module):
 
   dtype: Any
   use_bias: bool = True
+  quantization: str = 'none'
 
   @nn.compact
   def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
     """Returns q `[batch, queries, embed]`, k and v `[batch, tokens, embed]`."""
     batch, tokens, width = x.shape
-    kernel = self.param('kernel', kernel_init, (width, 3 * width))
-    kernel = kernel.astype(self.dtype)
+    quantization = self.quantization
+    kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
     bias = jnp.zeros((3 * width,), self.dtype)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (3 * width,))
       bias = bias.astype(self.dtype)
     flat = x.reshape(-1, width)
     if queries is None:
-      qkv = (flat @ kernel + bias).reshape(batch, tokens, 3 * width)
+      qkv = product(flat, kernel, quantization) + bias
+      qkv = qkv.reshape(batch, tokens, 3 * width)
       return tuple(jnp.split(qkv, 3, axis=-1))
-    query = x[:, :queries].reshape(-1, width) @ kernel[:, :width] + bias[:width]
-    keys_values = flat @ kernel[:, width:] + bias[width:]
+    query = x[:, :queries].reshape(-1, width)
+    query = product(query, kernel.columns(0, width), quantization)
+    query = query + bias[:width]
+    keys_values = product(flat, kernel.columns(width), quantization)
+    keys_values = keys_values + bias[width:]
     keys_values = keys_values.reshape(batch, tokens, 2 * width)
     return (
       query.reshape(batch, queries, width),
@@ -142,6 +149,7 @@ class Attention(nn.Module):
   kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
   qkv_bias: bool = True
+  quantization: str = 'none'
 
   def __call__(
     self, x: Array, queries: int | None = None, sizes: Array | None = None
@@ -162,9 +170,9 @@ class Attention(nn.Module):
     """
     embed_dim = x.shape[-1]
     head_dim = embed_dim // self.num_heads
-    projected = FusedProjection(self.dtype, self.qkv_bias, name='qkv')(
-      x, queries
-    )
+    projected = FusedProjection(
+      self.dtype, self.qkv_bias, self.quantization, name='qkv'
+    )(x, queries)
     # [batch, tokens, embed] -> [batch, heads, tokens, head_dim], once: batched
     # products in this layout are several times faster on a CPU.
     query, key, value = (
@@ -177,7 +185,10 @@ class Attention(nn.Module):
       kernel = 'explicit'
     mixed = jnp.swapaxes(attend(query, key, value, kernel, sizes), 1, 2)
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
-    return Dense(embed_dim, self.dtype, name='proj')(mixed), key
+    project = Dense(
+      embed_dim, self.dtype, quantization=self.quantization, name='proj'
+    )
+    return project(mixed), key
 
 
 class LinearAttention(nn.Module):
@@ -190,6 +201,7 @@ class LinearAttention(nn.Module):
 
   inputs: tuple[str, ...] = ('token',)
   dtype: Any = jnp.float32
+  quantization: str = 'none'
 
   def _map(self, rows: Array, mean: Array | None, prefix: str) -> Array:
     """`rows·kernel + bias`, and what the image's mean adds to all rows."""
@@ -200,6 +212,7 @@ class LinearAttention(nn.Module):
         self.dtype,
         nn.initializers.zeros,
         use_bias,
+        self.quantization,
         name=prefix + name,
       )
 
@@ -239,12 +252,19 @@ class BlendedAttention(nn.Module):
   dtype: Any = jnp.float32
   qkv_bias: bool = True
   linear_inputs: tuple[str, ...] = ('token',)
+  quantization: str = 'none'
 
   def setup(self) -> None:
     self.attention = Attention(
-      self.num_heads, self.kernel, self.dtype, self.qkv_bias
+      self.num_heads,
+      self.kernel,
+      self.dtype,
+      self.qkv_bias,
+      self.quantization,
     )
-    self.affine = LinearAttention(self.linear_inputs, self.dtype)
+    self.affine = LinearAttention(
+      self.linear_inputs, self.dtype, self.quantization
+    )
     nn.share_scope(self, self.attention)
     nn.share_scope(self, self.affine)
 

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lambda_vit_jax.quantization import SCALE, Matrix, product
 from lambda_vit_jax.typing import Array
 
 kernel_init = nn.initializers.xavier_uniform()
@@ -116,6 +117,25 @@ class LayerNorm(nn.Module):
     return normal.astype(self.dtype)
 
 
+def matrix_param(
+  module: nn.Module, quantization: str, init: Any, shape: tuple[int, ...]
+) -> Matrix:
+  """The parameter `kernel` of a module, with its scales if it is quantised.
+
+  Args:
+    module: being called.
+    quantization: of `QUANTIZATIONS`.
+    init: initialiser of a kernel that is not quantised.
+    shape: its last axis is the output channels; those before are flattened.
+  """
+  if quantization == 'none':
+    values = module.param('kernel', init, shape)
+    return Matrix(values.reshape(-1, shape[-1]))
+  values = module.param('kernel', nn.initializers.zeros, shape, jnp.int8)
+  scale = module.param(SCALE, nn.initializers.ones, shape[-1:])
+  return Matrix(values.reshape(-1, shape[-1]), scale)
+
+
 class Dense(nn.Module):
   """`x·kernel + bias` on the last axis.
 
@@ -127,14 +147,14 @@ class Dense(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Any = kernel_init
   use_bias: bool = True
+  quantization: str = 'none'
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param(
-      'kernel', self.kernel_init, (x.shape[-1], self.features)
-    )
+    shape = (x.shape[-1], self.features)
+    kernel = matrix_param(self, self.quantization, self.kernel_init, shape)
     flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-    flat = flat @ kernel.astype(self.dtype)
+    flat = product(flat, kernel, self.quantization)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       flat = flat + bias.astype(self.dtype)
@@ -147,12 +167,18 @@ class MlpBlock(nn.Module):
   hidden_dim: int
   activation: str
   dtype: Any = jnp.float32
+  quantization: str = 'none'
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    hidden = Dense(self.hidden_dim, self.dtype, name='fc1')(x)
+    def dense(features: int, name: str) -> Dense:
+      return Dense(
+        features, self.dtype, quantization=self.quantization, name=name
+      )
+
+    hidden = dense(self.hidden_dim, 'fc1')(x)
     hidden = ACTIVATIONS[self.activation](hidden)
-    return Dense(x.shape[-1], self.dtype, name='fc2')(hidden)
+    return dense(x.shape[-1], 'fc2')(hidden)
 
 
 class LayerScale(nn.Module):
@@ -175,14 +201,16 @@ class PatchEmbed(nn.Module):
   embed_dim: int
   use_bias: bool
   dtype: Any = jnp.float32
+  quantization: str = 'none'
 
   @nn.compact
   def __call__(self, images: Array) -> Array:
     """`[batch, height, width, channels]` -> `[batch, h·w, embed]`."""
     batch, height, width, channels = images.shape
     size = self.patch_size
-    kernel = self.param(
-      'kernel',
+    kernel = matrix_param(
+      self,
+      self.quantization,
       nn.initializers.variance_scaling(
         1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2)
       ),
@@ -191,7 +219,7 @@ class PatchEmbed(nn.Module):
     grid = (batch, height // size, size, width // size, size, channels)
     patches = images.astype(self.dtype).reshape(grid).swapaxes(2, 3)
     flat = patches.reshape(-1, size * size * channels)
-    tokens = flat @ kernel.reshape(-1, self.embed_dim).astype(self.dtype)
+    tokens = product(flat, kernel, self.quantization)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.embed_dim,))
       tokens = tokens + bias.astype(self.dtype)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import complexity, merging, surgery
+from lambda_vit_jax import complexity, merging, quantization, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import HAS_ATTENTION, ViT
@@ -57,6 +57,15 @@ def _checked_merge(merge: Any, depth: int) -> tuple[int, ...]:
       'merge_tokens(model, merge) takes the other forms'
     )
   return merge
+
+
+def _checked_quantization(name: Any) -> str:
+  if name not in quantization.QUANTIZATIONS:
+    raise ModelError(
+      f'quantization {name!r}; known are '
+      f'{", ".join(quantization.QUANTIZATIONS)}'
+    )
+  return str(name)
 
 
 def make_module(
@@ -111,6 +120,9 @@ def make_module(
       overrides.pop('linear_inputs', ('token',))
     ),
     'merge': _checked_merge(overrides.pop('merge', ()), depth),
+    'quantization': _checked_quantization(
+      overrides.pop('quantization', 'none')
+    ),
   }
   shared = {field.name for field in dataclasses.fields(Variant)} & set(
     ViT.__dataclass_fields__
@@ -402,6 +414,42 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
     merge, model.depth, rows * columns, start, model.attention_modes
   )
   return model.replace(module=module.clone(merge=schedule))
+
+
+def quantize(model: Model, arithmetic: str = 'weights') -> Model:
+  """The model with its matrices as 8-bit integers, one scale per channel.
+
+  Needs no data: each matrix by itself (`lambda_vit_jax.quantization`). What
+  is searched, fitted or trained has to be done before.
+
+  Args:
+    model: left as it is; may be quantised already.
+    arithmetic: `weights` reads the integers as floats, `dynamic` quantises
+      each token as well and multiplies integers.
+
+  Returns:
+    A new `Model`; arrays that are no matrix are shared with the old one.
+
+  Raises:
+    ModelError: an unknown arithmetic.
+  """
+  known = quantization.QUANTIZATIONS[1:]
+  if arithmetic not in known:
+    raise ModelError(
+      f'int8 arithmetic {arithmetic!r}; known are {" and ".join(known)}'
+    )
+  return model.replace(
+    module=model.module.clone(quantization=arithmetic),
+    params=quantization.quantize_tree(model.params),
+  )
+
+
+def dequantize(model: Model) -> Model:
+  """The model in float32 whose matrices are what 8-bit integers left."""
+  return model.replace(
+    module=model.module.clone(quantization='none'),
+    params=quantization.dequantize_tree(model.params),
+  )
 
 
 def fold(model: Model) -> Model:

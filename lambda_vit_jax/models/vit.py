@@ -78,6 +78,7 @@ class EncoderBlock(nn.Module):
     dilution_path: what mode `diluted` leads from and to, see `DILUTION_PATHS`.
     merge: patch tokens that mode `full` merges away behind its attention.
     num_prefix_tokens: leading tokens that are never merged.
+    quantization: of the matrices, see `lambda_vit_jax.quantization`.
   """
 
   num_heads: int
@@ -93,6 +94,7 @@ class EncoderBlock(nn.Module):
   dilution_path: str = 'attention'
   merge: int = 0
   num_prefix_tokens: int = 1
+  quantization: str = 'none'
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
 
@@ -167,6 +169,7 @@ class EncoderBlock(nn.Module):
         self.attention_kernel,
         self.dtype,
         self.qkv_bias,
+        self.quantization,
         name='attn',
       ).with_keys(taps['norm1'], read_tokens, sizes)
       taps['attention'] = attention = self._scale(attention, 'ls1')
@@ -185,7 +188,7 @@ class EncoderBlock(nn.Module):
         x if self.mixes_tokens else stream, halved
       )
       taps['attention'] = LinearAttention(
-        self.linear_inputs, self.dtype, name='attn'
+        self.linear_inputs, self.dtype, self.quantization, name='attn'
       )(taps['norm1'], read_tokens, sizes)
       stream = stream + share * taps['attention']
     elif mode == 'identity' and halvings is None:
@@ -195,9 +198,9 @@ class EncoderBlock(nn.Module):
       taps['sizes'] = sizes
 
     hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-    mlp = MlpBlock(hidden_dim, self.activation, self.dtype, name='mlp')(
-      self._norm('norm2')(stream, halved)
-    )
+    mlp = MlpBlock(
+      hidden_dim, self.activation, self.dtype, self.quantization, name='mlp'
+    )(self._norm('norm2')(stream, halved))
     taps['mlp'] = mlp = self._scale(mlp, 'ls2')
     stream = stream + share * drop_path(
       mlp, self.drop_path_rate, fold_key(drop_path_key, 1)
@@ -214,9 +217,9 @@ class EncoderBlock(nn.Module):
   ) -> Array:
     """The affine map of n(x), on its way out."""
     normal = self._norm('norm1', affine=False)(x, halved)
-    return LinearAttention(self.linear_inputs, self.dtype, name='attn')(
-      normal, read_tokens, sizes
-    )
+    return LinearAttention(
+      self.linear_inputs, self.dtype, self.quantization, name='attn'
+    )(normal, read_tokens, sizes)
 
   def _blend(
     self,
@@ -235,6 +238,7 @@ class EncoderBlock(nn.Module):
       self.dtype,
       self.qkv_bias,
       self.linear_inputs,
+      self.quantization,
       name='attn',
     )(
       self._norm('norm1')(x, halved),
@@ -282,6 +286,8 @@ class ViT(nn.Module):
     dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
     merge: patch tokens that each block is to merge away, empty for none; see
       `merge_counts` for what they do.
+    quantization: `none`, or how products with matrices of 8-bit integers are
+      computed, `weights` or `dynamic` (`lambda_vit_jax.quantization`).
   """
 
   image_size: tuple[int, int]
@@ -309,6 +315,7 @@ class ViT(nn.Module):
   linear_inputs: tuple[str, ...] = ('token',)
   dilution_path: str = 'attention'
   merge: tuple[int, ...] = ()
+  quantization: str = 'none'
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -370,6 +377,7 @@ class ViT(nn.Module):
       'dilution_path': self.dilution_path,
       'merge': self.merge_counts[block_index],
       'num_prefix_tokens': self.num_prefix_tokens,
+      'quantization': self.quantization,
       'attention_kernel': self.attention_kernel,
       'dtype': self.dtype,
     }
@@ -377,7 +385,11 @@ class ViT(nn.Module):
   def setup(self) -> None:
     embed_dim = self.embed_dim
     self.patch_embed = PatchEmbed(
-      self.patch_size, embed_dim, not self.pre_norm, self.dtype
+      self.patch_size,
+      embed_dim,
+      not self.pre_norm,
+      self.dtype,
+      self.quantization,
     )
     shape = (1, 1, embed_dim)
     self.cls_token = self.param('cls_token', small_init, shape)
@@ -417,7 +429,12 @@ class ViT(nn.Module):
     return LayerNorm(self.norm_eps[-1], self.dtype)
 
   def _head(self) -> Dense:
-    return Dense(self.num_classes, self.dtype, small_init)
+    return Dense(
+      self.num_classes,
+      self.dtype,
+      small_init,
+      quantization=self.quantization,
+    )
 
   def embed(self, images: Array) -> Array:
     """Images `[batch, height, width, channels]` to the first stream."""
