@@ -220,6 +220,8 @@ def base() -> ml_collections.ConfigDict:
   config.benchmark = benchmark = ml_collections.ConfigDict()
   # Images of one call.
   benchmark.batch_size = 16
+  # More sizes that are measured in the same way, (1, 4, 16); none when empty.
+  benchmark.batch_sizes = ()
   # Timed calls of each program, in turn.
   benchmark.rounds = 15
 

@@ -205,7 +205,7 @@ def _run_stage(
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from lambda_vit_jax import interrupt, outcome, processes, stages, startup
   from lambda_vit_jax.progress import Reporter
-  from lambda_vit_jax.report import print_results
+  from lambda_vit_jax.report import print_benchmark, print_results
   from lambda_vit_jax.workdir import Run
 
   interrupt.raise_on_signals()
@@ -224,9 +224,13 @@ def _run_stage(
     return
   if values.json:
     print(json.dumps(outcome.to_json(run, stage, done)))
-  elif stage in ('run', 'report'):
+    return
+  if stage in ('run', 'report'):
     print_results(run.workdir)
-  elif not values.quiet:
+    return
+  if stage == 'benchmark':
+    print_benchmark(run.workdir)
+  if not values.quiet:
     following = outcome.next_stage(run, stage)
     if following:
       run.reporter.say(outcome.hint(following, argv))

@@ -8,7 +8,8 @@ import rich.console
 import rich.table
 from etils import epath
 
-from lambda_vit_jax import checkpoint, plots, report_page
+from lambda_vit_jax import benchmark_table, checkpoint, plots, report_page
+from lambda_vit_jax.benchmark_table import si
 from lambda_vit_jax.metrics import read_metrics
 from lambda_vit_jax.report_page import Cell, escape
 
@@ -46,13 +47,6 @@ def _read(workdir: epath.Path, name: str) -> Any | None:
   return checkpoint.read_json(path) if path.exists() else None
 
 
-def _si(value: float, unit: str = '') -> str:
-  for factor, prefix in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if value >= factor:
-      return f'{value / factor:.2f} {prefix}{unit}'
-  return f'{value:.0f} {unit}'.strip()
-
-
 def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
   """Rows of the results table, in the order of `COLUMNS`.
 
@@ -74,9 +68,9 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
         Cell(name, name),
         cell(score.get('top1'), lambda value: f'{100 * value:.2f}'),
         cell(score.get('num_images'), str),
-        cell(size.get('parameters'), _si),
-        cell(size.get('macs'), _si),
-        cell(size.get('weight_bytes'), lambda value: _si(value, 'B')),
+        cell(size.get('parameters'), si),
+        cell(size.get('macs'), si),
+        cell(size.get('weight_bytes'), lambda value: si(value, 'B')),
         cell(speed, lambda value: f'{value:.1f}'),
       )
     )
@@ -105,6 +99,13 @@ def print_results(workdir: str | epath.Path) -> None:
   console.print(
     f'report: {epath.Path(workdir) / "report.html"}', soft_wrap=True
   )
+
+
+def print_benchmark(workdir: str | epath.Path) -> None:
+  """The table of the stage `benchmark` on stdout, if it has run."""
+  measured = _read(epath.Path(workdir), 'benchmark.json')
+  if measured:
+    benchmark_table.show(measured)
 
 
 def _summary(workdir: epath.Path) -> list[str]:
@@ -202,8 +203,22 @@ def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
   ]
 
 
+def _speed(measured: dict[str, Any]) -> list[str]:
+  """Every batch size that was measured."""
+  return [
+    '<h2>Speed</h2>',
+    report_page.table(
+      benchmark_table.COLUMNS, benchmark_table.cells(measured), 'Speed'
+    ),
+    f'<p class="soft">{escape(benchmark_table.conditions(measured))}.</p>',
+  ]
+
+
 def _sections(workdir: epath.Path) -> list[str]:
   parts = _summary(workdir)
+  measured = _read(workdir, 'benchmark.json')
+  if measured:
+    parts += _speed(measured)
   analysis = _read(workdir, 'analysis.json')
   selected = _read(workdir, 'selection.json')
   if selected:

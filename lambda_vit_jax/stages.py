@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from lambda_vit_jax import (
-  benchmark,
+  benchmark_stage,
   checkpoint,
   digests,
   dilution,
@@ -421,7 +421,7 @@ def export_model(run: Run) -> None:
     run.reporter.warn(line)
 
 
-def exported_predict(run: Run) -> Callable[[Any], Any]:
+def exported_predict(run: Run) -> Model | Callable[[Any], Any]:
   """The exported program: `model.stablehlo`, else the folder reloaded."""
   program = run.path('export') / 'model.stablehlo'
   if program.exists():
@@ -451,37 +451,15 @@ def evaluate_all(run: Run) -> None:
   run.write_json('evaluation.json', results)
 
 
-def _exported_bytes(run: Run) -> int:
-  """Size of what `exported_predict` reads."""
-  export = run.path('export')
-  program = export / 'model.stablehlo'
-  files = [program] if program.exists() else (export / 'params').rglob('*')
-  return sum(path.stat().length for path in files if not path.is_dir())
-
-
 def benchmark_all(run: Run) -> None:
   """Sizes and speed, dense against pruned against exported in one run."""
-  if not run.leader:
-    return
-  settings = run.config['benchmark']
-  results = benchmark.compare(
-    {'dense': run.load('pretrain'), 'pruned': linear_stage.pruned_model(run)},
-    {'exported': exported_predict(run)},
-    batch_size=resolve.integer(
-      settings['batch_size'], 'benchmark.batch_size', 1
-    ),
-    rounds=resolve.integer(settings['rounds'], 'benchmark.rounds', 1),
-    reporter=run.reporter,
-  )
-  # The program holds the pruned model's numbers; its bytes are the file's.
-  pruned = results['pruned']
-  results['exported'] |= {
-    'parameters': pruned['parameters'],
-    'macs': pruned['macs'],
-    'macs_executed': pruned['macs_executed'],
-    'weight_bytes': _exported_bytes(run),
-  }
-  run.write_json('benchmark.json', results)
+  if run.leader:
+    benchmark_stage.measure(
+      run,
+      run.load('pretrain'),
+      linear_stage.pruned_model(run),
+      exported_predict(run),
+    )
 
 
 def write_report(run: Run) -> None:
@@ -530,7 +508,7 @@ STAGES: dict[str, Stage] = {
     ),
     Stage('export', export_model, _has('export/model.json')),
     Stage('evaluate', evaluate_all, _has('evaluation.json')),
-    Stage('benchmark', benchmark_all, _has('benchmark.json')),
+    Stage('benchmark', benchmark_all, benchmark_stage.is_finished),
     # Cheap, and always of the newest results.
     Stage('report', write_report, lambda run: False),
   )

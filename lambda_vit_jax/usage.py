@@ -93,8 +93,9 @@ HELP: dict[str, Help] = {
   'benchmark': _stage(
     'benchmark',
     'Parameters, MACs, bytes, memory and images per second, dense against\n'
-    'pruned in one run. Writes benchmark.json.',
+    'pruned against exported in one run. Writes benchmark.json.',
     '--config.benchmark.batch_size=1',
+    '--config.benchmark.batch_sizes="(1, 4, 16)"',
   ),
   'report': _stage(
     'report',

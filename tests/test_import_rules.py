@@ -78,6 +78,7 @@ FLOORS = (
   },
   {
     'benchmark',
+    'benchmark_table',
     'commands',
     'evaluate',
     'probe',
@@ -85,7 +86,7 @@ FLOORS = (
     'report',
     'train',
   },
-  {'linear_stage', 'outcome', 'probe_stage', 'stages'},
+  {'benchmark_stage', 'linear_stage', 'outcome', 'probe_stage', 'stages'},
   {'__init__', '__main__', 'main'},
 )
 

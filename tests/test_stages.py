@@ -129,6 +129,9 @@ def test_files_have_the_fields_of_the_contract(finished):
       'median',
       'max',
     }
+  assert benchmark['exported']['dtype'] == 'float32'
+  for name, score in evaluation.items():
+    assert benchmark[name]['top1'] == score['top1']
   row = read_metrics(finished / 'metrics.jsonl')[-1]
   assert {
     'stage',

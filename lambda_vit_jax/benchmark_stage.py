@@ -1,0 +1,94 @@
+"""The stage `benchmark`: what is measured, and whether it has been."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lambda_vit_jax import benchmark, checkpoint, resolve
+from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.workdir import Run
+
+FILE = 'benchmark.json'
+
+
+def sizes(run: Run) -> tuple[int, tuple[int, ...]]:
+  """Images per call, and those of the sweep.
+
+  Raises:
+    UsageError: not whole numbers; names the key.
+  """
+  settings = run.config['benchmark']
+  given = settings['batch_sizes']
+  given = (given,) if isinstance(given, int) else given
+  if not isinstance(given, list | tuple):
+    raise UsageError(
+      f'config.benchmark.batch_sizes={given!r}: give a list, (1, 4, 16)'
+    )
+  return (
+    resolve.integer(settings['batch_size'], 'benchmark.batch_size', 1),
+    tuple(
+      resolve.integer(size, 'benchmark.batch_sizes', least=1) for size in given
+    ),
+  )
+
+
+def is_finished(run: Run) -> bool:
+  """Whether all that is asked for is in the file; leading process."""
+  path = run.path(FILE)
+  if not path.exists():
+    return False
+  try:
+    found = checkpoint.read_json(path)
+  except CheckpointError:
+    return False
+  size, swept = sizes(run)
+  done = {row['batch_size'] for row in found.get('sweep', ())}
+  return found.get('batch_size') == size and set(swept) <= done
+
+
+def measure(
+  run: Run, dense: Model, pruned: Model, exported: Model | Callable[[Any], Any]
+) -> None:
+  """Dense, pruned and exported in turn; writes `benchmark.json`."""
+  size, swept = sizes(run)
+  models = {'dense': dense, 'pruned': pruned}
+  programs = {}
+  if isinstance(exported, Model):
+    models['exported'] = exported
+  else:
+    programs['exported'] = benchmark.Program(
+      exported, _program_sizes(run, pruned)
+    )
+  results = benchmark.compare(
+    models,
+    programs,
+    batch_size=size,
+    batch_sizes=swept,
+    rounds=resolve.integer(
+      run.config['benchmark']['rounds'], 'benchmark.rounds', 1
+    ),
+    reporter=run.reporter,
+  )
+  results['exported']['dtype'] = _storage(run)
+  evaluation = run.path('evaluation.json')
+  if evaluation.exists():
+    scores = checkpoint.read_json(evaluation)
+    for name in ('dense', 'pruned', 'exported'):
+      results[name]['top1'] = scores[name]['top1']
+  run.write_json(FILE, results)
+
+
+def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
+  """The program computes the pruned model; its bytes are the file's."""
+  return {
+    'parameters': pruned.num_parameters,
+    'macs': pruned.macs(),
+    'macs_executed': pruned.macs(executed=True),
+    'weight_bytes': run.path('export/model.stablehlo').stat().length,
+  }
+
+
+def _storage(run: Run) -> str:
+  """The type that the exported weights are stored in."""
+  fields = checkpoint.read_json(run.path('export/model.json'))
+  return str(fields.get('folded', {}).get('dtype', 'float32'))
