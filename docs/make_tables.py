@@ -324,6 +324,48 @@ def pipeline_table(found: dict[str, Any]) -> str:
   )
 
 
+def int8_table(found: dict[str, Any]) -> str:
+  """8-bit integers beside float32: accuracy, bytes, speed."""
+  rows = [
+    (
+      name,
+      percent(row['top1']),
+      f'{row["loss"]:.5f}',
+      f'{row["largest_difference"]:.1e}',
+      f'{row["weight_bytes"] / 1e3:.0f}',
+      f'{row["temp_bytes"] / 1e3:.0f}',
+      span(row['images_per_second'], 0),
+      span(row['over_float32']),
+    )
+    for name, row in found['rows'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## 8-bit integers\n\n'
+      f'The dense digits model of the package, all {found["num_images"]} test '
+      f'images; {found["batch_size"]} images a call. `int8 weights` reads the '
+      'integers as floats: a file a quarter the size, but XLA on a CPU holds '
+      'all matrices as floats while it computes. `int8 dynamic` quantises '
+      'every token and multiplies integers. The difference is the largest of '
+      'any logit.',
+      table(
+        (
+          'program',
+          'top-1 %',
+          'loss',
+          'difference',
+          'weights kB',
+          'temporary kB',
+          'images/s',
+          'times as fast',
+        ),
+        rows,
+      ),
+      origin('int8', 'int8.py', found),
+    ]
+  )
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
@@ -333,6 +375,7 @@ PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,
   'nose_speed': nose_table,
   'token_merging': merging_table,
+  'int8': int8_table,
   'pipeline': pipeline_table,
 }
 PAGES = {

@@ -33,6 +33,16 @@ OF_MODEL = ('parameters', 'macs', 'macs_executed', 'weight_bytes')
 """Fields that do not depend on the batch size."""
 
 
+_OF_BATCH = (
+  'peak_bytes',
+  'temp_bytes',
+  'compile_seconds',
+  'images_per_second',
+  'flops_per_second',
+  'fraction_of_matmul',
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """A program that holds its weights, and what is known of it from elsewhere.
@@ -193,9 +203,7 @@ def compare(
 
 def _of_batch(row: Mapping[str, Any]) -> dict[str, Any]:
   """What of a row depends on the batch size: what was measured."""
-  names = ('temp_bytes', 'peak_bytes', 'compile_seconds', 'images_per_second')
-  names = (*names, 'flops_per_second', 'fraction_of_matmul')
-  return {name: row[name] for name in names if name in row}
+  return {name: value for name, value in row.items() if name in _OF_BATCH}
 
 
 def _measure(

@@ -211,6 +211,42 @@ def test_the_export_reloads_in_another_process(finished):
   np.testing.assert_allclose(np.load(output), model(images), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_an_int8_export_is_what_is_evaluated_and_measured(copy):
+  config = read(copy, 'config.json')
+  config['export']['dtype'] = 'int8'
+  checkpoint.write_json(copy / 'config.json', config)
+  before = read(copy, 'benchmark.json')['exported']
+  shutil.rmtree(copy / 'export')
+  for name in ('evaluation.json', 'benchmark.json'):
+    (copy / name).unlink()
+  run = open_run(
+    copy,
+    '--config.export.dtype=int8',
+    '--config.benchmark.batch_sizes=(1, 4)',
+  )
+  for stage in ('export', 'evaluate', 'benchmark'):
+    assert stages.run_stage(run, stage)
+  model = lv.load_pretrained(copy)
+  assert model.module.quantization == 'weights'
+  scores = read(copy, 'evaluation.json')
+  # The program and the folder are the same int8 model.
+  found = evaluate.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  assert found['top1'] == scores['exported']['top1']
+  # Rounding to 8 bits; 360 float32 losses in another order.
+  np.testing.assert_allclose(
+    scores['exported']['loss'], scores['pruned']['loss'], rtol=0.05
+  )
+  measured = read(copy, 'benchmark.json')
+  assert measured['exported']['dtype'] == 'int8'
+  assert measured['exported']['weight_bytes'] < before['weight_bytes']
+  assert [row['batch_size'] for row in measured['sweep']] == [1, 4]
+  # What is asked for is there; another size is not.
+  assert not stages.run_stage(run, 'benchmark')
+
+
 def test_the_public_names_are_there():
   for name in lv.__all__:
     assert getattr(lv, name) is not None

@@ -1,0 +1,107 @@
+"""8-bit integers beside float32: accuracy, bytes and speed on the digits.
+
+  python benchmarks/int8.py [--batch_size=16] [--rounds=15]
+
+The dense model that ships with the package, as it is and quantised in both
+ways (`lambda_vit_jax.quantization`): top-1, loss and the largest difference of
+a logit over all test images, then images per second in turn, A B C A B C ….
+Figures are medians over the rounds; a ratio is the median of the rounds'
+ratios, with their extremes. Writes docs/benchmarks/int8.json.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from lambda_vit_jax import benchmark, evaluate, sharding
+from lambda_vit_jax.data import pipeline, sources
+from lambda_vit_jax.load import load_pretrained
+from lambda_vit_jax.models.model import Model, quantize
+
+OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/int8.json'
+BATCH = 40
+
+
+def span(values: np.ndarray) -> dict[str, float]:
+  """Median and extremes."""
+  return {
+    'min': float(values.min()),
+    'median': float(np.median(values)),
+    'max': float(values.max()),
+  }
+
+
+def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
+  """Accuracy of each, and how far its logits are from the first one's."""
+  dense = models['float32']
+  dataset = sources.open_dataset('digits', None)
+  batches = list(
+    pipeline.eval_batches(
+      dataset.test,
+      np.arange(len(dataset.test)),
+      dense.preprocessing,
+      batch_size=BATCH,
+      process_index=0,
+      process_count=1,
+    )
+  )
+  mesh = sharding.make_mesh(1)
+  rows: dict[str, dict[str, Any]] = {}
+  for name, model in models.items():
+    rows[name] = dict(evaluate.evaluate_model(model, batches, mesh))
+    rows[name]['largest_difference'] = max(
+      float(np.abs(model(b['image']) - dense(b['image'])).max())
+      for b in batches
+    )
+  return rows
+
+
+def measure(models: dict[str, Model], batch_size: int, rounds: int) -> Any:
+  """Bytes and images per second of each."""
+  module = models['float32'].module
+  shape = (batch_size, *module.image_size, module.in_chans)
+  images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  calls, rows = {}, {}
+  for name, model in models.items():
+    calls[name], rows[name] = benchmark.compile_model(model, images)
+  seconds = benchmark.time_in_turn(calls, rounds)
+  first = np.asarray(seconds['float32'])
+  for name, row in rows.items():
+    row['images_per_second'] = span(batch_size / np.asarray(seconds[name]))
+    row['over_float32'] = span(first / np.asarray(seconds[name]))
+  return rows
+
+
+def main() -> None:
+  """Scores, measures and writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--batch_size', type=int, default=16)
+  parser.add_argument('--rounds', type=int, default=15)
+  options = parser.parse_args()
+  dense = load_pretrained('builtin:vit_mini_patch2_8_digits')
+  models = {
+    'float32': dense,
+    'int8 weights': quantize(dense, 'weights'),
+    'int8 dynamic': quantize(dense, 'dynamic'),
+  }
+  scores = score(models)
+  measured = measure(models, options.batch_size, options.rounds)
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'num_images': scores['float32']['num_images'],
+    'batch_size': options.batch_size,
+    'rounds': options.rounds,
+    'rows': {name: scores[name] | measured[name] for name in models},
+  }
+  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  main()
