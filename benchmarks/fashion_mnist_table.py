@@ -166,7 +166,7 @@ def write_table() -> None:
       *SETTINGS,
       f'epochs: {START_EPOCHS} dense + {DILUTION_EPOCHS} dilution + '
       f'{TOTAL_EPOCHS - START_EPOCHS - DILUTION_EPOCHS} settling; dense '
-      f'baseline {TOTAL_EPOCHS}',
+      f'baseline {TOTAL_EPOCHS}; dilution and settling at 2e-3',
     ],
     'num_images': rows['dense'][0]['num_images'],
     'rows': {
