@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import os
 import re
 import threading
 
@@ -307,6 +308,49 @@ def test_few_batches_are_in_memory():
     # What was handed out, two batches ahead, one being started.
     assert len(read) <= 8 * (taken + 3)
   batches.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingSource:
+  """Notes each read as a byte in a pipe with a name, from any process."""
+
+  pipe: str
+  labels: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.arange(NUM_IMAGES, dtype=np.int32)
+  )
+
+  def __len__(self):
+    return NUM_IMAGES
+
+  def __getitem__(self, index):
+    descriptor = os.open(self.pipe, os.O_WRONLY)
+    os.write(descriptor, b'.')
+    os.close(descriptor)
+    return {'image': np.zeros((6, 6), np.uint8), 'label': 0, 'index': index}
+
+  def describe(self, index):
+    return f'image {index}'
+
+
+def test_few_batches_are_in_memory_of_workers(tmp_path):
+  pipe = tmp_path / 'reads'
+  os.mkfifo(pipe)
+  descriptor = os.open(pipe, os.O_RDWR)
+  source = LoggingSource(str(pipe))
+  batches = train_batches(
+    source, np.arange(23), GREY, NONE, 8, 0, workers=2, prefetch=2
+  )
+  read = 0
+  for taken in range(1, 9):
+    next(batches)
+    # Waits until the next batch is being read; what ran further shows below.
+    while read < 8 * taken + 1:
+      read += len(os.read(descriptor, 4096))
+    # What was handed out, two batches ahead, and per worker one that waits to
+    # be sent, one that its thread has ready, and one being made.
+    assert read <= 8 * (taken + 2 + 2 * 3)
+  batches.close()
+  os.close(descriptor)
 
 
 def test_close_stops_the_threads():

@@ -74,7 +74,7 @@ def train_batches(
       takes `repeats` times as many steps.
     workers: processes that decode; 0 decodes in threads of this process.
     prefetch: batches made ahead, at least 1. Memory is bounded by about
-      `prefetch + 1` local batches, plus one chunk per worker.
+      `prefetch + 1` local batches, plus three chunks per worker.
     skip_undecodable: takes the next image instead of a broken one, with a
       warning that names it.
 
