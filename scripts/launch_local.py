@@ -37,7 +37,9 @@ def environment(index: int, devices: int, gpus: bool) -> dict[str, str]:
   found = dict(os.environ)
   if devices:
     found['JAX_PLATFORMS'] = 'cpu'
-    found['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+    # The last of two alike counts.
+    number = f'--xla_force_host_platform_device_count={devices}'
+    found['XLA_FLAGS'] = f'{found.get("XLA_FLAGS", "")} {number}'.strip()
   if gpus:
     found['CUDA_VISIBLE_DEVICES'] = str(index)
   return found

@@ -3,22 +3,13 @@
 import os
 import pathlib
 
-import jaxlib
+from tests import compilation
 
-# Before JAX starts its backend. Most of the suite's time is compilation of
-# programs that run once: LLVM leaves them as they are, which takes a quarter
-# of the time. Fusion, scheduling and buffers, which tests look at, are decided
-# before that. What tests start inherits these flags.
-_FLAGS = [
-  '--xla_force_host_platform_device_count=8',
-  '--xla_backend_optimization_level=0',
-]
-# The older emitters compile faster still; later versions may not know them,
-# and XLA ends the process at a flag that it does not know.
-if tuple(map(int, jaxlib.__version__.split('.')[:2])) <= (0, 10):
-  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+# Before JAX starts its backend. What tests start inherits them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join([*_FLAGS, os.environ.get('XLA_FLAGS', '')])
+os.environ['XLA_FLAGS'] = ' '.join(
+  [compilation.flags(devices=8), os.environ.get('XLA_FLAGS', '')]
+).strip()
 
 import hypothesis
 import jax

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 
+from tests import compilation
+
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -24,7 +26,7 @@ def run_processes(program, devices=2):
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': compilation.flags(devices),
     'PYTHONPATH': str(_ROOT),
   }
   with contextlib.ExitStack() as stack:

@@ -107,6 +107,8 @@ def test_runs_from_top_to_bottom(path, tmp_path):
   script = '\n\n'.join(map(source, cells(path)))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
+    # They train: compiled as for users.
+    'XLA_FLAGS': '',
     'MPLBACKEND': 'agg',
     'TMPDIR': str(tmp_path),
   }
