@@ -344,8 +344,7 @@ def int8_table(found: dict[str, Any]) -> str:
       '## 8-bit integers\n\n'
       f'The dense digits model of the package, all {found["num_images"]} test '
       f'images; {found["batch_size"]} images a call. `int8 weights` reads the '
-      'integers as floats: a file a quarter the size, but XLA on a CPU holds '
-      'all matrices as floats while it computes. `int8 dynamic` quantises '
+      'integers as floats, one matrix at a time; `int8 dynamic` quantises '
       'every token and multiplies integers. The difference is the largest of '
       'any logit.',
       table(

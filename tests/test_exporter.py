@@ -501,6 +501,8 @@ def test_missing_or_damaged_exports(exported, tmp_path, pruned):
     {'architecture': {'__class__': 1}},
     {'architecture': []},
     {'compensation': 'yes'},
+    {'quantization': 'int2'},
+    {'quantization': ['weights']},
     {'class_names': 'abcdefghij'},
     {'class_names': ['a']},
     {'class_names': [1] * 10},

@@ -189,6 +189,39 @@ def test_dynamic_arithmetic_is_as_close_as_its_steps(model, images):
   assert np.abs(found - logits).max() < 6 / 127 * np.abs(logits).max()
 
 
+@pytest.mark.parametrize('arithmetic', ARITHMETIC)
+def test_floats_of_one_matrix_at_a_time_lie_in_memory(
+  model, images, arithmetic
+):
+  """XLA's buffers: what the float model needs, and one product's own."""
+
+  def temporary(model):
+    program = model_lib.forward.lower(model.module, model.params, images)
+    return program.compile().memory_analysis().temp_size_in_bytes
+
+  module = model.module
+  hidden = int(module.embed_dim * module.mlp_ratio)
+  own = {
+    # The largest kernel as floats.
+    'weights': 4 * module.embed_dim * hidden,
+    # The widest activations as int8, and sums of their size as int32.
+    'dynamic': (1 + 4) * len(images) * module.num_tokens * hidden,
+  }
+  quantized = model_lib.quantize(model, arithmetic)
+  assert temporary(quantized) <= temporary(model) + own[arithmetic]
+
+
+def test_a_number_that_is_not_finite_stays_in_its_row():
+  tree = quantization.quantize_tree({'kernel': jnp.ones((3, 2))})
+  matrix = quantization.Matrix(tree['kernel'], tree['kernel_scale'])
+  for bad in (np.nan, np.inf):
+    x = jnp.ones((2, 3)).at[0, 0].set(bad)
+    for arithmetic in ARITHMETIC:
+      found = quantization.product(x, matrix, arithmetic)
+      assert not np.isfinite(found[0]).any()
+      np.testing.assert_allclose(found[1], 3.0, rtol=1e-6)
+
+
 def test_bfloat16_reads_the_same_integers(model, images):
   """Eight bits of an integer fit in bfloat16's eight."""
   integers = jnp.arange(-127, 128, dtype=jnp.int8)
