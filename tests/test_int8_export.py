@@ -14,7 +14,7 @@ from lambda_vit_jax.load import load_export, load_pretrained
 from lambda_vit_jax.models import model as model_lib
 from tests.test_convert import assert_same
 from tests.test_exporter import NANO
-from tests.test_onnx_graph import OPERATORS, run
+from tests.test_onnx_graph import run
 
 FILES = ('safetensors', 'stablehlo')
 
@@ -141,11 +141,10 @@ def test_dynamic_arithmetic_goes_into_the_program(pruned, images, tmp_path):
 
 
 def test_onnx_dequantises(pruned, images):
-  """Opset 17's DequantizeLinear with a scale for each output."""
+  """The file holds the integers; a runtime makes them floats once."""
   folded = model_lib.fold(model_lib.quantize(pruned))
   graph = onnx_graph.build(folded)
   assert graph.arrays['block00/mlp/fc1/kernel.stored'].dtype == np.int8
-  assert 'DequantizeLinear' in OPERATORS
   # Float32 sums in another order.
   np.testing.assert_allclose(run(graph, images), folded(images), atol=1e-5)
 

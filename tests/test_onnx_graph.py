@@ -42,8 +42,6 @@ OPERATORS = {
   'ArgMax': lambda x, axis, keepdims: x.argmax(axis),
   'Cast': lambda x, to: x.astype({1: np.float32}[to]),
   'Concat': lambda *xs, axis: np.concatenate(xs, axis),
-  # Per axis 1, the last of a matrix.
-  'DequantizeLinear': lambda x, scale, axis: x.astype(np.float32) * scale,
   'Div': np.divide,
   'Equal': np.equal,
   'Erf': np.vectorize(math.erf, otypes=[np.float32]),

@@ -186,7 +186,7 @@ def count_parameters(params: Params) -> int:
 def size_of(module: ViT) -> int:
   """Numbers in the parameters of a module, in closed form.
 
-  The same as counting `abstract_params`, without tracing the network: a
+  Without the scales of a quantised one; otherwise the same as counting `abstract_params`, without tracing the network: a
   table of all variants is printed at once.
   """
   width, patch = module.embed_dim, module.patch_size
