@@ -186,8 +186,9 @@ def count_parameters(params: Params) -> int:
 def size_of(module: ViT) -> int:
   """Numbers in the parameters of a module, in closed form.
 
-  Without the scales of a quantised one; otherwise the same as counting `abstract_params`, without tracing the network: a
-  table of all variants is printed at once.
+  The same as counting `abstract_params` (but for the scales of a quantised
+  one), without tracing the network: a table of all variants is printed at
+  once.
   """
   width, patch = module.embed_dim, module.patch_size
   rows, columns = module.grid_size
