@@ -18,6 +18,7 @@ from lambda_vit_jax.version import __version__
 _PUBLIC = {
   'Model': 'models.model',
   'Selection': 'selection',
+  'backbone': 'models.segmenter',
   'create_model': 'models.model',
   'dequantize': 'models.model',
   'entropy_profile': 'profile',
@@ -31,6 +32,7 @@ _PUBLIC = {
   'prune': 'models.model',
   'quantize': 'models.model',
   'spectrum': 'fourier',
+  'with_decoder': 'models.segmenter',
 }
 
 __all__ = ['__version__', *_PUBLIC]

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from lambda_vit_jax import position, quantization
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models import segmenter
 from lambda_vit_jax.models.model import Model
-
-_HEADS = ('head', 'head_dist')
 
 
 def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
@@ -38,14 +37,24 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
 def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
   """`model` with a fresh head for `num_classes`, or with none for 0.
 
+  A model that segments gets a fresh decoder of the same kind, or none.
+
   Raises:
     ModelError: a negative number.
   """
   if num_classes < 0:
     raise ModelError(f'num_classes {num_classes}: give 0 (no head) or more')
+  decoder = model.module.segmentation
+  if decoder is not None:
+    plain = segmenter.backbone(model)
+    if not num_classes:
+      return plain
+    return segmenter.with_decoder(plain, decoder, num_classes, seed)
   module = model.module.clone(num_classes=num_classes)
   params = {
-    name: value for name, value in model.params.items() if name not in _HEADS
+    name: value
+    for name, value in model.params.items()
+    if not model_lib.is_head(name)
   }
   if num_classes:
     head = model_lib.init_head(module.clone(quantization='none'), seed)

@@ -186,8 +186,11 @@ def source_names(
 ) -> tuple[tuple[str, ...], Transform] | None:
   """The file's array names that make the parameter at `path`, and how.
 
-  Returns None for a parameter that the format has no name for.
+  Returns None for a parameter that the format has no name for. Decoders are
+  ours alone, and keep our names.
   """
+  if rules is TIMM and path.startswith('decoder/'):
+    return (path.replace('/', '.'),), SAME
   block = re.match(r'block(\d+)/', path)
   index = str(int(block[1])) if block else ''
   pattern = f'block#/{path[block.end() :]}' if block else path

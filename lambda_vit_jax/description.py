@@ -12,6 +12,7 @@ from typing import Any
 
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -74,6 +75,9 @@ def describe(model: Model) -> dict[str, Any]:
     'dilution_path': module.dilution_path,
     'merge': list(module.merge),
     'quantization': module.quantization,
+    'segmentation': (
+      None if module.segmentation is None else module.segmentation.to_json()
+    ),
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -154,6 +158,10 @@ def _rebuild(fields: Any) -> Model:
   )
   quantization = fields.get('quantization', 'none')
   _require(quantization in QUANTIZATIONS, 'quantization')
+  segmentation = fields.get('segmentation')
+  if segmentation is not None:
+    _require(num_classes > 0, 'a decoder without classes')
+    segmentation = Decoder.from_json(segmentation, variant.depth)
   module = model_lib.make_module(
     variant,
     num_classes=num_classes,
@@ -167,7 +175,9 @@ def _rebuild(fields: Any) -> Model:
     dilution_path=path,
     merge=tuple(merge),
     quantization=quantization,
+    segmentation=segmentation,
   )
+  model_lib.check_merging(module, module.merge)
   names = fields.get('class_names', [])
   _require(
     isinstance(names, list)

@@ -363,8 +363,13 @@ def build(folded: Model, dtype: str | np.dtype = 'float32') -> Graph:
       float32.
 
   Raises:
-    ModelError: a block in another mode.
+    ModelError: a block in another mode, or a decoder.
   """
+  if folded.module.segmentation is not None:
+    raise ModelError(
+      'format onnx: holds networks that classify; export one that segments as '
+      'stablehlo'
+    )
   writer = _Writer(folded, np.dtype(dtype))
   x = writer.embed('images')
   for block_index in range(folded.depth):

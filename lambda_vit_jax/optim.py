@@ -31,7 +31,7 @@ def layer_scales(params: Params, decay: float, depth: int) -> Params:
   """Learning-rate factor per leaf: `decay^(depth + 1 - layer)`.
 
   The embeddings are layer 0, block l is layer l + 1, the final norm and the
-  head are layer depth + 1 (BEiT's convention, which timm follows).
+  head or decoder are layer depth + 1 (BEiT's convention, which timm follows).
   """
 
   def scale(path: tuple[Any, ...], leaf: Array) -> float:
@@ -40,7 +40,10 @@ def layer_scales(params: Params, decay: float, depth: int) -> Params:
     block = _BLOCK.fullmatch(first)
     if block:
       layer = int(block[1]) + 1
-    elif first.startswith(('head', 'norm', 'fc_norm')) and first != 'norm_pre':
+    elif (
+      first.startswith(('head', 'decoder', 'norm', 'fc_norm'))
+      and first != 'norm_pre'
+    ):
       layer = depth + 1
     else:
       layer = 0
@@ -59,15 +62,49 @@ def frozen_mask(params: Params, pattern: str) -> Params:
   return jax.tree_util.tree_map_with_path(frozen, params)
 
 
+SCHEDULES = ('cosine', 'poly')
+"""Shapes of the way down from the peak."""
+
+
 def learning_rate_schedule(
-  peak: float, total_steps: int, warmup_steps: int, final: float
+  peak: float,
+  total_steps: int,
+  warmup_steps: int,
+  final: float,
+  shape: str = 'cosine',
+  power: float = 1.0,
 ) -> Callable[[Array | int], Array]:
-  """Linear from 0 to `peak` over the warm-up, then a cosine to `final`."""
+  """Linear from 0 to `peak` over the warm-up, then down to `final`.
+
+  Args:
+    peak: the highest rate.
+    total_steps: from the start to `final`.
+    warmup_steps: from 0 to `peak`.
+    final: the rate at the end, and from there on.
+    shape: `cosine`, or `poly`: the share of the steps that are left, to a
+      power.
+    power: of `poly`.
+
+  Raises:
+    UsageError: an unknown shape, or a warm-up that does not fit.
+  """
+  if shape not in SCHEDULES:
+    raise UsageError(
+      f'schedule={shape!r} is not known; use {" or ".join(SCHEDULES)}'
+    )
   if warmup_steps >= total_steps:
     raise UsageError(
       f'a warm-up of {warmup_steps} steps does not fit in {total_steps} steps '
       'of training; shorten it'
     )
+  if shape == 'poly':
+    down = optax.polynomial_schedule(
+      peak, final, power, total_steps - warmup_steps
+    )
+    if not warmup_steps:
+      return down
+    up = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([up, down], [warmup_steps])
   return optax.warmup_cosine_decay_schedule(
     init_value=peak if warmup_steps == 0 else 0.0,
     peak_value=peak,

@@ -110,9 +110,11 @@ def write_config(model: Model) -> dict[str, Any]:
   if module.image_size != (stock.image_size, stock.image_size):
     arguments['img_size'] = list(module.image_size)
   heads = ['head', 'head_dist'] if module.distilled else 'head'
+  # Timm knows the backbone alone of a model that segments.
+  num_classes = module.num_classes if module.segmentation is None else 0
   return {
     'architecture': stock.name,
-    'num_classes': module.num_classes,
+    'num_classes': num_classes,
     'num_features': module.embed_dim,
     'global_pool': module.pooling,
     'model_args': arguments,
@@ -124,7 +126,7 @@ def write_config(model: Model) -> dict[str, Any]:
       'crop_pct': preprocessing.crop_ratio,
       'mean': list(preprocessing.mean),
       'std': list(preprocessing.std),
-      'num_classes': module.num_classes,
+      'num_classes': num_classes,
       'first_conv': 'patch_embed.proj',
       'classifier': heads,
     },

@@ -77,3 +77,15 @@ def test_schedule_warms_up_and_ends_at_the_final_rate():
 def test_a_warm_up_that_does_not_fit_is_refused():
   with pytest.raises(UsageError, match='does not fit'):
     optim.learning_rate_schedule(1.0, 10, 10, 0.1)
+
+
+@pytest.mark.parametrize('warmup', [0, 20])
+def test_poly_schedule_is_a_power_of_the_steps_left(warmup):
+  schedule = optim.learning_rate_schedule(1.0, 120, warmup, 0.1, 'poly', 2.0)
+  for step in (warmup, 50, 119, 120, 200):
+    left = max(0.0, (120 - step) / (120 - warmup))
+    np.testing.assert_allclose(schedule(step), 0.1 + 0.9 * left**2, rtol=1e-5)
+  if warmup:
+    np.testing.assert_allclose(schedule(5), 0.25, rtol=1e-6)
+  with pytest.raises(UsageError, match='use cosine or poly'):
+    optim.learning_rate_schedule(1.0, 120, warmup, 0.1, 'step')

@@ -15,6 +15,7 @@ import numpy as np
 
 from lambda_vit_jax import complexity, merging, quantization, surgery
 from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import HAS_ATTENTION, ViT
 from lambda_vit_jax.preprocessing import Preprocessing
@@ -141,12 +142,17 @@ def init_params(module: ViT, seed: int | Array = 0) -> Params:
   return init(key, images)['params']
 
 
+def is_head(name: str) -> bool:
+  """Whether a top-level parameter belongs to a head or to the decoder."""
+  return name.startswith(('head', 'decoder'))
+
+
 def init_head(module: ViT, seed: int = 0) -> Params:
-  """Fresh parameters of the head (or both heads) alone."""
+  """Fresh parameters of the head (or both heads), or of the decoder, alone."""
 
   def init() -> Params:
     params = init_params(module, seed)
-    return {name: params[name] for name in params if name.startswith('head')}
+    return {name: params[name] for name in params if is_head(name)}
 
   # Jitted as a whole: nothing of the rest is computed.
   return jax.jit(init)()
@@ -184,7 +190,7 @@ def count_parameters(params: Params) -> int:
 
 
 def size_of(module: ViT) -> int:
-  """Numbers in the parameters of a module, in closed form.
+  """Numbers in the parameters of a module with a head, in closed form.
 
   The same as counting `abstract_params` (but for the scales of a quantised
   one), without tracing the network: a table of all variants is printed at
@@ -263,14 +269,20 @@ class Model:
     """
     module = self.module
     rows, columns = module.grid_size
-    return complexity.count_macs(
+    outputs, decoding = module.num_classes * (1 + module.distilled), 0
+    if module.segmentation is not None:
+      decoding = decoders.count_macs(
+        module.segmentation, module.grid_size, module.embed_dim, outputs
+      )
+      outputs = 0
+    return decoding + complexity.count_macs(
       modes=module.attention_modes,
       tokens=module.num_tokens,
       patches=rows * columns,
       patch_inputs=module.patch_size**2 * module.in_chans,
       embed_dim=module.embed_dim,
       mlp_ratio=module.mlp_ratio,
-      num_classes=module.num_classes * (1 + module.distilled),
+      num_classes=outputs,
       read_tokens=module.read_tokens if executed else None,
       linear_inputs=module.linear_inputs,
       merged=module.merge_counts,
@@ -392,6 +404,15 @@ def prune(
   )
 
 
+def check_merging(module: ViT, schedule: Sequence[int]) -> None:
+  """Raises ModelError where tokens that a decoder reads would merge."""
+  if module.segmentation is not None and any(schedule):
+    raise ModelError(
+      'a model that segments reads every token in its place and cannot merge '
+      'any; set model.merge to 0'
+    )
+
+
 def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
@@ -407,13 +428,15 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
     A new `Model` that shares the parameters.
 
   Raises:
-    ModelError: another form, or more than the tokens allow.
+    ModelError: another form, or more than the tokens allow; a model that
+      segments, whose decoder needs every token in its place.
   """
   module = model.module
   rows, columns = module.grid_size
   schedule = merging.merge_schedule(
     merge, model.depth, rows * columns, start, model.attention_modes
   )
+  check_merging(module, schedule)
   return model.replace(module=module.clone(merge=schedule))
 
 
@@ -434,6 +457,10 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   Raises:
     ModelError: an unknown arithmetic.
   """
+  # Decoders have convolutions, which have no form of 8 bits here.
+  kept = {
+    name: leaf for name, leaf in model.params.items() if name == 'decoder'
+  }
   known = quantization.QUANTIZATIONS[1:]
   if arithmetic not in known:
     raise ModelError(
@@ -441,7 +468,7 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
     )
   return model.replace(
     module=model.module.clone(quantization=arithmetic),
-    params=quantization.quantize_tree(model.params),
+    params=quantization.quantize_tree(model.params) | kept,
   )
 
 
@@ -456,10 +483,14 @@ def dequantize(model: Model) -> Model:
 def fold(model: Model) -> Model:
   """The same function as a plain ViT, no factor 2 anywhere (METHOD 2)."""
   modes = model.attention_modes
+  segmentation = model.module.segmentation
+  if segmentation is not None:
+    segmentation = segmentation.folded(surgery.doublings(modes))
   return model.replace(
     module=model.module.clone(
       attention_modes=surgery.fold_modes(modes),
       norm_eps=surgery.fold_eps(model.module.norm_eps, modes),
+      segmentation=segmentation,
     ),
     params=surgery.fold_tree(model.params, modes),
   )

@@ -18,8 +18,14 @@ def stem_of(module: ViT) -> ViT:
   """The module without its blocks: it embeds and reads out.
 
   Raises:
-    ModelError: blocks merge tokens, so that they pass on more than a stream.
+    ModelError: blocks merge tokens, so that they pass on more than a stream,
+      or a decoder reads more than the last one.
   """
+  if module.segmentation is not None:
+    raise ModelError(
+      'the model segments; searches, profiles and fits look at its backbone: '
+      'give them backbone(model)'
+    )
   if module.merge:
     raise ModelError(
       'the model merges tokens; searches, profiles and fits look at the '

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lambda_vit_jax import merging
+from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
@@ -41,6 +42,7 @@ from lambda_vit_jax.models.layers import (
   fold_key,
   small_init,
 )
+from lambda_vit_jax.models.resampling import resize
 from lambda_vit_jax.surgery import block_name, doublings
 from lambda_vit_jax.typing import Array, AttentionMode
 
@@ -54,6 +56,10 @@ DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
 
 HAS_ATTENTION = ('full', 'diluted', 'skip')
 """Modes whose attention parameters are in the tree."""
+
+
+# Behind the places of all blocks, whose keys are folded from the same one.
+_DROPOUT = 1 << 16
 
 
 def mixes_tokens(
@@ -288,6 +294,8 @@ class ViT(nn.Module):
       `merge_counts` for what they do.
     quantization: `none`, or how products with matrices of 8-bit integers are
       computed, `weights` or `dynamic` (`lambda_vit_jax.quantization`).
+    segmentation: what decodes the tokens to a class per pixel, in place of the
+      head; None for a network that classifies.
   """
 
   image_size: tuple[int, int]
@@ -316,6 +324,7 @@ class ViT(nn.Module):
   dilution_path: str = 'attention'
   merge: tuple[int, ...] = ()
   quantization: str = 'none'
+  segmentation: decoders.Decoder | None = None
   remat: bool = False
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -340,6 +349,8 @@ class ViT(nn.Module):
   @property
   def read_tokens(self) -> int | None:
     """Leading tokens that the readout reads, None for all."""
+    if self.segmentation is not None:
+      return None
     return 1 + int(self.distilled) if self.pooling == 'token' else None
 
   @property
@@ -420,7 +431,11 @@ class ViT(nn.Module):
       self.norm = self._norm()
     else:
       self.fc_norm = self._norm()
-    if self.num_classes:
+    if self.segmentation is not None:
+      self.decoder = decoders.make_decoder(
+        self.segmentation, self.num_classes, self.dtype
+      )
+    elif self.num_classes:
       self.head = self._head()
       if self.distilled:
         self.head_dist = self._head()
@@ -489,6 +504,37 @@ class ViT(nn.Module):
       logits = 0.5 * (logits + self.head_dist(x[:, 1]))
     return logits.astype(jnp.float32), taps
 
+  def grid(self, tokens: Array) -> Array:
+    """The patches among `tokens`: `[batch, rows, columns, embed]`."""
+    patches = tokens[:, self.num_prefix_tokens :]
+    return patches.reshape(patches.shape[0], *self.grid_size, -1)
+
+  def segment(
+    self, x: Array, grids: list[Array], halvings: int, key: Array | None
+  ) -> tuple[Array, dict[str, Array]]:
+    """The last stream, and the grids that are read, to logits per pixel.
+
+    Args:
+      x: `[batch, tokens, embed]`, `2^-halvings` of the stream.
+      grids: what `upernet` reads, at the stream's scale.
+      halvings: see above.
+      key: of dropout, None in evaluation.
+
+    Returns:
+      Logits `[batch, height, width, num_classes]` float32; `tokens` behind
+      the final norm, and its patches as `features`.
+    """
+    assert self.segmentation is not None
+    norm = self.norm if self.norm_before_pool else self.fc_norm
+    # Also where no decoder reads it: selection does.
+    tokens = norm(x, halvings)
+    features = self.grid(tokens)
+    if self.segmentation.kind == 'linear':
+      grids = [features]
+    logits = self.decoder(grids, fold_key(key, _DROPOUT)).astype(jnp.float32)
+    logits = resize(logits, self.image_size)
+    return logits, {'tokens': tokens, 'features': features}
+
   def __call__(
     self,
     images: Array,
@@ -511,13 +557,16 @@ class ViT(nn.Module):
 
     Returns:
       Logits `[batch, num_classes]` float32 (the pooled features where there
-      is no head), and the named intermediates: `embedding`, `block00` …
-      (see `EncoderBlock`), `tokens` and `features` after the final norm.
+      is no head; per pixel, `[batch, height, width, num_classes]`, where it
+      segments), and the named intermediates: `embedding`, `block00` … (see
+      `EncoderBlock`), `tokens` and `features` after the final norm.
     """
     x = self.embed(images)
     taps: dict[str, Any] = {'embedding': x}
     counts = doublings(self.attention_modes)
     sizes = None
+    read = () if self.segmentation is None else self.segmentation.blocks
+    grids: list[Array] = []
     for block_index in range(self.depth):
       narrow = not capture and block_index >= self.last_mixing_block
       factor = None if dilution_factor is None else dilution_factor[block_index]
@@ -530,11 +579,19 @@ class ViT(nn.Module):
         sizes,
       )
       sizes = block_taps.get('sizes')
+      for place, tapped in enumerate(read):
+        if tapped == block_index and self.segmentation is not None:
+          halved = 0 if capture else counts[block_index]
+          grids.append(self.grid(x) * self.segmentation.factor(place, halved))
       if capture:
         taps[block_name(block_index)] = block_taps
+    halvings = counts[-1] if counts and not capture else 0
+    if self.segmentation is not None:
+      logits, readout = self.segment(x, grids, halvings, drop_path_key)
+      readout |= {f'grid{place}': grid for place, grid in enumerate(grids)}
+    else:
+      logits, readout = self.readout(x, halvings, sizes)
     if capture:
-      logits, readout_taps = self.readout(x, 0, sizes)
-      return logits, taps | readout_taps
-    halvings = counts[-1] if counts else 0
-    logits, taps = self.readout(x, halvings, sizes)
+      return logits, taps | readout
+    taps = readout
     return logits, {'features': taps['features']}

@@ -1,0 +1,295 @@
+"""Decoders for semantic segmentation: grids of tokens to logits per pixel.
+
+`linear` maps each token of the final norm to its classes, as DINOv2's linear
+evaluation does (arXiv 2304.07193). `upernet` (Xiao et al., arXiv 1807.10221)
+reads the un-normed stream behind four blocks, rescales the grids by 4, 2, 1
+and 1/2, pools the coarsest over pyramids of 1, 2, 3 and 6 cells, and fuses all
+top-down; sizes are those that are usual for a ViT (512 channels). Its norms
+are LayerNorms over channels instead of batch norms: nothing depends on the
+other images of a batch, and there are no statistics to keep beside the
+parameters. There is no auxiliary head.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lambda_vit_jax.errors import ModelError, nearest
+from lambda_vit_jax.models.layers import Dense, LayerNorm, small_init
+from lambda_vit_jax.models.resampling import (
+  pooling_matrix,
+  resample,
+  resize,
+  size_of_grid,
+)
+from lambda_vit_jax.typing import Array
+
+KINDS = ('linear', 'upernet')
+"""Values of `Decoder.kind`."""
+
+POOLS = (1, 2, 3, 6)
+"""Cells along each side that the coarsest grid is pooled to."""
+
+SCALES = (4.0, 2.0, 1.0, 0.5)
+"""Of the four grids, from the first block that is read to the last."""
+
+_MOST_CHANNELS = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """What a ViT that segments has instead of a head; static and hashable.
+
+  Attributes:
+    kind: one of `KINDS`.
+    blocks: whose output streams `upernet` reads, ascending; empty for
+      `linear`.
+    channels: width of `upernet`.
+    dropout: probability in training that a channel of an image is zero in
+      front of the last product.
+    doublings: per entry of `blocks` how often folding has halved the stream
+      there; the grid is multiplied by 2 to that (METHOD, section 2).
+  """
+
+  kind: str = 'linear'
+  blocks: tuple[int, ...] = ()
+  channels: int = 512
+  dropout: float = 0.1
+  doublings: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ModelError(
+        f'segmentation decoder {self.kind!r} is not known'
+        f'{nearest(str(self.kind), KINDS)}; known are {", ".join(KINDS)}'
+      )
+    if len(self.blocks) != (len(SCALES) if self.kind == 'upernet' else 0):
+      raise ModelError(
+        f'segmentation decoder {self.kind!r} with blocks {self.blocks}: '
+        'upernet reads four blocks, linear none'
+      )
+    if not 1 <= self.channels <= _MOST_CHANNELS or not 0 <= self.dropout < 1:
+      raise ModelError(
+        f'segmentation decoder with channels={self.channels} and '
+        f'dropout={self.dropout}: give 1 to {_MOST_CHANNELS}, and 0 to below 1'
+      )
+
+  def check_depth(self, depth: int) -> None:
+    """Raises ModelError where a block is read that the network lacks."""
+    for block in self.blocks:
+      if not 0 <= block < depth:
+        raise ModelError(
+          f'the segmentation decoder reads block {block}; blocks are 0 to '
+          f'{depth - 1}'
+        )
+
+  def factor(self, place: int, halvings: int = 0) -> float:
+    """What the grid at `place` of `blocks` is multiplied by.
+
+    Args:
+      place: index into `blocks`.
+      halvings: how often the program at hand has left out a doubling.
+    """
+    folded = self.doublings[place] if self.doublings else 0
+    return 2.0 ** (folded + halvings)
+
+  def folded(self, counts: Sequence[int]) -> 'Decoder':
+    """The decoder behind a folded network.
+
+    Args:
+      counts: k(l) of every block (`surgery.doublings`).
+    """
+    old = self.doublings or (0,) * len(self.blocks)
+    new = (counts[b] + k for b, k in zip(self.blocks, old, strict=True))
+    return dataclasses.replace(self, doublings=tuple(new))
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain lists and numbers."""
+    return {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in dataclasses.asdict(self).items()
+    }
+
+  @classmethod
+  def from_json(cls, fields: Any, depth: int) -> 'Decoder':
+    """Inverse of `to_json`; trusts nothing.
+
+    Raises:
+      ModelError: anything that `to_json` would not have written.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    if not isinstance(fields, Mapping) or set(fields) - known:
+      raise ModelError('segmentation decoder: not a description of one')
+    values = dict(fields)
+    for name in ('blocks', 'doublings'):
+      values[name] = _small_integers(name, values.get(name, []), depth)
+    for name, kind in (('channels', int), ('dropout', float)):
+      if name in values and type(values[name]) not in (int, kind):
+        raise ModelError(f'segmentation decoder: {name} is no number')
+    found = cls(**values)
+    if len(found.doublings) not in (0, len(found.blocks)):
+      raise ModelError('segmentation decoder: doublings and blocks differ')
+    found.check_depth(depth)
+    return found
+
+
+def _small_integers(name: str, value: Any, most: int) -> tuple[int, ...]:
+  if not isinstance(value, list) or not all(
+    type(item) is int and 0 <= item <= most for item in value
+  ):
+    raise ModelError(f'segmentation decoder: {name} is no list of numbers')
+  return tuple(value)
+
+
+def spread_blocks(depth: int) -> tuple[int, ...]:
+  """Four blocks at the ends of the quarters: 2, 5, 8, 11 of 12."""
+  return tuple(math.ceil(depth * (k + 1) / 4) - 1 for k in range(4))
+
+
+def channel_dropout(x: Array, rate: float, key: Array | None) -> Array:
+  """Zeroes channels of an image, rescaling the others; nothing without key."""
+  if key is None or not rate:
+    return x
+  shape = (x.shape[0], 1, 1, x.shape[-1])
+  kept = jax.random.bernoulli(key, 1.0 - rate, shape)
+  return x * (kept.astype(x.dtype) / (1.0 - rate))
+
+
+def scaled_size(grid: tuple[int, int], scale: float) -> tuple[int, int]:
+  """Size of a rescaled grid, at least one cell."""
+  return max(1, int(grid[0] * scale)), max(1, int(grid[1] * scale))
+
+
+class ConvUnit(nn.Module):
+  """Convolution without bias, LayerNorm over channels, ReLU."""
+
+  channels: int
+  kernel: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    if self.kernel == 1:
+      x = Dense(self.channels, self.dtype, use_bias=False, name='conv')(x)
+    else:
+      x = nn.Conv(
+        self.channels,
+        (self.kernel, self.kernel),
+        use_bias=False,
+        dtype=self.dtype,
+        name='conv',
+      )(x.astype(self.dtype))
+    return nn.relu(LayerNorm(1e-6, self.dtype, name='norm')(x))
+
+
+class LinearDecoder(nn.Module):
+  """One affine map of every token to its classes."""
+
+  num_classes: int
+  dropout: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, grids: Sequence[Array], dropout_key: Array | None = None
+  ) -> Array:
+    """One grid `[batch, rows, columns, embed]` to `[..., num_classes]`."""
+    (grid,) = grids
+    grid = channel_dropout(grid, self.dropout, dropout_key)
+    return Dense(self.num_classes, self.dtype, small_init, name='classify')(
+      grid
+    )
+
+
+class UperNet(nn.Module):
+  """Four grids of one size to logits on the finest."""
+
+  num_classes: int
+  channels: int
+  dropout: float
+  dtype: Any = jnp.float32
+
+  def _unit(self, name: str, kernel: int) -> ConvUnit:
+    return ConvUnit(self.channels, kernel, self.dtype, name=name)
+
+  @nn.compact
+  def __call__(
+    self, grids: Sequence[Array], dropout_key: Array | None = None
+  ) -> Array:
+    """Grids `[batch, rows, columns, embed]`, first block first.
+
+    Returns:
+      `[batch, 4·rows, 4·columns, num_classes]`.
+    """
+    levels = [
+      self._rescale(place, grid.astype(self.dtype))
+      for place, grid in enumerate(grids)
+    ]
+    fused = [
+      self._unit(f'lateral{place}', 1)(level)
+      for place, level in enumerate(levels[:-1])
+    ]
+    fused.append(self._pool(levels[-1]))
+    for place in reversed(range(len(fused) - 1)):
+      above = resize(fused[place + 1], size_of_grid(fused[place]))
+      fused[place] = fused[place] + above
+    size = size_of_grid(fused[0])
+    outputs = [
+      resize(self._unit(f'smooth{place}', 3)(level), size)
+      for place, level in enumerate(fused[:-1])
+    ]
+    outputs.append(resize(fused[-1], size))
+    x = self._unit('fuse', 3)(jnp.concatenate(outputs, axis=-1))
+    x = channel_dropout(x, self.dropout, dropout_key)
+    return Dense(self.num_classes, self.dtype, small_init, name='classify')(x)
+
+  def _rescale(self, place: int, grid: Array) -> Array:
+    """The neck: an affine map, another size, and a smoothing convolution."""
+    width = grid.shape[-1]
+    grid = Dense(width, self.dtype, name=f'neck{place}')(grid)
+    size = scaled_size(size_of_grid(grid), SCALES[place])
+    return nn.Conv(width, (3, 3), dtype=self.dtype, name=f'rescale{place}')(
+      resize(grid, size)
+    )
+
+  def _pool(self, level: Array) -> Array:
+    """Pyramid pooling: the grid beside its means over coarser cells."""
+    height, width = level.shape[1:3]
+    parts = [level]
+    for cells in POOLS:
+      pooled = resample(
+        level, pooling_matrix(height, cells), pooling_matrix(width, cells)
+      )
+      pooled = self._unit(f'pool{cells}', 1)(pooled)
+      parts.append(resize(pooled, (height, width)))
+    return self._unit('pooled', 3)(jnp.concatenate(parts, axis=-1))
+
+
+def make_decoder(
+  decoder: Decoder, num_classes: int, dtype: Any
+) -> LinearDecoder | UperNet:
+  """The Linen module of a description."""
+  if decoder.kind == 'linear':
+    return LinearDecoder(num_classes, decoder.dropout, dtype)
+  return UperNet(num_classes, decoder.channels, decoder.dropout, dtype)
+
+
+def count_macs(
+  decoder: Decoder, grid: tuple[int, int], embed_dim: int, num_classes: int
+) -> int:
+  """Multiply-accumulates of the products with parameters, per image."""
+  if decoder.kind == 'linear':
+    return grid[0] * grid[1] * embed_dim * num_classes
+  width, channels = embed_dim, decoder.channels
+  areas = [math.prod(scaled_size(grid, scale)) for scale in SCALES]
+  total = 4 * grid[0] * grid[1] * width**2 + sum(areas) * 9 * width**2
+  total += sum(areas[:-1]) * (width + 9 * channels) * channels
+  total += sum(cells**2 for cells in POOLS) * width * channels
+  total += areas[-1] * 9 * (width + len(POOLS) * channels) * channels
+  total += areas[0] * (9 * 4 * channels + num_classes) * channels
+  return total

@@ -1,0 +1,65 @@
+"""Grids of another size: two products with small constant matrices.
+
+Any back end and any exported program runs them, for any batch size.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.typing import Array
+
+
+@functools.cache
+def bilinear_matrix(size: int, new_size: int) -> np.ndarray:
+  """`[new_size, size]` float32: values at pixel centres, linear in between.
+
+  Beyond the outer centres the outermost value holds. Halving an even size is
+  the mean of pairs.
+  """
+  places = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+  places = np.clip(places, 0, size - 1)
+  low = np.minimum(np.floor(places).astype(int), max(size - 2, 0))
+  share = places - low
+  matrix = np.zeros((new_size, size))
+  rows = np.arange(new_size)
+  matrix[rows, low] += 1 - share
+  matrix[rows, np.minimum(low + 1, size - 1)] += share
+  return matrix.astype(np.float32)
+
+
+@functools.cache
+def pooling_matrix(size: int, cells: int) -> np.ndarray:
+  """`[cells, size]` float32: means over cells that cover the axis.
+
+  Cell i covers floor(i·size / cells) up to ceil((i + 1)·size / cells), so that
+  cells overlap where they do not divide the axis.
+  """
+  matrix = np.zeros((cells, size), np.float32)
+  for cell in range(cells):
+    first = cell * size // cells
+    last = -(-(cell + 1) * size // cells)
+    matrix[cell, first:last] = 1 / (last - first)
+  return matrix
+
+
+def resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+  """`[batch, height, width, channels]` with a matrix along each side."""
+  x = jnp.einsum('nh,bhwc->bnwc', rows.astype(x.dtype), x)
+  return jnp.einsum('nw,bhwc->bhnc', columns.astype(x.dtype), x)
+
+
+def resize(x: Array, size: tuple[int, int]) -> Array:
+  """Bilinear interpolation to (height, width)."""
+  height, width = x.shape[1:3]
+  if (height, width) == size:
+    return x
+  return resample(
+    x, bilinear_matrix(height, size[0]), bilinear_matrix(width, size[1])
+  )
+
+
+def size_of_grid(x: Array) -> tuple[int, int]:
+  """Rows and columns of `[batch, rows, columns, channels]`."""
+  return x.shape[1], x.shape[2]
