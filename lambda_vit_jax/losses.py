@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lambda_vit_jax.preprocessing import IGNORED
 from lambda_vit_jax.typing import Array
 
 
@@ -20,6 +21,65 @@ def smooth_one_hot(labels: Array, num_classes: int, smoothing: float) -> Array:
 def cross_entropy(logits: Array, targets: Array) -> Array:
   """Mean over the batch of `-Σ targets·log softmax(logits)`, in nats."""
   return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def pixel_cross_entropy(
+  logits: Array, labels: Array, smoothing: float = 0.0
+) -> Array:
+  """Mean cross-entropy over the pixels that have a class, in nats.
+
+  Args:
+    logits: `[batch, height, width, classes]` float32.
+    labels: `[batch, height, width]` int; `IGNORED` pixels are left out.
+    smoothing: share of each target that is spread evenly over all classes.
+  """
+  loss, valid = _pixel_losses(logits, labels)
+  if smoothing:
+    uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+    loss = (1.0 - smoothing) * loss + smoothing * uniform
+  total = jnp.where(valid, loss, 0.0).sum()
+  return total / jnp.maximum(valid.sum(), 1).astype(total.dtype)
+
+
+def _pixel_losses(logits: Array, labels: Array) -> tuple[Array, Array]:
+  valid = labels != IGNORED
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(valid, labels, 0)
+  )
+  return loss, valid
+
+
+def pixel_counts(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
+  """Sums over the pixels that have a class, of the images that `mask` keeps.
+
+  Args:
+    logits: `[batch, height, width, classes]`.
+    labels: `[batch, height, width]` int, `IGNORED` where there is no class.
+    mask: `[batch]` bool, False for padding.
+
+  Returns:
+    `confusion` int32 `[classes, classes]`, truth by prediction, exact up to
+    2^31 pixels; `loss`, a float32 sum; `images`, int32.
+  """
+  classes = logits.shape[-1]
+  loss, valid = _pixel_losses(logits, labels)
+  valid &= mask[:, None, None]
+  cells = labels.astype(jnp.int32) * classes
+  cells += logits.argmax(axis=-1).astype(jnp.int32)
+  cells = jnp.where(valid, cells, classes**2).reshape(-1)
+  counts = jnp.zeros(classes**2 + 1, jnp.int32).at[cells].add(1)
+  return {
+    'confusion': counts[:-1].reshape(classes, classes),
+    'loss': jnp.where(valid, loss, 0.0).sum(),
+    'images': mask.sum(dtype=jnp.int32),
+  }
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+  """Share of the labels (but `IGNORED` ones) that the logits meet, float32."""
+  hits = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.float32)
+  valid = (labels != IGNORED).sum(dtype=jnp.float32)
+  return hits / jnp.maximum(valid, 1.0)
 
 
 def distillation_loss(

@@ -10,6 +10,9 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+IGNORED = -1
+"""Label of a pixel that belongs to no class and counts for nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data.dataset import Record
 from lambda_vit_jax.data.randaugment import Patch, draw_patch, parse_policy
 from lambda_vit_jax.errors import UsageError, nearest
 from lambda_vit_jax.preprocessing import Preprocessing
@@ -22,6 +23,34 @@ _GREATEST = {
   'flip': 1,
   'erasing': 1,
 }
+
+
+class Recipe(Protocol):
+  """From a stored record to an example, for training and for evaluation."""
+
+  def label_shape(self, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Shape of one label."""
+    ...
+
+  def training(
+    self,
+    record: Record,
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+  ) -> tuple[np.ndarray, Patch | None, Any]:
+    """Pixels uint8 `[height, width, channels]`, what is erased, the label.
+
+    Raises:
+      UndecodableError: bytes that are no image.
+      MaskError: a mask that does not belong to its image.
+    """
+    ...
+
+  def evaluation(
+    self, record: Record, preprocessing: Preprocessing
+  ) -> tuple[np.ndarray, Any]:
+    """Pixels and label without any random change; raises the same."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +131,28 @@ class Augment:
       if key in given:
         given[key] = _pair(key, given[key])
     return dataclasses.replace(RECIPES[kind], **given)
+
+  def label_shape(self, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """One label per image."""
+    del preprocessing
+    return ()
+
+  def training(
+    self,
+    record: Record,
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+  ) -> tuple[np.ndarray, Patch | None, Any]:
+    """See `Recipe` and `training_pixels`."""
+    pixels, patch = training_pixels(record['image'], preprocessing, self, rng)
+    return pixels, patch, record['label']
+
+  def evaluation(
+    self, record: Record, preprocessing: Preprocessing
+  ) -> tuple[np.ndarray, Any]:
+    """See `Recipe`; the same whatever the augmentation."""
+    pixels = transforms.evaluation_pixels(record['image'], preprocessing)
+    return pixels, record['label']
 
   @property
   def is_affine(self) -> bool:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.data.dataset import Dataset, ImageSource
-from lambda_vit_jax.data.sources import open_dataset
+from lambda_vit_jax.data.masks import MaskError, MaskRules
+from lambda_vit_jax.data.sources import open_dataset, open_masks
 from lambda_vit_jax.data.transforms import UndecodableError, load, open_image
 from lambda_vit_jax.display import Shown, Table
 from lambda_vit_jax.errors import DataError
@@ -30,7 +32,8 @@ class SplitReport:
 
   Attributes:
     num_images: readable and broken ones.
-    class_counts: images per class, in the order of the classes.
+    class_counts: images per class, in the order of the classes; where pixels
+      have classes, images in which the class occurs.
     heights: least, median and greatest height, in pixels.
     widths: the same of the widths.
     modes: Pillow's mode (`L`, `RGB`, `RGBA`, …) to number of images.
@@ -126,7 +129,8 @@ def check_data(
     UsageError: `source` names no kind of data set.
   """
   if isinstance(source, str):
-    source = open_dataset(source, cache_dir)
+    masks = source.startswith('segmentation_folder:')
+    source = open_masks(source) if masks else open_dataset(source, cache_dir)
   total = len(source.train) + len(source.test)
   done = 0
 
@@ -154,7 +158,7 @@ class _Found:
   """What one image told; `reason` is set if it is broken."""
 
   name: str
-  label: int = -1
+  classes: tuple[int, ...] = ()
   digest: bytes = b''
   size: tuple[int, int] = (0, 0)
   mode: str = ''
@@ -162,31 +166,45 @@ class _Found:
   reason: str = ''
 
 
-def _inspect(source: ImageSource, index: int) -> _Found:
+def _classes(
+  label: Any, size: tuple[int, int], num_classes: int
+) -> tuple[int, ...]:
+  """The class of an image, or those that its mask holds."""
+  if not isinstance(label, bytes | np.ndarray):
+    return (int(label),)
+  found = np.unique(MaskRules(num_classes).read(label, size))
+  return tuple(found[found >= 0].tolist())
+
+
+def _inspect(source: ImageSource, num_classes: int, index: int) -> _Found:
   try:
     record = source[index]
   except DataError as error:
     return _Found(source.describe(index), reason=str(error))
   data = record['image']
-  label = record['label']
   raw = data.tobytes() if isinstance(data, np.ndarray) else data
   digest = hashlib.blake2b(raw, digest_size=12).digest()
   try:
     image = open_image(data)
     size, mode = image.size, image.mode
+    classes = _classes(record['label'], size, num_classes)
     histogram = np.reshape(load(image, 3).histogram(), (3, 256))
-  except UndecodableError as error:
-    return _Found(source.describe(index), label, digest, reason=str(error))
+  except (UndecodableError, MaskError) as error:
+    # An image that cannot be read still counts for the class it has.
+    label = record['label']
+    known = (int(label),) if not isinstance(label, bytes | np.ndarray) else ()
+    return _Found(source.describe(index), known, digest, reason=str(error))
   share = histogram / histogram[0].sum()
   moments = np.stack([share @ _LEVELS, share @ _LEVELS**2])
-  return _Found('', label, digest, size, mode, moments)
+  return _Found('', classes, digest, size, mode, moments)
 
 
-def _scan(source: ImageSource) -> Iterator[list[_Found]]:
+def _scan(source: ImageSource, num_classes: int) -> Iterator[list[_Found]]:
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for start in range(0, len(source), _AT_ONCE):
       indices = range(start, min(start + _AT_ONCE, len(source)))
-      yield list(pool.map(lambda index: _inspect(source, index), indices))
+      inspect = functools.partial(_inspect, source, num_classes)
+      yield list(pool.map(inspect, indices))
 
 
 def _check_split(
@@ -198,10 +216,10 @@ def _check_split(
   modes: collections.Counter[str] = collections.Counter()
   broken = []
   moments = np.zeros((2, 3))
-  for found in _scan(source):
+  for found in _scan(source, num_classes):
     for one in found:
-      if one.label >= 0:
-        counts[one.label] += 1
+      counts[list(one.classes)] += 1
+      if one.digest:
         digests[one.digest] += 1
       if one.moments is None:
         broken.append((one.name, one.reason))

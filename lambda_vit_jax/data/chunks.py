@@ -16,18 +16,23 @@ from lambda_vit_jax.preprocessing import Preprocessing
 Batch = dict[str, np.ndarray]
 
 Chunk = dict[str, np.ndarray]
-"""`pixels` uint8 `[n, height, width, channels]`, `label` int32 `[n]`; where
+"""`pixels` uint8 `[n, height, width, channels]`, `label` int32 `[n]` or, for
+masks, `[n, height, width]`; where
 something is erased `boxes` int32 `[k, 5]` (row of the chunk, top, left, height,
 width) and `noise` float32 (their values, one after the other); for evaluation
 `mask` bool `[n]`, False where a row is padding."""
 
 
-def empty(number: int, preprocessing: Preprocessing) -> Chunk:
+def empty(
+  number: int,
+  preprocessing: Preprocessing,
+  label_shape: tuple[int, ...] = (),
+) -> Chunk:
   """A chunk of `number` images whose pixels are still to be written."""
   shape = (number, *preprocessing.image_size, preprocessing.channels)
   return {
     'pixels': np.empty(shape, np.uint8),
-    'label': np.zeros(number, np.int32),
+    'label': np.zeros((number, *label_shape), np.int32),
   }
 
 
@@ -53,7 +58,7 @@ def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
 
   Returns:
     `image` float32 `[batch, height, width, channels]`, zeros where `mask` is
-    False, `label` int32 `[batch]`, and `mask` where the chunks have it.
+    False, `label` int32 `[batch]` (or per pixel), and `mask` where the chunks have it.
   """
   total = sum(len(chunk['label']) for chunk in chunks)
   shape = chunks[0]['pixels'].shape[1:]

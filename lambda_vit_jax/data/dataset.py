@@ -1,7 +1,7 @@
 """What every data source gives: two labelled, random-access image splits."""
 
 import dataclasses
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -14,12 +14,13 @@ class Record(TypedDict):
   Attributes:
     image: an encoded file (PNG, JPEG) as bytes, or a uint8 array
       `[height, width]` or `[height, width, 3]`.
-    label: class number, 0-based.
+    label: class number, 0-based; where pixels have classes, the mask: an
+      encoded file, or an array of class indices `[height, width]`.
     index: the record's place in its split, 0-based.
   """
 
   image: bytes | np.ndarray
-  label: int
+  label: Any
   index: int
 
 
@@ -28,7 +29,10 @@ class ImageSource(Protocol):
 
   @property
   def labels(self) -> np.ndarray:
-    """`[len(self)]` int32 class numbers, in the order of the records."""
+    """`[len(self)]` int32 class numbers, in the order of the records.
+
+    Zeros where images have no class of their own.
+    """
     ...
 
   def __len__(self) -> int: ...

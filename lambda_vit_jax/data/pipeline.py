@@ -15,17 +15,19 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from lambda_vit_jax.data import chunks as chunks_lib
-from lambda_vit_jax.data.augment import Augment, training_pixels
+from lambda_vit_jax.data.augment import RECIPES, Recipe
 from lambda_vit_jax.data.chunks import Batch, Chunk
 from lambda_vit_jax.data.dataset import ImageSource
+from lambda_vit_jax.data.masks import MaskError
 from lambda_vit_jax.data.randaugment import Patch
-from lambda_vit_jax.data.transforms import UndecodableError, evaluation_pixels
+from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.preprocessing import Preprocessing
 
@@ -42,7 +44,7 @@ def train_batches(
   source: ImageSource,
   indices: np.ndarray,
   preprocessing: Preprocessing,
-  augment: Augment,
+  augment: Recipe,
   batch_size: int,
   seed: int,
   start_step: int = 0,
@@ -63,7 +65,7 @@ def train_batches(
     source: the split to read.
     indices: `[n]` places in `source` that may be used, n >= 1.
     preprocessing: the model's input.
-    augment: random changes to each image.
+    augment: what a record becomes, with its random changes.
     batch_size: global; a multiple of `process_count`.
     seed: any integer.
     start_step: the step whose batch comes first.
@@ -80,7 +82,7 @@ def train_batches(
 
   Returns:
     An iterator of `{'image': float32 [local, height, width, channels],
-    'label': int32 [local]}`; its `close()` stops threads and workers.
+    'label': int32 [local]}` (per pixel where records have masks); its `close()` stops threads and workers.
 
   Raises:
     UsageError: sizes that do not fit together.
@@ -99,7 +101,7 @@ def train_batches(
     ),
     source=source,
     preprocessing=preprocessing,
-    augment=augment,
+    recipe=augment,
     indices=indices,
     seed=seed,
     repeats=repeats,
@@ -120,6 +122,7 @@ def eval_batches(
   workers: int = 0,
   prefetch: int = 2,
   skip_undecodable: bool = False,
+  recipe: Recipe = RECIPES['none'],
 ) -> Iterator[Batch]:
   """Every image of `indices` once, in order, in batches of one fixed shape.
 
@@ -134,6 +137,7 @@ def eval_batches(
     workers: processes that decode; 0 decodes in threads of this process.
     prefetch: batches made ahead, at least 1.
     skip_undecodable: masks a broken image out, with a warning that names it.
+    recipe: what a record becomes; nothing random.
 
   Returns:
     An iterator of `{'image': float32 [local, height, width, channels],
@@ -153,6 +157,7 @@ def eval_batches(
     preprocessing=preprocessing,
     indices=_checked_indices(source, indices),
     skip_undecodable=skip_undecodable,
+    recipe=recipe,
   )
   chunks = reader.layout.chunks
   numbers = grain.MapDataset.range(
@@ -228,7 +233,7 @@ class _TrainReader:
   layout: _Layout
   source: ImageSource
   preprocessing: Preprocessing
-  augment: Augment
+  recipe: Recipe
   indices: np.ndarray
   seed: int
   repeats: int
@@ -236,7 +241,11 @@ class _TrainReader:
 
   def __call__(self, number: int) -> Chunk:
     positions = self.layout.positions(number)
-    chunk = chunks_lib.empty(len(positions), self.preprocessing)
+    chunk = chunks_lib.empty(
+      len(positions),
+      self.preprocessing,
+      self.recipe.label_shape(self.preprocessing),
+    )
     patches = []
     for row, position in enumerate(positions):
       pixels, patch, label = self._example(position)
@@ -245,7 +254,7 @@ class _TrainReader:
       patches.append(patch)
     return chunk | chunks_lib.pack_patches(patches)
 
-  def _example(self, position: int) -> tuple[np.ndarray, Patch | None, int]:
+  def _example(self, position: int) -> tuple[np.ndarray, Patch | None, Any]:
     draw = position // self.repeats
     for attempt in range(_MAX_SKIPPED + 1):
       turn, place = divmod(draw + attempt, len(self.indices))
@@ -253,12 +262,11 @@ class _TrainReader:
       record = self.source[int(self.indices[order[place]])]
       rng = _generator(self.seed, _PIXELS, position, attempt)
       try:
-        pixels, patch = training_pixels(
-          record['image'], self.preprocessing, self.augment, rng
-        )
-        return pixels, patch, record['label']
+        return self.recipe.training(record, self.preprocessing, rng)
+      except MaskError as error:
+        raise of_record(self.source, record['index'], error) from error
       except UndecodableError as error:
-        message = _undecodable(self.source, record['index'], error)
+        message = undecodable(self.source, record['index'], error)
         if not self.skip_undecodable:
           raise DataError(message) from error
         _warn_once(message)
@@ -276,26 +284,32 @@ class _EvalReader:
   preprocessing: Preprocessing
   indices: np.ndarray
   skip_undecodable: bool
+  recipe: Recipe
 
   def __call__(self, number: int) -> Chunk:
     positions = self.layout.positions(number)
-    chunk = chunks_lib.empty(len(positions), self.preprocessing)
+    chunk = chunks_lib.empty(
+      len(positions),
+      self.preprocessing,
+      self.recipe.label_shape(self.preprocessing),
+    )
     mask = np.zeros(len(positions), bool)
     for row, position in enumerate(positions):
       if position >= len(self.indices):
         break
       record = self.source[int(self.indices[position])]
       try:
-        chunk['pixels'][row] = evaluation_pixels(
-          record['image'], self.preprocessing
-        )
+        pixels, label = self.recipe.evaluation(record, self.preprocessing)
+      except MaskError as error:
+        raise of_record(self.source, record['index'], error) from error
       except UndecodableError as error:
-        message = _undecodable(self.source, record['index'], error)
+        message = undecodable(self.source, record['index'], error)
         if not self.skip_undecodable:
           raise DataError(message) from error
         _warn_once(message)
         continue
-      chunk['label'][row] = record['label']
+      chunk['pixels'][row] = pixels
+      chunk['label'][row] = label
       mask[row] = True
     return chunk | {'mask': mask}
 
@@ -323,13 +337,19 @@ def _permutation(seed: int, turn: int, length: int) -> np.ndarray:
   return _generator(seed, _ORDER, turn).permutation(length)
 
 
-def _undecodable(
+def undecodable(
   source: ImageSource, index: int, error: UndecodableError
 ) -> str:
+  """The line about a record that is no image."""
   return (
     f'{source.describe(index)} cannot be decoded ({error}); replace or '
     'remove it, or skip such images with data.skip_undecodable.'
   )
+
+
+def of_record(source: ImageSource, index: int, error: MaskError) -> DataError:
+  """The error with the name of its record."""
+  return DataError(f'{source.describe(index)}: {error}')
 
 
 @functools.lru_cache(maxsize=10_000)

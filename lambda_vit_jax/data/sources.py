@@ -44,8 +44,44 @@ def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
     from lambda_vit_jax.data.tfds_source import open_tfds
 
     return open_tfds(where, _cache_dir(cache_dir))
+  hint = '; masks need task=segment' if kind == 'segmentation_folder' else ''
   raise UsageError(
-    f'data.source is {source!r}; it must be one of {", ".join(SOURCES)}.'
+    f'data.source is {source!r}; it must be one of {", ".join(SOURCES)}{hint}.'
+  )
+
+
+MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
+"""The forms that `open_masks` takes."""
+
+
+def open_masks(source: str, num_classes: int | None = None) -> Dataset:
+  """Opens one of the `MASK_SOURCES`: images with a class per pixel.
+
+  Args:
+    source: `digits` (laid on textures), `segmentation_folder:DIR` or
+      `tfds:NAME`.
+    num_classes: None where the data set says it.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+    DataError: the data is missing, inconsistent or unreadable.
+  """
+  kind, _, where = source.partition(':')
+  if source == 'digits':
+    from lambda_vit_jax.data.digit_scenes import open_digit_scenes
+
+    return open_digit_scenes(num_classes)
+  if where and kind == 'segmentation_folder':
+    from lambda_vit_jax.data.segmentation_folder import open_segmentation_folder
+
+    return open_segmentation_folder(where, num_classes)
+  if where and kind == 'tfds':
+    from lambda_vit_jax.data.tfds_masks import open_tfds_masks
+
+    return open_tfds_masks(where, num_classes)
+  raise UsageError(
+    f'data.source is {source!r}; with task=segment it must be one of '
+    f'{", ".join(MASK_SOURCES)}.'
   )
 
 

@@ -73,7 +73,7 @@ class TfdsSource:
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
-        f'({type(error).__name__}: {_one_line(error)}); {self.cure}.'
+        f'({type(error).__name__}: {one_line(error)}); {self.cure}.'
       ) from error
 
   @functools.cached_property
@@ -109,13 +109,22 @@ def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
     DataError: not prepared, in another file format, or not a labelled set
       of 8-bit images.
   """
+  return dataset_of_builder(f'tfds:{name}', open_builder(name), cache_dir)
+
+
+def open_builder(name: str) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared data set.
+
+  Raises:
+    DataError: an unknown name, or not prepared.
+  """
   data_dir = os.environ.get('TFDS_DATA_DIR') or None
   try:
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
   # TFDS has no common base class for "unknown" and "not found".
   except Exception as error:
     raise DataError(
-      f'tfds:{name} cannot be opened ({_one_line(error)}); check the name, '
+      f'tfds:{name} cannot be opened ({one_line(error)}); check the name, '
       'and TFDS_DATA_DIR for where it was prepared.'
     ) from error
   if not builder.info.splits:
@@ -123,7 +132,7 @@ def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
       f'tfds:{name} is not prepared in {builder.data_path}; run `tfds build '
       f'{name} --file_format=array_record` or set TFDS_DATA_DIR.'
     )
-  return dataset_of_builder(f'tfds:{name}', builder, cache_dir)
+  return builder
 
 
 def dataset_of_builder(
@@ -148,7 +157,7 @@ def dataset_of_builder(
   splits = {
     split: TfdsSource(
       name=f'{name} {split}',
-      records=_data_source(name, builder, split),
+      records=data_source(name, builder, split),
       image_key=image_key,
       label_key=label_key,
       labels_file=_labels_file(cache_dir, builder, split),
@@ -198,9 +207,14 @@ def _image_and_label(name: str, features: Any) -> tuple[str, str]:
   return image_key, label_key
 
 
-def _data_source(
+def data_source(
   name: str, builder: tfds.core.DatasetBuilder, split: str
 ) -> Any:
+  """TFDS's records of a split by index, with images as encoded bytes.
+
+  Raises:
+    DataError: files that do not allow random access.
+  """
   encoded = {
     key: tfds.decode.SkipDecoding()
     for key, feature in builder.info.features.items()
@@ -212,7 +226,7 @@ def _data_source(
   except Exception as error:
     raise DataError(
       f'{name} in {builder.data_path} does not allow random access '
-      f'({_one_line(error)}); prepare it with --file_format=array_record.'
+      f'({one_line(error)}); prepare it with --file_format=array_record.'
     ) from error
 
 
@@ -227,5 +241,6 @@ def _labels_file(
   return os.fspath(cache_dir / 'labels' / f'{digest}.npy')
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+  """The start of an error's text, without line ends."""
   return ' '.join(str(error).split())[:200]

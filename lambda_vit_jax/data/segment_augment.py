@@ -1,0 +1,158 @@
+"""What training and evaluation do to an image and its mask together."""
+
+import dataclasses
+
+import numpy as np
+
+from lambda_vit_jax.data import masks, transforms
+from lambda_vit_jax.data.dataset import Record
+from lambda_vit_jax.data.masks import MaskRules
+from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
+
+# Crops that are tried until none of the classes fills too much.
+_TRIES = 10
+
+# Luminance of red, green and blue, and two axes of colour (YIQ).
+_TO_YIQ = np.array(
+  [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentAugment:
+  """The recipe that is usual for ADE20k; all draws come from one generator.
+
+  The image is scaled to cover the model's image size, times a random factor;
+  a window of it is cut out (padded with pixels of no class where it is
+  smaller), flipped, and distorted in brightness, contrast and colour.
+
+  Attributes:
+    rules: what the masks mean.
+    scale: least and greatest random factor, log-uniform.
+    most_of_one: a crop in which one class has more than this share of the
+      pixels is drawn again, up to ten times; 1 for never.
+    flip: probability of a left-right flip.
+    photometric: strength of the distortion, 0 for none: brightness by up to
+      an eighth of the range, contrast and saturation by up to a half, hue by
+      up to a tenth of a turn, each with probability 1/2.
+  """
+
+  rules: MaskRules
+  scale: tuple[float, ...] = (0.5, 2.0)
+  most_of_one: float = 0.75
+  flip: float = 0.5
+  photometric: float = 1.0
+
+  def __post_init__(self):
+    if len(self.scale) != 2 or not (
+      0.05 <= self.scale[0] <= self.scale[1] <= 20
+    ):
+      raise UsageError(
+        f'config.segment.scale={self.scale}: two factors from 0.05 to 20, the '
+        'least first'
+      )
+    for name in ('most_of_one', 'flip', 'photometric'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UsageError(
+          f'config.segment.{name}={getattr(self, name)}: give a share from 0 '
+          'to 1'
+        )
+
+  def label_shape(self, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """A label per pixel."""
+    return preprocessing.image_size
+
+  def training(
+    self,
+    record: Record,
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+  ) -> tuple[np.ndarray, None, np.ndarray]:
+    """An example: uint8 pixels, no erasing, labels `[height, width]`.
+
+    Raises:
+      UndecodableError: image or mask cannot be decoded.
+      MaskError: they do not belong together.
+    """
+    image, labels = self._read(record, preprocessing)
+    window = preprocessing.image_size
+    low, high = np.log(self.scale)
+    factor = masks.covering(image.size, window) * np.exp(rng.uniform(low, high))
+    canvas = masks.scaled(image.size, factor)
+    corner, found = self._crop(labels, canvas, window, rng)
+    pixels = masks.cut(image, canvas, corner, preprocessing)
+    if rng.random() < self.flip:
+      pixels, found = pixels[:, ::-1], found[:, ::-1]
+    if self.photometric:
+      pixels = distort(pixels, self.photometric, rng)
+    return pixels, None, found
+
+  def evaluation(
+    self, record: Record, preprocessing: Preprocessing
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image within one window, and its labels."""
+    image, labels = self._read(record, preprocessing)
+    window = preprocessing.image_size
+    canvas = masks.scaled(image.size, masks.fitting(image.size, window))
+    return (
+      masks.cut(image, canvas, (0, 0), preprocessing),
+      masks.cut_labels(labels, canvas, (0, 0), window),
+    )
+
+  def _read(self, record: Record, preprocessing: Preprocessing):
+    image = transforms.load(
+      transforms.open_image(record['image']), preprocessing.channels
+    )
+    return image, self.rules.read(record['label'], image.size)
+
+  def _crop(
+    self,
+    labels: np.ndarray,
+    canvas: tuple[int, int],
+    window: tuple[int, int],
+    rng: np.random.Generator,
+  ) -> tuple[tuple[int, int], np.ndarray]:
+    """A corner (left, top), and the labels of the window there."""
+    for _ in range(_TRIES):
+      corner = (
+        int(rng.integers(max(canvas[0] - window[1], 0) + 1)),
+        int(rng.integers(max(canvas[1] - window[0], 0) + 1)),
+      )
+      found = masks.cut_labels(labels, canvas, corner, window)
+      counts = np.bincount(found[found != IGNORED])
+      if len(counts) and counts.max() <= self.most_of_one * counts.sum():
+        break
+    return corner, found
+
+
+def distort(
+  pixels: np.ndarray, strength: float, rng: np.random.Generator
+) -> np.ndarray:
+  """Random brightness, contrast, saturation and hue of 8-bit pixels.
+
+  Args:
+    pixels: uint8 `[height, width, channels]`; grey ones have no colour to
+      change.
+    strength: share of the full ranges, see `SegmentAugment`.
+    rng: eight draws are taken, whatever is changed.
+
+  Returns:
+    uint8 of the same shape.
+  """
+  happens = rng.random(4) < 0.5
+  brightness, contrast, saturation, hue = np.where(
+    happens, strength * rng.uniform(-1, 1, 4), 0.0
+  )
+  values = pixels.astype(np.float32) + np.float32(32 * brightness)
+  values *= np.float32(1 + contrast / 2)
+  if pixels.shape[-1] == 3 and (saturation or hue):
+    angle = 0.2 * np.pi * hue
+    turn = (1 + saturation / 2) * np.array(
+      [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    change = np.eye(3)
+    change[1:, 1:] = turn
+    matrix = np.linalg.inv(_TO_YIQ) @ change @ _TO_YIQ
+    values = values @ matrix.T.astype(np.float32)
+  return np.clip(np.rint(values), 0, 255).astype(np.uint8)
