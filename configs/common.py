@@ -36,12 +36,16 @@ def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
 def _training(learning_rate: float) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      # Peak of the cosine; per batch of 512 images if scale_by_batch.
+      # Peak of the schedule; per batch of 512 images if scale_by_batch.
       'learning_rate': learning_rate,
       # Multiply the learning rate by batch_size / 512.
       'scale_by_batch': False,
-      # Where the cosine ends.
+      # Where the learning rate ends.
       'final_learning_rate': 1e-5,
+      # cosine or poly: the way down from the peak.
+      'schedule': 'cosine',
+      # Of schedule poly: the share of the steps that are left, to this.
+      'poly_power': 1.0,
       # Steps, or epochs as '5ep'.
       'warmup_steps': free(0),
       # AdamW's; weights of matrices alone decay.
@@ -90,8 +94,11 @@ def base() -> ml_collections.ConfigDict:
   # Where dense weights come from: a file, folder, hf-hub:NAME, builtin:NAME,
   # workdir or export; empty for none (from scratch).
   config.init = ''
+  # `classify`: a class per image. `segment`: one per pixel, see `segment`.
+  config.task = 'classify'
   config.data = data = ml_collections.ConfigDict()
-  # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.
+  # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME; with task=segment
+  # digits (on textures), segmentation_folder:DIR or tfds:NAME.
   data.source = 'digits'
   # Of the training split, only so many images, the same share of each class;
   # all of them when empty.
@@ -141,6 +148,38 @@ def base() -> ml_collections.ConfigDict:
   model.merge = free(0)
   # The first block that merges tokens.
   model.merge_start = 0
+
+  config.segment = segment = ml_collections.ConfigDict()
+  # linear (one affine map of each token) or upernet.
+  segment.decoder = 'upernet'
+  # The four blocks that upernet reads; the ends of the quarters when empty.
+  segment.blocks = ()
+  # Width of upernet.
+  segment.channels = 512
+  # Share of the channels before the last product that are zero in training.
+  segment.dropout = 0.1
+  # Classes of a pixel; the data set's own when empty.
+  segment.num_classes = free()
+  # The number in a mask that stands for no class.
+  segment.ignore_index = 255
+  # 0 in a mask stands for no class, and k + 1 for class k (ADE20k).
+  segment.reduce_zero_label = False
+  # Least and greatest random scale in training, of the image that just covers
+  # the model's image size.
+  segment.scale = (0.5, 2.0)
+  # Crops in which one class has a greater share are drawn again; 1 for never.
+  segment.most_of_one = 0.75
+  # Probability of a left-right flip in training.
+  segment.flip = 0.5
+  # Strength of the distortion of brightness, contrast and colour; 0 for none.
+  segment.photometric = 1.0
+  # `whole` scales each test image to fit the model's image size, `slide` moves
+  # a window of that size over the image scaled to cover it.
+  segment.evaluation = 'whole'
+  # Pixels between windows; two thirds of the window when empty.
+  segment.stride = free()
+  # Test images of which the report shows image, truth, dense and pruned.
+  segment.pictures = 3
 
   config.pretrain = _training(1e-3)
   # Steps, or epochs as '30ep'. 0 takes the init weights as they are.

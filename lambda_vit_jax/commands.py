@@ -63,16 +63,24 @@ def top_classes(model: Model, images: np.ndarray) -> list[dict[str, float]]:
   """The most probable classes of each image, best first.
 
   Args:
-    model: with a head.
+    model: with a head, or with a decoder: a class then has the share of the
+      pixels where it is the most probable.
     images: `[batch, height, width, channels]` float32, normalised.
 
   Returns:
     Per image at most five `{class name: probability}`.
   """
   logits = np.asarray(model(images), np.float64)
+  if model.module.segmentation is not None:
+    found = logits.argmax(axis=-1)[..., None] == np.arange(logits.shape[-1])
+    return _best(model, found.mean(axis=(1, 2)))
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  probabilities = weights / weights.sum(axis=-1, keepdims=True)
-  names = model.class_names or tuple(map(str, range(logits.shape[-1])))
+  return _best(model, weights / weights.sum(axis=-1, keepdims=True))
+
+
+def _best(model: Model, probabilities: np.ndarray) -> list[dict[str, float]]:
+  """The largest of each row, at most five, by the names of their classes."""
+  names = model.class_names or tuple(map(str, range(model.num_classes)))
   order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :_TOP]
   return [
     {names[k]: float(row[k]) for k in best}

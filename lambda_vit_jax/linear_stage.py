@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lambda_vit_jax import dilution, exporter, load, resolve, surgery
+from lambda_vit_jax import dilution, exporter, load, resolve, surgery, task
 from lambda_vit_jax.errors import CheckpointError, UsageError
 from lambda_vit_jax.job import Phase
 from lambda_vit_jax.linearizer import fit_linear
@@ -95,7 +95,7 @@ def fit(
   rank = settings['rank']
   with run.reporter.bar('linearize', dense.depth) as bar:
     model, fits = fit_linear(
-      dense,
+      task.searched(dense),
       batches,
       layers,
       sequential=bool(settings['sequential']),
@@ -106,6 +106,7 @@ def fit(
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
+  model = _with_outputs_of(dense, model)
   for row in fits:
     run.reporter.say(
       f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
@@ -120,6 +121,15 @@ def fit(
     exporter.export(
       model, run.path(FOLDER), formats=(), extra={'linearize': record}
     )
+
+
+def _with_outputs_of(dense: Model, fitted: Model) -> Model:
+  """The fitted network with the decoder that the fit did not look at."""
+  module = dense.module.clone(
+    attention_modes=fitted.module.attention_modes,
+    linear_inputs=fitted.module.linear_inputs,
+  )
+  return dense.replace(module=module, params=dense.params | fitted.params)
 
 
 def warm_phases(

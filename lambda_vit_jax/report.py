@@ -13,9 +13,11 @@ from lambda_vit_jax.benchmark_table import si
 from lambda_vit_jax.metrics import read_metrics
 from lambda_vit_jax.report_page import Cell, escape
 
-COLUMNS = (
-  'model',
-  'top-1 %',
+# How the table and the cards name the score that a run is about.
+_SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
+
+# Behind `model` and the score.
+_FIGURES = (
   'images',
   'parameters',
   'MACs',
@@ -47,13 +49,26 @@ def _read(workdir: epath.Path, name: str) -> Any | None:
   return checkpoint.read_json(path) if path.exists() else None
 
 
+def _score(evaluation: dict[str, Any]) -> str:
+  """The key of the score that a run is about."""
+  segments = any('mean_iou' in row for row in evaluation.values())
+  return 'mean_iou' if segments else 'top1'
+
+
+def results_columns(workdir: str | epath.Path) -> tuple[str, ...]:
+  """Heads of the results table."""
+  evaluation = _read(epath.Path(workdir), 'evaluation.json') or {}
+  return ('model', _SCORES[_score(evaluation)], *_FIGURES)
+
+
 def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
-  """Rows of the results table, in the order of `COLUMNS`.
+  """Rows of the results table, in the order of `results_columns`.
 
   A figure that no stage has measured yet is a dash.
   """
   workdir = epath.Path(workdir)
   evaluation = _read(workdir, 'evaluation.json') or {}
+  key = _score(evaluation)
   measured = _read(workdir, 'benchmark.json') or {}
   rows: list[tuple[Cell, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
@@ -66,7 +81,7 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
     rows.append(
       (
         Cell(name, name),
-        cell(score.get('top1'), lambda value: f'{100 * value:.2f}'),
+        cell(score.get(key), lambda value: f'{100 * value:.2f}'),
         cell(score.get('num_images'), str),
         cell(size.get('parameters'), si),
         cell(size.get('macs'), si),
@@ -87,7 +102,7 @@ def print_results(workdir: str | epath.Path) -> None:
   console = rich.console.Console(file=sys.stdout, highlight=False)
   if not console.is_terminal:
     console.width = 100
-  table = rich.table.Table(*COLUMNS)
+  table = rich.table.Table(*results_columns(workdir))
   for column in table.columns[1:]:
     column.justify = 'right'
   for row in results_rows(workdir):
@@ -114,16 +129,18 @@ def _summary(workdir: epath.Path) -> list[str]:
   measured = _read(workdir, 'benchmark.json')
   figures = []
   if {'dense', 'pruned'} <= set(evaluation):
-    dense, pruned = (evaluation[k]['top1'] for k in ('dense', 'pruned'))
+    key = _score(evaluation)
+    dense, pruned = (evaluation[k][key] for k in ('dense', 'pruned'))
     change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
-    figures.append(('top-1 %, dense → pruned', change))
+    figures.append((f'{_SCORES[key]}, dense → pruned', change))
   if measured:
     figures.append(('images per second', f'× {measured["speedup"]:.2f}'))
     for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):
       share = measured['pruned'][key] / measured['dense'][key] - 1
       figures.append((name, f'{100 * share:+.1f} %'.replace('-', '−')))
   parts = [report_page.cards(figures)]
-  parts.append(report_page.table(COLUMNS, results_cells(workdir), 'Results'))
+  columns = results_columns(workdir)
+  parts.append(report_page.table(columns, results_cells(workdir), 'Results'))
   if measured:
     parts.append(
       f'<p class="soft">Speed: batch {escape(measured["batch_size"])}, '
@@ -214,8 +231,35 @@ def _speed(measured: dict[str, Any]) -> list[str]:
   ]
 
 
+def _segmentation(workdir: epath.Path) -> list[str]:
+  """Pictures of test images, and the scores per class."""
+  evaluation = _read(workdir, 'evaluation.json') or {}
+  if _score(evaluation) != 'mean_iou':
+    return []
+  models = [k for k in ('dense', 'pruned', 'exported') if k in evaluation]
+  each = zip(*(evaluation[name]['iou'] for name in models), strict=True)
+  rows = [
+    (str(k), *(_number(value) for value in values))
+    for k, values in enumerate(each)
+  ]
+  pictures = [
+    report_page.picture(
+      path.read_bytes(),
+      f'Test image {int(path.stem)}: image, truth, dense, pruned.',
+    )
+    for path in sorted((workdir / 'pictures').glob('*.png'))
+  ]
+  return [
+    '<h2>Segmentation</h2>',
+    *pictures,
+    report_page.numbers(
+      'Intersection over union of each class', ('class', *models), rows
+    ),
+  ]
+
+
 def _sections(workdir: epath.Path) -> list[str]:
-  parts = _summary(workdir)
+  parts = _summary(workdir) + _segmentation(workdir)
   measured = _read(workdir, 'benchmark.json')
   if measured:
     parts += _speed(measured)

@@ -5,13 +5,16 @@ load anything (its content security policy), so that a report of somebody
 else's run can be opened.
 """
 
+import base64
 import dataclasses
 import html
 import re
+import struct
 from collections.abc import Iterable, Sequence
 
 _POLICY = (
-  "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+  "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+  "script-src 'unsafe-inline'"
 )
 
 _STYLE = """
@@ -61,6 +64,8 @@ figure { margin: 0; padding: .9rem; background: var(--card);
   border-radius: .6rem; min-width: 0; max-width: 38rem; }
 figure svg { display: block; width: 100%; max-width: 34rem; height: auto;
   margin: 0 auto; color: var(--ink); }
+.wide, .wide svg { max-width: none; }
+.wide { margin-bottom: 1rem; }
 figure text { fill: currentColor; }
 figcaption { font-size: .9rem; margin-top: .5rem; }
 details { font-size: .9rem; margin-top: .4rem; }
@@ -192,17 +197,44 @@ def figure(
   """A plot, its caption, and its numbers for whoever cannot see it."""
   label = escape(caption)
   drawn = own_ids(svg).replace('<svg', f'<svg role="img" aria-label="{label}"')
+  return (
+    f'<figure>{drawn}<figcaption>{label}</figcaption>'
+    f'{numbers("The same in numbers", columns, rows, caption)}</figure>'
+  )
+
+
+def numbers(
+  title: str,
+  columns: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  caption: str = '',
+) -> str:
+  """A table that unfolds below its title."""
+  label = escape(caption or title)
   head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in columns)
   body = ''.join(
     '<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>'
     for row in rows
   )
   return (
-    f'<figure>{drawn}<figcaption>{label}</figcaption>'
-    '<details><summary>The same in numbers</summary>'
+    f'<details><summary>{escape(title)}</summary>'
     f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
     f'<table><thead><tr>{head}</tr></thead>'
-    f'<tbody>{body}</tbody></table></div></details></figure>'
+    f'<tbody>{body}</tbody></table></div></details>'
+  )
+
+
+def picture(png: bytes, caption: str) -> str:
+  """A PNG with its caption, inside the page."""
+  # Size of the image, from the header that every PNG begins with.
+  width, height = struct.unpack('>II', png[16:24])
+  label = escape(caption)
+  data = base64.b64encode(png).decode()
+  return (
+    f'<figure class="wide"><svg role="img" aria-label="{label}" '
+    f'viewBox="0 0 {width} {height}"><image width="{width}" '
+    f'height="{height}" href="data:image/png;base64,{data}"/></svg>'
+    f'<figcaption>{label}</figcaption></figure>'
   )
 
 

@@ -32,8 +32,10 @@ from lambda_vit_jax import (
   report,
   resolve,
   resume,
+  segment_stage,
   selection,
   surgery,
+  task,
   tracing,
   train,
   workdir,
@@ -67,7 +69,12 @@ def _training_job(
     settings['warmup_steps'], run.steps_per_epoch, f'{stage}.warmup_steps'
   )
   schedule = optim.learning_rate_schedule(
-    peak, max(total, warmup + 1), warmup, settings['final_learning_rate']
+    peak,
+    max(total, warmup + 1),
+    warmup,
+    settings['final_learning_rate'],
+    settings['schedule'],
+    resolve.number(settings['poly_power'], f'{stage}.poly_power'),
   )
   if settings['distill'] == 'none':
     teacher = None
@@ -134,12 +141,13 @@ def _evaluate_holdout(
   params: Params,
   dilution_factor: Array | None,
 ) -> dict[str, float]:
+  batches = run.holdout_batches(preprocessing)
+  if module.segmentation is not None:
+    return segment_stage.holdout_scores(
+      module, params, batches, run.mesh, dilution_factor
+    )
   scores = evaluate.evaluate_params(
-    module,
-    params,
-    run.holdout_batches(preprocessing),
-    run.mesh,
-    dilution_factor,
+    module, params, batches, run.mesh, dilution_factor
   )
   return {'loss': scores['loss'], 'accuracy': scores['top1']}
 
@@ -171,13 +179,16 @@ def starting_model(run: Run) -> Model:
     model = load.load_pretrained(
       where,
       variant=settings['variant'],
-      num_classes=len(run.dataset.class_names),
+      num_classes=(
+        None if task.segments(run.config) else run.dataset.num_classes
+      ),
       image_size=resolve.image_size(settings['image_size']),
-    ).replace(class_names=run.dataset.class_names)
+    )
     # Training changes numbers by less than 8 bits can tell apart.
     model = model_lib.dequantize(model)
     # Merging is of the pruned model, and by this config.
     model = model.replace(module=model.module.clone(merge=()))
+    model = task.with_outputs(run.config, model, run.dataset)
   if settings['crop_ratio'] is None:
     return model
   ratio = resolve.number(settings['crop_ratio'], 'model.crop_ratio')
@@ -214,12 +225,18 @@ def _selection_batches(
       'config.data.holdout_images=0: selection and analysis read the held-out '
       'slice of the training images; keep at least 128'
     )
-  return list(run.holdout_batches(model.preprocessing, limit))
+  batches = run.holdout_batches(model.preprocessing, limit)
+  if task.segments(run.config):
+    # A search looks at images; theirs are no labels of images.
+    return [
+      {name: batch[name] for name in ('image', 'mask')} for batch in batches
+    ]
+  return list(batches)
 
 
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
-  model = run.load('pretrain')
+  model = task.searched(run.load('pretrain'))
   limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
   batches = _selection_batches(run, model, limit)
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
@@ -254,7 +271,7 @@ _PARTIAL = 'selection.part.json'
 def select(run: Run) -> None:
   """Chooses the layers to remove; writes after every round."""
   settings = run.config['select']
-  model = run.load('pretrain')
+  model = task.searched(run.load('pretrain'))
   limit = _optional_count(settings['num_images'], 'select')
   key, value = resolve.budget(settings)
   size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
@@ -407,14 +424,17 @@ def export_model(run: Run) -> None:
     return
   settings = run.config['export']
   model = linear_stage.pruned_model(run)
-  batch = next(run.holdout_batches(model.preprocessing, 8, alone=True))
+  # Logits per pixel are many.
+  number = 2 if task.segments(run.config) else 8
+  batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
+  images = batch['image'][:number]
   results = exporter.export(
     model,
     run.path('export'),
     formats=tuple(settings['formats']),
     dtype=settings['dtype'],
     zero_fill=settings['zero_fill'],
-    check_images=batch['image'],
+    check_images=images,
     int8_arithmetic=settings['int8_arithmetic'],
   )
   for line in results.get('warnings', ()):
@@ -433,12 +453,19 @@ def exported_predict(run: Run) -> Model | Callable[[Any], Any]:
 def evaluate_all(run: Run) -> None:
   """Accuracy of dense, pruned and exported over every test image."""
   total = len(run.dataset.test)
-  results: dict[str, Mapping[str, float]] = {}
+  results: dict[str, Mapping[str, Any]] = {}
+  models = {
+    'dense': run.load('pretrain'),
+    'pruned': linear_stage.pruned_model(run),
+  }
   with run.reporter.bar('evaluate', 3 * total) as bar:
-    for name, model in (
-      ('dense', run.load('pretrain')),
-      ('pruned', linear_stage.pruned_model(run)),
-    ):
+    if task.segments(run.config):
+      found = segment_stage.evaluate(
+        run, models, exported_predict(run), bar.advance
+      )
+      run.write_json('evaluation.json', found)
+      return
+    for name, model in models.items():
       results[name] = evaluate.evaluate_model(
         model,
         run.eval_batches(model.preprocessing),

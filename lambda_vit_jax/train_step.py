@@ -129,6 +129,29 @@ def prune_state(
   )
 
 
+def _target(
+  module: ViT, settings: LossSettings, batch: dict[str, Array], key: Array
+) -> tuple[Array, Callable[[Array], Array]]:
+  """The images as mixed, and the loss of their logits against the labels."""
+  images, labels = batch['image'], batch['label']
+  if module.segmentation is not None:
+    return images, lambda logits: losses.pixel_cross_entropy(
+      logits, labels, settings.label_smoothing
+    )
+  targets = losses.smooth_one_hot(
+    labels, module.num_classes, settings.label_smoothing
+  )
+  if settings.mixup_alpha or settings.cutmix_alpha:
+    images, targets = mixing.mix(
+      images,
+      targets,
+      key,
+      mixup_alpha=settings.mixup_alpha,
+      cutmix_alpha=settings.cutmix_alpha,
+    )
+  return images, lambda logits: losses.cross_entropy(logits, targets)
+
+
 def make_train_step(
   module: ViT,
   optimizer: optax.GradientTransformation,
@@ -167,18 +190,7 @@ def make_train_step(
   ) -> tuple[Array, Array]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     path_key, mix_key = jax.random.split(key)
-    images = batch['image']
-    targets = losses.smooth_one_hot(
-      batch['label'], module.num_classes, settings.label_smoothing
-    )
-    if settings.mixup_alpha or settings.cutmix_alpha:
-      images, targets = mixing.mix(
-        images,
-        targets,
-        mix_key,
-        mixup_alpha=settings.mixup_alpha,
-        cutmix_alpha=settings.cutmix_alpha,
-      )
+    images, loss_of = _target(module, settings, batch, mix_key)
     factor = None
     if diluting:
       factor = dilution.factor_vector(
@@ -192,7 +204,7 @@ def make_train_step(
       drop_path_key=path_key,
       capture=False,
     )
-    loss = losses.cross_entropy(logits, targets)
+    loss = loss_of(logits)
     if teacher is not None and settings.distill != 'none':
       teacher_logits, teacher_taps = model_lib.apply_module(
         teacher, teacher_params, images, capture=False
@@ -222,10 +234,9 @@ def make_train_step(
     ema = state.ema
     if ema is not None:
       ema = optax.incremental_update(params, ema, 1.0 - settings.ema_decay)
-    hits = logits.argmax(axis=-1) == batch['label']
     metrics = {
       'loss': loss,
-      'accuracy': hits.astype(jnp.float32).mean(),
+      'accuracy': losses.accuracy(logits, batch['label']),
       'gradient_norm': optax.tree.norm(gradients),
       'lambda': (
         dilution_plan.factor(state.step) if dilution_plan.layers else 1.0

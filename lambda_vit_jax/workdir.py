@@ -10,10 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lambda_vit_jax import checkpoint, merging, processes, resolve, sharding
+from lambda_vit_jax import (
+  checkpoint,
+  merging,
+  processes,
+  resolve,
+  sharding,
+  task,
+)
 from lambda_vit_jax.configs import common
-from lambda_vit_jax.data import pipeline, sources
-from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.data import pipeline
+from lambda_vit_jax.data.augment import Recipe
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
 from lambda_vit_jax.errors import LambdaVitError, UsageError
 from lambda_vit_jax.load import load_stage
@@ -132,8 +139,12 @@ class Run:
   @functools.cached_property
   def dataset(self) -> Dataset:
     """The data set, opened."""
-    data = self.config['data']
-    return sources.open_dataset(data['source'], data['cache_dir'] or None)
+    return task.open_dataset(self.config)
+
+  @functools.cached_property
+  def recipe(self) -> Recipe:
+    """What a stored record becomes, in training and in evaluation."""
+    return task.recipe(self.config, self.dataset)
 
   @functools.cached_property
   def _split(self) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +178,7 @@ class Run:
       self.dataset.train,
       self.train_indices,
       preprocessing,
-      Augment.from_config(dict(data['augment'])),
+      self.recipe,
       batch_size=self.batch_size,
       seed=resolve.integer(self.config['seed'], 'seed'),
       start_step=start_step,
@@ -229,6 +240,7 @@ class Run:
       process_count=1 if alone else jax.process_count(),
       workers=self.config['data']['workers'],
       skip_undecodable=self.config['data']['skip_undecodable'],
+      recipe=self.recipe,
     )
 
   def load(self, stage: str) -> Model:
@@ -261,23 +273,26 @@ class Run:
     """
     settings = self.config['model']
     rows, columns = module.grid_size
-    return merging.merge_schedule(
+    schedule = merging.merge_schedule(
       settings['merge'],
       module.depth,
       rows * columns,
       settings['merge_start'],
       modes,
     )
+    model_lib.check_merging(module, schedule)
+    return schedule
 
   def fresh_model(self) -> Model:
     """The config's variant, not yet trained."""
     settings = self.config['model']
-    return model_lib.create_model(
+    model = model_lib.create_model(
       settings['variant'],
-      num_classes=len(self.dataset.class_names),
+      num_classes=self.dataset.num_classes,
       image_size=resolve.image_size(settings['image_size']),
       seed=resolve.integer(self.config['seed'], 'seed'),
-    ).replace(class_names=self.dataset.class_names)
+    )
+    return task.with_outputs(self.config, model, self.dataset)
 
   def write_json(self, name: str, value: Any) -> None:
     """Writes a file of this run; the leading process does."""

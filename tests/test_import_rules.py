@@ -13,6 +13,7 @@ FLOORS = (
   {
     'bootstrap',
     'complexity',
+    'confusion',
     'dilution',
     'display',
     'entropy',
@@ -73,6 +74,7 @@ FLOORS = (
     'job',
     'persistence',
     'resume',
+    'task',
     'train_step',
     'workdir',
   },
@@ -85,8 +87,16 @@ FLOORS = (
     'probe_search',
     'report',
     'train',
+    'windows',
   },
-  {'benchmark_stage', 'linear_stage', 'outcome', 'probe_stage', 'stages'},
+  {
+    'benchmark_stage',
+    'linear_stage',
+    'outcome',
+    'probe_stage',
+    'segment_stage',
+    'stages',
+  },
   {'__init__', '__main__', 'main'},
 )
 

@@ -1,0 +1,128 @@
+"""What a run is for: a class per image, or one per pixel (`config.task`)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lambda_vit_jax import resolve
+from lambda_vit_jax.data import sources
+from lambda_vit_jax.data.augment import Augment, Recipe
+from lambda_vit_jax.data.dataset import Dataset
+from lambda_vit_jax.data.masks import MaskRules
+from lambda_vit_jax.data.segment_augment import SegmentAugment
+from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.models import segmenter
+from lambda_vit_jax.models.decoders import Decoder, spread_blocks
+from lambda_vit_jax.models.model import Model
+
+TASKS = ('classify', 'segment')
+"""Values of `config.task`."""
+
+# What a class per image needs, and pixels do not have.
+_OF_LABELS = ('loss_increase', 'probe')
+
+
+def segments(config: Mapping[str, Any]) -> bool:
+  """Whether the run is for classes of pixels.
+
+  Raises:
+    UsageError: not one of `TASKS`, or with options that it does not have.
+  """
+  task = config['task']
+  if task not in TASKS:
+    raise UsageError(
+      f'config.task={task!r} is not known; use {" or ".join(TASKS)}'
+    )
+  if task == 'classify':
+    return False
+  for stage in ('pretrain', 'dilute'):
+    for key in ('mixup', 'cutmix'):
+      if config[stage][key]:
+        raise UsageError(
+          f'config.{stage}.{key}={config[stage][key]}: images with masks are '
+          'not mixed; set it to 0'
+        )
+  criterion = str(config['select']['criterion'])
+  if any(name in criterion for name in _OF_LABELS):
+    raise UsageError(
+      f'config.select.criterion={criterion!r} needs a class per image; with '
+      'task=segment use transfer_entropy, cosine or affine'
+    )
+  return True
+
+
+def open_dataset(config: Mapping[str, Any]) -> Dataset:
+  """The data set of `data.source`, as the task reads it."""
+  data = config['data']
+  if not segments(config):
+    return sources.open_dataset(data['source'], data['cache_dir'] or None)
+  number = config['segment']['num_classes']
+  return sources.open_masks(
+    data['source'],
+    None if number is None else resolve.integer(number, 'segment.num_classes'),
+  )
+
+
+def recipe(config: Mapping[str, Any], dataset: Dataset) -> Recipe:
+  """From stored records to examples."""
+  if not segments(config):
+    return Augment.from_config(dict(config['data']['augment']))
+  settings = config['segment']
+  return SegmentAugment(
+    mask_rules(config, dataset),
+    scale=tuple(
+      resolve.number(value, 'segment.scale') for value in settings['scale']
+    ),
+    most_of_one=resolve.number(settings['most_of_one'], 'segment.most_of_one'),
+    flip=resolve.number(settings['flip'], 'segment.flip'),
+    photometric=resolve.number(settings['photometric'], 'segment.photometric'),
+  )
+
+
+def mask_rules(config: Mapping[str, Any], dataset: Dataset) -> MaskRules:
+  """What the masks' numbers mean."""
+  settings = config['segment']
+  return MaskRules(
+    dataset.num_classes,
+    resolve.integer(settings['ignore_index'], 'segment.ignore_index'),
+    bool(settings['reduce_zero_label']),
+  )
+
+
+def decoder(config: Mapping[str, Any], depth: int) -> Decoder:
+  """The decoder of `config.segment`, for a network of `depth` blocks."""
+  settings = config['segment']
+  kind = settings['decoder']
+  blocks = tuple(
+    resolve.integer(block, 'segment.blocks') for block in settings['blocks']
+  )
+  if kind == 'upernet' and not blocks:
+    blocks = spread_blocks(depth)
+  return Decoder(
+    kind,
+    blocks,
+    channels=resolve.integer(settings['channels'], 'segment.channels'),
+    dropout=resolve.number(settings['dropout'], 'segment.dropout'),
+  )
+
+
+def with_outputs(
+  config: Mapping[str, Any], model: Model, dataset: Dataset
+) -> Model:
+  """`model` with the outputs of the task; a decoder that fits is kept."""
+  if segments(config):
+    wanted = decoder(config, model.depth)
+    found = model.module.segmentation
+    if found is not None:
+      found = dataclasses.replace(found, doublings=(), dropout=wanted.dropout)
+    if found != wanted or model.num_classes != dataset.num_classes:
+      seed = resolve.integer(config['seed'], 'seed')
+      model = segmenter.with_decoder(model, wanted, dataset.num_classes, seed)
+  return model.replace(class_names=dataset.class_names)
+
+
+def searched(model: Model) -> Model:
+  """What selection, profiles and fits look at: the backbone, or all of it."""
+  return (
+    model if model.module.segmentation is None else segmenter.backbone(model)
+  )

@@ -1,0 +1,286 @@
+"""Runs that segment, end to end on real digits laid on textures."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import (
+  commands,
+  linear_stage,
+  main,
+  segment_stage,
+  sharding,
+  stages,
+)
+from lambda_vit_jax.errors import LambdaVitError, UsageError
+from lambda_vit_jax.models.decoders import Decoder
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = 'configs/ade20k_upernet_deit_base.py'
+
+
+def open_run(workdir, *more, arguments='linear,runlocal'):
+  _, config, _ = main.parse(
+    ['run', f'--config={CONFIG}:{arguments}', f'--workdir={workdir}', *more]
+  )
+  run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
+  # Programs for fewer devices compile faster.
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  run.mesh = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+  return run
+
+
+SMALL = (
+  '--config.model.image_size=8',
+  '--config.segment.stride=6',
+  '--config.segment.pictures=2',
+  '--config.eval_every=2',
+  '--config.dilute.distill=soft',
+)
+
+
+# Sizes and speed are measured by a slow test.
+STAGES = ('pretrain', 'select', 'dilute', 'export', 'evaluate', 'report')
+
+# Three digits and the background, without random changes: minutes.
+TRAINED = (
+  '--config.model.variant=scenes',
+  '--config.segment.num_classes=4',
+  '--config.segment.evaluation=whole',
+  '--config.segment.scale=(1.0, 1.0)',
+  '--config.segment.most_of_one=1.0',
+  '--config.segment.photometric=0',
+  '--config.segment.flip=0',
+  '--config.segment.dropout=0',
+  '--config.batch_size=16',
+  '--config.pretrain.steps=700',
+  '--config.pretrain.learning_rate=3e-3',
+  '--config.pretrain.b2=0.98',
+  '--config.pretrain.warmup_steps=50',
+  '--config.pretrain.drop_path_rate=0',
+  '--config.dilute.learning_rate=1e-3',
+  '--config.dilute.warmup_steps=10',
+  '--config.dilute.dilution_steps=200',
+  '--config.dilute.settle_steps=150',
+  '--config.dilute.drop_path_rate=0',
+  '--config.log_every=50',
+  '--config.checkpoint_every=1000',
+)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('segment') / 'run'
+  run = open_run(workdir, *SMALL)
+  for name in STAGES:
+    stages.run_stage(run, name)
+  return run
+
+
+def read(run, name):
+  return json.loads(run.path(name).read_text())
+
+
+def test_every_stage_leaves_its_file(finished):
+  for name in (
+    'selection.json',
+    'evaluation.json',
+    'report.html',
+    'export/model.json',
+    'export/model.stablehlo',
+    'pictures/0000.png',
+    'pictures/0001.png',
+    'checkpoints/dilute/4',
+  ):
+    assert finished.path(name).exists(), name
+  scores = read(finished, 'evaluation.json')
+  assert set(scores) == {'dense', 'pruned', 'exported'}
+  for row in scores.values():
+    assert set(row) == {
+      'mean_iou',
+      'pixel_accuracy',
+      'iou',
+      'num_pixels',
+      'num_images',
+    }
+    assert row['num_images'] == 360
+    # At the size of the stored scenes, whatever the network's.
+    assert row['num_pixels'] == 360 * 24 * 24
+    assert len(row['iou']) == 11
+  # One function, stored and run in another way.
+  assert scores['pruned']['mean_iou'] == pytest.approx(
+    scores['exported']['mean_iou'], abs=1e-3
+  )
+  rows = [
+    json.loads(line)
+    for line in finished.path('metrics.jsonl').read_text().splitlines()
+  ]
+  assert 0 < rows[-1]['holdout_accuracy'] <= 1
+  assert 'holdout_mean_iou' in rows[-1]
+
+
+def test_selection_looks_at_the_backbones_features(finished):
+  found = read(finished, 'selection.json')
+  assert (found['target'], found['num_samples']) == ('features', 128)
+  dense = finished.load('pretrain')
+  images = [
+    batch['image'][batch['mask']]
+    for batch in finished.holdout_batches(dense.preprocessing)
+  ]
+  selection = lv.nose(lv.backbone(dense), images, 1, target='features')
+  assert list(selection.removed) == found['removed']
+
+
+def test_the_report_shows_the_pictures(finished):
+  page = finished.path('report.html').read_text()
+  assert 'mean IoU %' in page
+  assert page.count('href="data:image/png;base64,') == 2
+  assert 'img-src data:' in page
+  assert len(re.findall('image, truth, dense, pruned', page)) == 4
+
+
+def test_the_export_segments(finished, tmp_path):
+  model = lv.load_pretrained(finished.path('export'))
+  pruned = linear_stage.pruned_model(finished)
+  assert model.removed_layers == pruned.removed_layers != ()
+  images = next(finished.eval_batches(model.preprocessing))['image'][:2]
+  np.testing.assert_allclose(model(images), pruned(images), atol=1e-5)
+  shares = commands.top_classes(model, images)
+  assert all(0 <= v <= 1 for row in shares for v in row.values())
+  assert set(shares[0]) <= set(model.class_names)
+  # Its decoder is kept where it fits, and made afresh where it does not.
+  init = f'--config.init={finished.path("export")}'
+  same = stages.starting_model(open_run(tmp_path / 'same', *SMALL, init))
+  np.testing.assert_array_equal(
+    same.params['decoder']['classify']['kernel'],
+    model.params['decoder']['classify']['kernel'],
+  )
+  other = stages.starting_model(
+    open_run(tmp_path / 'other', *SMALL, init, '--config.segment.num_classes=3')
+  )
+  assert other.num_classes == 3
+  assert other.removed_layers == model.removed_layers
+
+
+def test_a_classifier_becomes_a_start(tmp_path):
+  """Also a pruned one, whose blocks stay pruned, at another size."""
+  model = lv.prune(lv.create_model('vit_nano_patch2_8'), (1,))
+  lv.export(model, tmp_path / 'export', formats=())
+  run = open_run(
+    tmp_path / 'run',
+    f'--config.init={tmp_path / "export"}',
+  )
+  start = stages.starting_model(run)
+  assert start.module.segmentation == Decoder('linear', channels=16)
+  assert start.attention_modes == ('full', 'identity', 'full')
+  assert start.class_names[:2] == ('background', '0')
+  assert start.module.image_size == (24, 24)
+  assert 'head' not in start.params
+  np.testing.assert_array_equal(
+    start.params['block00']['attn']['qkv']['kernel'],
+    model.params['block00']['attn']['qkv']['kernel'],
+  )
+
+
+@pytest.mark.parametrize(
+  'more, message',
+  [
+    ('--config.task=detect', 'config.task='),
+    ('--config.pretrain.mixup=0.8', 'are not mixed'),
+    ('--config.select.criterion=probe', 'needs a class per image'),
+    ('--config.segment.decoder=unet', 'is not known'),
+    ('--config.pretrain.schedule=line', 'use cosine or poly'),
+    ('--config.model.merge=4', 'cannot merge'),
+    ('--config.data.source=idx_folder:x', 'with task=segment'),
+    ('--config.segment.num_classes=20', 'have 2 to 11'),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_training(tmp_path, more, message):
+  run = open_run(tmp_path / 'run', *SMALL, more)
+  with pytest.raises(LambdaVitError, match=message):
+    stages.run_stage(run, 'pretrain')
+  assert not run.path('checkpoints').exists()
+
+
+def test_evaluation_options_are_checked(finished):
+  for key, value in (('evaluation', 'both'), ('stride', 9)):
+    changed = finished.config | {
+      'segment': finished.config['segment'] | {key: value}
+    }
+    broken = open_run(finished.workdir, *SMALL)
+    broken.config = changed
+    with pytest.raises(UsageError, match=f'config.segment.{key}'):
+      stages.evaluate_all(broken)
+
+
+def test_colours_are_apart_and_none_is_black():
+  found = segment_stage.colours(np.arange(-1, 150)[None])[0].astype(int)
+  assert not found[0].any()
+  assert len({tuple(c) for c in found}) == 151
+  # Of neighbours, in some channel.
+  assert (np.abs(np.diff(found[1:], axis=0)).max(axis=1) > 40).all()
+
+
+# Trains, and so wants programs that are compiled to run fast.
+PROGRAM = """
+import dataclasses, sys
+from lambda_vit_jax import main
+
+nano = variants.get_variant('vit_nano_patch2_8')
+variants.VARIANTS['scenes'] = dataclasses.replace(
+  nano, name='scenes', image_size=24, embed_dim=48, depth=4, num_heads=3
+)
+for stage in ('pretrain', 'select', 'dilute', 'export', 'evaluate'):
+  if main.main([stage, *sys.argv[1:]]):
+    sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_trained_network_scores_and_so_does_the_pruned(tmp_path):
+  """Mean IoU of 0.80 and more; without an attention within 0.01 of that."""
+  workdir = tmp_path / 'run'
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      PROGRAM,
+      f'--config={CONFIG}:linear,runlocal',
+      f'--workdir={workdir}',
+      *TRAINED,
+    ],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  scores = json.loads((workdir / 'evaluation.json').read_text())
+  dense, pruned, exported = (
+    scores[name]['mean_iou'] for name in ('dense', 'pruned', 'exported')
+  )
+  assert dense >= 0.80
+  assert pruned >= dense - 0.01
+  assert exported == pytest.approx(pruned, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_config_runs_locally(tmp_path):
+  """UperNet and sliding windows, by the command that the config names."""
+  argv = ['run', f'--config={CONFIG}:runlocal', f'--workdir={tmp_path}/run']
+  assert main.main([*argv, '--quiet']) == 0
+  scores = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+  assert scores['exported']['num_pixels'] == 360 * 24 * 24
+  for name in ('analysis.json', 'benchmark.json'):
+    assert (tmp_path / 'run' / name).exists()
