@@ -188,14 +188,24 @@ def _combine(
     total = _add(total, logits[k], corner)
     count = _add(count, one, corner)
   mean = total / jnp.maximum(count, 1.0)
-  for axis in range(2):
-    low, high, share = _places(target[axis], shape[axis], size[axis])
-    share = share[:, None, None] if axis == 0 else share[None, :, None]
-    mean = (
-      jnp.take(mean, low, axis) * (1.0 - share)
-      + jnp.take(mean, high, axis) * share
-    )
-  return mean.argmax(axis=-1).astype(jnp.int32)
+  left, right, across = _places(target[1], shape[1], size[1])
+
+  def strip(rows: tuple[Array, Array, Array]) -> Array:
+    """Classes of some rows: never the logits of a whole large image."""
+    upper, lower, down = rows
+    part = _mix(mean, upper, lower, down[:, None, None], axis=0)
+    part = _mix(part, left, right, across[:, None], axis=1)
+    return part.argmax(axis=-1).astype(jnp.int32)
+
+  rows = _places(target[0], shape[0], size[0])
+  strips = jax.tree.map(lambda places: places.reshape(-1, _ROUND), rows)
+  return jax.lax.map(strip, strips).reshape(target)
+
+
+def _mix(x: Any, low: Array, high: Array, share: Array, axis: int) -> Any:
+  """Linear interpolation between two places along an axis."""
+  first, second = jnp.take(x, low, axis), jnp.take(x, high, axis)
+  return first * (1.0 - share) + second * share
 
 
 def _add(total: Any, part: Array, corner: tuple[Array, ...]) -> Any:

@@ -52,12 +52,12 @@ SMALL = (
 # Sizes and speed are measured by a slow test.
 STAGES = ('pretrain', 'select', 'dilute', 'export', 'evaluate', 'report')
 
-# Three digits and the background, without random changes: minutes.
+# Two digits and the background: minutes.
 TRAINED = (
   '--config.model.variant=scenes',
-  '--config.segment.num_classes=4',
+  '--config.segment.num_classes=3',
   '--config.segment.evaluation=whole',
-  '--config.segment.scale=(1.0, 1.0)',
+  '--config.segment.scale=(0.85, 1.2)',
   '--config.segment.most_of_one=1.0',
   '--config.segment.photometric=0',
   '--config.segment.flip=0',
@@ -70,8 +70,8 @@ TRAINED = (
   '--config.pretrain.drop_path_rate=0',
   '--config.dilute.learning_rate=1e-3',
   '--config.dilute.warmup_steps=10',
-  '--config.dilute.dilution_steps=200',
-  '--config.dilute.settle_steps=150',
+  '--config.dilute.dilution_steps=150',
+  '--config.dilute.settle_steps=300',
   '--config.dilute.drop_path_rate=0',
   '--config.log_every=50',
   '--config.checkpoint_every=1000',
@@ -284,3 +284,23 @@ def test_the_config_runs_locally(tmp_path):
   assert scores['exported']['num_pixels'] == 360 * 24 * 24
   for name in ('analysis.json', 'benchmark.json'):
     assert (tmp_path / 'run' / name).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['linearize', 'dilute'])
+def test_affine_maps_come_with_the_decoder(tmp_path, method):
+  """Without training, and as a warm start."""
+  more = (f'--config.method={method}', '--config.dilute.start=linear')
+  run = open_run(tmp_path / 'run', *SMALL, *more)
+  for name in stages.needed(run)[:-2]:
+    stages.run_stage(run, name)
+  dense, pruned = run.load('pretrain'), linear_stage.pruned_model(run)
+  fitted = linear_stage.load_linear(run)
+  assert 'linear' in fitted.attention_modes
+  np.testing.assert_array_equal(
+    fitted.params['decoder']['classify']['kernel'],
+    dense.params['decoder']['classify']['kernel'],
+  )
+  assert ('linear' in pruned.attention_modes) == (method == 'linearize')
+  scores = read(run, 'evaluation.json')
+  assert scores['pruned']['num_images'] == 360

@@ -19,6 +19,8 @@ SIDE = 24
 """Height and width of a scene."""
 
 _DIGIT = 16
+# What is darker than this is the texture still: thin strokes hold together.
+_INK = 0.35
 # Scenes of each training digit: where it lies says nothing about what it is.
 _SCENES = 8
 # Written by other people than the ones before them.
@@ -55,7 +57,7 @@ class DigitScenes:
     ink[top : top + _DIGIT, left : left + _DIGIT] = images[place]
     colour = rng.uniform(0.8, 1.0)
     image = (1 - ink) * texture(rng) + ink * colour
-    mask = np.where(ink > 0.5, 1 + classes[place], 0)
+    mask = np.where(ink > _INK, 1 + classes[place], 0)
     return Record(
       image=np.rint(255 * image).astype(np.uint8),
       label=mask.astype(np.uint8),
