@@ -235,6 +235,7 @@ def test_colours_are_apart_and_none_is_black():
 PROGRAM = """
 import dataclasses, sys
 from lambda_vit_jax import main
+from lambda_vit_jax.models import variants
 
 nano = variants.get_variant('vit_nano_patch2_8')
 variants.VARIANTS['scenes'] = dataclasses.replace(

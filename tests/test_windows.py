@@ -15,6 +15,7 @@ from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.windows import Windowing
+from tests.processes import run_processes
 from tests.test_data_segmentation import Source, blocks, png
 
 CLASSES = 4
@@ -23,14 +24,19 @@ RULES = MaskRules(CLASSES)
 SIZES = ((24, 24), (24, 50), (61, 33), (17, 12), (40, 24), (48, 48))
 
 
-@pytest.fixture
-def source(rng):
+def make_source():
+  rng = np.random.default_rng(0)
   records = []
   for size in SIZES:
     image, labels = blocks(rng, *size)
     labels[rng.random(size) < 0.1] = 255
     records.append((png(image), png(labels)))
   return Source(records)
+
+
+@pytest.fixture
+def source():
+  return make_source()
 
 
 def place(window):
@@ -49,10 +55,10 @@ def predict(images):
   return logits.astype(np.float32)
 
 
-def run(source, windowing, batch_size=3, kept=None):
+def run(source, windowing, batch_size=3, kept=None, part=slice(None)):
   canvases = (
     windows.make_canvas(source, k, SQUARE, RULES, windowing)
-    for k in range(len(source))
+    for k in range(len(source))[part]
   )
 
   def checked(images):
@@ -153,6 +159,28 @@ def test_batches_of_windows_do_not_matter(source):
   expected = run(source, windowing, batch_size=1)
   for batch_size in (4, 64):
     assert run(source, windowing, batch_size) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(source):
+  """Also where one of them has more windows, and so calls more often."""
+  program = (
+    'import sys\n'
+    'from lambda_vit_jax import processes\n'
+    'index = int(sys.argv[2])\n'
+    'processes.join(sys.argv[1], 2, index)\n'
+    'from tests import test_windows as t\n'
+    'part = slice(0, 4) if index else slice(4, 6)\n'
+    "windowing = t.Windowing('slide', (10, 10))\n"
+    'found = t.run(t.make_source(), windowing, part=part)\n'
+    'processes.leave()\n'
+    "print(found['mean_iou'], found['num_images'], sep=',')\n"
+  )
+  expected = run(source, Windowing('slide', (10, 10)))
+  for word in run_processes(program):
+    iou, images = word.split(',')
+    assert float(iou) == expected['mean_iou']
+    assert int(images) == len(SIZES)
 
 
 def test_a_shape_more_compiles_nothing(rng, compilations):
