@@ -74,7 +74,9 @@ def measure(
   if evaluation.exists():
     scores = checkpoint.read_json(evaluation)
     for name in ('dense', 'pruned', 'exported'):
-      results[name]['top1'] = scores[name]['top1']
+      for key in ('top1', 'mean_iou'):
+        if key in scores[name]:
+          results[name][key] = scores[name][key]
   run.write_json(FILE, results)
 
 
