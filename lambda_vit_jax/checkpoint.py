@@ -19,6 +19,10 @@ from etils import epath
 from lambda_vit_jax import digests
 from lambda_vit_jax.errors import CheckpointError
 
+# Of `meta`. Under `fingerprints` earlier versions kept sums that did not see
+# rows change places.
+_FINGERPRINTS = 'tree_fingerprints'
+
 _REMEDY = 'remove that folder to resume from the one before'
 
 
@@ -36,14 +40,17 @@ def absolute(path: str | epath.PathLike) -> epath.Path:
 def newest_step(directory: epath.Path) -> int | None:
   """The newest complete step in a stage's folder, None where there is none.
 
-  Orbax gives a step its name only when all of it is written.
+  On a file system a step gets its name when all of it is written; on object
+  storage it has it from the start, and a marker comes last.
   """
   if not directory.exists():
     return None
-  steps = [
-    int(path.name) for path in directory.iterdir() if path.name.isdigit()
-  ]
-  return max(steps, default=None)
+  complete = orbax().path.step.is_path_finalized
+  steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
+  for step in sorted(steps, reverse=True):
+    if complete(directory / str(step)):
+      return step
+  return None
 
 
 class Checkpointer:
@@ -126,7 +133,7 @@ class Checkpointer:
         step,
         args=orbax().args.Composite(
           meta=orbax().args.JsonSave(
-            digests.seal(meta | {'fingerprints': fingerprints})
+            digests.seal(meta | {_FINGERPRINTS: fingerprints})
           ),
           **{
             name: orbax().args.StandardSave(tree)
@@ -179,7 +186,7 @@ class Checkpointer:
       for name, tree in abstract_items.items()
     }
     found = dict(self._restore(step, **args).items())
-    expected = self.read_meta(step).get('fingerprints', {})
+    expected = self.read_meta(step).get(_FINGERPRINTS, {})
     for name, tree in found.items():
       if name in expected and expected[name] != digests.fingerprint(tree):
         raise CheckpointError(

@@ -131,8 +131,9 @@ def fingerprint(tree: Any) -> str:
   """A number for all bits of a tree of arrays, the same on every mesh.
 
   Per leaf the sum of its 32-bit (or narrower) words modulo 2^32, each times
-  an odd number that depends on its place: one changed word always changes the
-  sum, and sums of integers do not depend on their order.
+  an odd number that depends on its number's place in the array: one changed
+  word always changes the sum, and so do rows that changed places, but for
+  chance. Sums of integers do not depend on their order.
   """
   sums = [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
   return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
@@ -144,8 +145,9 @@ def _checksum(leaf: Any) -> int:
   array = np.ascontiguousarray(leaf)
   array = np.atleast_1d(array)
   words = array.reshape(*array.shape, 1).view(_word(array.dtype))
-  odd = np.arange(words.shape[-2], dtype=np.uint32)[:, None] * 2 + 1
-  return int((words.astype(np.uint32) * odd).sum(dtype=np.uint32))
+  words = words.reshape(array.size, -1).astype(np.uint32)
+  place = np.arange(array.size, dtype=np.uint32)[:, None]
+  return int((words * (place * 2 + 1)).sum(dtype=np.uint32))
 
 
 def _word(dtype: Any) -> Any:
@@ -161,5 +163,8 @@ def _global_checksum(array: jax.Array) -> jax.Array:
   array = jnp.atleast_1d(array)
   words = jax.lax.bitcast_convert_type(array, _word(array.dtype))
   words = words.reshape(*array.shape, -1).astype(jnp.uint32)
-  place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 2)
+  place = jnp.zeros((), jnp.uint32)
+  for axis, size in enumerate(array.shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    place = place * jnp.uint32(size) + index
   return jnp.sum(words * (place * 2 + 1), dtype=jnp.uint32)

@@ -36,3 +36,18 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
   """Returns `'; did you mean a, b?'` for a misspelt name, or `''`."""
   matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
   return f'; did you mean {", ".join(matches)}?' if matches else ''
+
+
+class StoppedError(BaseException):
+  """The process was asked to stop, and what can be saved is saved.
+
+  Not an `Exception`, as `KeyboardInterrupt` is none: what is caught to explain
+  a damaged file must not explain a signal.
+
+  Attributes:
+    exit_code: 128 + the signal's number.
+  """
+
+  def __init__(self, signum: int, message: str):
+    super().__init__(message)
+    self.exit_code = 128 + signum

@@ -15,20 +15,12 @@ from typing import Any
 import jax
 
 from lambda_vit_jax import processes
-from lambda_vit_jax.errors import LambdaVitError
+from lambda_vit_jax.errors import StoppedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # A launcher, its shell and a scheduler may each send the same signal.
 _SAME_SECONDS = 2.0
-
-
-class StoppedError(LambdaVitError):
-  """The process was asked to stop, and everything is saved."""
-
-  def __init__(self, signum: int, message: str):
-    super().__init__(message)
-    self.exit_code = 128 + signum
 
 
 def raise_on_signals() -> None:

@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lambda_vit_jax import dilution, exporter, load, resolve, surgery, task
@@ -79,7 +79,7 @@ def fit(
   run: Run,
   dense: Model,
   layers: Sequence[int],
-  batches: Sequence[Mapping[str, Array]],
+  batches: Iterable[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> None:
   """Fits the maps and writes `linear/`, in the form of an export.

@@ -3,7 +3,7 @@
 import importlib.resources
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -170,9 +170,7 @@ def _load_workdir(workdir: epath.Path) -> Model:
         return load_export(workdir / stage)
       continue
     directory = workdir / 'checkpoints' / stage
-    if not directory.exists() or not any(
-      path.name.isdigit() for path in directory.iterdir()
-    ):
+    if checkpoint.newest_step(directory) is None:
       continue
     model = load_stage(workdir, stage)
     if 'diluted' not in model.attention_modes:
@@ -187,7 +185,10 @@ def _load_workdir(workdir: epath.Path) -> Model:
 
 
 def load_stage(
-  workdir: str | epath.PathLike, stage: str, best: bool = False
+  workdir: str | epath.PathLike,
+  stage: str,
+  best: bool = False,
+  finished: bool = False,
 ) -> Model:
   """The model of a training stage's newest checkpoint.
 
@@ -198,28 +199,38 @@ def load_stage(
     stage: `pretrain` or `dilute`.
     best: take the kept checkpoint with the highest accuracy on images that
       were held out; there is one at λ = 0 alone.
+    finished: refuse a stage that has not come to its end.
 
   Returns:
     A model with the averaged parameters where the stage kept an average.
 
   Raises:
-    CheckpointError: no checkpoint of that stage, or an unusable one.
+    CheckpointError: no checkpoint of that stage, an unusable one, or one of
+      a stage that is to be finished and is not.
   """
   directory = epath.Path(workdir) / 'checkpoints' / stage
   if directory.exists():
     checkpointer = checkpoint.Checkpointer(directory, reader=True)
     step = checkpointer.best_step() if best else checkpointer.latest_step()
     if step is not None:
-      return _load_step(checkpointer, step)
+      meta = checkpointer.read_meta(step)
+      total = meta.get('total_steps', step)
+      if finished and step < total:
+        raise CheckpointError(
+          f'{directory}: stands at step {step} of {total}; run the stage '
+          f'`{stage}` to its end first'
+        )
+      return _load_step(checkpointer, step, meta)
     checkpointer.close()
   raise CheckpointError(
     f'{directory}: no finished checkpoint; run the stage `{stage}` first'
   )
 
 
-def _load_step(checkpointer: checkpoint.Checkpointer, step: int) -> Model:
+def _load_step(
+  checkpointer: checkpoint.Checkpointer, step: int, meta: Mapping[str, Any]
+) -> Model:
   where = str(checkpointer.directory / str(step))
-  meta = checkpointer.read_meta(step)
   model = description.rebuild(meta.get('model'), where)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   item = 'ema' if meta.get('has_ema') else 'params'

@@ -21,7 +21,12 @@ from ml_collections import config_flags
 
 from lambda_vit_jax import supervise
 from lambda_vit_jax import usage as usage_lib
-from lambda_vit_jax.errors import LambdaVitError, UsageError, nearest
+from lambda_vit_jax.errors import (
+  LambdaVitError,
+  StoppedError,
+  UsageError,
+  nearest,
+)
 
 STAGES = {
   'run': 'all stages, from the first unfinished one on',
@@ -321,7 +326,7 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
   debug = '--debug' in argv
   try:
     action()
-  except LambdaVitError as error:
+  except (LambdaVitError, StoppedError) as error:
     if debug:
       traceback.print_exc()
     return _fail(argv, str(error), error.exit_code)

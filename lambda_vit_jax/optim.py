@@ -66,6 +66,27 @@ SCHEDULES = ('cosine', 'poly')
 """Shapes of the way down from the peak."""
 
 
+def check_frozen(pattern: str, params: Params, stage: str) -> None:
+  """Refuses a pattern that would freeze nothing.
+
+  Raises:
+    UsageError: not a regular expression, or no parameter's path has it.
+  """
+  if not pattern:
+    return
+  try:
+    found = any(jax.tree.leaves(frozen_mask(params, pattern)))
+  except re.error as error:
+    raise UsageError(
+      f'config.{stage}.frozen={pattern!r}: not a regular expression ({error})'
+    ) from error
+  if not found:
+    raise UsageError(
+      f'config.{stage}.frozen={pattern!r}: no parameter has it in its path; '
+      'paths look like block03/attn/qkv/kernel'
+    )
+
+
 def learning_rate_schedule(
   peak: float,
   total_steps: int,
@@ -138,15 +159,20 @@ def make_optimizer(
     )
   if settings['layer_decay'] != 1.0:
     parts.append(_scale_by_layer(settings['layer_decay'], depth))
-  parts.append(optax.scale_by_learning_rate(schedule))
+  each = settings['accumulate_steps']
+  # The chain counts updates, the schedule steps: an update is the last of
+  # `each` steps.
+  parts.append(
+    optax.scale_by_learning_rate(lambda n: schedule(n * each + each - 1))
+  )
   if settings['frozen']:
     pattern = settings['frozen']
     parts.append(
       optax.masked(optax.set_to_zero(), lambda p: frozen_mask(p, pattern))
     )
   chain = optax.chain(*parts)
-  if settings['accumulate_steps'] > 1:
-    multi = optax.MultiSteps(chain, settings['accumulate_steps'])
+  if each > 1:
+    multi = optax.MultiSteps(chain, each)
     chain = optax.GradientTransformation(multi.init, multi.update)
   return _with_standard_promotion(chain)
 

@@ -7,6 +7,9 @@ forward passes.
 """
 
 import dataclasses
+import math
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,7 +99,13 @@ def select_by_probe(
   def loss(layers: Variant, length: int) -> float:
     if (layers, length) not in known:
       trained = short.train(layers, length)
-      known[layers, length] = short.score(layers, trained)['loss']
+      found = short.score(layers, trained)['loss']
+      if not math.isfinite(found):
+        # The last in every ranking, and a number that JSON has.
+        text = f'the short dilution of {list(layers)} diverged'
+        options.get('warn', warnings.warn)(text)
+        found = sys.float_info.max
+      known[layers, length] = found
       on_score(layers, length, known[layers, length])
     return known[layers, length]
 

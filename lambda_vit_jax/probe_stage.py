@@ -43,9 +43,11 @@ def search(
     raise UsageError(
       f'config.select.probe_steps={steps}: a short dilution needs 2 or more'
     )
+  settings = run.config['dilute']
+  peak = resolve.peak_learning_rate(settings, run.batch_size, 'dilute')
   short = ShortDilution(
     model,
-    run.config['dilute'],
+    {**settings, 'learning_rate': peak},
     lambda: run.train_batches(model.preprocessing, 0),
     batches,
     run.mesh,

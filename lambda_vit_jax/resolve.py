@@ -84,6 +84,18 @@ def number(value: Any, key: str) -> float:
   return found
 
 
+def peak_learning_rate(
+  settings: Mapping[str, Any], batch_size: int, section: str
+) -> float:
+  """`learning_rate`, times batch_size / 512 where `scale_by_batch` says so.
+
+  Raises:
+    UsageError: not a number.
+  """
+  peak = number(settings['learning_rate'], f'{section}.learning_rate')
+  return peak * batch_size / 512 if settings['scale_by_batch'] else peak
+
+
 def image_size(value: Any) -> int | tuple[int, int] | None:
   """`None`, `224`, `'224'`, `(224, 160)` or `'224x160'`.
 

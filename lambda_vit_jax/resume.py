@@ -13,8 +13,8 @@ def find(where: str, stage: str) -> checkpoint.Source | None:
 
   Args:
     where: a workdir, of which the newest checkpoint of the stage is taken;
-      or a checkpoint itself, `WORKDIR/checkpoints/STAGE/STEP`, or the folder
-      of a stage. Empty for none.
+      or the folder of a stage, `WORKDIR/checkpoints/STAGE`, or a checkpoint
+      in it, `…/STEP`. Empty for none.
     stage: `pretrain` or `dilute`.
 
   Returns:
@@ -37,9 +37,13 @@ def find(where: str, stage: str) -> checkpoint.Source | None:
 
 def _of(path: epath.Path, stage: str) -> checkpoint.Source | None:
   """What `path` holds of a stage."""
-  if path.name.isdigit() and path.parent.name == stage:
-    step = int(path.name)
-    return checkpoint.Source(path.parent, step) if path.exists() else None
-  directory = path if path.name == stage else path / 'checkpoints' / stage
+  directory = path / 'checkpoints' / stage
+  # A workdir may have any name, also that of a stage or a number.
+  if not directory.exists():
+    if path.parts[-3:-1] == ('checkpoints', stage) and path.name.isdigit():
+      step = int(path.name)
+      return checkpoint.Source(path.parent, step) if path.exists() else None
+    if path.parts[-2:] == ('checkpoints', stage):
+      directory = path
   newest = checkpoint.newest_step(directory)
   return None if newest is None else checkpoint.Source(directory, newest)

@@ -7,7 +7,7 @@ command loses nothing and `run` starts again at the first unfinished stage.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from lambda_vit_jax import (
   benchmark_stage,
   checkpoint,
+  criteria,
   digests,
   dilution,
   evaluate,
@@ -62,20 +63,20 @@ def _training_job(
   """A job from the config section that is named like the stage."""
   settings = run.config[stage]
   total = phases[-1].until
-  peak = resolve.number(settings['learning_rate'], f'{stage}.learning_rate')
-  if settings['scale_by_batch']:
-    peak *= run.batch_size / 512
+  peak = resolve.peak_learning_rate(settings, run.batch_size, stage)
   warmup = resolve.duration(
     settings['warmup_steps'], run.steps_per_epoch, f'{stage}.warmup_steps'
   )
   schedule = optim.learning_rate_schedule(
     peak,
-    max(total, warmup + 1),
+    # Nothing is trained in no steps, whatever the warm-up.
+    total or warmup + 1,
     warmup,
     settings['final_learning_rate'],
     settings['schedule'],
     resolve.number(settings['poly_power'], f'{stage}.poly_power'),
   )
+  optim.check_frozen(settings['frozen'], model.params, stage)
   if settings['distill'] == 'none':
     teacher = None
   elif teacher is None:
@@ -119,7 +120,10 @@ def _training_job(
     ),
     evaluate=functools.partial(_evaluate_holdout, run, model.preprocessing),
     eval_every=_eval_every(run),
-    start=resume.find(run.config['resume_from'], stage),
+    # Not looked at where the workdir has its own: it may be gone by then.
+    start=None
+    if workdir.finished_step(run.workdir, stage) is not None
+    else resume.find(run.config['resume_from'], stage),
     window=tracing.window(run.config['profile'], run.path('profile')),
   )
 
@@ -218,8 +222,8 @@ def pretrain(run: Run) -> None:
 
 def _selection_batches(
   run: Run, model: Model, limit: int | None
-) -> list[dict[str, np.ndarray]]:
-  """The held-out slice, as global arrays' worth of masked batches."""
+) -> Iterator[dict[str, np.ndarray]]:
+  """The held-out slice, as masked batches."""
   if not len(run.holdout_indices(limit)):
     raise UsageError(
       'config.data.holdout_images=0: selection and analysis read the held-out '
@@ -228,17 +232,18 @@ def _selection_batches(
   batches = run.holdout_batches(model.preprocessing, limit)
   if task.segments(run.config):
     # A search looks at images; theirs are no labels of images.
-    return [
+    return (
       {name: batch[name] for name in ('image', 'mask')} for batch in batches
-    ]
-  return list(batches)
+    )
+  return batches
 
 
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
   model = task.searched(run.load('pretrain'))
   limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
-  batches = _selection_batches(run, model, limit)
+  # Read twice.
+  batches = list(_selection_batches(run, model, limit))
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
   memory = _memory_gib(run)
   measured = {
@@ -275,11 +280,16 @@ def select(run: Run) -> None:
   limit = _optional_count(settings['num_images'], 'select')
   key, value = resolve.budget(settings)
   size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
-  batches = _selection_batches(run, model, limit)
-  if settings['criterion'] == 'probe':
-    chosen = probe_stage.search(run, model, batches, size, _memory_gib(run))
+  name = settings['criterion']
+  if name == 'probe':
+    # Read by every criterion that proposes a set.
+    held_out = list(_selection_batches(run, model, limit))
+    chosen = probe_stage.search(run, model, held_out, size, _memory_gib(run))
+  elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
+    images = _selection_batches(run, model, limit)
+    chosen = _search(run, model, images, size)
   else:
-    chosen = _search(run, model, batches, size)
+    chosen = _search(run, model, (), size)
   run.write_json('selection.json', digests.seal(chosen.to_json()))
   if run.leader:
     for partial in (_PARTIAL, probe_stage.PARTIAL):
@@ -290,7 +300,7 @@ def select(run: Run) -> None:
 def _search(
   run: Run,
   model: Model,
-  batches: list[dict[str, np.ndarray]],
+  batches: Iterable[dict[str, np.ndarray]],
   size: Mapping[str, Any],
 ) -> selection.Selection:
   """NOSE or a static criterion; goes on behind the last finished round."""

@@ -7,6 +7,7 @@ has loaded nothing, waits, passes signals on, and says in one line what
 happened.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -130,7 +131,10 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   for signum in SIGNALS:
     signal.signal(signum, forward)
   signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  reaper = threading.Thread(target=_end_its_group, args=(child,), daemon=True)
+  reaper.start()
   heard = _pass_on(native)
+  reaper.join()
   _, status = os.waitpid(child, 0)
   os.close(guard)
   code = os.waitstatus_to_exitcode(status)
@@ -158,6 +162,19 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   return exit_code
 
 
+def _end_its_group(child: int) -> None:
+  """Waits for the child; should it be killed, nothing that it began stays.
+
+  Its workers would read data for nobody, and hold the pipe open that its
+  parent reads to the end.
+  """
+  # Not reaped yet: the number stays the child's.
+  ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+  if ended is not None and ended.si_code != os.CLD_EXITED:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(child, signal.SIGKILL)
+
+
 def _be_the_child(work: Callable[[], int], native: int, alive: int) -> None:
   """Works and exits; never returns."""
   # In a group of its own: signals come once, from the parent.
@@ -172,7 +189,7 @@ def _be_the_child(work: Callable[[], int], native: int, alive: int) -> None:
 
   def die_with_parent() -> None:
     os.read(alive, 1)
-    os._exit(1)
+    os.killpg(os.getpid(), signal.SIGKILL)
 
   threading.Thread(target=die_with_parent, daemon=True).start()
   code = 1

@@ -138,9 +138,10 @@ class _Loop:
     # After the last step there is `end`.
     signum = self._stop.reached(step) if step < job.total_steps else 0
     due = step % job.checkpoint_every == 0 or last or bool(signum)
-    wanted = job.eval_every and step % job.eval_every == 0
+    wanted = bool(job.eval_every) and (last or step % job.eval_every == 0)
     scores: dict[str, float] = {}
-    if job.evaluate is not None and (wanted or (last and job.eval_every)):
+    # Who asked to stop may not wait for an evaluation.
+    if job.evaluate is not None and wanted and not signum:
       self._log.check()
       began = time.monotonic()
       scores = self._evaluate(step, state)

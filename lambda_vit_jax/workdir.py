@@ -244,8 +244,12 @@ class Run:
     )
 
   def load(self, stage: str) -> Model:
-    """The model that `pretrain` or `dilute` left, in the compute dtype."""
-    return self.with_options(load_stage(self.workdir, stage))
+    """The model that `pretrain` or `dilute` left, in the compute dtype.
+
+    Raises:
+      CheckpointError: the stage has not come to its end, or see `load_stage`.
+    """
+    return self.with_options(load_stage(self.workdir, stage, finished=True))
 
   def with_options(self, model: Model, **options: Any) -> Model:
     """`model` with the config's dtype and rematerialisation."""

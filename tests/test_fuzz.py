@@ -443,3 +443,10 @@ def test_every_single_word_counts(rng):
     changed = array.copy()
     changed[index] = np.nextafter(changed[index], np.float32(9))
     assert digests.fingerprint([changed]) != whole
+
+
+def test_rows_that_changed_places_are_seen(rng):
+  array = rng.normal(size=(5, 7)).astype(np.float32)
+  for axis in (0, 1):
+    moved = np.roll(array, 1, axis)
+    assert digests.fingerprint([moved]) != digests.fingerprint([array])

@@ -268,6 +268,30 @@ def test_bfloat16_stays_near_float32(model):
   np.testing.assert_allclose(half(IMAGES), model(IMAGES), atol=0.15)
 
 
+def test_factor_is_not_rounded_to_bfloat16(model):
+  """bfloat16 has 8 bits: 0.995 and 0.997 would be the same."""
+  half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
+  modes = ('diluted', 'full', 'full')
+
+  def after(factor):
+    _, taps = half.apply(IMAGES, modes, jnp.asarray([factor, 1, 1]))
+    return taps['block00']['after_attention']
+
+  assert (after(0.9951) != after(0.9969)).any()
+
+
+@pytest.mark.parametrize(
+  'modes, message',
+  [
+    (('linear', 'full', 'full'), 'block 0 has no affine map'),
+    (('diluted', 'full', 'full'), 'need a dilution_factor'),
+  ],
+)
+def test_modes_without_what_they_need_are_refused(model, modes, message):
+  with pytest.raises(ModelError, match=message):
+    model.apply(IMAGES, modes)
+
+
 class TestWithoutIntermediates:
   """`capture=False`: the same logits by a cheaper program."""
 

@@ -89,3 +89,35 @@ def test_poly_schedule_is_a_power_of_the_steps_left(warmup):
     np.testing.assert_allclose(schedule(5), 0.25, rtol=1e-6)
   with pytest.raises(UsageError, match='use cosine or poly'):
     optim.learning_rate_schedule(1.0, 120, warmup, 0.1, 'step')
+
+
+@pytest.mark.parametrize('each', [2, 4])
+def test_accumulation_leaves_the_schedule_in_steps(each):
+  """The update of `each` steps has the rate of the last of them."""
+  steps, seen = 12, []
+  rates = optim.learning_rate_schedule(1.0, steps, 3, 0.0)
+  # With b1 = b2 = 0 every update is its gradient's sign.
+  settings = SETTINGS | {'accumulate_steps': each, 'b1': 0.0, 'b2': 0.0}
+  chain = optim.make_optimizer(settings, rates, depth=2)
+  state = chain.init(TREE)
+  for step in range(steps):
+    update, state = chain.update(jax.tree.map(jnp.ones_like, TREE), state, TREE)
+    rate = -float(update['head']['bias'][0])
+    if (step + 1) % each:
+      assert rate == 0
+    else:
+      seen.append((step, rate))
+  assert len(seen) == steps // each
+  for step, rate in seen:
+    # Adam's epsilon, 1e-8, beside a gradient of 1; float32.
+    assert rate == pytest.approx(float(rates(step)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  'pattern, why', [('blocks.0', 'no parameter has it'), ('(', 'not a regular')]
+)
+def test_a_pattern_that_freezes_nothing_is_refused(pattern, why):
+  with pytest.raises(UsageError, match=rf'dilute\.frozen=.*{why}'):
+    optim.check_frozen(pattern, TREE, 'dilute')
+  optim.check_frozen('', TREE, 'dilute')
+  optim.check_frozen('^block00/', TREE, 'dilute')

@@ -1,6 +1,8 @@
 """Short dilutions of any set of layers, and successive halving over sets."""
 
 import itertools
+import json
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -184,3 +186,26 @@ def test_the_search_takes_the_proposal_that_ends_best(model, short):
     model, held, short, steps=2, num_layers=1, done=tried, on_score=never
   )
   assert again == found
+
+
+def test_a_dilution_that_diverges_is_the_worst(model, short, monkeypatch):
+  held = batches(16, 7, mask=np.ones(8, bool))
+  sets = sorted(set(probe_search.proposals(model, held, 1).values()))
+  losses = dict.fromkeys(sets, 1.0) | {sets[0]: math.nan}
+  monkeypatch.setattr(short, 'train', lambda layers, steps: layers)
+  monkeypatch.setattr(
+    short, 'score', lambda layers, trained: {'loss': losses[layers]}
+  )
+  scores, said = {}, []
+  found = probe_search.select_by_probe(
+    model,
+    held,
+    short,
+    steps=2,
+    num_layers=1,
+    on_score=lambda layers, steps, loss: scores.update({str(layers): loss}),
+    warn=said.append,
+  )
+  assert found.removed != sets[0]
+  assert any('diverged' in line for line in said)
+  json.dumps(scores, allow_nan=False)

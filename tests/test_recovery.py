@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax import checkpoint, resume, sharding, tracing, train
-from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.errors import CheckpointError, StoppedError, UsageError
 from lambda_vit_jax.metrics import MetricsWriter, read_metrics
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.progress import Reporter
@@ -213,6 +213,14 @@ class TestResumeFrom:
     # Not for the other stage, which starts as if nothing was given.
     assert resume.find(str(finished[0] / below), 'pretrain') is None
 
+  @pytest.mark.parametrize('name', ['dilute', 'pretrain', 'pretrain/5'])
+  def test_a_workdir_may_have_any_name(self, finished, tmp_path, name):
+    workdir = tmp_path / name
+    shutil.copytree(finished[0], workdir)
+    found = resume.find(str(workdir), 'dilute')
+    assert str(found.directory) == str(workdir / 'checkpoints' / 'dilute')
+    assert resume.find(str(workdir), 'pretrain') is None
+
   def test_nothing_and_nowhere(self, tmp_path):
     assert resume.find('', 'dilute') is None
     with pytest.raises(CheckpointError, match='no checkpoint there'):
@@ -302,3 +310,27 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
   # The save at step 4 waited for that at step 2.
   assert '2' in [p.name for p in finished]
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())
+
+
+def test_a_signal_is_not_taken_for_damage(finished, mesh):
+  """Nobody is told to remove what is whole."""
+  checkpointer = checkpoint.Checkpointer(
+    finished[0] / 'checkpoints' / 'dilute', reader=True
+  )
+
+  class Manager:
+    def restore(self, *args, **kwargs):
+      raise StoppedError(15, 'interrupted')
+
+  checkpointer._manager = Manager()
+  with pytest.raises(StoppedError):
+    checkpointer.restore(5, {'params': {}})
+
+
+def test_what_is_not_written_to_its_end_is_not_there(finished, monkeypatch):
+  """On object storage a step has its name before it is complete."""
+  folder = checkpoint.absolute(finished[0]) / 'checkpoints' / 'dilute'
+  assert checkpoint.newest_step(folder) == 5
+  step = checkpoint.orbax().path.step
+  monkeypatch.setattr(step, 'is_path_finalized', lambda path: path.name != '5')
+  assert checkpoint.newest_step(folder) == 4

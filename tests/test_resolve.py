@@ -66,3 +66,10 @@ def test_a_key_that_an_earlier_version_lacked_had_its_default():
     'gone',
     'model.merge',
   ]
+
+
+def test_the_peak_rate_is_per_512_images_where_asked():
+  settings = {'learning_rate': '1e-3', 'scale_by_batch': False}
+  assert resolve.peak_learning_rate(settings, 2048, 'dilute') == 1e-3
+  settings['scale_by_batch'] = True
+  assert resolve.peak_learning_rate(settings, 2048, 'dilute') == 4e-3

@@ -323,6 +323,18 @@ class TestBadInput:
     )
     assert (copy / 'checkpoints' / 'dilute' / '7').exists()
 
+  @pytest.mark.parametrize('stage', ['export', 'evaluate'])
+  def test_what_is_not_trained_to_its_end(self, copy, capsys, stage):
+    """Its result would count as done when the training has ended."""
+    shutil.rmtree(copy / 'checkpoints' / 'dilute' / '7')
+    shutil.rmtree(copy / 'export')
+    (copy / 'evaluation.json').unlink()
+    self.check(arguments(stage, copy), 1, 'stands at step 6 of 7', capsys)
+
+  def test_a_warm_up_longer_than_the_training(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.pretrain.warmup_steps=6')
+    self.check(argv, 2, 'does not fit in 6 steps', capsys)
+
   def test_no_held_out_images(self, copy, capsys):
     (copy / 'analysis.json').unlink()
     config = read(copy, 'config.json')
@@ -334,6 +346,12 @@ class TestBadInput:
       'keep at least 128',
       capsys,
     )
+    # A criterion that looks at none needs none.
+    config['select']['criterion'] = 'last'
+    checkpoint.write_json(copy / 'config.json', config)
+    (copy / 'selection.json').unlink()
+    argv = arguments('select', copy, '--config.data.holdout_images=0')
+    assert main.main([*argv, '--config.select.criterion=last']) == 0
 
 
 def test_a_relative_workdir_becomes_absolute(tmp_path, monkeypatch):

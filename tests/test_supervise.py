@@ -138,3 +138,15 @@ def test_flags_that_make_a_job():
   assert supervise.check_flags('host:1', 2, 1, False)
   assert supervise.check_flags(None, None, None, True)
   assert not supervise.check_flags(None, None, None, False)
+
+
+def test_what_the_work_began_ends_when_it_is_aborted():
+  """Workers that read data hold the pipe to the parent open."""
+  code, _, error = supervised(
+    '  import subprocess\n'
+    "  subprocess.Popen(['sleep', '600'])\n"
+    '  supervise.joined()\n'
+    f"  os.write(2, b'{ABORT.format(why='')}'); os.abort()"
+  )
+  assert code == 1
+  assert error.count('\n') == 1

@@ -312,12 +312,25 @@ class Model:
         attention parameters are gone cannot be given them back.
       dilution_factor: λ `[depth]`, for blocks in mode `diluted`.
 
+    Returns:
+      Logits `[batch, num_classes]` float32 (pooled features where the model
+      has no head), and a dict: `embedding`; `block00` and so on, each a dict
+      of what the block has of `input`, `norm1`, `attention`,
+      `after_attention`, `mlp` and `output`, `[batch, tokens, embed_dim]`; and
+      `features`, behind the final norm.
+
     Raises:
-      ModelError: modes that need parameters which are not there.
+      ModelError: modes that need parameters which are not there, or
+        `diluted` without a factor.
     """
     module = self.module
     if attention_modes is not None:
       modes = surgery.check_modes(attention_modes, self.depth)
+      for index, mode in enumerate(modes):
+        if mode == 'linear' != self.attention_modes[index]:
+          raise ModelError(
+            f'block {index} has no affine map; linearize it first'
+          )
       for index in self.removed_layers:
         if modes[index] not in (self.attention_modes[index], 'skip'):
           raise ModelError(
@@ -325,6 +338,8 @@ class Model:
             f'parameters for mode {modes[index]!r}'
           )
       module = module.clone(attention_modes=modes)
+    if 'diluted' in module.attention_modes and dilution_factor is None:
+      raise ModelError('blocks in mode `diluted` need a dilution_factor')
     if dilution_factor is not None:
       dilution_factor = jnp.asarray(dilution_factor, jnp.float32)
     return forward(

@@ -252,8 +252,9 @@ class EncoderBlock(nn.Module):
       read_tokens,
       sizes,
     )
-    factor = dilution_factor.astype(affine.dtype)
-    return factor * self._scale(attention, 'ls1') + (1.0 - factor) * affine
+    mixed = dilution_factor * self._scale(attention, 'ls1').astype(jnp.float32)
+    mixed += (1.0 - dilution_factor) * affine.astype(jnp.float32)
+    return mixed.astype(affine.dtype)
 
   def _mix(
     self, stream: Array, attention: Array, dilution_factor: Array | None
@@ -263,9 +264,11 @@ class EncoderBlock(nn.Module):
       return stream + attention
     if dilution_factor is None:
       raise ValueError('mode `diluted` needs a dilution_factor')
-    factor = dilution_factor.astype(stream.dtype)
-    residual_scale = 2.0 - factor if self.compensation else 1.0
-    return residual_scale * stream + factor * attention
+    # In float32: bfloat16 has 128 values of λ between 0.5 and 1.
+    residual_scale = 2.0 - dilution_factor if self.compensation else 1.0
+    mixed = residual_scale * stream.astype(jnp.float32)
+    mixed += dilution_factor * attention.astype(jnp.float32)
+    return mixed.astype(stream.dtype)
 
 
 class ViT(nn.Module):
