@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lambda_vit_jax import benchmark, checkpoint, resolve
-from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.workdir import Run
 
@@ -17,19 +17,7 @@ def sizes(run: Run) -> tuple[int, tuple[int, ...]]:
   Raises:
     UsageError: not whole numbers; names the key.
   """
-  settings = run.config['benchmark']
-  given = settings['batch_sizes']
-  given = (given,) if isinstance(given, int) else given
-  if not isinstance(given, list | tuple):
-    raise UsageError(
-      f'config.benchmark.batch_sizes={given!r}: give a list, (1, 4, 16)'
-    )
-  return (
-    resolve.integer(settings['batch_size'], 'benchmark.batch_size', 1),
-    tuple(
-      resolve.integer(size, 'benchmark.batch_sizes', least=1) for size in given
-    ),
-  )
+  return resolve.benchmark_sizes(run.config['benchmark'])
 
 
 def is_finished(run: Run) -> bool:

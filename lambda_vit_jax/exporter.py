@@ -91,9 +91,13 @@ def export(
     CheckpointError: a written file does not give the model's logits.
     LambdaVitError: the folder is not ours or cannot be written.
   """
-  formats = _check_formats(formats, dtype)
+  formats = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_modes(model)
-  _check_int8(model, formats, dtype, zero_fill, int8_arithmetic)
+  if dtype != formats_lib.INT8 and model.module.quantization != 'none':
+    raise ModelError(
+      f'the model is quantised, which export.dtype={dtype} is not; take int8,'
+      ' or dequantize(model) first'
+    )
   target = epath.Path(directory)
   _recover(target)
   _check_target(target)
@@ -124,7 +128,14 @@ def export(
   return report
 
 
-def _check_formats(formats: Iterable[str], dtype: str) -> tuple[str, ...]:
+def check_settings(
+  formats: Iterable[str], dtype: str, zero_fill: bool, int8_arithmetic: str
+) -> tuple[str, ...]:
+  """The formats in order, once all goes together; see `export`.
+
+  Raises:
+    UsageError: an unknown format or dtype, or what does not go together.
+  """
   formats = tuple(formats)
   for name in formats:
     if name not in FORMATS:
@@ -135,20 +146,11 @@ def _check_formats(formats: Iterable[str], dtype: str) -> tuple[str, ...]:
   known = (*formats_lib.DTYPES, formats_lib.INT8)
   if dtype not in known:
     raise UsageError(f'export.dtype={dtype!r}; known are {", ".join(known)}')
+  _check_int8(formats, dtype, zero_fill, int8_arithmetic)
   return tuple(name for name in FORMATS if name in formats)
 
 
-def _check_modes(model: Model) -> None:
-  for index, mode in enumerate(model.attention_modes):
-    if mode in ('diluted', 'skip'):
-      raise ModelError(
-        f'block {index} is in mode {mode!r}, which is for training and '
-        'selection; prune the model before exporting it'
-      )
-
-
 def _check_int8(
-  model: Model,
   formats: tuple[str, ...],
   dtype: str,
   zero_fill: bool,
@@ -161,11 +163,6 @@ def _check_int8(
       f'{" and ".join(QUANTIZATIONS[1:])}'
     )
   if dtype != formats_lib.INT8:
-    if model.module.quantization != 'none':
-      raise ModelError(
-        f'the model is quantised, which export.dtype={dtype} is not; take int8,'
-        ' or dequantize(model) first'
-      )
     return
   if zero_fill:
     raise UsageError(
@@ -177,6 +174,15 @@ def _check_int8(
       'format onnx: has no form of int8_arithmetic=dynamic here; take weights, '
       'or leave `onnx` out of the formats'
     )
+
+
+def _check_modes(model: Model) -> None:
+  for index, mode in enumerate(model.attention_modes):
+    if mode in ('diluted', 'skip'):
+      raise ModelError(
+        f'block {index} is in mode {mode!r}, which is for training and '
+        'selection; prune the model before exporting it'
+      )
 
 
 def _check_target(target: epath.Path) -> None:

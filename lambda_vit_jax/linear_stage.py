@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lambda_vit_jax import dilution, exporter, load, resolve, surgery, task
-from lambda_vit_jax.errors import CheckpointError, UsageError
+from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.job import Phase
 from lambda_vit_jax.linearizer import fit_linear
 from lambda_vit_jax.models.model import Model
@@ -17,36 +17,7 @@ from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.workdir import Run
 
-METHODS = ('dilute', 'linearize')
 FOLDER = 'linear'
-
-
-def method(run: Run) -> str:
-  """The stage that makes the pruned model.
-
-  Raises:
-    UsageError: not one of `METHODS`.
-  """
-  name = run.config['method']
-  if name not in METHODS:
-    raise UsageError(
-      f'config.method={name!r} is not known; use {" or ".join(METHODS)}'
-    )
-  return name
-
-
-def is_warm(run: Run) -> bool:
-  """Whether dilution leads by way of fitted maps.
-
-  Raises:
-    UsageError: `dilute.start` is neither `attention` nor `linear`.
-  """
-  start = run.config['dilute']['start']
-  if start not in ('attention', 'linear'):
-    raise UsageError(
-      f'config.dilute.start={start!r} is not known; use attention or linear'
-    )
-  return start == 'linear'
 
 
 def pruned_model(run: Run) -> Model:
@@ -56,7 +27,11 @@ def pruned_model(run: Run) -> Model:
     CheckpointError: the stage that makes it has not run.
     ModelError: `model.merge` is more than the tokens allow.
   """
-  model = run.load('dilute') if method(run) == 'dilute' else load_linear(run)
+  model = (
+    run.load('dilute')
+    if resolve.method(run.config) == 'dilute'
+    else load_linear(run)
+  )
   merge = run.merge_schedule(model.module, model.attention_modes)
   return model.replace(module=model.module.clone(merge=merge))
 

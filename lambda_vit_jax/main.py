@@ -223,6 +223,9 @@ def _run_stage(
       start = time.perf_counter()
       ran = stages.run_stage(run, name)
       done.append((name, ran, time.perf_counter() - start))
+  except Exception:
+    run.withdraw()
+    raise
   finally:
     run.metrics.close()
   if not run.leader:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax import resolve
-from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.probe import ShortDilution
 from lambda_vit_jax.probe_search import select_by_probe
@@ -36,13 +35,7 @@ def search(
   Raises:
     UsageError: `select.probe_steps` is below 2.
   """
-  steps = resolve.integer(
-    run.config['select']['probe_steps'], 'select.probe_steps'
-  )
-  if steps < 2:
-    raise UsageError(
-      f'config.select.probe_steps={steps}: a short dilution needs 2 or more'
-    )
+  steps = resolve.probe_steps(run.config['select'])
   settings = run.config['dilute']
   peak = resolve.peak_learning_rate(settings, run.batch_size, 'dilute')
   short = ShortDilution(

@@ -2,13 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lambda_vit_jax.errors import UsageError
 
 BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 """Keys of `select`, exactly one of which says how many layers go."""
+
+METHODS = ('dilute', 'linearize')
+"""Values of `method`."""
 
 # What may change between two runs in one workdir: nothing here alters a
 # result that an earlier stage wrote.
@@ -132,6 +135,105 @@ def budget(select: Mapping[str, Any]) -> tuple[str, float]:
   return key, number(select[key], f'select.{key}')
 
 
+def method(config: Mapping[str, Any]) -> str:
+  """The stage that makes the pruned model.
+
+  Raises:
+    UsageError: not one of `METHODS`.
+  """
+  name = config['method']
+  if name not in METHODS:
+    raise UsageError(
+      f'config.method={name!r} is not known; use {" or ".join(METHODS)}'
+    )
+  return str(name)
+
+
+def is_warm(config: Mapping[str, Any]) -> bool:
+  """Whether dilution leads by way of fitted maps.
+
+  Raises:
+    UsageError: `dilute.start` is neither `attention` nor `linear`.
+  """
+  start = config['dilute']['start']
+  if start not in ('attention', 'linear'):
+    raise UsageError(
+      f'config.dilute.start={start!r} is not known; use attention or linear'
+    )
+  return bool(start == 'linear')
+
+
+def compute_dtype(model: Mapping[str, Any]) -> str:
+  """The section's `dtype`.
+
+  Raises:
+    UsageError: neither `float32` nor `bfloat16`.
+  """
+  dtype = model['dtype']
+  if dtype not in ('float32', 'bfloat16'):
+    raise UsageError(
+      f'config.model.dtype={dtype!r}; known are float32 and bfloat16'
+    )
+  return str(dtype)
+
+
+def crop_ratio(model: Mapping[str, Any]) -> float | None:
+  """The section's `crop_ratio`, None for the variant's own.
+
+  Raises:
+    UsageError: not in (0, 1].
+  """
+  if model['crop_ratio'] is None:
+    return None
+  ratio = number(model['crop_ratio'], 'model.crop_ratio')
+  if not 0 < ratio <= 1:
+    raise UsageError(f'config.model.crop_ratio={ratio} must lie in (0, 1]')
+  return ratio
+
+
+def probe_steps(select: Mapping[str, Any]) -> int:
+  """The section's `probe_steps`.
+
+  Raises:
+    UsageError: below 2.
+  """
+  steps = integer(select['probe_steps'], 'select.probe_steps')
+  if steps < 2:
+    raise UsageError(
+      f'config.select.probe_steps={steps}: a short dilution needs 2 or more'
+    )
+  return steps
+
+
+def benchmark_sizes(
+  benchmark: Mapping[str, Any],
+) -> tuple[int, tuple[int, ...]]:
+  """Images per call, and those of the sweep.
+
+  Raises:
+    UsageError: not whole numbers; names the key.
+  """
+  given = benchmark['batch_sizes']
+  given = (given,) if isinstance(given, int) else given
+  if not isinstance(given, list | tuple):
+    raise UsageError(
+      f'config.benchmark.batch_sizes={given!r}: give a list, (1, 4, 16)'
+    )
+  return (
+    integer(benchmark['batch_size'], 'benchmark.batch_size', 1),
+    tuple(integer(size, 'benchmark.batch_sizes', least=1) for size in given),
+  )
+
+
+def optional_count(value: Any, key: str) -> int | None:
+  """An int of at least 1, or None for all.
+
+  Raises:
+    UsageError: names the key.
+  """
+  return None if value is None else integer(value, key, least=1)
+
+
 def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for key, value in config.items():
@@ -142,31 +244,49 @@ def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def differing_keys(
+_MISSING = object()
+
+
+def differences(
   saved: Mapping[str, Any],
   config: Mapping[str, Any],
   defaults: Mapping[str, Any] | None = None,
-) -> list[str]:
-  """Keys whose values differ in a way that could change a result.
+) -> dict[str, str]:
+  """What differs in a way that could change a result.
 
   Args:
     saved: the config that a workdir was made with.
     config: today's.
     defaults: what stands for a key that `saved` lacks: an earlier version,
       which did not know the key, did what is the default now.
+
+  Returns:
+    By key, in order, both values in words: `select.num_layers was 5, is 6`.
   """
-
-  def operational(key: str) -> bool:
-    return any(
-      key == name or key.startswith(f'{name}.') for name in _OPERATIONAL
-    )
-
   old, new = _flatten(saved), _flatten(config)
-  keys: Iterable[str] = sorted(set(old) | set(new))
+  keys = sorted(set(old) | set(new))
   old = _flatten(defaults or {}) | old
-  missing = object()
-  return [
-    key
+  return {
+    key: f'{key} was {_shown(old, key)}, is {_shown(new, key)}'
     for key in keys
-    if not operational(key) and old.get(key, missing) != new.get(key, missing)
-  ]
+    if not any(is_below(key, name) for name in _OPERATIONAL)
+    and old.get(key, _MISSING) != new.get(key, _MISSING)
+  }
+
+
+def differing_keys(
+  saved: Mapping[str, Any],
+  config: Mapping[str, Any],
+  defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+  """The keys of `differences`."""
+  return list(differences(saved, config, defaults))
+
+
+def is_below(key: str, section: str) -> bool:
+  """Whether a full key is `section`, or stands in it."""
+  return key == section or key.startswith(f'{section}.')
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+  return repr(flat[key]) if key in flat else 'not there'

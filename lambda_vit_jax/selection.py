@@ -148,22 +148,16 @@ def select(
       that are out of range or repeated.
   """
   name, score = criteria.check_criterion(criterion)
-  for value, known, key in (
-    (target, ('logits', 'features'), 'target'),
-    (sign, ('signed', 'absolute'), 'sign'),
-  ):
-    if value not in known:
-      raise UsageError(
-        f'select.{key}={value!r} is not known; use {" or ".join(known)}'
-      )
-  candidates = with_attention(model)
-  if name == 'given':
-    number = _check_given(model, layers)
-    candidates = tuple(layers)
-  else:
-    number = resolve_num_layers(
-      model, num_layers, removal_ratio, target_speedup
-    )
+  check_names(target, sign)
+  number = check_budget(
+    model,
+    name,
+    layers,
+    num_layers=num_layers,
+    removal_ratio=removal_ratio,
+    target_speedup=target_speedup,
+  )
+  candidates = tuple(layers) if name == 'given' else with_attention(model)
   if name == 'exhaustive':
     resamples = 0
   start = Selection(criterion, target, sign, 0, None, resamples=resamples)
@@ -232,6 +226,45 @@ def nose(
     ModelError: activations that are NaN or infinite; names the block.
   """
   return select(model, batches, num_layers=num_layers, target=target, **options)
+
+
+def check_names(target: str, sign: str) -> None:
+  """Refuses what `select` knows no `target` or `sign` by.
+
+  Raises:
+    UsageError: names the key and what is known.
+  """
+  for value, known, key in (
+    (target, ('logits', 'features'), 'target'),
+    (sign, ('signed', 'absolute'), 'sign'),
+  ):
+    if value not in known:
+      raise UsageError(
+        f'select.{key}={value!r} is not known; use {" or ".join(known)}'
+      )
+
+
+def check_budget(
+  model: Model, name: str, layers: Sequence[int], **budget: Any
+) -> int:
+  """How many layers a search by criterion `name` is to remove.
+
+  Args:
+    model: its sizes; arrays are not looked at.
+    name: of the criterion, without a score.
+    layers: of criterion `given`.
+    **budget: see `budget.resolve_num_layers`.
+
+  Raises:
+    UsageError: an impossible budget.
+    ModelError: layers that are out of range or repeated.
+  """
+  if name == 'given':
+    return _check_given(model, layers)
+  number = resolve_num_layers(model, **budget)
+  if name == 'exhaustive':
+    criteria.all_sets(with_attention(model), number)
+  return number
 
 
 def _check_given(model: Model, layers: Sequence[int]) -> int:

@@ -193,11 +193,9 @@ def starting_model(run: Run) -> Model:
     # Merging is of the pruned model, and by this config.
     model = model.replace(module=model.module.clone(merge=()))
     model = task.with_outputs(run.config, model, run.dataset)
-  if settings['crop_ratio'] is None:
+  ratio = resolve.crop_ratio(settings)
+  if ratio is None:
     return model
-  ratio = resolve.number(settings['crop_ratio'], 'model.crop_ratio')
-  if not 0 < ratio <= 1:
-    raise UsageError(f'config.model.crop_ratio={ratio} must lie in (0, 1]')
   return model.replace(
     preprocessing=dataclasses.replace(model.preprocessing, crop_ratio=ratio)
   )
@@ -241,7 +239,9 @@ def _selection_batches(
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
   model = task.searched(run.load('pretrain'))
-  limit = _optional_count(run.config['analyze']['num_images'], 'analyze')
+  limit = resolve.optional_count(
+    run.config['analyze']['num_images'], 'analyze.num_images'
+  )
   # Read twice.
   batches = list(_selection_batches(run, model, limit))
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
@@ -263,12 +263,6 @@ def _memory_gib(run: Run) -> float | None:
   return min(processes.gather(programs.default_gib()))
 
 
-def _optional_count(value: Any, section: str) -> int | None:
-  if value is None:
-    return None
-  return resolve.integer(value, f'{section}.num_images', least=1)
-
-
 # The rounds of a search so far.
 _PARTIAL = 'selection.part.json'
 
@@ -277,7 +271,7 @@ def select(run: Run) -> None:
   """Chooses the layers to remove; writes after every round."""
   settings = run.config['select']
   model = task.searched(run.load('pretrain'))
-  limit = _optional_count(settings['num_images'], 'select')
+  limit = resolve.optional_count(settings['num_images'], 'select.num_images')
   key, value = resolve.budget(settings)
   size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
   name = settings['criterion']
@@ -357,7 +351,9 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
 def linearize(run: Run) -> None:
   """Least-squares maps in place of the chosen attentions; no training."""
   dense = run.load('pretrain')
-  limit = _optional_count(run.config['linearize']['num_images'], 'linearize')
+  limit = resolve.optional_count(
+    run.config['linearize']['num_images'], 'linearize.num_images'
+  )
   linear_stage.fit(
     run,
     dense,
@@ -382,7 +378,7 @@ def dilute(run: Run) -> None:
   With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
   leads to them in the first half of the steps, and away in the second.
   """
-  warm = linear_stage.is_warm(run)
+  warm = resolve.is_warm(run.config)
   dense = run.load('pretrain')
   layers = removed_layers(run, dense.depth)
   compensation = bool(run.config['dilute']['compensation'])
@@ -534,14 +530,14 @@ STAGES: dict[str, Stage] = {
       linearize,
       _has('linear/model.json'),
       lambda run: (
-        linear_stage.method(run) == 'linearize' or linear_stage.is_warm(run)
+        resolve.method(run.config) == 'linearize' or resolve.is_warm(run.config)
       ),
     ),
     Stage(
       'dilute',
       dilute,
       _trained('dilute', lambda run: sum(_dilution_steps(run))),
-      lambda run: linear_stage.method(run) == 'dilute',
+      lambda run: resolve.method(run.config) == 'dilute',
     ),
     Stage('export', export_model, _has('export/model.json')),
     Stage('evaluate', evaluate_all, _has('evaluation.json')),

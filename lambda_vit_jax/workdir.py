@@ -12,13 +12,14 @@ from etils import epath
 
 from lambda_vit_jax import (
   checkpoint,
+  claim,
   merging,
   processes,
   resolve,
   sharding,
   task,
+  validate,
 )
-from lambda_vit_jax.configs import common
 from lambda_vit_jax.data import pipeline
 from lambda_vit_jax.data.augment import Recipe
 from lambda_vit_jax.data.dataset import Dataset, split_holdout
@@ -49,45 +50,28 @@ class Run:
 
     Raises:
       LambdaVitError: the workdir is a file or cannot be written.
-      UsageError: it was made with a config that differs; names the keys.
+      UsageError: a value that no stage would take, or another one than results
+        in the workdir were made with; names the keys.
+      ModelError: sizes that do not make a model.
     """
     self.config = config
     self.reporter = reporter
     self.workdir = checkpoint.absolute(workdir)
     self.leader = processes.is_leader()
-    processes.from_leader(self._claim)
+    validate.check(config)
+    self._new = processes.from_leader(
+      lambda: claim.claim(self.workdir, _plain(config))
+    )
     self._check_shared()
     trackers: tuple[Any, ...] = ()
     if self.leader:
       trackers = make_trackers(_plain(config), self.workdir)
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
-  def _claim(self) -> None:
-    path = self.workdir / 'config.json'
-    if self.workdir.exists() and not self.workdir.is_dir():
-      raise LambdaVitError(
-        f'--workdir={self.workdir}: is a file; choose a folder'
-      )
-    try:
-      self.workdir.mkdir(parents=True, exist_ok=True)
-      if not path.exists():
-        checkpoint.write_json(path, _plain(self.config))
-        return
-    except OSError as error:
-      raise LambdaVitError(
-        f'--workdir={self.workdir}: not writable ({error.strerror or error}); '
-        'choose another'
-      ) from error
-    keys = resolve.differing_keys(
-      checkpoint.read_json(path),
-      _plain(self.config),
-      common.base().to_dict(),
-    )
-    if keys:
-      raise UsageError(
-        f'--workdir={self.workdir}: made with other values of '
-        f'{", ".join(keys)}; use a new --workdir, or the old values'
-      )
+  def withdraw(self) -> None:
+    """Leaves no trace where a command failed before it wrote anything."""
+    if self.leader and self._new:
+      claim.withdraw(self.workdir)
 
   def _check_shared(self) -> None:
     """Has every process see a file that the leader has just written.
@@ -254,11 +238,7 @@ class Run:
   def with_options(self, model: Model, **options: Any) -> Model:
     """`model` with the config's dtype and rematerialisation."""
     settings = self.config['model']
-    dtype = settings['dtype']
-    if dtype not in ('float32', 'bfloat16'):
-      raise UsageError(
-        f'config.model.dtype={dtype!r}; known are float32 and bfloat16'
-      )
+    dtype = resolve.compute_dtype(settings)
     module = model.module.clone(
       dtype=jnp.dtype(dtype), remat=bool(settings['remat']), **options
     )

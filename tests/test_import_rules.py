@@ -43,6 +43,7 @@ FLOORS = (
     'affinity',
     'budget',
     'checkpoint',
+    'claim',
     'convert',
     'criteria',
     'data',
@@ -76,6 +77,8 @@ FLOORS = (
     'resume',
     'task',
     'train_step',
+    'validate',
+    'windows',
     'workdir',
   },
   {
@@ -87,7 +90,6 @@ FLOORS = (
     'probe_search',
     'report',
     'train',
-    'windows',
   },
   {
     'benchmark_stage',

@@ -1,6 +1,7 @@
 """Opens a data set by name: the value of `data.source`."""
 
 import os
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -26,28 +27,50 @@ def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
     UsageError: `source` has none of these forms.
     DataError: the data is missing, inconsistent or unreadable.
   """
-  kind, _, where = source.partition(':')
+  kind, where = check_source(source)
   # Each kind's imports are slow and its own, so only what is needed loads.
-  if source == 'digits':
+  if kind == 'digits':
     from lambda_vit_jax.data.digits import open_digits
 
     return open_digits(_cache_dir(cache_dir))
-  if where and kind == 'image_folder':
+  if kind == 'image_folder':
     from lambda_vit_jax.data.folder import open_image_folder
 
     return open_image_folder(where)
-  if where and kind == 'idx_folder':
+  if kind == 'idx_folder':
     from lambda_vit_jax.data.idx import open_idx_folder
 
     return open_idx_folder(where)
-  if where and kind == 'tfds':
-    from lambda_vit_jax.data.tfds_source import open_tfds
+  from lambda_vit_jax.data.tfds_source import open_tfds
 
-    return open_tfds(where, _cache_dir(cache_dir))
-  hint = '; masks need task=segment' if kind == 'segmentation_folder' else ''
-  raise UsageError(
-    f'data.source is {source!r}; it must be one of {", ".join(SOURCES)}{hint}.'
-  )
+  return open_tfds(where, _cache_dir(cache_dir))
+
+
+def check_source(source: str) -> tuple[str, str]:
+  """The kind of one of the `SOURCES`, and what follows it; opens nothing.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+  """
+  found = _split(source, SOURCES)
+  if found is None:
+    masks = source.partition(':')[0] == 'segmentation_folder'
+    hint = '; masks need task=segment' if masks else ''
+    raise UsageError(
+      f'data.source is {source!r}; it must be one of '
+      f'{", ".join(SOURCES)}{hint}.'
+    )
+  return found
+
+
+def _split(source: str, forms: Sequence[str]) -> tuple[str, str] | None:
+  """`KIND` or `KIND:WHERE` by the forms that are known."""
+  kind, colon, where = source.partition(':')
+  for form in forms:
+    known, argument, _ = form.partition(':')
+    if kind == known and bool(where) == bool(argument) == bool(colon):
+      return kind, where
+  return None
 
 
 MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
@@ -66,23 +89,33 @@ def open_masks(source: str, num_classes: int | None = None) -> Dataset:
     UsageError: `source` has none of these forms.
     DataError: the data is missing, inconsistent or unreadable.
   """
-  kind, _, where = source.partition(':')
-  if source == 'digits':
+  kind, where = check_masks(source)
+  if kind == 'digits':
     from lambda_vit_jax.data.digit_scenes import open_digit_scenes
 
     return open_digit_scenes(num_classes)
-  if where and kind == 'segmentation_folder':
+  if kind == 'segmentation_folder':
     from lambda_vit_jax.data.segmentation_folder import open_segmentation_folder
 
     return open_segmentation_folder(where, num_classes)
-  if where and kind == 'tfds':
-    from lambda_vit_jax.data.tfds_masks import open_tfds_masks
+  from lambda_vit_jax.data.tfds_masks import open_tfds_masks
 
-    return open_tfds_masks(where, num_classes)
-  raise UsageError(
-    f'data.source is {source!r}; with task=segment it must be one of '
-    f'{", ".join(MASK_SOURCES)}.'
-  )
+  return open_tfds_masks(where, num_classes)
+
+
+def check_masks(source: str) -> tuple[str, str]:
+  """`check_source` of the `MASK_SOURCES`.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+  """
+  found = _split(source, MASK_SOURCES)
+  if found is None:
+    raise UsageError(
+      f'data.source is {source!r}; with task=segment it must be one of '
+      f'{", ".join(MASK_SOURCES)}.'
+    )
+  return found
 
 
 def _cache_dir(cache_dir: str | None) -> epath.Path:

@@ -1,0 +1,189 @@
+"""Every value of a config, looked at before a run begins.
+
+A value that only a late stage reads is refused before hours of training, and
+before a workdir takes the config for its own. What needs the data set, the
+weights or the devices is left to the stages.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from lambda_vit_jax import (
+  criteria,
+  exporter,
+  linear,
+  merging,
+  resolve,
+  selection,
+  surgery,
+  task,
+  tracing,
+)
+from lambda_vit_jax.data import sources
+from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.variants import get_variant
+from lambda_vit_jax.train_step import LossSettings
+from lambda_vit_jax.windows import Windowing
+
+# More patches than any merging takes away, where they are not known yet.
+_MANY = 1 << 30
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Refuses a config with a value that some stage would refuse.
+
+  Args:
+    config: all sections, as `configs/common.py` has them.
+
+  Raises:
+    UsageError: names the key.
+    ModelError: sizes, layers or a merging that no such model has.
+  """
+  _check_run(config)
+  _check_data(config)
+  model = _check_model(config)
+  if task.segments(config):
+    _check_segment(config, model)
+  for stage, keys in (
+    ('pretrain', ('steps', 'warmup_steps')),
+    ('dilute', ('dilution_steps', 'settle_steps', 'warmup_steps')),
+  ):
+    _check_training(config[stage], stage, keys)
+  _check_select(config, model)
+  resolve.method(config)
+  resolve.is_warm(config)
+  _check_linearize(config['linearize'])
+  export = config['export']
+  exporter.check_settings(
+    export['formats'],
+    export['dtype'],
+    export['zero_fill'],
+    export['int8_arithmetic'],
+  )
+  resolve.benchmark_sizes(config['benchmark'])
+  resolve.integer(config['benchmark']['rounds'], 'benchmark.rounds', 1)
+
+
+def _check_run(config: Mapping[str, Any]) -> None:
+  resolve.integer(config['seed'], 'seed')
+  for key in (
+    'batch_size',
+    'log_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+  ):
+    resolve.integer(config[key], key, least=1)
+  if config['eval_every'] is not None:
+    resolve.integer(config['eval_every'], 'eval_every')
+  resolve.integer(config['mesh']['fsdp'], 'mesh.fsdp', least=1)
+  tracing.window(config['profile'], epath.Path())
+
+
+def _check_data(config: Mapping[str, Any]) -> None:
+  data = config['data']
+  resolve.optional_count(data['train_images'], 'data.train_images')
+  resolve.integer(data['holdout_images'], 'data.holdout_images')
+  if task.segments(config):
+    sources.check_masks(data['source'])
+  else:
+    sources.check_source(data['source'])
+    Augment.from_config(dict(data['augment']))
+
+
+def _check_model(config: Mapping[str, Any]) -> Model:
+  """The model by its sizes alone."""
+  settings = config['model']
+  size = resolve.image_size(settings['image_size'])
+  variant = get_variant(settings['variant'])
+  # Heads are as wide as the data set has classes; without one, the share of
+  # multiply-accumulates that can go is the largest.
+  module = model_lib.make_module(variant, image_size=size, num_classes=0)
+  resolve.compute_dtype(settings)
+  resolve.crop_ratio(settings)
+  rows, columns = module.grid_size
+  merging.merge_schedule(
+    settings['merge'],
+    module.depth,
+    rows * columns if _size_is_known(config) else _MANY,
+    settings['merge_start'],
+  )
+  return Model(
+    module,
+    # What the search for a number of layers prunes.
+    model_lib.abstract_params(module)
+    if config['select']['target_speedup'] is not None
+    else {},
+    variant.name,
+    variant.preprocessing(module.image_size),
+  )
+
+
+def _size_is_known(config: Mapping[str, Any]) -> bool:
+  """Whether images cannot have the size of the `init` weights."""
+  return not config['init'] or config['model']['image_size'] is not None
+
+
+def _check_segment(config: Mapping[str, Any], model: Model) -> None:
+  settings = config['segment']
+  task.decoder(config, model.depth).check_depth(model.depth)
+  stride = settings['stride']
+  Windowing.of(
+    settings['evaluation'],
+    None if stride is None else resolve.integer(stride, 'segment.stride'),
+    model.module.image_size if _size_is_known(config) else (_MANY, _MANY),
+  )
+  for key in ('pictures', 'ignore_index'):
+    resolve.integer(settings[key], f'segment.{key}')
+
+
+def _check_training(
+  settings: Mapping[str, Any], stage: str, durations: tuple[str, ...]
+) -> None:
+  for key in durations:
+    # How many steps an epoch has is not known yet, only the form.
+    resolve.duration(settings[key], 1, f'{stage}.{key}')
+  resolve.number(settings['learning_rate'], f'{stage}.learning_rate')
+  LossSettings(distill=settings['distill'])
+  try:
+    re.compile(settings['frozen'])
+  except re.error as error:
+    raise UsageError(
+      f'config.{stage}.frozen={settings["frozen"]!r} is no regular expression '
+      f'({error})'
+    ) from error
+
+
+def _check_select(config: Mapping[str, Any], model: Model) -> None:
+  settings = config['select']
+  for section in ('analyze', 'select'):
+    resolve.optional_count(
+      config[section]['num_images'], f'{section}.num_images'
+    )
+  if settings['memory_gib'] is not None:
+    resolve.number(settings['memory_gib'], 'select.memory_gib')
+  selection.check_names(settings['target'], settings['sign'])
+  resolve.probe_steps(settings)
+  key, value = resolve.budget(settings)
+  name = settings['criterion']
+  if name != 'probe':
+    name, _ = criteria.check_criterion(name)
+  # What the weights' own size decides is for the stage.
+  if key != 'target_speedup' or name == 'given' or _size_is_known(config):
+    size = int(value) if key == 'num_layers' else value
+    selection.check_budget(
+      model, name, tuple(settings['layers']), **{key: size}
+    )
+
+
+def _check_linearize(settings: Mapping[str, Any]) -> None:
+  resolve.optional_count(settings['num_images'], 'linearize.num_images')
+  if settings['rank'] is not None:
+    resolve.integer(settings['rank'], 'linearize.rank', 1)
+  linear.check_ridge(settings['ridge'])
+  surgery.check_linear_inputs(settings['inputs'])
