@@ -26,12 +26,14 @@ class _Parser(argparse.ArgumentParser):
   """Raises instead of exiting, so that `main` owns exit codes."""
 
   def __init__(self, command: str):
-    super().__init__(prog=f'lambda-vit {command}', add_help=False)
+    super().__init__(prog=command, add_help=False)
     self.add_argument('--json', action='store_true')
     self.add_argument('--quiet', action='store_true')
 
   def error(self, message: str) -> NoReturn:
-    raise UsageError(f'{self.prog}: {message}')
+    raise UsageError(
+      f'{self.prog}: {message}; see lambda-vit {self.prog} --help'
+    )
 
 
 def _read_image(path: str, model: Model) -> np.ndarray:

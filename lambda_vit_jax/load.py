@@ -4,6 +4,7 @@ import importlib.resources
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import jax
@@ -137,19 +138,27 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
 
 def _builtin(where: str) -> str:
   """The path of weights that are part of the package."""
-  assets = importlib.resources.files('lambda_vit_jax.assets')
   name = where.removeprefix(_BUILTIN)
-  known = [
-    pathlib.PurePath(file.name).stem
-    for file in assets.iterdir()
-    if file.name.endswith('.safetensors')
-  ]
+  known = _builtin_names()
   if name not in known:
     raise CheckpointError(
       f'{where}: no such weights in the package{nearest(name, known)}; known '
       f'are {", ".join(known)}'
     )
-  return str(assets / f'{name}.safetensors')
+  return str(_assets() / f'{name}.safetensors')
+
+
+def _assets() -> Traversable:
+  return importlib.resources.files('lambda_vit_jax.assets')
+
+
+def _builtin_names() -> list[str]:
+  """Weights that are part of the package."""
+  return [
+    pathlib.PurePath(file.name).stem
+    for file in _assets().iterdir()
+    if file.name.endswith('.safetensors')
+  ]
 
 
 def _load_directory(path: epath.Path, variant: str | None) -> Model:
@@ -268,6 +277,8 @@ def _offer(text: str) -> str:
   """The nearest names for something that is no path."""
   name = pathlib.PurePath(text).name
   base = name.split('.')[0]
+  if base in _builtin_names():
+    return f'; did you mean {_BUILTIN}{base}?'
   if base in VARIANTS and VARIANTS[base].weights:
     return f'; did you mean {VARIANTS[base].weights}?'
   return nearest(base, VARIANTS)

@@ -4,6 +4,7 @@ Nothing heavy is imported before the flags are known to be right, so that
 `--help` and a typo answer at once.
 """
 
+import difflib
 import errno
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lambda_vit_jax import supervise
+from lambda_vit_jax import resolve, supervise
 from lambda_vit_jax import usage as usage_lib
 from lambda_vit_jax.errors import (
   LambdaVitError,
@@ -46,8 +47,6 @@ COMMANDS = {
   'models': '[--filter=TEXT]  the table of variants',
   'check-data': 'SOURCE  reads a data set once and says what it found',
 }
-
-_BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 
 
 def usage() -> str:
@@ -156,11 +155,10 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
   if isinstance(error, KeyError | AttributeError):
     found = re.search(r'[A-Za-z_]\w*', text)
     key = found[0] if found else text
-    where = next(
-      (a.partition('=')[0] for a in arguments if f'.{key}' in a), key
-    )
     guess = re.search(r'[Dd]id you mean "([^"]+)"', text)
-    hint = f'; did you mean {guess[1]}?' if guess else ''
+    where, hint = _unknown_key(key, arguments)
+    if guess:
+      hint = f'; did you mean {guess[1]}?'
     return f'{where}: the config has no key {key!r}{hint}'
   if 'Traceback' in text:
     # ml_collections quotes the traceback of the config file.
@@ -169,28 +167,64 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
   return ' '.join(text.split())
 
 
+def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
+  """The flag that names a key which is not there, and the nearest that are."""
+  prefix = '--config.'
+  named = [a.partition('=')[0] for a in arguments if a.startswith(prefix)]
+  known = _full_keys(arguments)
+  for flag in named:
+    wanted = flag.removeprefix(prefix)
+    if wanted in known:
+      continue
+    return flag, _nearest_keys(wanted, known)
+  return next((f for f in named if f'.{key}' in f), key), ''
+
+
+def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
+  """Keys spelt alike in the section, then in others; else all of it."""
+  section, _, name = wanted.rpartition('.')
+  inside = f'{section}.' if section else ''
+  beside = [key for key in known if key.startswith(inside)]
+  alike = difflib.get_close_matches(
+    name, [key.removeprefix(inside) for key in beside], cutoff=0.5
+  )
+  found = [inside + key for key in alike]
+  if not found:
+    last = {key.rpartition('.')[2] for key in known}
+    alike = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    found = [key for key in known if key.rpartition('.')[2] in alike][:3]
+  if found:
+    return f'; did you mean {", ".join(found)}?'
+  if not beside:
+    return nearest(wanted, known)
+  names = {key.removeprefix(inside).partition('.')[0] for key in beside}
+  return f'; {section or "the config"} has {", ".join(sorted(names))}'
+
+
+def _full_keys(arguments: Sequence[str]) -> list[str]:
+  """Every key of the config file as it is, `dilute.settle_steps`."""
+  files = [a for a in arguments if a.startswith('--config=')]
+  values = _define_flags(files)
+  values(['lambda-vit', *files])
+  return list(resolve.flatten(values.config.to_dict()))
+
+
 def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
   """A budget that is set by flag clears the default of the others."""
   given = [
     name
-    for name in _BUDGETS
+    for name in resolve.BUDGETS
     if any(a.startswith(f'--config.select.{name}=') for a in arguments)
   ]
   if len(given) > 1:
     raise UsageError(
       f'{" and ".join(given)} are both set; give exactly one of '
-      f'{", ".join(_BUDGETS)}'
+      f'{", ".join(resolve.BUDGETS)}'
     )
   if given:
-    for name in _BUDGETS:
+    for name in resolve.BUDGETS:
       if name != given[0]:
         config.select[name] = None
-
-
-def _without_closed_loops(failure: Any) -> None:
-  """Leaves out what a failed save's own threads print after it failed."""
-  if str(failure.exc_value) != 'Event loop is closed':
-    sys.__unraisablehook__(failure)
 
 
 def _configure_logging(debug: bool) -> None:
@@ -340,8 +374,23 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
   except Exception as error:
     if debug:
       traceback.print_exc()
-    return _fail(argv, _describe(error), 1)
+    missing = storage_package(error)
+    return _fail(argv, str(missing or _describe(error)), 1)
   return 0
+
+
+def storage_package(error: Exception) -> LambdaVitError | None:
+  """What to install where etils wants a package for `gs://` or `s3://`."""
+  for package, scheme, remedy in (
+    ('gcsfs', 'gs', "'lambda_vit_jax[gcs]'"),
+    ('s3fs', 's3', 's3fs'),
+  ):
+    if isinstance(error, ImportError) and package in str(error):
+      return LambdaVitError(
+        f'{scheme}:// paths need the package {package}; install it: pip '
+        f'install {remedy}'
+      )
+  return None
 
 
 def _describe(error: Exception) -> str:
@@ -366,9 +415,8 @@ def _describe(error: Exception) -> str:
 def run() -> None:
   """The console script."""
   if '--debug' not in sys.argv:
-    sys.unraisablehook = _without_closed_loops
-  if '--debug' not in sys.argv:
-    # Threads of libraries whose files were damaged; the error itself is ours.
+    # What libraries' threads say behind a failed save or a damaged file; the
+    # error itself is ours.
     sys.unraisablehook = lambda _: None
   sys.exit(main(sys.argv[1:]))
 

@@ -234,11 +234,12 @@ def optional_count(value: Any, key: str) -> int | None:
   return None if value is None else integer(value, key, least=1)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Values by their full keys, `select.num_layers`; tuples as lists."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{key}.')
+      flat |= flatten(value, f'{prefix}{key}.')
     else:
       flat[prefix + key] = list(value) if isinstance(value, tuple) else value
   return flat
@@ -263,9 +264,9 @@ def differences(
   Returns:
     By key, in order, both values in words: `select.num_layers was 5, is 6`.
   """
-  old, new = _flatten(saved), _flatten(config)
+  old, new = flatten(saved), flatten(config)
   keys = sorted(set(old) | set(new))
-  old = _flatten(defaults or {}) | old
+  old = flatten(defaults or {}) | old
   return {
     key: f'{key} was {_shown(old, key)}, is {_shown(new, key)}'
     for key in keys

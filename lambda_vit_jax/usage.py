@@ -14,21 +14,40 @@ class Help:
     synopsis: the command line.
     text: what it does and what it leaves.
     examples: whole command lines.
+    flags: those that no other command has, a line each.
+    note: stands below the examples.
   """
 
   synopsis: str
   text: str
   examples: tuple[str, ...]
+  flags: str = ''
+  note: str = ''
 
 
-def _stage(name: str, text: str, *overrides: str) -> Help:
-  examples = [f'lambda-vit {name} {_RUN}']
-  examples += [f'{examples[0]} {override}' for override in overrides]
+_NOTE = """\
+A workdir keeps one config: give all its stages the same --config.... flags.
+Where finished stages have read other values, take another --workdir; in a new
+one `lambda-vit run` with the same flags does the stages before, too.
+"""
+
+
+def _stage(name: str, text: str, *examples: tuple[str, str]) -> Help:
+  """Help with the plain command line, then (workdir, overrides) pairs."""
+  lines = [f'lambda-vit {name} {_RUN}']
+  for workdir, overrides in examples:
+    config = '--config=configs/digits.py'
+    if overrides.startswith('--config='):
+      config, _, overrides = overrides.partition(' ')
+    lines.append(
+      f'lambda-vit {name} {config} --workdir=runs/{workdir} {overrides}'
+    )
   return Help(
     f'lambda-vit {name} --config=FILE.py[:args] --workdir=DIR '
     '[--config.key=value ...]',
     text,
-    tuple(examples),
+    tuple(lines),
+    note=_NOTE,
   )
 
 
@@ -37,53 +56,75 @@ HELP: dict[str, Help] = {
     'run',
     'All stages in order, each of them skipped where its result is there.\n'
     'Run the same command again after an interruption.',
-    '--config.select.num_layers=3',
+    ('digits_3', '--config.select.num_layers=3'),
   ),
   'pretrain': _stage(
     'pretrain',
     'Trains the dense model: from --config.init weights, or from scratch.\n'
     '0 steps take the weights as they are. Writes checkpoints/pretrain/STEP/.',
-    '--config.init=hf-hub:timm/deit_small_patch16_224.fb_in1k '
-    '--config.pretrain.steps=0',
-    '--config.pretrain.steps=30ep',
+    (
+      'deit_s',
+      '--config=configs/imagenet_deit_small.py '
+      '--config.init=hf-hub:timm/deit_small_patch16_224.fb_in1k',
+    ),
+    ('digits_long', '--config.init= --config.pretrain.steps=30ep'),
   ),
   'analyze': _stage(
     'analyze',
     'Entropy of every attention and MLP output, and the spectrum of the\n'
     'features, on held-out training images. Writes analysis.json.',
-    '--config.analyze.num_images=512',
+    ('digits_128', '--config.analyze.num_images=128'),
   ),
   'select': _stage(
     'select',
     'Chooses the attention layers to remove: NOSE, or another criterion.\n'
     'Writes selection.json. Exactly one of num_layers, removal_ratio and\n'
     'target_speedup is in force.',
-    '--config.select.num_layers=6',
-    '--config.select.target_speedup=1.2',
-    '--config.select.criterion=given --config.select.layers="(0, 1, 3)"',
+    ('digits_6', '--config.select.num_layers=6'),
+    ('digits_fast', '--config.select.target_speedup=1.2'),
+    (
+      'digits_given',
+      '--config.select.criterion=given --config.select.layers="(0, 1, 3)"',
+    ),
   ),
   'dilute': _stage(
     'dilute',
     'Trains with λ going from 1 to 0 over the chosen layers, then without\n'
     'them. Writes checkpoints/dilute/STEP/.',
-    '--config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep',
-    '--config.dilute.compensation=False',
+    (
+      'digits_long',
+      '--config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep',
+    ),
+    ('digits_plain', '--config.dilute.compensation=False'),
   ),
   'linearize': _stage(
     'linearize',
     'Training-free: replaces the chosen attention layers by least-squares\n'
     'maps, fitted on unlabelled images. Writes linear/. With\n'
     '--config.method=linearize, `run` takes this stage in place of dilute.',
-    '--config.method=linearize --config.linearize.num_images=512',
-    "--config.linearize.inputs=\"('token', 'mean', 'class_map')\"",
+    (
+      'digits_linear',
+      '--config.method=linearize --config.linearize.num_images=512',
+    ),
+    (
+      'digits_maps',
+      "--config.linearize.inputs=\"('token', 'mean', 'class_map')\"",
+    ),
   ),
   'export': _stage(
     'export',
     'Writes export/: the pruned parameters, and portable formats that are\n'
-    'checked against the model.',
-    "--config.export.formats=\"('orbax', 'safetensors', 'onnx')\"",
-    '--config.export.dtype=bfloat16',
-    '--config.export.dtype=int8 --config.export.int8_arithmetic=dynamic',
+    'checked against the model. Format onnx needs an extra:\n'
+    "pip install 'lambda_vit_jax[onnx]'.",
+    (
+      'digits_onnx',
+      "--config.export.formats=\"('orbax', 'safetensors', 'onnx')\"",
+    ),
+    ('digits_bf16', '--config.export.dtype=bfloat16'),
+    (
+      'digits_int8',
+      '--config.export.dtype=int8 --config.export.int8_arithmetic=dynamic',
+    ),
   ),
   'evaluate': _stage(
     'evaluate',
@@ -94,8 +135,8 @@ HELP: dict[str, Help] = {
     'benchmark',
     'Parameters, MACs, bytes, memory and images per second, dense against\n'
     'pruned against exported in one run. Writes benchmark.json.',
-    '--config.benchmark.batch_size=1',
-    '--config.benchmark.batch_sizes="(1, 4, 16)"',
+    ('digits', '--config.benchmark.batch_size=1'),
+    ('digits', '--config.benchmark.batch_sizes="(1, 4, 16)"'),
   ),
   'report': _stage(
     'report',
@@ -110,11 +151,18 @@ HELP: dict[str, Help] = {
       'lambda-vit predict --model=runs/digits/export seven.png',
       'lambda-vit predict --model=runs/digits/export --json *.png',
     ),
+    """\
+  --model=DIR              an export, a workdir, a weight file, builtin:NAME or
+                           hf-hub:timm/NAME; needed
+""",
   ),
   'models': Help(
     'lambda-vit models [--filter=TEXT] [--json]',
     'The table of variants: sizes, and where their weights are.',
     ('lambda-vit models --filter=dinov2',),
+    """\
+  --filter=TEXT            only variants with this in their name
+""",
   ),
   'check-data': Help(
     'lambda-vit check-data SOURCE [--json]',
@@ -131,7 +179,7 @@ HELP: dict[str, Help] = {
 _FLAGS = """\
   --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
   --config.a.b=value       overrides one value of it
-  --workdir=DIR            where results go; may be gs://...
+  --workdir=DIR            where results go; may be gs://... (extra `gcs`)
   --json                   one JSON object on stdout, nothing else there
   --quiet                  no progress and no hints, warnings alone
   --debug                  tracebacks
@@ -171,7 +219,7 @@ flags:
 {environment}
 example:
   lambda-vit run --config=configs/digits.py --workdir=runs/digits
-  lambda-vit select --config=configs/digits.py --workdir=runs/digits \
+  lambda-vit run --config=configs/digits.py --workdir=runs/digits_6 \
 --config.select.num_layers=6
 """
 
@@ -195,7 +243,8 @@ def help_of(name: str) -> str:
   found = HELP[name]
   flags = _FLAGS if '--config' in found.synopsis else _COMMAND_FLAGS
   examples = '\n'.join(f'  {line}' for line in found.examples)
+  note = f'\n{found.note}' if found.note else ''
   return (
-    f'usage: {found.synopsis}\n\n{found.text}\n\nflags:\n{flags}\n'
-    f'{_ENVIRONMENT}\nexamples:\n{examples}\n'
+    f'usage: {found.synopsis}\n\n{found.text}\n\nflags:\n{found.flags}{flags}\n'
+    f'{_ENVIRONMENT}\nexamples:\n{examples}\n{note}'
   )

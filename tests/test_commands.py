@@ -49,6 +49,11 @@ def test_predict_prints_one_line_per_class(exported, picture, capsys):
   'argv, code, message',
   [
     (['--model=nowhere', 'x.png'], 1, 'no such file or folder'),
+    (
+      ['--model=vit_mini_patch2_8_digits', 'x.png'],
+      1,
+      'did you mean builtin:vit_mini_patch2_8_digits?',
+    ),
     (['x.png'], 2, '--model'),
     ([], 2, 'required'),
   ],
@@ -58,6 +63,27 @@ def test_bad_predictions_are_one_line(argv, code, message, capsys):
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('command', ['models', 'predict', 'check-data'])
+def test_an_unknown_flag_is_told_with_a_remedy(command, capsys):
+  given = {
+    'models': [],
+    'predict': ['--model=m', 'x'],
+    'check-data': ['digits'],
+  }
+  assert main.main([command, *given[command], '--bogus']) == 2
+  assert capsys.readouterr().err == (
+    f'lambda-vit: {command}: unrecognized arguments: --bogus; see '
+    f'lambda-vit {command} --help\n'
+  )
+
+
+def test_help_lists_the_flags_of_the_command(capsys):
+  for command, flag in (('predict', '--model=DIR'), ('models', '--filter=')):
+    assert main.main([command, '--help']) == 0
+    listed = capsys.readouterr().out.partition('flags:')[2]
+    assert flag in listed.partition('environment:')[0]
 
 
 def test_an_unreadable_image_is_named(exported, tmp_path, capsys):

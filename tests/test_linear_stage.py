@@ -73,9 +73,8 @@ def test_a_run_that_dilutes_does_not_fit(tmp_path):
 
 
 def test_an_unknown_method_is_one_line(tmp_path):
-  run = open_run(tmp_path / 'other', '--config.method=prune')
   with pytest.raises(UsageError, match=r"config\.method='prune'.*dilute or"):
-    stages.needed(run)
+    open_run(tmp_path / 'other', '--config.method=prune')
 
 
 @pytest.mark.slow
@@ -99,6 +98,5 @@ def test_dilution_by_way_of_the_maps(tmp_path):
 
 
 def test_an_unknown_start_is_one_line(tmp_path):
-  run = open_run(tmp_path / 'other', '--config.dilute.start=lineer')
   with pytest.raises(UsageError, match='use attention or linear'):
-    stages.needed(run)
+    open_run(tmp_path / 'other', '--config.dilute.start=lineer')

@@ -50,6 +50,17 @@ def test_a_budget_by_flag_clears_the_default_of_the_others():
     (['run', '--config=configs/digits.py:fast', GOOD[2]], "'fast'"),
     ([*GOOD, '--config.select.num_layer=6'], 'did you mean num_layers'),
     ([*GOOD, '--config.selct.num_layers=6'], 'did you mean select'),
+    # Spelt like nothing: all that there is.
+    ([*GOOD, '--config.lr=1'], r'lr: .* has analyze, batch_size, benchmark,'),
+    (
+      [*GOOD, '--config.dilute.xyzzy_=1'],
+      r"--config\.dilute\.xyzzy_: .*no key 'xyzzy_'; dilute has .*b1, b2,",
+    ),
+    # Another section's key of the same name is not the one that is wrong.
+    (
+      [*GOOD, '--config.pretrain.steps=5', '--config.dilute.steps=10'],
+      r'--config\.dilute\.steps: .*did you mean .*dilute\.settle_steps',
+    ),
     ([*GOOD, '--config.batch_size=many'], 'batch_size'),
     ([*GOOD, '--wrkdir=x'], 'workdir'),
     ([*GOOD, 'extra'], "unexpected argument 'extra'"),
@@ -71,6 +82,36 @@ def test_usage_errors_are_one_line_and_exit_2(argv, message, capsys):
     error = capsys.readouterr().err
     assert error.count('\n') == 1
     assert 'Traceback' not in error
+
+
+def test_a_missing_package_for_remote_paths_is_named(monkeypatch, capsys):
+  # As etils says it.
+  for said, expected in (
+    (
+      'Please install gcsfs to access Google Storage',
+      'gs:// paths need the package gcsfs; install it: pip install '
+      "'lambda_vit_jax[gcs]'",
+    ),
+    ('Install s3fs to access S3', 's3:// paths need the package s3fs'),
+    ('No module named jaxlib', 'ImportError: No module named jaxlib'),
+  ):
+
+    def fail(*arguments, said=said):
+      raise ImportError(said)
+
+    monkeypatch.setattr(main, '_run_stage', fail)
+    assert main.main(GOOD) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_threads_of_libraries_are_silent_but_for_debug(monkeypatch):
+  monkeypatch.setattr(main, 'main', lambda argv: 0)
+  for argv, silent in (([], True), (['--debug'], False)):
+    monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
+    monkeypatch.setattr(sys, 'argv', ['lambda-vit', *argv])
+    with pytest.raises(SystemExit):
+      main.run()
+    assert (sys.unraisablehook is not sys.__unraisablehook__) == silent
 
 
 def test_help_names_every_stage(capsys):

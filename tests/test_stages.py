@@ -159,7 +159,8 @@ def test_a_finished_run_does_nothing_again(finished):
 
 
 def test_a_changed_config_is_refused_with_its_keys(finished):
-  with pytest.raises(UsageError, match=r'seed, select\.num_layers'):
+  message = r'seed was 0, is 1; select\.num_layers was 1, is 2; use a new'
+  with pytest.raises(UsageError, match=message):
     open_run(finished, '--config.seed=1', '--config.select.num_layers=2')
   # What changes no result may change.
   open_run(finished, '--config.log_every=7')

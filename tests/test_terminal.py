@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from lambda_vit_jax import main, outcome, stages, usage
+from lambda_vit_jax import main, outcome, resolve, stages, usage, validate
 from lambda_vit_jax.errors import LambdaVitError
 from lambda_vit_jax.stages import Stage
 
@@ -64,6 +64,30 @@ def test_each_stage_and_command_has_its_help(name, capsys):
 def test_examples_are_command_lines_that_parse(line):
   stage, _, _ = main.parse(shlex.split(line)[1:])
   assert stage in main.STAGES
+
+
+def test_examples_do_not_get_into_each_others_way():
+  """Those that change a value that binds have a workdir of their own."""
+  quickstart = 'runs/digits'
+  seen = {}
+  for name in main.STAGES:
+    assert 'A workdir keeps one config' in usage.help_of(name)
+    for line in usage.HELP[name].examples:
+      words = shlex.split(line)
+      _, config, values = main.parse(words[1:])
+      if values.workdir == quickstart:
+        plain = main.parse(['run', *words[2:4]])[1]
+        assert not resolve.differing_keys(plain.to_dict(), config.to_dict())
+      validate.check(config.to_dict())
+      # Two examples of one stage in one workdir: the same config.
+      other = seen.setdefault((name, values.workdir), config.to_dict())
+      assert not resolve.differing_keys(other, config.to_dict())
+
+
+def test_the_example_from_the_hub_fits_its_config():
+  (line,) = [e for e in usage.HELP['pretrain'].examples if 'hf-hub' in e]
+  _, config, _ = main.parse(shlex.split(line)[1:])
+  assert config.model.variant in config.init
 
 
 def test_json_is_the_whole_of_stdout(argv, pretend, capsys):
