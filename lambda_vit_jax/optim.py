@@ -66,6 +66,20 @@ SCHEDULES = ('cosine', 'poly')
 """Shapes of the way down from the peak."""
 
 
+def check_pattern(pattern: str, stage: str) -> None:
+  """Refuses a `frozen` that is none, whatever the parameters.
+
+  Raises:
+    UsageError: not a regular expression.
+  """
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UsageError(
+      f'config.{stage}.frozen={pattern!r}: not a regular expression ({error})'
+    ) from error
+
+
 def check_frozen(pattern: str, params: Params, stage: str) -> None:
   """Refuses a pattern that would freeze nothing.
 
@@ -74,13 +88,8 @@ def check_frozen(pattern: str, params: Params, stage: str) -> None:
   """
   if not pattern:
     return
-  try:
-    found = any(jax.tree.leaves(frozen_mask(params, pattern)))
-  except re.error as error:
-    raise UsageError(
-      f'config.{stage}.frozen={pattern!r}: not a regular expression ({error})'
-    ) from error
-  if not found:
+  check_pattern(pattern, stage)
+  if not any(jax.tree.leaves(frozen_mask(params, pattern))):
     raise UsageError(
       f'config.{stage}.frozen={pattern!r}: no parameter has it in its path; '
       'paths look like block03/attn/qkv/kernel'

@@ -5,7 +5,6 @@ before a workdir takes the config for its own. What needs the data set, the
 weights or the devices is left to the stages.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from lambda_vit_jax import (
   exporter,
   linear,
   merging,
+  optim,
   resolve,
   selection,
   surgery,
@@ -24,7 +24,6 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment
-from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -150,13 +149,7 @@ def _check_training(
     resolve.duration(settings[key], 1, f'{stage}.{key}')
   resolve.number(settings['learning_rate'], f'{stage}.learning_rate')
   LossSettings(distill=settings['distill'])
-  try:
-    re.compile(settings['frozen'])
-  except re.error as error:
-    raise UsageError(
-      f'config.{stage}.frozen={settings["frozen"]!r} is no regular expression '
-      f'({error})'
-    ) from error
+  optim.check_pattern(settings['frozen'], stage)
 
 
 def _check_select(config: Mapping[str, Any], model: Model) -> None:
