@@ -112,7 +112,8 @@ def base() -> ml_collections.ConfigDict:
   # Folder for prepared digits and cached labels; lambda_vit_jax in
   # $XDG_CACHE_HOME or ~/.cache when empty.
   data.cache_dir = ''
-  # Times each image stands in an epoch's order in a row.
+  # Repeated augmentation: versions of an image next to each other in a batch.
+  # An epoch keeps its number of steps, so it sees 1/repeats of the images.
   data.repeats = 1
   # See lambda_vit_jax.data.augment.Augment.
   data.augment = augment = ml_collections.ConfigDict({'kind': 'none'})
@@ -191,7 +192,8 @@ def base() -> ml_collections.ConfigDict:
 
   config.select = select = ml_collections.ConfigDict()
   # transfer_entropy (NOSE), loss_increase, cosine, affine, random, first,
-  # last, given or exhaustive.
+  # last, given (select.layers), probe (short dilutions), exhaustive or
+  # exhaustive:SCORE.
   select.criterion = 'transfer_entropy'
   # What transfer entropy is measured on: logits or features.
   select.target = 'logits'

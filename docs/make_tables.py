@@ -26,8 +26,8 @@ _PERFORMANCE = """# Performance
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in turn
 in one run; figures are medians, with the extremes of the rounds' ratios in
-brackets. No accelerator was at hand for any of them: the section for GPUs and
-TPUs is empty.
+brackets. No accelerator was at hand for any of them: nothing here says how fast
+a GPU or a TPU is.
 """
 
 

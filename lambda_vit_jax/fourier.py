@@ -181,6 +181,9 @@ def spectrum(
 ) -> Spectrum:
   """Spectrum of the patch tokens behind every block.
 
+  The relative log amplitude of their two-dimensional Fourier transform (the
+  paper's analysis of what pruned models keep).
+
   Args:
     model: in any modes but `diluted`.
     batches: an iterable of normalised NHWC arrays or of dicts with `image`
@@ -193,6 +196,8 @@ def spectrum(
 
   Raises:
     DataError: no image, or images of another shape.
+    ModelError: the model merges tokens.
+    UsageError: a `memory_gib` that is no positive number.
   """
   module = model.module
   images = read_images(batches, (*module.image_size, module.in_chans), mesh)

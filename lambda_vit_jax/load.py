@@ -76,6 +76,13 @@ def load_pretrained(
 def load_export(directory: str | epath.PathLike) -> Model:
   """The model of an `export/` folder, from `params/` and `model.json` alone.
 
+  Args:
+    directory: what the stage `export` or `lv.export` wrote (METHOD, section 7);
+      may be `gs://…`.
+
+  Returns:
+    A model with parameters as they were stored.
+
   Raises:
     CheckpointError: not an export, or a damaged one.
   """

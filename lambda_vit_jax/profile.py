@@ -169,6 +169,8 @@ def entropy_profile(
 
   Raises:
     DataError: no image, or images of another shape.
+    ModelError: the model merges tokens.
+    UsageError: a `memory_gib` that is no positive number.
   """
   shape = (*model.module.image_size, model.module.in_chans)
   images = read_images(batches, shape, mesh)

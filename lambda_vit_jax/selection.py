@@ -209,12 +209,15 @@ def nose(
   """Which `num_layers` attention layers carry the least transfer entropy.
 
   Args:
-    model: see `select`.
+    model: with attention in more than one block, none `diluted`.
     batches: an iterable of normalised NHWC arrays `[n, height, width,
       channels]` float32, n as you like; 128 images or more in all.
     num_layers: layers to remove; 5 where no other budget is among `options`.
     target: `logits` or `features`.
-    **options: any option of `select`.
+    **options: `criterion`, `sign`, `removal_ratio`, `target_speedup`,
+      `layers`, `memory_gib` (per device), `seed`, as the config keys
+      `select.*` of these names; `resamples` (of the bootstrap, 0 for none),
+      `mesh`, `on_progress`, `warn`.
 
   Returns:
     A `Selection`: `.order`, `.removed`, `.rounds[k].scores` (METHOD, 4), in

@@ -80,10 +80,11 @@ def _listed(fields: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Selection(Shown):
-  """The layers to remove, and why.
+  """The layers to remove, and why (METHOD, section 4).
 
   Attributes:
-    criterion: see `criteria.CRITERIA`.
+    criterion: `transfer_entropy`, or another name of the config's
+      `select.criterion`.
     target: `logits` or `features`.
     sign: `signed` or `absolute`.
     num_samples: images behind the scores, 0 where none were looked at.

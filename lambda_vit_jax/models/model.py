@@ -355,7 +355,7 @@ def create_model(
   seed: int = 0,
   **options: Any,
 ) -> Model:
-  """A freshly initialised model.
+  """A freshly initialised model of a known variant (METHOD, section 1).
 
   Args:
     variant: a name of `lambda-vit models`.
@@ -363,7 +363,8 @@ def create_model(
     image_size: pixels, divisible by the patch size.
     removed_layers: blocks in mode `identity`.
     seed: of the initial parameters.
-    **options: see `make_module`.
+    **options: fields of the module (`models.vit.ViT`): `attention_modes`,
+      `dtype`, `drop_path_rates`, `pooling` and so on.
 
   Returns:
     A `Model` with float32 parameters.
@@ -392,6 +393,8 @@ def prune(
   model: Model, layers: Iterable[int], mode: AttentionMode = 'identity'
 ) -> Model:
   """Removes the attention of `layers`: no array of it stays in the tree.
+
+  The blocks are then what dilution leaves at λ = 0 (METHOD, sections 2 and 5).
 
   Args:
     model: left as it is.
@@ -488,7 +491,16 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
 
 
 def dequantize(model: Model) -> Model:
-  """The model in float32 whose matrices are what 8-bit integers left."""
+  """The model in float32 whose matrices are what 8-bit integers left.
+
+  Args:
+    model: left as it is; quantised or not.
+
+  Returns:
+    A new `Model`: each matrix is `q · scale`, one scale per output channel
+    (docs/method.md, 8-bit integers). Of a model that is not quantised all
+    values are the same.
+  """
   return model.replace(
     module=model.module.clone(quantization='none'),
     params=quantization.dequantize_tree(model.params),
@@ -496,7 +508,18 @@ def dequantize(model: Model) -> Model:
 
 
 def fold(model: Model) -> Model:
-  """The same function as a plain ViT, no factor 2 anywhere (METHOD 2)."""
+  """The same function as a plain ViT, no factor 2 anywhere.
+
+  METHOD, section 2: each `identity` block, which doubles the stream, becomes
+  `absent`; what later blocks add is divided by 2^k, their norms' epsilons by
+  4^k, where k counts the doublings before them.
+
+  Args:
+    model: left as it is; without blocks in mode `diluted`.
+
+  Returns:
+    A new `Model` with the same logits, exactly but for rounding.
+  """
   modes = model.attention_modes
   segmentation = model.module.segmentation
   if segmentation is not None:
