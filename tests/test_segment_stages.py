@@ -206,10 +206,10 @@ def test_a_classifier_becomes_a_start(tmp_path):
   ],
 )
 def test_what_does_not_fit_is_refused_before_training(tmp_path, more, message):
-  run = open_run(tmp_path / 'run', *SMALL, more)
   with pytest.raises(LambdaVitError, match=message):
-    stages.run_stage(run, 'pretrain')
-  assert not run.path('checkpoints').exists()
+    # Most when the run is opened; what needs the data set in the stage.
+    stages.run_stage(open_run(tmp_path / 'run', *SMALL, more), 'pretrain')
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_evaluation_options_are_checked(finished):
