@@ -42,9 +42,9 @@ def batch_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
     keep: `[samples]` bool, False for padding.
 
   Returns:
-    float32: the count, and for inputs and outputs in turn the centres and the
-    sums of deviations from them; then the sums of products of deviations
-    input × input, input × output, and output² (`[outputs]`).
+    float32: the count; the centres of inputs and of outputs; the sums of
+    deviations from these two; then the sums of products of deviations, input ×
+    input, input × output, and output² (`[outputs]`).
   """
   rows = keep[:, None]
   count = keep.sum(dtype=jnp.int32).astype(jnp.float32)

@@ -22,33 +22,37 @@ import importlib.metadata
 import subprocess
 import sys
 
+from packaging.requirements import Requirement
+
 REPOSITORY = 'https://github.com/OWNER/lambda_vit_jax'
 NEEDED = [
-  'absl-py',
-  'etils',
-  'flatbuffers',
-  'flax',
-  'grain',
-  'importlib_resources',
-  'jax',
-  'matplotlib',
-  'ml-collections',
-  'numpy',
-  'optax',
-  'orbax-checkpoint',
-  'pillow',
-  'rich',
-  'safetensors',
-  'scikit-learn',
-  'tensorflow-datasets',
+  'absl-py>=2.1',
+  'etils[epath]>=1.9',
+  'flatbuffers>=24.3',
+  'flax>=0.12,<0.14',
+  'grain>=0.2.12,<0.4',
+  'importlib_resources>=6',
+  'jax>=0.10,<0.13',
+  'matplotlib>=3.9',
+  'ml-collections>=1.0',
+  'numpy>=2.0',
+  'optax>=0.2.5,<0.4',
+  'orbax-checkpoint>=0.11.20,<0.13',
+  'pillow>=11',
+  'rich>=13',
+  'safetensors>=0.5',
+  'scikit-learn>=1.5',
+  'tensorflow-datasets>=4.9.9,<5',
 ]
 
 
-def lacks(name):
+def lacks(line):
+  need = Requirement(line)
   try:
-    return importlib.metadata.version(name) is None
+    version = importlib.metadata.version(need.name)
   except importlib.metadata.PackageNotFoundError:
     return True
+  return not need.specifier.contains(version, prereleases=True)
 
 
 def install(*arguments):
@@ -58,7 +62,10 @@ def install(*arguments):
 
 if lacks('lambda_vit_jax'):
   install('--no-deps', f'git+{REPOSITORY}')
-  if lacking := list(filter(lacks, NEEDED)):
+  lacking = list(filter(lacks, NEEDED))
+  if any(line.startswith('jax>') for line in lacking):
+    raise RuntimeError('this runtime has an older JAX: choose a newer runtime')
+  if lacking:
     install(*lacking)
 
 # %%
