@@ -9,8 +9,9 @@ installs the real files; or put the four `.gz` files into a folder.
 
 Arguments: `:runlocal` is a smoke run of a few steps.
 
-Accuracy and hardware of a smaller run, 10,000 training images on 2 CPU cores:
-docs/results.md. With all 60,000: not verified.
+Hardware and time: ten minutes per model on one CPU core with 10,000 of the
+training images; with all 60,000 not measured. Accuracy with 10,000:
+docs/results.md; with all: not verified.
 """
 
 import ml_collections
