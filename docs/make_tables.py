@@ -365,6 +365,76 @@ def int8_table(found: dict[str, Any]) -> str:
   )
 
 
+def startup_table(found: dict[str, Any]) -> str:
+  """How long commands take to start, and what the compile cache saves."""
+  rows = [
+    (
+      name.replace('_', ' '),
+      span(seconds['wall']),
+      span(seconds['processor']),
+      str(found['bounds'].get(name, '')),
+    )
+    for name, seconds in found['seconds'].items()
+  ]
+  cache = found['first_call']
+  ratio = cache['ratio']
+  return '\n\n'.join(
+    [
+      '## Start-up\n\n'
+      '`lambda-vit --help`, `models`, and `predict` of one image on the digits '
+      'export, first and later starts; fresh processes. Compiling and the '
+      f'first call of {cache["variant"]} are {ratio["wall"]:.1f} times as fast '
+      f'with the compile cache ({ratio["processor"]:.1f} times by processor '
+      'time), tracing included.',
+      table(('command', 'seconds', 'processor seconds', 'bound'), rows),
+      origin('startup', 'startup.py', found),
+    ]
+  )
+
+
+def dilution_table(found: dict[str, Any]) -> str:
+  """What a step costs while λ falls, and after the switch."""
+  rows = [
+    (
+      f'{case["variant"]}, batch {case["batch_size"]}',
+      name.replace('_over_', ' / '),
+      f'{ratio["cpu_minima"]:.3f}',
+      span(ratio['cpu'], 3),
+      f'{ratio["flops"]:.4f}',
+      str(case['bounds'][name]),
+    )
+    for case in found.values()
+    for name, ratio in case['ratios'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Cost of dilution\n\n'
+      'Training steps by CPU time on one core, programs in turn: with λ at '
+      'work against plain training, and after the switch at λ = 0 against '
+      'training of the pruned model from the start.',
+      table(
+        ('model', 'ratio', 'of minima', 'median', 'operations', 'bound'), rows
+      ),
+      origin('dilution_cost', 'dilution_cost.py', next(iter(found.values()))),
+    ]
+  )
+
+
+def loading_table(found: dict[str, Any]) -> str:
+  """How long a safetensors file takes, and how much memory."""
+  peak = found['peak_over_file']
+  return '\n\n'.join(
+    [
+      '## Loading\n\n'
+      f'{found["variant"]} from safetensors, {found["file_bytes"] / 1e6:.0f} '
+      f'MB: {span(found["seconds"])} s; the peak of memory that loading adds '
+      f'is {peak["added_by_loading"]:.2f} times the file, of the whole process '
+      f'{peak["whole_process"]:.2f} times.',
+      origin('loading', 'loading.py', found),
+    ]
+  )
+
+
 RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
@@ -376,6 +446,9 @@ PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'token_merging': merging_table,
   'int8': int8_table,
   'pipeline': pipeline_table,
+  'dilution_cost': dilution_table,
+  'startup': startup_table,
+  'loading': loading_table,
 }
 PAGES = {
   'results.md': (_RESULTS, RESULTS),
