@@ -230,6 +230,16 @@ def test_commands_by_hand(tmp_path, monkeypatch):
       # No picture twice: check-data would say so.
       shade = 20 * int(label) + (split == 'val')
       Image.new('L', (8, 8), shade).save(folder / '0.png')
+  for index, split in enumerate(('train', 'val')):
+    for part, mode in (('images', 'RGB'), ('masks', 'L')):
+      folder = tmp_path / 'SCENES' / split / part
+      folder.mkdir(parents=True)
+      picture = Image.new(mode, (8, 8))
+      # Both classes, and no picture twice.
+      shade = 200 + index if mode == 'RGB' else 1
+      picture.paste((shade,) * 3 if mode == 'RGB' else shade, (2, 2, 6, 6))
+      picture.save(folder / '0.png')
+  (tmp_path / 'SCENES' / 'classes.txt').write_text('ground\nthing\n')
   done = []
   for command in COMMANDS:
     line = ' '.join(command.words)
@@ -237,7 +247,12 @@ def test_commands_by_hand(tmp_path, monkeypatch):
       continue
     if not re.search('tfds:|idx_folder:|configs/(?!digits)', line):
       words = [
-        word + ':runlocal' if word.startswith('--config=') else word
+        word + ':runlocal'
+        if word.startswith('--config=')
+        # Two layouts cannot be one folder.
+        else word.replace(
+          'segmentation_folder:DIR', 'segmentation_folder:SCENES'
+        )
         for word in command.words[1:]
       ]
       # Compiled as for users, on the one device that they have: eight that
