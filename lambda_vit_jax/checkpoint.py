@@ -18,6 +18,7 @@ from etils import epath
 
 from lambda_vit_jax import digests
 from lambda_vit_jax.errors import CheckpointError
+from lambda_vit_jax.quiet_read import UnreadableError, read_quietly
 
 # Of `meta`. Under `fingerprints` earlier versions kept sums that did not see
 # rows change places.
@@ -196,13 +197,12 @@ class Checkpointer:
     return found
 
   def _restore(self, step: int, **items: Any) -> Any:
+    args = orbax().args.Composite(**items)
     try:
-      return self._manager.restore(step, args=orbax().args.Composite(**items))
-    except Exception as error:
-      # Tensorstore reports damaged files as a bare Exception.
-      reason = ' '.join(str(error).split())[:200]
+      return read_quietly(lambda: self._manager.restore(step, args=args))
+    except UnreadableError as error:
       raise CheckpointError(
-        f'{self.directory / str(step)}: not a usable checkpoint ({reason}); '
+        f'{self.directory / str(step)}: not a usable checkpoint ({error}); '
         f'{_REMEDY}'
       ) from error
 

@@ -22,6 +22,7 @@ from lambda_vit_jax import (
 from lambda_vit_jax.errors import CheckpointError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
+from lambda_vit_jax.quiet_read import UnreadableError, read_quietly
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,18 +128,19 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shardings = jax.tree.map(lambda _: device, abstract)
   path = checkpoint.absolute(path)
-  try:
+  wanted = checkpoint.abstract_like(abstract, shardings)
+
+  def read() -> Any:
     with checkpoint.orbax().StandardCheckpointer(
       multiprocessing_options=checkpoint.alone()
     ) as checkpointer:
-      return checkpointer.restore(
-        path, checkpoint.abstract_like(abstract, shardings)
-      )
-  except Exception as error:
-    # Tensorstore reports damaged files as a bare Exception.
-    reason = ' '.join(str(error).split())[:200]
+      return checkpointer.restore(path, wanted)
+
+  try:
+    return read_quietly(read)
+  except UnreadableError as error:
     raise CheckpointError(
-      f'{path}: not the parameters that model.json describes ({reason}); '
+      f'{path}: not the parameters that model.json describes ({error}); '
       'export the model again'
     ) from error
 

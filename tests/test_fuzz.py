@@ -232,20 +232,12 @@ def _check(originals: pathlib.Path, folder: pathlib.Path, seeds: range) -> None:
       )
 
 
-# Orbax's own threads report a closed event loop after a restore that failed.
-_ORBAX_NOISE = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
-
-@_ORBAX_NOISE
 def test_damaged_files_are_refused_or_read_as_they_were(
   originals, tmp_path, guarded
 ):
   _check(originals, tmp_path, range(FAST))
 
 
-@_ORBAX_NOISE
 @pytest.mark.slow
 @pytest.mark.parametrize('part', range(4))
 def test_2000_damaged_files(originals, tmp_path, guarded, part):

@@ -27,6 +27,7 @@ FLOORS = (
     'processes',
     'progress',
     'quantization',
+    'quiet_read',
     'report_page',
     'resolve',
     'sharding',
