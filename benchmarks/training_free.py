@@ -33,15 +33,20 @@ OUTPUT = (
 )
 IMAGES = 512
 COUNTS = (3, 5)
-CRITERIA = (
-  'transfer_entropy',
-  'affine',
-  'cosine',
-  'loss_increase',
-  'random',
-  'first',
-  'last',
-)
+# One row each: the options of `selection.select`.
+CRITERIA: dict[str, dict[str, Any]] = {
+  'transfer_entropy': {'criterion': 'transfer_entropy'},
+  'transfer_entropy, linear trial': {
+    'criterion': 'transfer_entropy',
+    'trial': 'linear',
+  },
+  'affine': {'criterion': 'affine'},
+  'cosine': {'criterion': 'cosine'},
+  'loss_increase': {'criterion': 'loss_increase'},
+  'random': {'criterion': 'random'},
+  'first': {'criterion': 'first'},
+  'last': {'criterion': 'last'},
+}
 INPUTS = {
   'token': ('token',),
   'token+mean': ('token', 'mean'),
@@ -102,9 +107,9 @@ def choose(table: Table, criterion: str) -> tuple[int, ...]:
         select(
           table.dense,
           table.images,
-          criterion=criterion,
           num_layers=max(COUNTS),
           resamples=0,
+          **CRITERIA[criterion],
         ).order
       )
     },

@@ -199,6 +199,9 @@ def base() -> ml_collections.ConfigDict:
   select.target = 'logits'
   # signed takes the least score, absolute the least in magnitude.
   select.sign = 'signed'
+  # What transfer_entropy and loss_increase try in place of an attention: skip
+  # leaves it out, linear fits an affine map.
+  select.trial = 'skip'
   # Exactly one of the next three is in force; one that is set by flag clears
   # the others.
 

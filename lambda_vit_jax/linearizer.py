@@ -12,7 +12,7 @@ used.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,11 +144,62 @@ def fit_linear(
   plan = _Plan(_check_inputs(model, inputs), number, rank)
   _check_samples(model, images.total, plan)
   fitter = _Fitter(model, images, layers, plan, memory_gib)
-  return fitter.run(sequential, on_progress or (lambda done, total: None))
+  maps = fitter.run(layers if sequential else (), on_progress)
+  modes = surgery.modes_without(layers, model.attention_modes, 'linear')
+  params = surgery.prune_tree(model.params, layers)
+  for index, fitted in maps.items():
+    params[block_name(index)] |= {'attn': fitted}
+  module = model.module.clone(attention_modes=modes, linear_inputs=plan.inputs)
+  return model.replace(module=module, params=params), tuple(fitter.fits)
+
+
+def fit_trials(
+  model: Model,
+  images: ImageSet,
+  removed: Sequence[int],
+  candidates: Sequence[int],
+  memory_gib: float | None = None,
+) -> tuple[dict[int, Params], int]:
+  """Maps for the trials of one round of a search, in one pass.
+
+  Those of `removed` are what `linearize` fits in sequence. Those of the
+  candidates are fitted on that network, all at once: each as if it were the
+  only one to follow.
+
+  Args:
+    model: see `linearize`; the maps have its `linear_inputs`.
+    images: see `images.read_images`.
+    removed: blocks in mode `full` that were chosen already.
+    candidates: further ones, which may be all that are left.
+    memory_gib: working memory, see `linearize`.
+
+  Returns:
+    Per block the parameters of its `attn` in mode `linear`, and the number of
+    blocks that ran, per image.
+
+  Raises:
+    ModelError: layers that have no attention, or a quantised model.
+    DataError: fewer samples (images × tokens) than inputs of the map.
+  """
+  layers = (*removed, *candidates)
+  _check_modes(model, layers)
+  plan = _Plan(model.module.linear_inputs, None, None)
+  _check_samples(model, images.total, plan)
+  fitter = _Fitter(model, images, layers, plan, memory_gib)
+  maps = fitter.run(removed)
+  last = max(layers, default=-1)
+  again = sum(layer < last for layer in removed)
+  return maps, last + 1 + again
 
 
 def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
   layers = surgery.check_layers(layers, model.depth)
+  _check_modes(model, layers)
+  surgery.check_layers({*layers, *model.removed_layers}, model.depth)
+  return layers
+
+
+def _check_modes(model: Model, layers: Collection[int]) -> None:
   if model.module.quantization != 'none':
     raise ModelError(
       'the model is quantised; fit its maps first, or dequantize(model)'
@@ -163,8 +214,6 @@ def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
       raise ModelError(
         f'block {index} has no attention to replace: it is {mode!r} already'
       )
-  surgery.check_layers({*layers, *model.removed_layers}, model.depth)
-  return layers
 
 
 def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
@@ -277,25 +326,31 @@ class _Fitter:
     plan: _Plan,
     memory_gib: float | None,
   ):
-    module = model.module
-    modes = surgery.modes_without(layers, module.attention_modes, 'linear')
-    self._old = module
-    self._module = module.clone(
-      attention_modes=modes, linear_inputs=plan.inputs
-    )
-    self._model = model
+    self.fits: list[BlockFit] = []
+    self._old = model.module
+    self._module = model.module.clone(linear_inputs=plan.inputs)
     self._images = images
     self._place = images.placement
     self._layers = layers
     self._plan = plan
-    self._size = programs.micro_batch_size(module, images, memory_gib)
+    self._size = programs.micro_batch_size(self._old, images, memory_gib)
     self._params = self._place.replicate(model.params)
-    self._fits: list[BlockFit] = []
 
   def run(
-    self, sequential: bool, on_progress: Callable[[int, int], None]
-  ) -> tuple[Model, tuple[BlockFit, ...]]:
-    """Fits all layers; see `linearize`."""
+    self,
+    in_place: Collection[int],
+    on_progress: Callable[[int, int], None] | None = None,
+  ) -> dict[int, Params]:
+    """Fits all layers.
+
+    Args:
+      in_place: those whose map takes the attention's place in the network
+        that later ones are fitted on.
+      on_progress: called with blocks done and blocks in all.
+
+    Returns:
+      Per layer the parameters of its `attn` in mode `linear`.
+    """
     stem = pieces.stem_of(self._old)
     outer = pieces.stem_params(self._params, self._old.depth)
     batches = self._images.micro_batches(self._size)
@@ -304,7 +359,7 @@ class _Fitter:
       x, _ = programs.embed(stem, outer, batch['image'], self._place)
       streams.append(x)
       masks.append(batch['mask'])
-    found = surgery.prune_tree(self._model.params, self._layers)
+    found = {}
     # What lies behind the last chosen block does not matter.
     last = max(self._layers, default=-1)
     for index in range(last + 1):
@@ -312,18 +367,19 @@ class _Fitter:
         for position, x in enumerate(streams):
           streams[position] = self._advance(index, x)
       else:
-        name = block_name(index)
-        moments = self._moments(index, streams, masks, not sequential)
-        found[name] = found[name] | {'attn': self._fit(index, moments)}
-        if sequential and index < last:
+        stays = index not in in_place
+        moments = self._moments(index, streams, masks, advance=stays)
+        found[index] = self._fit(index, moments)
+        if not stays and index < last:
           block = pieces.block_of(self._module, index, 'linear')
-          params = self._place.replicate(found[name])
+          params = pieces.mlp_params(self._params, index)
+          params |= {'attn': self._place.replicate(found[index])}
           for position, x in enumerate(streams):
             streams[position] = programs.attend(block, params, x, self._place)
       jax.block_until_ready(streams)
-      on_progress(index + 1, last + 1)
-    model = self._model.replace(module=self._module, params=found)
-    return model, tuple(self._fits)
+      if on_progress is not None:
+        on_progress(index + 1, last + 1)
+    return found
 
   def _advance(self, index: int, x: Array) -> Array:
     """A block as it is in the model."""
@@ -424,18 +480,21 @@ class _Fitter:
     error = sum(moments.squared_error(affine) for moments, affine in maps)
     total = float(whole.out_out.sum())
     residual = max(error / total, 0.0) if total > 0.0 else 0.0
-    self._fits.append(BlockFit(index, ridge, residual, int(whole.count)))
+    self.fits.append(BlockFit(index, ridge, residual, int(whole.count)))
 
   def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
     """A map as the parameters of `LinearAttention`."""
     width = self._old.embed_dim
-    kernel = jnp.asarray(affine.kernel, jnp.float32)
+    # By numpy: jax.numpy would compile a program for each shape.
+    kernel, bias = (
+      np.asarray(leaf, np.float32) for leaf in (affine.kernel, affine.bias)
+    )
     found: Params = {
       f'{prefix}linear': {
-        'kernel': kernel[:width],
-        'bias': jnp.asarray(affine.bias, jnp.float32),
+        'kernel': jax.device_put(kernel[:width]),
+        'bias': jax.device_put(bias),
       }
     }
     if 'mean' in self._plan.inputs:
-      found[f'{prefix}mean'] = {'kernel': kernel[width:]}
+      found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
     return found

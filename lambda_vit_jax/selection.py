@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import bootstrap, criteria, surgery
+from lambda_vit_jax import bootstrap, criteria, surgery, trial_linear
 from lambda_vit_jax.budget import resolve_num_layers, with_attention
 from lambda_vit_jax.criteria import Criterion, Scores
 from lambda_vit_jax.errors import DataError, UsageError
@@ -101,6 +101,7 @@ def select(
   criterion: str = 'transfer_entropy',
   target: str = 'logits',
   sign: Sign = 'signed',
+  trial: str = 'skip',
   num_layers: int | None = None,
   removal_ratio: float | None = None,
   target_speedup: float | None = None,
@@ -126,6 +127,9 @@ def select(
     target: `logits` or `features`, for `transfer_entropy`.
     sign: `signed` removes the least transfer entropy, `absolute` the least
       in magnitude.
+    trial: what is tried in place of a candidate's attention, for the criteria
+      of `criteria.MEASURED`: `skip` leaves it out; `linear` fits an affine
+      map for it, see `trial_linear`.
     num_layers: budget; 5 if none of the three is given.
     removal_ratio: budget as a share of the blocks.
     target_speedup: budget as a ratio of multiply-accumulates.
@@ -140,15 +144,17 @@ def select(
     warn: takes one line; a Python warning by default.
 
   Raises:
-    UsageError: unknown names, no or an impossible budget, or a search that
-      `resume` does not belong to.
+    UsageError: unknown names, trial `linear` of a criterion without trials,
+      no or an impossible budget, or a search that `resume` does not belong to.
     DataError: fewer than two images, images of another shape, no label where
-      the criterion needs one, all channels dead.
+      the criterion needs one, all channels dead; trial `linear` on fewer
+      samples (images × tokens) than inputs of a map.
     ModelError: NaN activations (the block is named), or layers of `given`
       that are out of range or repeated.
   """
   name, score = criteria.check_criterion(criterion)
   check_names(target, sign)
+  trial_linear.check_trial(trial, criterion)
   number = check_budget(
     model,
     name,
@@ -160,7 +166,9 @@ def select(
   candidates = tuple(layers) if name == 'given' else with_attention(model)
   if name == 'exhaustive':
     resamples = 0
-  start = Selection(criterion, target, sign, 0, None, resamples=resamples)
+  start = Selection(
+    criterion, target, sign, 0, None, resamples=resamples, trial=trial
+  )
   images = None
   if name in criteria.NEEDS_IMAGES:
     images = _enough_images(model, batches, mesh, warn)
@@ -173,18 +181,14 @@ def select(
   progress = _Reporting(on_progress, number, len(candidates), len(start.order))
   scorer: Any
   if score in criteria.MEASURED:
-    scorer = criteria.measured(
-      score,
-      Wavefront(
-        model,
-        cast(ImageSet, images),
-        criteria.measured_target(score, cast(Target, target)),
-        memory_gib,
-      ),
-      resamples,
-      seed,
-      progress,
-    )
+    images = cast(ImageSet, images)
+    kind = criteria.measured_target(score, cast(Target, target))
+    wavefront = Wavefront(model, images, kind, memory_gib)
+    scorer = criteria.measured(score, wavefront, resamples, seed, progress)
+    if trial == 'linear':
+      scorer = trial_linear.LinearTrials(
+        scorer, wavefront, model, images, memory_gib
+      )
   elif images is not None:
     scorer = criteria.layer_scores(name, model, images, memory_gib)
   else:
@@ -214,7 +218,7 @@ def nose(
       channels]` float32, n as you like; 128 images or more in all.
     num_layers: layers to remove; 5 where no other budget is among `options`.
     target: `logits` or `features`.
-    **options: `criterion`, `sign`, `removal_ratio`, `target_speedup`,
+    **options: `criterion`, `sign`, `trial`, `removal_ratio`, `target_speedup`,
       `layers`, `memory_gib` (per device), `seed`, as the config keys
       `select.*` of these names; `resamples` (of the bootstrap, 0 for none),
       `mesh`, `on_progress`, `warn`.
@@ -307,7 +311,14 @@ def _enough_images(
 def _check_resumed(
   start: Selection, resume: Selection, number: int
 ) -> Selection:
-  for name in ('criterion', 'target', 'sign', 'num_samples', 'resamples'):
+  for name in (
+    'criterion',
+    'target',
+    'sign',
+    'trial',
+    'num_samples',
+    'resamples',
+  ):
     old, new = getattr(resume, name), getattr(start, name)
     if old != new:
       raise UsageError(

@@ -95,6 +95,8 @@ class Selection(Shown):
     set_scores: score per set of blocks, for `exhaustive` only.
     resamples: of the bootstrap, 0 for none.
     block_evaluations: blocks run per image.
+    trial: what a trial puts in place of a candidate's attention: `skip`
+      nothing, `linear` an affine map that is fitted for it.
   """
 
   criterion: str
@@ -110,6 +112,7 @@ class Selection(Shown):
   )
   resamples: int = 0
   block_evaluations: int = 0
+  trial: str = 'skip'
 
   @property
   def agreement(self) -> float | None:
@@ -140,6 +143,7 @@ class Selection(Shown):
       'resamples': self.resamples,
       'agreement': self.agreement,
       'block_evaluations': self.block_evaluations,
+      'trial': self.trial,
     }
 
   @classmethod
@@ -165,6 +169,7 @@ class Selection(Shown):
         },
         resamples=int(fields.get('resamples', 0)),
         block_evaluations=int(fields.get('block_evaluations', 0)),
+        trial=fields.get('trial', 'skip'),
       )
     except (
       AttributeError,
@@ -198,6 +203,7 @@ class Selection(Shown):
       header=('round', 'block', 'score', '95%', 'as good as', 'seconds'),
       rows=rows,
       caption=f'{self.num_samples} images'
+      + ('' if self.trial == 'skip' else f'; {self.trial} trials')
       + (
         f'; {agreement:.0%} of {self.resamples} resamples choose alike'
         if agreement is not None

@@ -314,6 +314,7 @@ def _search(
       criterion=settings['criterion'],
       target=settings['target'],
       sign=settings['sign'],
+      trial=settings['trial'],
       layers=tuple(settings['layers']),
       memory_gib=_memory_gib(run),
       seed=resolve.integer(run.config['seed'], 'seed'),

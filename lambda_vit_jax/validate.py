@@ -21,6 +21,7 @@ from lambda_vit_jax import (
   surgery,
   task,
   tracing,
+  trial_linear,
 )
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment
@@ -166,6 +167,7 @@ def _check_select(config: Mapping[str, Any], model: Model) -> None:
   name = settings['criterion']
   if name != 'probe':
     name, _ = criteria.check_criterion(name)
+  trial_linear.check_trial(settings['trial'], settings['criterion'])
   # What the weights' own size decides is for the stage.
   if key != 'target_speedup' or name == 'given' or _size_is_known(config):
     size = int(value) if key == 'num_layers' else value

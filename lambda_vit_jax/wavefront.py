@@ -1,11 +1,12 @@
 """Many variants of one network over the same images, block by block.
 
 METHOD, section 4. A variant is the network with the attention of some blocks
-left out (mode `skip`: x stays x). Variants that agree in the blocks below
-share their stream: a round of NOSE starts with one stream, and the candidate
-of block l joins at block l. A layer that a variant leaves out costs no
-attention. From the last block that mixes tokens on, only the tokens that the
-readout reads are computed.
+left out (mode `skip`: x stays x), or replaced by an affine map where there is
+one (mode `linear`, see `Wavefront.stand_in`). Variants that agree in the
+blocks below share their stream: a round of NOSE starts with one stream, and
+the candidate of block l joins at block l. A layer that a variant leaves out
+costs no attention. From the last block that mixes tokens on, only the tokens
+that the readout reads are computed.
 
 Streams are a list of micro-batches of one fixed shape, on every backend: on
 an accelerator a micro-batch is as large as the memory budget allows, which
@@ -32,10 +33,10 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import mixes_tokens
 from lambda_vit_jax.programs import Target
 from lambda_vit_jax.surgery import block_name
-from lambda_vit_jax.typing import Array, AttentionMode
+from lambda_vit_jax.typing import Array, AttentionMode, Params
 
 Variant = tuple[int, ...]
-"""The blocks whose attention is left out, ascending."""
+"""The blocks whose attention is left out (or replaced), ascending."""
 
 # Shards of the images, whose moments are kept apart for the bootstrap.
 _SHARDS = 32
@@ -105,6 +106,20 @@ class Wavefront:
       'loss': 1,
     }
     self._channels = channels[target]
+    self._maps: dict[int, Params] = {}
+
+  def stand_in(self, maps: Mapping[int, Params]) -> None:
+    """From now on, what variants have in place of the attention they lack.
+
+    Args:
+      maps: per block the parameters of its `attn` in mode `linear`, of the
+        model's `linear_inputs`; a block that is not in it is left out.
+    """
+    self._maps = {
+      index: pieces.mlp_params(self._params, index)
+      | {'attn': self._place.replicate(fitted)}
+      for index, fitted in maps.items()
+    }
 
   def evaluate(
     self,
@@ -192,14 +207,13 @@ class Wavefront:
       for parent, prefixes in children.items():
         pair = streams.pop(parent)
         for prefix in prefixes:
-          mode = self._mode(index, prefix)
           evaluated += 1
           if index < last:
-            grown[prefix] = (self._block(index, mode, pair[0]), narrow)
+            grown[prefix] = (self._block(index, prefix, pair[0]), narrow)
             continue
           state = states.get(prefix) if index == depth - 1 else None
           grown[prefix], state = self._end(
-            index, mode, pair, batch, state, use_stream=index == max(last, 0)
+            index, prefix, pair, batch, state, use_stream=index == max(last, 0)
           )
           if index == depth - 1:
             states[prefix] = state
@@ -209,26 +223,39 @@ class Wavefront:
 
   def _last_mixing_block(self, variants: Sequence[Variant]) -> int:
     """The last block that mixes tokens in any variant; -1 for none."""
-    common = set(variants[0]).intersection(*variants[1:])
-    modes = self._model.attention_modes
     linear_inputs = self._model.module.linear_inputs
     mixing = [
       index
-      for index, mode in enumerate(modes)
-      if index not in common and mixes_tokens(mode, linear_inputs)
+      for index in range(self._model.depth)
+      if any(
+        mixes_tokens(self._mode(index, variant), linear_inputs)
+        for variant in variants
+      )
     ]
     return mixing[-1] if mixing else -1
 
   def _mode(self, index: int, prefix: Variant) -> AttentionMode:
-    own = self._model.attention_modes[index]
-    return 'absent' if index in prefix else own
+    if index not in prefix:
+      return self._model.attention_modes[index]
+    return 'linear' if index in self._maps else 'absent'
 
-  def _block(self, index: int, mode: AttentionMode, x: Array) -> Array:
+  def _attention_params(self, index: int, prefix: Variant) -> Params:
+    """Parameters of a block with attention, or with what stands in for it."""
+    if self._mode(index, prefix) not in ('full', 'linear'):
+      # A block without attention parameters borrows those of one that has
+      # them: they are not used, and all calls share one program.
+      index = self._model.attention_modes.index('full')
+    elif index in prefix:
+      return self._maps[index]
+    return pieces.block_params(self._params, index)
+
+  def _block(self, index: int, prefix: Variant, x: Array) -> Array:
     """A block on all tokens."""
+    mode = self._mode(index, prefix)
     if mode in ('full', 'linear'):
       return programs.attend(
         pieces.block_of(self._model.module, index, mode),
-        pieces.block_params(self._params, index),
+        self._attention_params(index, prefix),
         x,
         self._place,
       )
@@ -243,7 +270,7 @@ class Wavefront:
   def _end(
     self,
     index: int,
-    mode: AttentionMode,
+    prefix: Variant,
     streams: tuple[Array, Array],
     batch: Mapping[str, Array],
     state: Moments | None,
@@ -251,10 +278,8 @@ class Wavefront:
   ) -> tuple[tuple[Array, Array], Moments]:
     """A block on the read tokens; see `programs.finish`."""
     module = self._model.module
+    mode = self._mode(index, prefix)
     kind: AttentionMode = 'linear' if mode == 'linear' else 'full'
-    # A block without attention parameters borrows those of one that has
-    # them: they are not used, and all calls share one program.
-    lender = index if mode in ('full', 'linear') else self._lender()
     is_last = index == self._model.depth - 1
     if state is None:
       state = self._place.replicate(
@@ -268,7 +293,7 @@ class Wavefront:
         self._target,
         self._place,
       ),
-      pieces.block_params(self._params, lender),
+      self._attention_params(index, prefix),
       pieces.mlp_params(self._params, index),
       self._outer,
       streams,
@@ -281,22 +306,20 @@ class Wavefront:
     )
     return (streams[0], narrow), state
 
-  def _lender(self) -> int:
-    return self._model.attention_modes.index('full')
-
   def _raise_not_finite(self, variant: Variant) -> None:
     """Finds the first block whose output is not finite, and names it."""
     module = self._model.module
-    modes = tuple(
-      'skip' if index in variant and mode == 'full' else mode
-      for index, mode in enumerate(module.attention_modes)
-    )
+    modes = tuple(self._mode(index, variant) for index in range(module.depth))
     module = module.clone(attention_modes=modes)
-    context = f' with the attention of {list(variant)} left out' * bool(variant)
+    params = self._params | {
+      block_name(index): fitted
+      for index, fitted in self._maps.items()
+      if index in variant
+    }
+    how = 'replaced' if self._maps else 'left out'
+    context = f' with the attention of {list(variant)} {how}' * bool(variant)
     for batch in self._set.micro_batches(self.micro_batch):
-      _, taps = model_lib.forward(
-        module, self._params, batch['image'], capture=True
-      )
+      _, taps = model_lib.forward(module, params, batch['image'], capture=True)
       streams = {
         'the embedding': taps['embedding'],
         **{

@@ -63,6 +63,7 @@ FLOORS = (
     'selection',
     'selection_record',
     'timm_config',
+    'trial_linear',
     'wavefront',
     'weights',
   },

@@ -22,6 +22,7 @@ WRONG = [
   ('select.criterion', 'random:x', 'only exhaustive takes a score'),
   ('select.target', 'pixels', "select.target='pixels' is not known"),
   ('select.sign', 'minus', "select.sign='minus' is not known"),
+  ('select.trial', 'map', "select.trial='map' is not known"),
   ('select.num_images', 'many', 'select.num_images'),
   ('select.probe_steps', 1, 'select.probe_steps'),
   ('select.memory_gib', 'much', 'select.memory_gib'),
