@@ -15,6 +15,7 @@ from lambda_vit_jax.data.check import check_data
 from lambda_vit_jax.data.masks import MaskError, MaskRules
 from lambda_vit_jax.data.segment_augment import SegmentAugment, distort
 from lambda_vit_jax.data.sources import open_dataset, open_masks
+from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
 
@@ -123,6 +124,10 @@ def test_damaged_masks_can_be_skipped(source):
     )
   )
   assert batch['mask'].tolist() == [False, True]
+  # Whatever is wrong with it, the line tells it from its image.
+  for data in (mask[:60], b'', b'no image'):
+    with pytest.raises(UndecodableError, match='its mask: '):
+      RULES.read(data, (48, 32))
 
 
 # --- geometry ---------------------------------------------------------------
@@ -368,14 +373,18 @@ def test_folders_that_are_not_whole(tmp_path, rng):
   (tmp_path / 'classes.txt').write_text('one\n')
   with pytest.raises(DataError, match='names 1 classes'):
     open_masks(source, 4)
+  (tmp_path / 'classes.txt').write_bytes('gr\u00fcn\n'.encode('latin-1'))
+  with pytest.raises(DataError, match=r'classes\.txt is no text in UTF-8'):
+    open_masks(source)
+  (tmp_path / 'classes.txt').unlink()
   mask = tmp_path / 'train' / 'masks' / '1.png'
   mask.unlink()
   with pytest.raises(DataError, match=r'1\.png is missing, and 0 more'):
-    open_masks(source)
+    open_masks(source, 4)
   for path in (tmp_path / 'train' / 'images').iterdir():
     path.unlink()
   with pytest.raises(DataError, match='holds no image'):
-    open_masks(source)
+    open_masks(source, 4)
   with pytest.raises(DataError, match='must hold train/images'):
     open_masks(f'segmentation_folder:{tmp_path}/nothing')
   with pytest.raises(UsageError, match='task=segment'):

@@ -88,9 +88,8 @@ class MaskRules:
 def _indices(data: bytes | np.ndarray) -> np.ndarray:
   """`[height, width]` int64: what is stored, not the colours it stands for."""
   if not isinstance(data, np.ndarray):
-    image = transforms.open_image(data)
     try:
-      data = np.asarray(image)
+      data = np.asarray(transforms.open_image(data))
     # Decoders raise almost anything for damaged bytes.
     except Exception as error:
       reason = ' '.join(str(error).split()) or type(error).__name__

@@ -114,7 +114,14 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
         'there, or set segment.num_classes.'
       )
     return class_numbers(num_classes)
-  names = tuple(filter(None, map(str.strip, path.read_text().splitlines())))
+  try:
+    lines = path.read_text(encoding='utf-8').splitlines()
+  except UnicodeDecodeError as error:
+    raise DataError(
+      f'segmentation_folder: {path} is no text in UTF-8 ({error.reason}); save '
+      'it as that.'
+    ) from error
+  names = tuple(filter(None, map(str.strip, lines)))
   if num_classes not in (None, len(names)) or not names:
     raise DataError(
       f'segmentation_folder: {path} names {len(names)} classes, '

@@ -68,10 +68,11 @@ class Decoder:
         f'segmentation decoder {self.kind!r} is not known'
         f'{nearest(str(self.kind), KINDS)}; known are {", ".join(KINDS)}'
       )
-    if len(self.blocks) != (len(SCALES) if self.kind == 'upernet' else 0):
+    number = len(SCALES) if self.kind == 'upernet' else 0
+    if len(self.blocks) != number or list(self.blocks) != sorted(self.blocks):
       raise ModelError(
         f'segmentation decoder {self.kind!r} with blocks {self.blocks}: '
-        'upernet reads four blocks, linear none'
+        'upernet reads four blocks, ascending, linear none'
       )
     if not 1 <= self.channels <= _MOST_CHANNELS or not 0 <= self.dropout < 1:
       raise ModelError(
