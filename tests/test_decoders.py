@@ -203,6 +203,16 @@ def test_macs_are_those_of_the_kernels(decoder):
   assert model.macs(executed=True) == model.macs()
 
 
+@EACH
+def test_a_distillation_token_has_no_classes_of_its_own(decoder):
+  """One decoder, where a network that classifies has two heads."""
+  tall = lv.create_model('vit_nano_patch2_8', distilled=True)
+  model = lv.with_decoder(tall, decoder, CLASSES)
+  plain = segmenter.backbone(model)
+  added = decoders.count_macs(decoder, (4, 4), 24, CLASSES)
+  assert model.macs() - plain.macs() == added
+
+
 def test_dropout_is_for_training(images):
   model = make(LINEAR)
   key = jax.random.key(0)
@@ -274,6 +284,8 @@ def test_what_cannot_be(images):
     Decoder('unet')
   with pytest.raises(ModelError, match='upernet reads four blocks'):
     Decoder('upernet', (1, 2))
+  with pytest.raises(ModelError, match='upernet reads four blocks, ascending'):
+    Decoder('upernet', (2, 2, 1, 0))
   with pytest.raises(ModelError, match='dropout=1'):
     Decoder('linear', dropout=1.0)
 

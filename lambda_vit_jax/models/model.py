@@ -269,7 +269,7 @@ class Model:
     """
     module = self.module
     rows, columns = module.grid_size
-    outputs, decoding = module.num_classes * (1 + module.distilled), 0
+    outputs, decoding = module.num_classes, 0
     if module.segmentation is not None:
       decoding = decoders.count_macs(
         module.segmentation, module.grid_size, module.embed_dim, outputs
@@ -282,7 +282,8 @@ class Model:
       patch_inputs=module.patch_size**2 * module.in_chans,
       embed_dim=module.embed_dim,
       mlp_ratio=module.mlp_ratio,
-      num_classes=outputs,
+      # The second leading token has a head of its own.
+      num_classes=outputs * (1 + module.distilled),
       read_tokens=module.read_tokens if executed else None,
       linear_inputs=module.linear_inputs,
       merged=module.merge_counts,
