@@ -15,6 +15,7 @@ import numpy as np
 
 from lambda_vit_jax import (
   benchmark_stage,
+  budget,
   checkpoint,
   criteria,
   digests,
@@ -270,10 +271,10 @@ _PARTIAL = 'selection.part.json'
 def select(run: Run) -> None:
   """Chooses the layers to remove; writes after every round."""
   settings = run.config['select']
-  model = task.searched(run.load('pretrain'))
+  dense = run.load('pretrain')
+  model = task.searched(dense)
   limit = resolve.optional_count(settings['num_images'], 'select.num_images')
-  key, value = resolve.budget(settings)
-  size: dict[str, Any] = {key: int(value) if key == 'num_layers' else value}
+  size = _budget(settings, dense)
   name = settings['criterion']
   if name == 'probe':
     # Read by every criterion that proposes a set.
@@ -289,6 +290,18 @@ def select(run: Run) -> None:
     for partial in (_PARTIAL, probe_stage.PARTIAL):
       run.path(partial).unlink(missing_ok=True)
   run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
+
+
+def _budget(settings: Mapping[str, Any], dense: Model) -> dict[str, Any]:
+  """The budget of `config.select`, as `selection.select` takes it."""
+  key, value = resolve.budget(settings)
+  if key == 'num_layers':
+    return {key: int(value)}
+  if key == 'target_speedup' and settings['criterion'] != 'given':
+    # Of the whole network: a search does not see a decoder.
+    number = budget.resolve_num_layers(dense, target_speedup=value)
+    return {'num_layers': number}
+  return {key: value}
 
 
 def _search(

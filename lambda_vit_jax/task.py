@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lambda_vit_jax import resolve
+from lambda_vit_jax import adapt, resolve
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment, Recipe
 from lambda_vit_jax.data.dataset import Dataset
@@ -48,6 +48,11 @@ def segments(config: Mapping[str, Any]) -> bool:
       f'config.select.criterion={criterion!r} needs a class per image; with '
       'task=segment use transfer_entropy, cosine or affine'
     )
+  if 'onnx' in config['export']['formats']:
+    raise UsageError(
+      'config.export.formats: onnx holds networks that classify; with '
+      'task=segment use stablehlo'
+    )
   return True
 
 
@@ -67,9 +72,19 @@ def recipe(config: Mapping[str, Any], dataset: Dataset) -> Recipe:
   """From stored records to examples."""
   if not segments(config):
     return Augment.from_config(dict(config['data']['augment']))
-  settings = config['segment']
+  return segment_recipe(config['segment'], dataset.num_classes)
+
+
+def segment_recipe(
+  settings: Mapping[str, Any], num_classes: int
+) -> SegmentAugment:
+  """From the config's section `segment`.
+
+  Raises:
+    UsageError: values that cannot be; names the key.
+  """
   return SegmentAugment(
-    mask_rules(config, dataset),
+    _rules(settings, num_classes),
     scale=tuple(
       resolve.number(value, 'segment.scale') for value in settings['scale']
     ),
@@ -81,9 +96,12 @@ def recipe(config: Mapping[str, Any], dataset: Dataset) -> Recipe:
 
 def mask_rules(config: Mapping[str, Any], dataset: Dataset) -> MaskRules:
   """What the masks' numbers mean."""
-  settings = config['segment']
+  return _rules(config['segment'], dataset.num_classes)
+
+
+def _rules(settings: Mapping[str, Any], num_classes: int) -> MaskRules:
   return MaskRules(
-    dataset.num_classes,
+    num_classes,
     resolve.integer(settings['ignore_index'], 'segment.ignore_index'),
     bool(settings['reduce_zero_label']),
   )
@@ -109,15 +127,28 @@ def decoder(config: Mapping[str, Any], depth: int) -> Decoder:
 def with_outputs(
   config: Mapping[str, Any], model: Model, dataset: Dataset
 ) -> Model:
-  """`model` with the outputs of the task; a decoder that fits is kept."""
+  """`model` with the outputs of the task; a decoder that fits is kept.
+
+  One that segments gets a head on the mean of its patches where the task is to
+  classify: no decoder has trained the class token.
+  """
+  seed = resolve.integer(config['seed'], 'seed')
+  found = model.module.segmentation
   if segments(config):
     wanted = decoder(config, model.depth)
-    found = model.module.segmentation
     if found is not None:
-      found = dataclasses.replace(found, doublings=(), dropout=wanted.dropout)
-    if found != wanted or model.num_classes != dataset.num_classes:
-      seed = resolve.integer(config['seed'], 'seed')
+      # Of the weights, whatever the config.
+      wanted = dataclasses.replace(wanted, doublings=found.doublings)
+      found = dataclasses.replace(found, dropout=wanted.dropout)
+    if found == wanted and model.num_classes == dataset.num_classes:
+      model = model.replace(module=model.module.clone(segmentation=wanted))
+    else:
+      wanted = dataclasses.replace(wanted, doublings=())
       model = segmenter.with_decoder(model, wanted, dataset.num_classes, seed)
+  elif found is not None:
+    model = adapt.with_num_classes(
+      segmenter.backbone(model), dataset.num_classes, seed
+    )
   return model.replace(class_names=dataset.class_names)
 
 

@@ -138,8 +138,13 @@ def _check_segment(config: Mapping[str, Any], model: Model) -> None:
     None if stride is None else resolve.integer(stride, 'segment.stride'),
     model.module.image_size if _size_is_known(config) else (_MANY, _MANY),
   )
-  for key in ('pictures', 'ignore_index'):
-    resolve.integer(settings[key], f'segment.{key}')
+  resolve.integer(settings['pictures'], 'segment.pictures')
+  number = settings['num_classes']
+  # What the data set says is for the stage.
+  task.segment_recipe(
+    settings,
+    1 if number is None else resolve.integer(number, 'segment.num_classes'),
+  )
 
 
 def _check_training(

@@ -192,6 +192,71 @@ def test_a_classifier_becomes_a_start(tmp_path):
   )
 
 
+@pytest.fixture
+def segmenting(tmp_path):
+  """The export of a network with the decoder of these runs."""
+  model = lv.with_decoder(
+    lv.prune(lv.create_model('vit_nano_patch2_8'), (1,)),
+    Decoder('linear', channels=16),
+    11,
+  )
+  lv.export(model, tmp_path / 'export', formats=())
+  return model, f'--config.init={tmp_path / "export"}'
+
+
+def test_dropout_is_the_configs(segmenting, tmp_path):
+  """It is of the training, and not of the weights."""
+  model, init = segmenting
+  start = stages.starting_model(
+    open_run(tmp_path / 'run', *SMALL, init, '--config.segment.dropout=0.3')
+  )
+  assert start.module.segmentation == Decoder(
+    'linear', channels=16, dropout=0.3
+  )
+  np.testing.assert_array_equal(
+    start.params['decoder']['classify']['kernel'],
+    model.params['decoder']['classify']['kernel'],
+  )
+
+
+def test_a_segmenter_becomes_a_classifier(segmenting, tmp_path, images):
+  """With a head on the mean of its patches, which are what was trained."""
+  model, init = segmenting
+  start = stages.starting_model(
+    open_run(tmp_path / 'run', *SMALL, init, '--config.task=classify')
+  )
+  assert start.module.segmentation is None
+  assert start.module.pooling == 'avg'
+  assert start.removed_layers == (1,)
+  assert start(images).shape == (len(images), 10)
+  np.testing.assert_array_equal(
+    start.params['block00']['attn']['qkv']['kernel'],
+    model.params['block00']['attn']['qkv']['kernel'],
+  )
+
+
+def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
+  """Of which a search sees the backbone alone."""
+  dense = lv.with_decoder(
+    lv.create_model('vit_nano_patch2_8'), Decoder('linear', channels=16), 11
+  )
+  plain = lv.backbone(dense)
+  whole, part = (
+    model.macs() / lv.prune(model, (0,)).macs() for model in (dense, plain)
+  )
+  assert whole < part
+  run = open_run(
+    tmp_path / 'run',
+    *SMALL,
+    '--config.pretrain.steps=0',
+    '--config.select.criterion=first',
+    f'--config.select.target_speedup={(whole + part) / 2}',
+  )
+  stages.pretrain(run)
+  stages.select(run)
+  assert read(run, 'selection.json')['removed'] == [0, 1]
+
+
 @pytest.mark.parametrize(
   'more, message',
   [

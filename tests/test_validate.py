@@ -100,6 +100,12 @@ def test_the_defaults_pass():
     ('evaluation', 'tiles'),
     ('stride', 'wide'),
     ('pictures', 'few'),
+    ('num_classes', 0),
+    ('num_classes', 10**9),
+    ('scale', (2.0, 0.5)),
+    ('most_of_one', 75),
+    ('flip', 'often'),
+    ('photometric', -1.0),
   ],
 )
 def test_a_wrong_value_of_a_segmentation(key, value):
@@ -107,6 +113,14 @@ def test_a_wrong_value_of_a_segmentation(key, value):
   validate.check(config)
   config['segment'][key] = value
   with pytest.raises(LambdaVitError):
+    validate.check(config)
+
+
+def test_a_format_that_holds_no_decoder():
+  config = changed('export.formats', ('orbax', 'onnx'))
+  validate.check(config)
+  config['task'] = 'segment'
+  with pytest.raises(UsageError, match='onnx'):
     validate.check(config)
 
 
