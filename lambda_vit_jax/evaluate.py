@@ -1,7 +1,7 @@
 """Exact accuracy over every image of a split."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,15 +15,18 @@ from lambda_vit_jax.typing import Array, Params
 Predict = Callable[[Array], Array]
 """Normalised NHWC images to logits."""
 
+Counter = Callable[[Array, Array, Array], dict[str, Array]]
+"""Logits, labels and the mask of a batch to sums, see `losses`."""
 
-@functools.partial(jax.jit, static_argnames=('module', 'everywhere'))
-def _counts(
+
+def counts_of(
+  counter: Counter,
   module: ViT,
   params: Params,
-  batch: dict[str, Array],
-  dilution_factor: Array | None,
-  everywhere: NamedSharding,
+  batch: Mapping[str, Array],
+  dilution_factor: Array | None = None,
 ) -> dict[str, Array]:
+  """What `counter` finds in the logits of a batch; traceable."""
   logits, _ = apply_module(
     module,
     params,
@@ -31,7 +34,20 @@ def _counts(
     dilution_factor=dilution_factor,
     capture=False,
   )
-  counts = losses.evaluation_counts(logits, batch['label'], batch['mask'])
+  return counter(logits, batch['label'], batch['mask'])
+
+
+@functools.partial(jax.jit, static_argnames=('counter', 'module', 'everywhere'))
+def counts_everywhere(
+  counter: Counter,
+  module: ViT,
+  params: Params,
+  batch: Mapping[str, Array],
+  dilution_factor: Array | None,
+  everywhere: NamedSharding,
+) -> dict[str, Array]:
+  """The same over a mesh, with the sums on each of its devices."""
+  counts = counts_of(counter, module, params, batch, dilution_factor)
   return jax.lax.with_sharding_constraint(counts, everywhere)
 
 
@@ -110,7 +126,16 @@ def evaluate_params(
   rows = []
   for batch in batches:
     placed = sharding.put_batch(batch, mesh)
-    rows.append(_counts(module, params, placed, dilution_factor, everywhere))
+    rows.append(
+      counts_everywhere(
+        losses.evaluation_counts,
+        module,
+        params,
+        placed,
+        dilution_factor,
+        everywhere,
+      )
+    )
     advance(len(placed['label']))
   return summarize(rows)
 

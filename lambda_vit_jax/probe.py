@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax import dilution, losses, optim, sharding
 from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.evaluate import summarize
+from lambda_vit_jax.evaluate import counts_of, summarize
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.wavefront import Variant
@@ -118,7 +118,9 @@ class ShortDilution:
       functools.partial(_step, self._module, self._optimizer, smoothing),
       donate_argnums=0,
     )
-    self._counts = jax.jit(functools.partial(_counts, self._module))
+    self._counts = jax.jit(
+      functools.partial(counts_of, losses.evaluation_counts, self._module)
+    )
 
   def train(self, layers: Iterable[int], steps: int) -> Params:
     """Dilutes `layers` within `steps` steps from the shared start.
@@ -194,19 +196,6 @@ def _step(
   updates, opt_state = optimizer.update(gradients, opt_state, params)
   updates = jax.tree.map(lambda u: u * learning_rate, updates)
   return optax.apply_updates(params, updates), opt_state
-
-
-def _counts(
-  module: Any, params: Params, batch: Batch, dilution_factor: Array
-) -> dict[str, Array]:
-  logits, _ = apply_module(
-    module,
-    params,
-    batch['image'],
-    dilution_factor=dilution_factor,
-    capture=False,
-  )
-  return losses.evaluation_counts(logits, batch['label'], batch['mask'])
 
 
 @dataclasses.dataclass(frozen=True)

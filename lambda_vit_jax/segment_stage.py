@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from lambda_vit_jax import (
   confusion,
@@ -20,6 +20,7 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.data import masks, transforms
 from lambda_vit_jax.data.transforms import UndecodableError
+from lambda_vit_jax.evaluate import counts_everywhere
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
@@ -33,25 +34,6 @@ FOLDER = 'pictures'
 _AT_ONCE = 16
 _PICTURE_SIDE = 256
 _GAP = 4
-
-
-@functools.partial(jax.jit, static_argnames=('module', 'everywhere'))
-def _counts(
-  module: ViT,
-  params: Params,
-  batch: dict[str, Array],
-  dilution_factor: Array | None,
-  everywhere: NamedSharding,
-) -> dict[str, Array]:
-  logits, _ = apply_module(
-    module,
-    params,
-    batch['image'],
-    dilution_factor=dilution_factor,
-    capture=False,
-  )
-  counts = losses.pixel_counts(logits, batch['label'], batch['mask'])
-  return jax.lax.with_sharding_constraint(counts, everywhere)
 
 
 def holdout_scores(
@@ -75,8 +57,13 @@ def holdout_scores(
   for batch in batches:
     placed = sharding.put_batch(batch, mesh)
     counts = jax.device_get(
-      _counts(
-        module, params, placed, dilution_factor, sharding.replicated(mesh)
+      counts_everywhere(
+        losses.pixel_counts,
+        module,
+        params,
+        placed,
+        dilution_factor,
+        sharding.replicated(mesh),
       )
     )
     matrix += counts['confusion']
