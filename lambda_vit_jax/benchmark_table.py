@@ -1,4 +1,4 @@
-"""The figures of `benchmark.json` as a table, for a terminal and for the page."""
+"""The figures of `benchmark.json` as a table, for a terminal and the page."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -272,7 +272,10 @@ class ChannelStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class HostMoments:
-  """`Moments` in float64 on the host: `count [...]`, others `[..., channels]`."""
+  """`Moments` in float64 on the host.
+
+  `count` is `[...]`, the others are `[..., channels]`.
+  """
 
   count: np.ndarray
   mean: np.ndarray

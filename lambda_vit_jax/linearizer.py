@@ -276,8 +276,8 @@ def _measure(
     placement: of the batch.
 
   Returns:
-    The stream or None; per group of tokens, `linear.batch_sums` with a leading axis
-    over the folds.
+    The stream or None; per group of tokens, `linear.batch_sums` with a leading
+    axis over the folds.
   """
   output, taps = pieces.run_block(block, params, x)
   features = normalize(x, block.norm_eps)

@@ -1,4 +1,4 @@
-"""How an image becomes the model's input: part of a model, not of a data set."""
+"""How an image becomes the model's input; of a model, not of a data set."""
 
 import dataclasses
 from typing import Any

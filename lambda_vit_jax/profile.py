@@ -164,8 +164,8 @@ def entropy_profile(
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    An `EntropyProfile`: entropies per block in nats (METHOD, 3), None where every
-    channel is dead.
+    An `EntropyProfile`: entropies per block in nats (METHOD, 3), None where
+    every channel is dead.
 
   Raises:
     DataError: no image, or images of another shape.

@@ -17,10 +17,10 @@ Batch = dict[str, np.ndarray]
 
 Chunk = dict[str, np.ndarray]
 """`pixels` uint8 `[n, height, width, channels]`, `label` int32 `[n]` or, for
-masks, `[n, height, width]`; where
-something is erased `boxes` int32 `[k, 5]` (row of the chunk, top, left, height,
-width) and `noise` float32 (their values, one after the other); for evaluation
-`mask` bool `[n]`, False where a row is padding."""
+masks, `[n, height, width]`; where something is erased `boxes` int32 `[k, 5]`
+(row of the chunk, top, left, height, width) and `noise` float32 (their values,
+one after the other); for evaluation `mask` bool `[n]`, False where a row is
+padding."""
 
 
 def empty(
@@ -58,7 +58,8 @@ def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
 
   Returns:
     `image` float32 `[batch, height, width, channels]`, zeros where `mask` is
-    False, `label` int32 `[batch]` (or per pixel), and `mask` where the chunks have it.
+    False, `label` int32 `[batch]` (or per pixel), and `mask` where the chunks
+    have it.
   """
   total = sum(len(chunk['label']) for chunk in chunks)
   shape = chunks[0]['pixels'].shape[1:]

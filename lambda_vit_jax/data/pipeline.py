@@ -82,7 +82,8 @@ def train_batches(
 
   Returns:
     An iterator of `{'image': float32 [local, height, width, channels],
-    'label': int32 [local]}` (per pixel where records have masks); its `close()` stops threads and workers.
+    'label': int32 [local]}` (per pixel where records have masks); its `close()`
+    stops threads and workers.
 
   Raises:
     UsageError: sizes that do not fit together.
