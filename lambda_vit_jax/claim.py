@@ -18,7 +18,9 @@ FILE = 'config.json'
 _SEARCH = ('selection.json', 'selection.part.json', 'probe.part.json')
 _LINEAR = ('linear/model.json',)
 _DILUTED = ('checkpoints/dilute',)
-_LAST = ('export/model.json', 'evaluation.json', 'benchmark.json')
+# What is measured goes beside the speed, too.
+_SCORES = ('evaluation.json', 'benchmark.json')
+_LAST = ('export/model.json', *_SCORES)
 _ALL = (
   'checkpoints/pretrain',
   'analysis.json',
@@ -118,4 +120,6 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
     return (*_DILUTED, *_LAST)
   if key == 'method' or resolve.is_below(key, 'export'):
     return _LAST
+  if key in ('segment.evaluation', 'segment.stride', 'segment.pictures'):
+    return _SCORES
   return _ALL

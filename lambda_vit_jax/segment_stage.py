@@ -153,6 +153,10 @@ def evaluate(
     name: predictor(model, run.mesh) for name, model in models.items()
   }
   programs['exported'] = lambda images: np.asarray(exported(images))
+  if run.leader and run.path(FOLDER).exists():
+    # Those of another evaluation, which the report would show. The others
+    # write theirs behind an exchange with this process.
+    run.path(FOLDER).rmtree()
   results, kept = {}, {}
   for name, predict in programs.items():
     seen: dict[int, np.ndarray] = {}

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -147,6 +148,22 @@ def test_the_report_shows_the_pictures(finished):
   assert page.count('href="data:image/png;base64,') == 2
   assert 'img-src data:' in page
   assert len(re.findall('image, truth, dense, pruned', page)) == 4
+
+
+def test_another_evaluation_of_the_same_run(finished, tmp_path):
+  """Once its file is gone; no picture of the one before stays."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished.workdir, workdir)
+  (workdir / 'evaluation.json').unlink()
+  run = open_run(
+    workdir,
+    *SMALL,
+    '--config.segment.evaluation=whole',
+    '--config.segment.pictures=1',
+  )
+  stages.run_stage(run, 'evaluate')
+  assert [path.name for path in run.path('pictures').iterdir()] == ['0000.png']
+  assert read(run, 'evaluation.json')['pruned']['num_images'] == 360
 
 
 def test_the_export_segments(finished, tmp_path):
