@@ -66,6 +66,14 @@ SCHEDULES = ('cosine', 'poly')
 """Shapes of the way down from the peak."""
 
 
+def check_schedule(shape: str) -> None:
+  """Raises UsageError where `shape` is none of `SCHEDULES`."""
+  if shape not in SCHEDULES:
+    raise UsageError(
+      f'schedule={shape!r} is not known; use {" or ".join(SCHEDULES)}'
+    )
+
+
 def check_pattern(pattern: str, stage: str) -> None:
   """Refuses a `frozen` that is none, whatever the parameters.
 
@@ -118,10 +126,7 @@ def learning_rate_schedule(
   Raises:
     UsageError: an unknown shape, or a warm-up that does not fit.
   """
-  if shape not in SCHEDULES:
-    raise UsageError(
-      f'schedule={shape!r} is not known; use {" or ".join(SCHEDULES)}'
-    )
+  check_schedule(shape)
   if warmup_steps >= total_steps:
     raise UsageError(
       f'a warm-up of {warmup_steps} steps does not fit in {total_steps} steps '

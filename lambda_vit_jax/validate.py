@@ -154,7 +154,11 @@ def _check_training(
     # How many steps an epoch has is not known yet, only the form.
     resolve.duration(settings[key], 1, f'{stage}.{key}')
   resolve.number(settings['learning_rate'], f'{stage}.learning_rate')
+  resolve.integer(
+    settings['accumulate_steps'], f'{stage}.accumulate_steps', least=1
+  )
   LossSettings(distill=settings['distill'])
+  optim.check_schedule(settings['schedule'])
   optim.check_pattern(settings['frozen'], stage)
 
 

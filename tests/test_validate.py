@@ -33,6 +33,8 @@ WRONG = [
   ('dilute.distill', 'warm', "distill='warm' is not known"),
   ('dilute.start', 'maps', 'config.dilute.start'),
   ('dilute.frozen', '(', 'config.dilute.frozen'),
+  ('dilute.schedule', 'line', "schedule='line' is not known"),
+  ('dilute.accumulate_steps', 0, 'config.dilute.accumulate_steps'),
   ('method', 'prune', 'config.method'),
   ('linearize.num_images', 0, 'linearize.num_images'),
   ('linearize.ridge', -1, 'ridge=-1'),
