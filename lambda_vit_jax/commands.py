@@ -36,10 +36,26 @@ class _Parser(argparse.ArgumentParser):
     )
 
 
-def _read_image(path: str, model: Model) -> np.ndarray:
+def _window(data: bytes, model: Model) -> tuple[np.ndarray, tuple[int, int]]:
+  """The model's input as in evaluation, and (height, width) of its image."""
+  from lambda_vit_jax.data import masks, transforms
+
+  preprocessing = model.preprocessing
+  window = preprocessing.image_size
+  if model.module.segmentation is None:
+    return transforms.evaluation_array(data, preprocessing), window
+  image = transforms.load(transforms.open_image(data), preprocessing.channels)
+  width, height = masks.scaled(image.size, masks.fitting(image.size, window))
+  pixels = masks.cut(image, (width, height), (0, 0), preprocessing)
+  array = np.empty(pixels.shape, np.float32)
+  transforms.normalise(pixels, preprocessing, array)
+  return array, (height, width)
+
+
+def _read_image(path: str, model: Model) -> tuple[np.ndarray, tuple[int, int]]:
   from PIL import Image
 
-  from lambda_vit_jax.data.transforms import UndecodableError, evaluation_array
+  from lambda_vit_jax.data.transforms import UndecodableError
 
   try:
     data = epath.Path(path).read_bytes()
@@ -48,7 +64,7 @@ def _read_image(path: str, model: Model) -> np.ndarray:
       f'{path}: cannot be read ({error.strerror or error})'
     ) from error
   try:
-    array = evaluation_array(data, model.preprocessing)
+    found = _window(data, model)
   except UndecodableError as error:
     raise DataError(f'{path}: not a readable image ({error})') from error
   try:
@@ -58,23 +74,29 @@ def _read_image(path: str, model: Model) -> np.ndarray:
   except Exception as error:
     # Pillow raises many kinds for what it cannot parse.
     raise DataError(f'{path}: a damaged image ({error})') from error
-  return array
+  return found
 
 
-def top_classes(model: Model, images: np.ndarray) -> list[dict[str, float]]:
+def top_classes(
+  model: Model, images: np.ndarray, size: tuple[int, int] | None = None
+) -> list[dict[str, float]]:
   """The most probable classes of each image, best first.
 
   Args:
     model: with a head, or with a decoder: a class then has the share of the
       pixels where it is the most probable.
     images: `[batch, height, width, channels]` float32, normalised.
+    size: (height, width) of the pixels that a decoder's shares are of, from
+      the first; all of them by default.
 
   Returns:
     Per image at most five `{class name: probability}`.
   """
   logits = np.asarray(model(images), np.float64)
   if model.module.segmentation is not None:
-    found = logits.argmax(axis=-1)[..., None] == np.arange(logits.shape[-1])
+    height, width = size or images.shape[1:3]
+    best = logits[:, :height, :width].argmax(axis=-1)
+    found = best[..., None] == np.arange(logits.shape[-1])
     return _best(model, found.mean(axis=(1, 2)))
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return _best(model, weights / weights.sum(axis=-1, keepdims=True))
@@ -111,8 +133,8 @@ def predict(argv: Sequence[str]) -> None:
   images = [_read_image(path, model) for path in options.images]
   # One image at a time: one compilation whatever the number of images.
   results = {
-    path: top_classes(model, image[None])[0]
-    for path, image in zip(options.images, images, strict=True)
+    path: top_classes(model, image[None], size)[0]
+    for path, (image, size) in zip(options.images, images, strict=True)
   }
   if options.json:
     print(json.dumps(results))

@@ -9,6 +9,7 @@ from PIL import Image
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.models.variants import VARIANTS
+from tests.test_decoders import LINEAR, make
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +44,27 @@ def test_predict_gives_five_names_that_are_the_models(
 def test_predict_prints_one_line_per_class(exported, picture, capsys):
   assert main.main(['predict', f'--model={exported}', str(picture)]) == 0
   assert capsys.readouterr().out.count('%  digit') == 5
+
+
+def test_what_segments_sees_the_whole_image(tmp_path, rng, capsys):
+  """As in evaluation: in one window, beside which nothing counts."""
+  model = make(LINEAR)
+  lv.export(model, tmp_path / 'export', formats=())
+  pixels = rng.integers(0, 256, (16, 64), dtype=np.uint8)
+  path = tmp_path / 'oblong.png'
+  Image.fromarray(pixels).save(path)
+  argv = ['predict', f'--model={tmp_path / "export"}', '--json', str(path)]
+  assert main.main(argv) == 0
+  found = json.loads(capsys.readouterr().out)[str(path)]
+  canvas = Image.fromarray(pixels).resize((8, 2), Image.Resampling.BICUBIC)
+  (mean,), (std,) = model.preprocessing.mean, model.preprocessing.std
+  window = np.full((8, 8), round(255 * mean), np.uint8)
+  window[:2] = np.asarray(canvas)
+  logits = model(((window / 255 - mean) / std).astype('f4')[None, ..., None])
+  best = np.asarray(logits[0, :2]).argmax(axis=-1)
+  shares = np.bincount(best.reshape(-1), minlength=5) / 16
+  assert found == {str(k): shares[k] for k in range(5)}
+  assert max(shares) < 1
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,8 @@ def _read_selection(folder: pathlib.Path) -> Any:
 
 def _read_image(folder: pathlib.Path) -> Any:
   (path,) = folder.iterdir()
-  model = types.SimpleNamespace(
-    preprocessing=lv.create_model(NANO).preprocessing
-  )
-  return commands._read_image(str(path), model).tobytes()
+  array, _ = commands._read_image(str(path), lv.create_model(NANO))
+  return array.tobytes()
 
 
 def _read_program(folder: pathlib.Path) -> Any:
