@@ -2,8 +2,8 @@ r"""DeiT-Base with UperNet on ADE20k at 512 px: 5 of 12 attention layers out.
 
 DeiT-B's official ImageNet weights (extra `hub`) get a decoder and are trained
 on scenes with 150 classes; then NOSE on the backbone's final features,
-dilution, export and measurements. Prepare the data set once with
-`tfds build scene_parse150 --file_format=array_record`, where TensorFlow is.
+dilution, export and measurements. Unpack ADEChallengeData2016.zip first
+(http://sceneparsing.csail.mit.edu), here, or set data.source.
 
   lambda-vit run --config=configs/ade20k_upernet_deit_base.py --workdir=runs/ade
 
@@ -29,7 +29,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   config.task = 'segment'
   config.batch_size = 16
   config.init = 'hf-hub:timm/deit_base_patch16_224.fb_in1k'
-  config.data.source = 'tfds:scene_parse150'
+  config.data.source = 'segmentation_folder:ADEChallengeData2016'
   config.data.holdout_images = 1000
   config.data.workers = 16
   config.model.variant = 'deit_base_patch16_224'

@@ -1,7 +1,12 @@
-"""Folders of images and masks: `DIR/{train,val|test}/{images,masks}/NAME`."""
+"""Folders of images and masks: `DIR/{train,val|test}/{images,masks}/NAME`.
+
+ADE20k's are read as they are unpacked: `DIR/{images,annotations}/training/NAME`
+and so on.
+"""
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 from etils import epath
@@ -12,6 +17,10 @@ from lambda_vit_jax.errors import DataError
 
 CLASSES = 'classes.txt'
 """One class name a line, in the order of the indices; may be missing."""
+
+_TRAIN = ('train', 'training')
+_TEST = ('val', 'validation', 'test')
+_MASKS = ('masks', 'annotations')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,8 @@ def open_segmentation_folder(
   Args:
     directory: holds `train` and one of `val` and `test` (`val` if both are
       there), each with `images` and `masks`; or `images` and `masks`, each
-      with these splits. A mask has the name of its image and ends in `.png`.
+      with these splits. `training`, `validation` and `annotations` will do as
+      well. A mask has the name of its image and ends in `.png`.
     num_classes: None where `classes.txt` names them.
 
   Raises:
@@ -73,8 +83,8 @@ def open_segmentation_folder(
       number of classes is unknown or another than that of the names.
   """
   root = epath.Path(directory).expanduser()
-  splits = [split for split in ('train', 'val', 'test') if _parts(root, split)]
-  if 'train' not in splits or len(splits) < 2:
+  train, test = _parts(root, _TRAIN), _parts(root, _TEST)
+  if not train or not test:
     raise DataError(
       f'segmentation_folder: {root} must hold train/images, train/masks, '
       'val/images and val/masks (or test instead of val).'
@@ -83,8 +93,8 @@ def open_segmentation_folder(
   return Dataset(
     name=f'segmentation_folder:{directory}',
     class_names=names,
-    train=_open_split(*_parts(root, 'train')),
-    test=_open_split(*_parts(root, splits[1])),
+    train=_open_split(*train),
+    test=_open_split(*test),
   )
 
 
@@ -93,15 +103,16 @@ def class_numbers(num_classes: int) -> tuple[str, ...]:
   return tuple(map(str, range(num_classes)))
 
 
-def _parts(root: epath.Path, split: str) -> tuple[epath.Path, ...]:
-  """The folders of images and masks of a split; empty where there are none."""
-  for order in ((split, '{}'), ('{}', split)):
-    found = tuple(
-      root / order[0].format(kind) / order[1].format(kind)
-      for kind in ('images', 'masks')
-    )
-    if all(path.is_dir() for path in found):
-      return found
+def _parts(root: epath.Path, splits: tuple[str, ...]) -> tuple[epath.Path, ...]:
+  """The folders of images and masks of the first split that is there, or ()."""
+  for split, masks in itertools.product(splits, _MASKS):
+    for order in ((split, '{}'), ('{}', split)):
+      found = tuple(
+        root / order[0].format(kind) / order[1].format(kind)
+        for kind in ('images', masks)
+      )
+      if all(path.is_dir() for path in found):
+        return found
   return ()
 
 

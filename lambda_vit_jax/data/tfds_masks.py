@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets whose second image is a mask (`scene_parse150`)."""
+"""Prepared TFDS data sets whose second image is a mask of class indices."""
 
 import dataclasses
 import functools
@@ -96,7 +96,7 @@ def dataset_of_builder(
   if num_classes is None:
     raise DataError(
       f'{name} does not say how many classes there are; set '
-      'segment.num_classes (150 for scene_parse150).'
+      'segment.num_classes.'
     )
   splits = {
     split: TfdsMaskSource(
