@@ -188,6 +188,133 @@ def quality_tables(of_sets: dict[str, Any]) -> str:
   return '\n\n'.join(section(*item) for item in of_sets.items())
 
 
+def method_tables(of_sets: dict[str, Any]) -> str:
+  """Every way to remove attention, and every criterion, on each data set."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    def accuracy(row: dict[str, Any]) -> tuple[str, ...]:
+      return (
+        '; '.join(layers(each) for each in row['removed']),
+        percent(row['top1']),
+        ' '.join(percent(each) for each in row['by_seed']),
+        f'{percent(row["minus_dense"]["mean"])} ± '
+        f'{percent(row["minus_dense"]["half"])}',
+      )
+
+    shown = [
+      (
+        row_name,
+        *accuracy(found['rows'][row_name])[1:],
+        f'{row["parameters"] / 1e3:.1f}',
+        f'{row["macs"] / 1e6:.3f}',
+        f'{row["weight_bytes"] / 1e3:.0f}',
+        f'{row["images_per_second"]:.0f}',
+        span(row['over_dense']),
+      )
+      for row_name, row in found['speed'].items()
+    ]
+    criteria = [
+      (row_name, *accuracy(row))
+      for row_name, row in sorted(
+        found['rows'].items(), key=lambda item: -item[1]['top1']
+      )
+      if row_name == 'dense' or row_name.endswith('+ dilution')
+    ]
+    return '\n\n'.join(
+      [
+        f'## Ways to remove attention: {name}\n\n'
+        f'{found["num_layers"]} of 12 attention layers removed, '
+        f'{found["num_images"]:,} test images, three seeds; every trained row '
+        'has seen the same number of steps. Differences to `dense` are paired '
+        'over the test images (95%). `transfer_entropy` is NOSE; '
+        '`training-free` fits affine maps to 512 unlabeled images; `merging` '
+        f'merges {found["merge"]["r"]} of 17 tokens behind each attention '
+        f'from block {found["merge"]["start"]} on, at evaluation alone. Speed '
+        f'is of the first seed, {found["speed_batch"]} images a call, in turn.',
+        table(
+          (
+            'row',
+            'top-1 %',
+            'by seed',
+            'difference, points',
+            'k parameters',
+            'MMACs',
+            'kB',
+            'images/s',
+            'times as fast',
+          ),
+          shown,
+        ),
+        'Every criterion after full dilution, the best first:',
+        table(
+          ('row', 'removed, by seed', 'top-1 %', 'by seed', 'difference'),
+          criteria,
+        ),
+        origin('method_table', 'method_table.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def training_free_tables(of_sets: dict[str, Any]) -> str:
+  """Affine maps in place of attention, by criterion, input and order."""
+  kinds = ('token', 'token+mean', 'token+class', 'token+mean+class')
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = found['rows']
+    dense = rows['dense']['top1']
+
+    def cells(key: str) -> list[str]:
+      in_turn = (
+        percent(rows[f'{key} linear {kind} {how}']['top1'], 1)
+        for kind in kinds
+        for how in ('sequential', 'at once')
+      )
+      return [
+        percent(rows[f'{key} skip']['top1'], 1),
+        percent(rows[f'{key} identity']['top1'], 1),
+        *in_turn,
+      ]
+
+    keys = [key.removesuffix(' skip') for key in rows if key.endswith(' skip')]
+    keys.sort(key=lambda key: (int(key.split()[-1]), key))
+    header = ['criterion, layers', 'skip', 'identity']
+    header += [
+      f'{kind}, {how}' for kind in kinds for how in ('in sequence', 'at once')
+    ]
+    return '\n\n'.join(
+      [
+        f'## Without training: {name}\n\n'
+        f'One trained network (top-1 {percent(dense, 1)}%), '
+        f'{found["images"]} unlabeled images, all test images. Attention is '
+        'left out, taken for the identity, or replaced by an affine map of '
+        'the token, of the mean of the image as well, with a map of its own '
+        'for the class token, or of all three; fitted in sequence or at once. '
+        'Top-1 in %.',
+        table(header, [[key, *cells(key)] for key in keys]),
+        origin('training_free', 'training_free.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def fitting_table(found: dict[str, Any]) -> str:
+  """What fitting affine maps costs."""
+  ratio = found['ratio']
+  return '\n\n'.join(
+    [
+      '## Fitting affine maps\n\n'
+      f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
+      f'{found["num_images"]} images: fitting in sequence takes '
+      f'{ratio["sequential"]:.2f} times as long as evaluating the images, at '
+      f'once {ratio["at_once"]:.2f} times (bound 8).',
+      origin('training_free_cost', 'training_free_cost.py', found),
+    ]
+  )
+
+
 def nose_table(found: dict[str, Any]) -> str:
   """The search against plain loops."""
   median = found['median_seconds']
@@ -217,6 +344,10 @@ def nose_table(found: dict[str, Any]) -> str:
   )
 
 
+def _counted(threads: str) -> str:
+  return f'{threads} thread' + 's' * (threads != '1')
+
+
 def timm_table(found: dict[str, Any]) -> str:
   """Inference and training beside PyTorch."""
   rows = []
@@ -226,7 +357,7 @@ def timm_table(found: dict[str, Any]) -> str:
     best = case['best_reference']
     rows.append(
       (
-        f'{kind} {size}, batch {batch}, {threads[:-1]} threads',
+        f'{kind} {size}, batch {batch}, {_counted(threads[:-1])}',
         f'{rates[best]:.2f} ({best})',
         f'{rates["dense"]:.2f}',
         span(case['dense_over_timm']),
@@ -245,7 +376,10 @@ def timm_table(found: dict[str, Any]) -> str:
       'DeiT at 224 pixels, float32, images per second. The fraction of the '
       'matrix product relates executed multiply-accumulates to a product of '
       "the MLP's shape in the same run. Pruned over dense is given beside the "
-      'ratio of their multiply-accumulates.',
+      'ratio of their multiply-accumulates. Where the ratio is below 1 '
+      'we are slower than the better of eager PyTorch and `torch.compile`: on '
+      'this processor so are the matrix products of XLA, which is what most of '
+      'a forward pass at 16 images is.',
       table(
         (
           'case',
@@ -438,12 +572,15 @@ def loading_table(found: dict[str, Any]) -> str:
 RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
+  'method_table': method_tables,
   'selection_quality': quality_tables,
+  'training_free': training_free_tables,
 }
 PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,
   'nose_speed': nose_table,
   'token_merging': merging_table,
+  'training_free_cost': fitting_table,
   'int8': int8_table,
   'pipeline': pipeline_table,
   'dilution_cost': dilution_table,

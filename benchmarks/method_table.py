@@ -1,0 +1,320 @@
+r"""One table per data set: every way to remove attention, side by side.
+
+Rows, with 6 of 12 attention layers removed and three seeds: the dense network;
+NOSE, `probe` and (digits) every other static criterion, each with dilution;
+training-free (the dense network with affine maps, 512 unlabeled images); and
+the pruned networks with tokens merged on top, at evaluation alone. Top-1 on all test images, its paired difference to the
+dense network, sizes, and images per second taken in turn in one run.
+
+  python benchmarks/method_table.py --name=digits --workdir=runs/method_digits
+  python benchmarks/method_table.py --name=fashion_mnist \
+    --workdir=runs/fashion_table
+
+All trained rows have seen the same number of steps in the end: the dense
+baseline in one cosine, the others in a shorter dense training and a dilution
+from there. Sets that criteria share are diluted once. Every run has its own
+workdir: the script continues where it was stopped, and with the workdir of
+`fashion_mnist_table.py` it takes over that script's `start` and `dense`.
+About 40 minutes each on one CPU core.
+Writes its part of docs/benchmarks/method_table.json.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from fashion_mnist_table import SETTINGS, hits, paired
+
+from lambda_vit_jax import (
+  benchmark,
+  checkpoint,
+  linearizer,
+  main,
+  probe_search,
+  selection,
+  stages,
+)
+from lambda_vit_jax.models.model import Model, merge_tokens
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+OUTPUT = ROOT / 'docs/benchmarks/method_table.json'
+SEEDS = range(3)
+NUM_LAYERS = 6
+CALIBRATION_IMAGES = 512
+# Of 17 tokens, at each of the attention layers that remain, but the first.
+MERGE, MERGE_START = 1, 1
+SPEED_BATCH, SPEED_ROUNDS = 64, 15
+# How the training-free row chooses, fixed before any of its test results.
+TRAINING_FREE = {'criterion': 'affine'}
+NOSE, PROBE = 'transfer_entropy', 'probe'
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """Arguments of the runs of one data set."""
+
+  config: str
+  common: tuple[str, ...]
+  start: str
+  dense: str
+  dilution: tuple[str, ...]
+  # Of the static criteria, whose sets are diluted: all where it is empty.
+  static: tuple[str, ...] = ()
+
+
+DATA_SETS = {
+  'digits': DataSet(
+    'digits.py:scratch',
+    (f'--config.data.holdout_images={CALIBRATION_IMAGES}',),
+    start='1000',
+    dense='1450',
+    dilution=(),
+  ),
+  'fashion_mnist': DataSet(
+    'fashion_mnist.py',
+    SETTINGS,
+    start='5ep',
+    dense='20ep',
+    dilution=(
+      '--config.dilute.learning_rate=2e-3',
+      '--config.dilute.dilution_steps=5ep',
+      '--config.dilute.settle_steps=10ep',
+    ),
+    # The others would take another hour and a half on one core.
+    static=(NOSE,),
+  ),
+}
+
+
+class Runs:
+  """The workdirs of one data set and seed."""
+
+  def __init__(self, options: argparse.Namespace, seed: int):
+    self._data = DATA_SETS[options.name]
+    self._folder = options.workdir
+    self._source = options.source
+    self._seed = seed
+
+  def _open(self, name: str, *arguments: str) -> Run:
+    workdir = f'{self._folder}/{name}-{self._seed}'
+    source = [f'--config.data.source={self._source}'] if self._source else []
+    _, config, _ = main.parse(
+      [
+        'run',
+        f'--config={ROOT}/configs/{self._data.config}',
+        f'--workdir={workdir}',
+        f'--config.seed={self._seed}',
+        *source,
+        *self._data.common,
+        *arguments,
+      ]
+    )
+    return Run(config.to_dict(), workdir, Reporter())
+
+  def trained(self, name: str) -> Run:
+    """`start` or `dense`, trained."""
+    steps = getattr(self._data, name)
+    run = self._open(name, f'--config.pretrain.steps={steps}')
+    stages.run_stage(run, 'pretrain')
+    return run
+
+  def _removing(self, name: str, *arguments: str) -> Run:
+    return self._open(
+      name,
+      f'--config.init={self._folder}/start-{self._seed}',
+      '--config.pretrain.steps=0',
+      f'--config.select.num_layers={NUM_LAYERS}',
+      *self._data.dilution,
+      *arguments,
+    )
+
+  def proposals(self) -> dict[str, tuple[int, ...]]:
+    """The set of every static criterion, and of the probe."""
+    run = self._removing(
+      f'probe-{NUM_LAYERS}', '--config.select.criterion=probe'
+    )
+    path = run.path('proposals.json')
+    if not path.exists():
+      stages.run_stage(run, 'pretrain')
+      model = run.load('pretrain')
+      images = list(run.holdout_batches(model.preprocessing))
+      checkpoint.write_json(
+        path, probe_search.proposals(model, images, NUM_LAYERS)
+      )
+    stages.run_stage(run, 'pretrain')
+    stages.run_stage(run, 'select')
+    chosen = checkpoint.read_json(run.path('selection.json'))['removed']
+    wanted = self._data.static or probe_search.PROPOSERS
+    found = {
+      name: layers
+      for name, layers in checkpoint.read_json(path).items()
+      if name in wanted
+    }
+    return {
+      name: tuple(layers) for name, layers in (found | {PROBE: chosen}).items()
+    }
+
+  def diluted(self, layers: tuple[int, ...]) -> Run:
+    """The start, diluted without `layers`."""
+    run = self._removing(
+      'set-' + '-'.join(map(str, layers)),
+      '--config.select.criterion=given',
+      f'--config.select.layers={layers}',
+    )
+    for stage in ('pretrain', 'select', 'dilute'):
+      stages.run_stage(run, stage)
+    return run
+
+
+def right(run: Run, model: Model, key: str) -> np.ndarray:
+  """`hits`, kept in the workdir under `key`."""
+  path = run.path('hits.json')
+  found = checkpoint.read_json(path) if path.exists() else {}
+  if key not in found:
+    found[key] = np.packbits(hits(run, model)).tobytes().hex()
+    found['num_images'] = len(hits(run, model))
+    checkpoint.write_json(path, found)
+  bits = np.unpackbits(np.frombuffer(bytes.fromhex(found[key]), np.uint8))
+  return bits[: found['num_images']].astype(bool)
+
+
+def training_free(run: Run) -> tuple[tuple[int, ...], Model]:
+  """The dense network with affine maps for some of its attentions."""
+  dense = run.load('pretrain')
+  images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
+  layers = selection.select(
+    dense, images, num_layers=NUM_LAYERS, resamples=0, **TRAINING_FREE
+  ).removed
+  unlabeled = [{key: b[key] for key in ('image', 'mask')} for b in images]
+  return layers, linearizer.linearize(dense, unlabeled, layers)
+
+
+def rows_of_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+  """Per row its layers, its hits and (of the first seed) its model."""
+  runs = Runs(options, seed)
+  runs.trained('start')
+  dense = runs.trained('dense')
+  model = dense.load('pretrain')
+  rows = {'dense': ((), right(dense, model, 'dense'), model)}
+  merge = functools.partial(merge_tokens, merge=MERGE, start=MERGE_START)
+  for name, layers in runs.proposals().items():
+    run = runs.diluted(layers)
+    model = run.load('dilute')
+    row = f'{name} + dilution'
+    rows[row] = layers, right(run, model, 'diluted'), model
+    if name in (NOSE, PROBE):
+      merged = merge(model)
+      hit = right(run, merged, f'merged {MERGE} from {MERGE_START}')
+      rows[f'{row} + merging'] = layers, hit, merged
+    print(seed, row, layers, rows[row][1].mean(), flush=True)
+  layers, model = training_free(dense)
+  for name, one in (
+    ('training-free', model),
+    ('training-free + merging', merge(model)),
+  ):
+    rows[name] = layers, right(dense, one, f'{name} {layers}'), one
+    print(seed, name, layers, rows[name][1].mean(), flush=True)
+  return rows
+
+
+def accuracy(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+  """Of one row over all seeds."""
+  found = [of_seed[name] for of_seed in rows]
+  as_dict = [
+    [
+      {
+        'hits': np.packbits(of_seed[key][1]).tobytes().hex(),
+        'num_images': len(of_seed[key][1]),
+      }
+      for of_seed in rows
+    ]
+    for key in (name, 'dense')
+  ]
+  by_seed = [float(hit.mean()) for _, hit, _ in found]
+  return {
+    'removed': [list(layers) for layers, _, _ in found],
+    'top1': float(np.mean(by_seed)),
+    'by_seed': by_seed,
+    'minus_dense': paired(*as_dict),
+  }
+
+
+SPEED_ROWS = (
+  'dense',
+  f'{NOSE} + dilution',
+  f'{PROBE} + dilution',
+  'training-free',
+  f'{NOSE} + dilution + merging',
+  f'{PROBE} + dilution + merging',
+  'training-free + merging',
+)
+
+
+def speed(rows: dict[str, Any]) -> dict[str, Any]:
+  """Sizes and images per second of the first seed's models, in turn."""
+  models = {name: rows[name][2] for name in SPEED_ROWS}
+  module = models['dense'].module
+  shape = (SPEED_BATCH, *module.image_size, module.in_chans)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  calls, sizes = {}, {}
+  for name, model in models.items():
+    calls[name], sizes[name] = benchmark.compile_model(model, images)
+  seconds = benchmark.time_in_turn(calls, SPEED_ROUNDS)
+  found = {}
+  for name, times in seconds.items():
+    ratios = [a / b for a, b in zip(seconds['dense'], times, strict=True)]
+    found[name] = {
+      **{key: sizes[name][key] for key in benchmark.OF_MODEL},
+      'images_per_second': SPEED_BATCH / float(np.median(times)),
+      'over_dense': {
+        'min': min(ratios),
+        'median': float(np.median(ratios)),
+        'max': max(ratios),
+      },
+    }
+  return found
+
+
+def write_table() -> None:
+  """Runs everything that is missing, then writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--name', choices=DATA_SETS, required=True)
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--source', default='')
+  options = parser.parse_args()
+  # Absolute, since a workdir names the one that it starts from.
+  options.workdir = str(pathlib.Path(options.workdir).absolute())
+  rows = [rows_of_seed(options, seed) for seed in SEEDS]
+  data = DATA_SETS[options.name]
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'config': data.config,
+    'settings': dataclasses.asdict(data),
+    'num_layers': NUM_LAYERS,
+    'training_free': TRAINING_FREE,
+    'merge': {'r': MERGE, 'start': MERGE_START},
+    'speed_batch': SPEED_BATCH,
+    'num_images': len(rows[0]['dense'][1]),
+    'rows': {name: accuracy(rows, name) for name in rows[0]},
+    'speed': speed(rows[0]),
+  }
+  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+  found[options.name] = result
+  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+  print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  write_table()
