@@ -311,6 +311,19 @@ def test_impossible_settings(fields):
     SegmentAugment(RULES, **fields)
 
 
+@pytest.mark.parametrize(
+  'classes, zero, refused',
+  [(255, False, False), (256, False, True), (255, True, True)],
+)
+def test_the_usual_ignored_number_is_not_a_class(classes, zero, refused):
+  if not refused:
+    MaskRules(classes, reduce_zero_label=zero)
+    return
+  with pytest.raises(UsageError, match=r'ignore_index=255 is one of the'):
+    MaskRules(classes, reduce_zero_label=zero)
+  MaskRules(classes, ignore_index=-1, reduce_zero_label=zero)
+
+
 # --- sources ----------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from lambda_vit_jax.errors import DataError, UsageError
 from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
 
 _LARGEST_CLASS = 1 << 15
+# What most data sets write for a pixel without a class.
+_USUAL_IGNORED = 255
 
 
 class MaskError(DataError):
@@ -36,7 +38,7 @@ class MaskRules:
   """
 
   num_classes: int
-  ignore_index: int = 255
+  ignore_index: int = _USUAL_IGNORED
   reduce_zero_label: bool = False
 
   def __post_init__(self):
@@ -44,6 +46,13 @@ class MaskRules:
       raise UsageError(
         f'config.segment.num_classes={self.num_classes}: give 1 to '
         f'{_LARGEST_CLASS - 1}'
+      )
+    # Others may be meant: 0 for a background that does not count.
+    highest = self.num_classes - 1 + self.reduce_zero_label
+    if self.ignore_index == _USUAL_IGNORED <= highest:
+      raise UsageError(
+        f'config.segment.ignore_index={_USUAL_IGNORED} is one of the '
+        f'{self.num_classes} classes; give another number, -1 for none'
       )
 
   def read(
