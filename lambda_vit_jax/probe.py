@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lambda_vit_jax import dilution, losses, optim, sharding
+from lambda_vit_jax import dilution, losses, optim, processes, sharding
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.evaluate import counts_of, summarize
 from lambda_vit_jax.models.model import Model, apply_module
@@ -94,7 +94,8 @@ class ShortDilution:
     self._module = model.module.clone(
       attention_modes=modes, compensation=bool(settings['compensation'])
     )
-    self.num_test_images = sum(int(b['mask'].sum()) for b in test_batches)
+    own = sum(int(b['mask'].sum()) for b in test_batches)
+    self.num_test_images = own if mesh is None else sum(processes.gather(own))
     if mesh is None:
       place = _on_device
       self._params = model.params

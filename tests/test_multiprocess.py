@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -273,3 +274,47 @@ def test_the_launcher_passes_on_flags_and_codes(tmp_path):
   )
   assert done.returncode == 2, done.stderr
   assert 'batch_size=3 is not divisible by the 2 devices' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'stages, options',
+  [
+    (
+      ('select', 'linearize'),
+      ('--config.method=linearize', '--config.select.trial=linear'),
+    ),
+    (
+      ('select',),
+      ('--config.select.criterion=probe', '--config.select.probe_steps=2'),
+    ),
+  ],
+  ids=['linear', 'probe'],
+)
+def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
+  single, double = tmp_path / 'one', tmp_path / 'two'
+  alone(arguments('pretrain', single, *QUICK))
+  shutil.copytree(single, double)
+  for stage in stages:
+    alone(arguments(stage, single, *QUICK, *options))
+    codes, said = finish(start(arguments(stage, double, *QUICK, *options)))
+    assert codes == [0, 0], said
+  mine, theirs = (
+    json.loads((path / 'selection.json').read_text())
+    for path in (double, single)
+  )
+  assert mine['order'] == theirs['order']
+  assert mine['num_samples'] == theirs['num_samples']
+  for sets, score in theirs['set_scores'].items():
+    # Losses behind a few training steps.
+    np.testing.assert_allclose(mine['set_scores'][sets], score, atol=1e-4)
+  if 'linearize' in stages:
+    found, wanted = (
+      load.load_export(path / 'linear') for path in (double, single)
+    )
+    assert found.attention_modes == wanted.attention_modes
+    # The same sums, in another order, through a least-squares solution.
+    for a, b in zip(
+      jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-3)
