@@ -19,6 +19,7 @@ import argparse
 import datetime
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from lambda_vit_jax import benchmark, evaluate, main, stages
@@ -117,7 +118,7 @@ def choose(table: Table, criterion: str) -> tuple[int, ...]:
   return tuple(found['order'])
 
 
-def write_rows(table: Table) -> None:
+def write_rows(table: Table, kinds: Sequence[str]) -> None:
   """All rows of one data set, the most telling ones first."""
   dense = table.dense
   table.row('dense', lambda: table.score(dense))
@@ -134,12 +135,12 @@ def write_rows(table: Table) -> None:
           ),
         )
       for sequential in (True, False):
-        for kind, inputs in INPUTS.items():
+        for kind in kinds:
           how = 'sequential' if sequential else 'at once'
           table.row(
             f'{key} linear {kind} {how}',
-            lambda layers=layers, inputs=inputs, sequential=sequential: (
-              table.linear(layers, inputs=inputs, sequential=sequential)
+            lambda layers=layers, kind=kind, sequential=sequential: (
+              table.linear(layers, inputs=INPUTS[kind], sequential=sequential)
             ),
           )
   layers = orders['affine'][: max(COUNTS)]
@@ -155,6 +156,7 @@ def measure() -> None:
   parser.add_argument('--name', default='digits')
   parser.add_argument('--config', default='configs/digits.py')
   parser.add_argument('--workdir', default='runs/training_free')
+  parser.add_argument('--kinds', nargs='+', choices=INPUTS, default=INPUTS)
   options, overrides = parser.parse_known_args()
   if options.name == 'digits' and not overrides:
     overrides = [f'--config.data.holdout_images={IMAGES}']
@@ -168,7 +170,7 @@ def measure() -> None:
   )
   run = Run(config.to_dict(), options.workdir, Reporter())
   stages.run_stage(run, 'pretrain')
-  write_rows(Table(options.name, run))
+  write_rows(Table(options.name, run), options.kinds)
 
 
 if __name__ == '__main__':

@@ -259,10 +259,13 @@ def method_tables(of_sets: dict[str, Any]) -> str:
 
 def training_free_tables(of_sets: dict[str, Any]) -> str:
   """Affine maps in place of attention, by criterion, input and order."""
-  kinds = ('token', 'token+mean', 'token+class', 'token+mean+class')
+  every = ('token', 'token+mean', 'token+class', 'token+mean+class')
 
   def section(name: str, found: dict[str, Any]) -> str:
     rows = found['rows']
+    kinds = [
+      kind for kind in every if any(f'linear {kind} at' in key for key in rows)
+    ]
     dense = rows['dense']['top1']
 
     def cells(key: str) -> list[str]:
