@@ -14,7 +14,7 @@ All trained rows have seen the same number of steps in the end: the dense
 baseline in one cosine, the others in a shorter dense training and a dilution
 from there. Sets that criteria share are diluted once. Every run has its own
 workdir: the script continues where it was stopped, and with the workdir of
-`fashion_mnist_table.py` it takes over that script's `start` and `dense`.
+`fashion_mnist_table.py` it takes over that script's `start`, `dense` and NOSE.
 About 40 minutes each on one CPU core.
 Writes its part of docs/benchmarks/method_table.json.
 """
@@ -27,10 +27,11 @@ import json
 import pathlib
 from typing import Any
 
+import fashion_mnist_table
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fashion_mnist_table import SETTINGS, hits, paired
+from fashion_mnist_table import PRUNED, SETTINGS, hits, paired
 
 from lambda_vit_jax import (
   benchmark,
@@ -102,6 +103,7 @@ class Runs:
     self._data = DATA_SETS[options.name]
     self._folder = options.workdir
     self._source = options.source
+    self._options = options
     self._seed = seed
 
   def _open(self, name: str, *arguments: str) -> Run:
@@ -165,6 +167,12 @@ class Runs:
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
     """The start, diluted without `layers`."""
+    if self._options.name == 'fashion_mnist':
+      (arm,) = (arm for arm in PRUNED if arm.num_layers == NUM_LAYERS)
+      path = pathlib.Path(self._folder, f'{arm.name}-{self._seed}/score.json')
+      # The same steps from the same start, by that script.
+      if path.exists() and json.loads(path.read_text())['removed'] == [*layers]:
+        return fashion_mnist_table.open_run(self._options, arm, self._seed)
     run = self._removing(
       'set-' + '-'.join(map(str, layers)),
       '--config.select.criterion=given',
