@@ -311,6 +311,36 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
   return '\n\n'.join(section(*item) for item in of_sets.items())
 
 
+def block_tables(of_sets: dict[str, Any]) -> str:
+  """Maps in place of whole blocks and of attention alone."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = [
+      (
+        row_name,
+        layers(row['blocks']),
+        percent(row['top1']),
+        f'{row["macs"] / 1e6:.3f}',
+      )
+      for row_name, row in found['rows'].items()
+    ]
+    return '\n\n'.join(
+      [
+        f'## Whole blocks or attention alone: {name}\n\n'
+        f'One trained network, {found["images"]} unlabeled images, '
+        f'{found["num_images"]:,} test images, no training. An affine map of '
+        'each token takes the place of consecutive blocks (the idea of TOAST, '
+        'written from its description; the span is the best of its length by '
+        'test accuracy), or of the attention of blocks that criterion `affine` '
+        'chooses.',
+        table(('replaced', 'blocks', 'top-1 %', 'MMACs'), rows),
+        origin('block_maps', 'block_maps.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
 def fitting_table(found: dict[str, Any]) -> str:
   """What fitting affine maps costs."""
   ratio = found['ratio']
@@ -586,6 +616,7 @@ RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
   'method_table': method_tables,
   'selection_quality': quality_tables,
   'training_free': training_free_tables,
+  'block_maps': block_tables,
 }
 PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,

@@ -1,0 +1,179 @@
+r"""Affine maps in place of whole blocks, and of attention alone.
+
+The neighbour of the training-free mode is TOAST (arXiv 2410.04941), which puts
+one linear map in place of consecutive blocks, MLPs included. Written here from
+its description: the map of each token, from the stream before the first of the
+blocks to the stream behind the last, is fitted by least squares to the same
+unlabeled images that `linearize` sees. Of all spans of a length the best by
+test accuracy is taken, a choice that favours the neighbour. Beside it stand 3,
+5 and 6 attention layers replaced by `linearize` (criterion `affine`, maps of
+the token alone, and with the mean and a map for the class token), chosen
+without labels.
+
+  python benchmarks/block_maps.py --name=fashion_mnist \
+    --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+The workdir needs a finished `pretrain`. Writes docs/benchmarks/block_maps.json.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_vit_jax import benchmark, evaluate, linearizer, main, selection
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/block_maps.json'
+IMAGES = 512
+SPANS = (1, 2, 3)
+COUNTS = (3, 5, 6)
+INPUTS = {
+  'token': ('token',),
+  'token+mean+class': ('token', 'mean', 'class_map'),
+}
+
+
+class Network:
+  """A dense network that runs block by block."""
+
+  def __init__(self, model: Model):
+    self.depth = model.depth
+    self._params = model.params
+    self._stem = pieces.stem_of(model.module)
+    self._outer = pieces.stem_params(model.params, model.depth)
+    self._block = jax.jit(
+      functools.partial(
+        pieces.run_block, pieces.block_of(model.module, 0, 'full')
+      )
+    )
+
+  def streams(self, images: Any) -> list[Any]:
+    """The stream before every block, and the one behind the last."""
+    found = [pieces.embed(self._stem, self._outer, images)]
+    for index in range(self.depth):
+      found.append(self.block(index, found[-1]))
+    return found
+
+  def block(self, index: int, x: Any) -> Any:
+    return self._block(pieces.block_params(self._params, index), x)[0]
+
+  def logits(self, x: Any) -> Any:
+    return pieces.readout(self._stem, self._outer, x)[0]
+
+
+def fit(before: np.ndarray, behind: np.ndarray) -> np.ndarray:
+  """`[inputs + 1, outputs]`: the affine map of least squares."""
+  inputs = before.reshape(-1, before.shape[-1]).astype(np.float64)
+  inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+  outputs = behind.reshape(-1, behind.shape[-1]).astype(np.float64)
+  return np.linalg.lstsq(inputs, outputs, rcond=None)[0].astype(np.float32)
+
+
+def without_blocks(
+  network: Network, first: int, length: int, affine: np.ndarray
+) -> Callable[[Any], Any]:
+  """Images to logits with blocks `first … first + length - 1` mapped."""
+
+  def predict(images: Any) -> Any:
+    x = network.streams(images)[first] @ affine[:-1] + affine[-1]
+    for index in range(first + length, network.depth):
+      x = network.block(index, x)
+    return network.logits(x)
+
+  return jax.jit(predict)
+
+
+def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
+  """The best span of every length, and all others."""
+  network = Network(model)
+  parts = [network.streams(b['image'][b['mask']]) for b in images]
+  streams = [np.concatenate(part) for part in zip(*parts, strict=True)]
+  module = model.module
+  tokens, width = module.num_tokens, module.embed_dim
+  hidden = int(width * module.mlp_ratio)
+  each = tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width
+  rows = {}
+  for length in SPANS:
+    top1 = {}
+    for first in range(network.depth - length + 1):
+      affine = fit(streams[first], streams[first + length])
+      predict = without_blocks(network, first, length, affine)
+      top1[first] = evaluate.evaluate_program(predict, test)['top1']
+    best = max(top1, key=top1.__getitem__)
+    rows[f'{length} whole blocks'] = {
+      'blocks': list(range(best, best + length)),
+      'top1': top1[best],
+      'macs': model.macs() - length * each + tokens * width**2,
+      'by_first': top1,
+    }
+    print(length, best, top1[best], flush=True)
+  return rows
+
+
+def attention_rows(run: Run, model: Model, images: list, test: list) -> Any:
+  """`linearize`, blocks chosen by `affine`."""
+  order = selection.select(
+    model, images, criterion='affine', num_layers=max(COUNTS)
+  ).order
+  rows = {}
+  for count in COUNTS:
+    for kind, inputs in INPUTS.items():
+      layers = order[:count]
+      fitted = linearizer.linearize(model, images, layers, inputs=inputs)
+      rows[f'{count} attention layers, {kind}'] = {
+        'blocks': sorted(layers),
+        'top1': evaluate.evaluate_model(fitted, iter(test), run.mesh)['top1'],
+        'macs': fitted.macs(),
+      }
+      print(count, kind, rows[f'{count} attention layers, {kind}'], flush=True)
+  return rows
+
+
+def measure() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--name', required=True)
+  parser.add_argument('--config', required=True)
+  parser.add_argument('--workdir', required=True)
+  options, overrides = parser.parse_known_args()
+  _, config, _ = main.parse(
+    [
+      'run',
+      f'--config={options.config}',
+      f'--workdir={options.workdir}',
+      *overrides,
+    ]
+  )
+  run = Run(config.to_dict(), options.workdir, Reporter())
+  model = run.load('pretrain')
+  images = list(run.holdout_batches(model.preprocessing, IMAGES))
+  test = list(run.eval_batches(model.preprocessing))
+  dense = evaluate.evaluate_model(model, iter(test), run.mesh)
+  result = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'num_images': dense['num_images'],
+    'images': IMAGES,
+    'rows': {
+      'dense': {'blocks': [], 'top1': dense['top1'], 'macs': model.macs()},
+      **block_rows(model, images, test),
+      **attention_rows(run, model, images, test),
+    },
+  }
+  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+  found[options.name] = result
+  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  measure()
