@@ -45,7 +45,7 @@ import json, sys, time
 import numpy as np
 import jax
 import lambda_vit_jax as lv
-from lambda_vit_jax import startup
+from lambda_vit_jax import compilation, startup
 startup.use_cache()
 model = lv.load_pretrained(sys.argv[1])
 from lambda_vit_jax.models.model import apply_module
@@ -53,7 +53,7 @@ from lambda_vit_jax.models.model import apply_module
 height, width = model.module.image_size
 images = np.zeros((1, height, width, model.module.in_chans), np.float32)
 jax.block_until_ready(model.params)
-program = jax.jit(
+program = compilation.Program(
   lambda params, x: apply_module(model.module, params, x, capture=False)[0]
 )
 times = [(time.perf_counter(), time.process_time())]

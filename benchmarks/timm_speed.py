@@ -10,8 +10,10 @@ for DeiT tiny, small or base at 224 pixels, float32. In turn, A B C A B C …:
   dense       this package
   pruned      this package, the paper's larger set removed (inference)
   matmul      XLA's own product of the MLP's shape (up-projection)
+  product     the same as this package takes it, see `compilation`
 
-Medians over the rounds; a ratio is the median of the rounds' ratios, and its
+Memory that a call frees is kept for the next one, of whichever side (as the
+command line has it, see `startup.keep_memory`). Medians over the rounds; a ratio is the median of the rounds' ratios, and its
 spread their extremes. With --threads=1 both sides work on one core, and CPU
 time is what counts. Each case is written to docs/benchmarks/timm_speed.json
 when it is done; the others stay.
@@ -106,7 +108,7 @@ def jax_inference(
   calls, sizes = {}, {}
   for name, model in models.items():
     calls[name], sizes[name] = benchmark.compile_model(model, images)
-  calls['matmul'] = matmul(dense, batch_size)
+  calls |= matmuls(dense, batch_size)
   return calls, sizes
 
 
@@ -119,22 +121,29 @@ def matmul_shape(module: Any, batch_size: int) -> tuple[int, int, int]:
   )
 
 
-def matmul(model: Any, batch_size: int) -> Callable[[], Any]:
+def matmuls(model: Any, batch_size: int) -> dict[str, Callable[[], Any]]:
   """Twelve up-projections, so that a call takes as long as something real."""
   import jax
   import jax.numpy as jnp
 
+  from lambda_vit_jax import compilation, quantization
+
   rows, inner, columns = matmul_shape(model.module, batch_size)
   left = jnp.ones((rows, inner), jnp.float32)
   right = jnp.ones((inner, columns), jnp.float32)
-  multiply = jax.jit(jnp.matmul)
 
-  def call() -> Any:
-    for _ in range(11):
-      multiply(left, right)
-    return multiply(left, right)
+  def twelve(multiply: Callable[..., Any]) -> Callable[[], Any]:
+    def call() -> Any:
+      for _ in range(11):
+        multiply(left, right)
+      return multiply(left, right)
 
-  return call
+    return call
+
+  ours = compilation.Program(
+    lambda x, y: quantization.product(x, quantization.Matrix(y))
+  )
+  return {'matmul': twelve(jax.jit(jnp.matmul)), 'product': twelve(ours)}
 
 
 def jax_training(
@@ -248,7 +257,7 @@ def run_case(case: str, options: argparse.Namespace) -> dict[str, Any]:
     'images_per_second': {
       name: batch_size / seconds
       for name, seconds in medians.items()
-      if name != 'matmul'
+      if name not in ('matmul', 'product')
     },
     'best_reference': best,
     'dense_over_timm': ratio(wall[best], wall['dense']),
@@ -261,14 +270,18 @@ def run_case(case: str, options: argparse.Namespace) -> dict[str, Any]:
       create_model(variant).module, batch_size
     )
     product = 12 * rows * inner * columns
-    share = ratio(wall['matmul'], wall['dense'])
+    shares = {
+      name: {
+        key: value * batch_size * macs['dense'] / product
+        for key, value in ratio(wall[name], wall['dense']).items()
+      }
+      for name in ('matmul', 'product')
+    }
     result |= {
       'pruned_over_dense': ratio(wall['dense'], wall['pruned']),
       'macs_ratio': macs['dense'] / macs['pruned'],
-      'fraction_of_matmul': {
-        name: value * batch_size * macs['dense'] / product
-        for name, value in share.items()
-      },
+      'fraction_of_matmul': shares['matmul'],
+      'fraction_of_product': shares['product'],
     }
   return result
 
@@ -285,8 +298,9 @@ def main() -> None:
 
   import torch
 
-  from lambda_vit_jax import benchmark
+  from lambda_vit_jax import benchmark, startup
 
+  startup.keep_memory()
   torch.set_num_threads(options.threads)
   found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {'cases': {}}
   for case in options.case or CASES:

@@ -405,6 +405,9 @@ def timm_table(found: dict[str, Any]) -> str:
         span(case['fraction_of_matmul'])
         if 'fraction_of_matmul' in case
         else '',
+        span(case['fraction_of_product'])
+        if 'fraction_of_product' in case
+        else '',
         f'{span(case["pruned_over_dense"])} of {case["macs_ratio"]:.3f}'
         if 'macs_ratio' in case
         else '',
@@ -416,23 +419,54 @@ def timm_table(found: dict[str, Any]) -> str:
       '## Beside PyTorch and timm\n\n'
       'DeiT at 224 pixels, float32, images per second. The fraction of the '
       'matrix product relates executed multiply-accumulates to a product of '
-      "the MLP's shape in the same run. Pruned over dense is given beside the "
-      'ratio of their multiply-accumulates. Where the ratio is below 1 '
-      'we are slower than the better of eager PyTorch and `torch.compile`: on '
-      'this processor so are the matrix products of XLA, which is what most of '
-      'a forward pass at 16 images is.',
+      "the MLP's shape in the same run: as XLA takes it by itself, and as this "
+      'package has it taken (next section). Pruned over dense is given beside '
+      'the ratio of their multiply-accumulates. Where the ratio is below 1 we '
+      'are slower than the better of eager PyTorch and `torch.compile`.',
       table(
         (
           'case',
           'the better reference',
           'dense',
           'ratio',
-          'fraction of matrix product',
+          "fraction of XLA's product",
+          'of ours',
           'pruned over dense',
         ),
         rows,
       ),
       origin('timm_speed', 'timm_speed.py', first | found),
+    ]
+  )
+
+
+def products_table(found: dict[str, Any]) -> str:
+  """Matrix products with and without the options of `compilation`."""
+  forms = ('default', 'whole', 'used')
+  return '\n\n'.join(
+    [
+      '## Matrix products on a CPU\n\n'
+      'Billions of operations a second on one core, float32: the median, and '
+      'the best in brackets. `default` is what XLA chooses (YNNPACK). `whole` '
+      'is with the options that every large program of this package is '
+      'compiled with (Eigen with the kernels of oneDNN; reductions stay). '
+      '`used` is what the package takes: the same, in pieces where the rows '
+      'of a matrix are a multiple of 4 KiB long and would share their places '
+      'in the cache.',
+      table(
+        ('product', *forms),
+        (
+          (
+            name,
+            *(
+              f'{row[form]["median"]:.0f} ({row[form]["best"]:.0f})'
+              for form in forms
+            ),
+          )
+          for name, row in found['gflops'].items()
+        ),
+      ),
+      origin('products', 'products.py', found),
     ]
   )
 
@@ -620,6 +654,7 @@ RESULTS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 PERFORMANCE: dict[str, Callable[[dict[str, Any]], str]] = {
   'timm_speed': timm_table,
+  'products': products_table,
   'nose_speed': nose_table,
   'token_merging': merging_table,
   'training_free_cost': fitting_table,

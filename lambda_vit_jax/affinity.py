@@ -1,11 +1,8 @@
 """How far an attention layer is from an affine map of its input (METHOD 6)."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax import linear, programs
+from lambda_vit_jax import compilation, linear, programs
 from lambda_vit_jax.images import ImageSet, Placement
 from lambda_vit_jax.linear import CrossMoments, Sums
 from lambda_vit_jax.models import pieces
@@ -17,7 +14,7 @@ from lambda_vit_jax.typing import Array, Params
 _RIDGE = 1e-6
 
 
-@functools.partial(jax.jit, static_argnames=('block', 'placement'))
+@compilation.jit(static_argnames=('block', 'placement'))
 def _measure(
   block: EncoderBlock,
   params: Params,

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import startup
+from lambda_vit_jax import compilation, startup
 from lambda_vit_jax.models.attention import resolve_attention_kernel
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.progress import Bar, Reporter
+from lambda_vit_jax.quantization import Matrix, product
 from lambda_vit_jax.typing import Array
 from lambda_vit_jax.version import __version__
 
@@ -98,7 +99,7 @@ def compile_model(
   def predict(params: Any, batch: Array) -> Array:
     return apply_module(module, params, batch, capture=False)[0]
 
-  call, planned = _compile(predict, model.params, images)
+  call, planned = _compile(compilation.Program(predict), model.params, images)
   sizes = {
     'parameters': model.num_parameters,
     'macs': model.macs(),
@@ -115,19 +116,20 @@ def compile_program(
 ) -> tuple[Callable[[], Array], dict[str, Any]]:
   """The same for a program with weights of its own.
 
-  There is no `peak_bytes`: the compiler does not count those weights.
+  It is compiled as another program would, without our compiler options. There
+  is no `peak_bytes`: the compiler does not count those weights.
   """
-  call, planned = _compile(program.run, images)
+  call, planned = _compile(jax.jit(program.run), images)
   del planned['peak_bytes']
   return call, dict(program.sizes) | planned
 
 
 def _compile(
-  function: Callable[..., Array], *arguments: Any
+  function: Any, *arguments: Any
 ) -> tuple[Callable[[], Array], dict[str, Any]]:
   start = time.perf_counter()
   with startup.without_cache():
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = function.lower(*arguments).compile()
   seconds = time.perf_counter() - start
   # None where a backend cannot tell; its figures are then 0.
   memory: Any = compiled.memory_analysis()
@@ -184,6 +186,7 @@ def compare(
       module.embed_dim // module.num_heads,
       module.dtype,
     ),
+    'compiler_options': compilation.compiler_options(),
     'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
     'versions': versions(),
     **found[batch_size],
@@ -227,7 +230,8 @@ def _measure(
   square = jnp.asarray(
     rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), module.dtype
   )
-  multiply = jax.jit(jnp.matmul)
+  # As the models take theirs: the fastest that is at hand.
+  multiply = compilation.Program(lambda x, y: product(x, Matrix(y)))
   calls['matmul'] = lambda: multiply(square, square)
 
   seconds = time_in_turn(calls, rounds, bar.advance)

@@ -1,13 +1,12 @@
 """Exact accuracy over every image of a split."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lambda_vit_jax import losses, processes, sharding
+from lambda_vit_jax import compilation, losses, processes, sharding
 from lambda_vit_jax.models.model import Model, apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
@@ -37,7 +36,7 @@ def counts_of(
   return counter(logits, batch['label'], batch['mask'])
 
 
-@functools.partial(jax.jit, static_argnames=('counter', 'module', 'everywhere'))
+@compilation.jit(static_argnames=('counter', 'module', 'everywhere'))
 def counts_everywhere(
   counter: Counter,
   module: ViT,

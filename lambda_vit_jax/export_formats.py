@@ -18,6 +18,7 @@ from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
 from lambda_vit_jax import (
+  compilation,
   convert,
   digests,
   onnx_graph,
@@ -171,9 +172,9 @@ def write_stablehlo(path: epath.Path, folded: Model) -> None:
   images = jax.ShapeDtypeStruct(
     (batch, height, width, module.in_chans), jnp.float32
   )
-  exported = jax_export.export(jax.jit(program(folded)), platforms=PLATFORMS)(
-    images
-  )
+  export = jax_export.export(jax.jit(program(folded)), platforms=PLATFORMS)
+  with compilation.portable():
+    exported = export(images)
   path.write_bytes(bytes(exported.serialize()))
 
 

@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import programs
+from lambda_vit_jax import compilation, programs
 from lambda_vit_jax.display import Shown, Table
 from lambda_vit_jax.images import Placement, read_images
 from lambda_vit_jax.models import pieces
@@ -72,9 +71,7 @@ def radial_profile(amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return frequencies, profile - profile[..., :1]
 
 
-@functools.partial(
-  jax.jit, static_argnames=('block', 'placement', 'grid', 'prefix')
-)
+@compilation.jit(static_argnames=('block', 'placement', 'grid', 'prefix'))
 def _measure(
   block: EncoderBlock,
   params: Params,

@@ -10,7 +10,6 @@ used.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import linear, programs, surgery
+from lambda_vit_jax import compilation, linear, programs, surgery
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import ImageSet, Placement, read_images
 from lambda_vit_jax.linear import AffineMap, CrossMoments, Sums
@@ -248,8 +247,7 @@ def _check_samples(model: Model, images: int, plan: _Plan) -> None:
     )
 
 
-@functools.partial(
-  jax.jit,
+@compilation.jit(
   static_argnames=('block', 'folds', 'inputs', 'with_output', 'placement'),
 )
 def _measure(

@@ -248,6 +248,7 @@ def _run_stage(
   from lambda_vit_jax.workdir import Run
 
   interrupt.raise_on_signals()
+  startup.keep_memory()
   startup.use_cache()
   reporter = Reporter(values.quiet, processes.is_leader())
   run = Run(config.to_dict(), values.workdir, reporter)

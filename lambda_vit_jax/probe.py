@@ -21,7 +21,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lambda_vit_jax import dilution, losses, optim, processes, sharding
+from lambda_vit_jax import (
+  compilation,
+  dilution,
+  losses,
+  optim,
+  processes,
+  sharding,
+)
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.evaluate import counts_of, summarize
 from lambda_vit_jax.models.model import Model, apply_module
@@ -115,11 +122,11 @@ class ShortDilution:
       settings, lambda _: jnp.ones(()), model.depth
     )
     smoothing = settings['label_smoothing']
-    self._step = jax.jit(
+    self._step = compilation.Program(
       functools.partial(_step, self._module, self._optimizer, smoothing),
       donate_argnums=0,
     )
-    self._counts = jax.jit(
+    self._counts = compilation.Program(
       functools.partial(counts_of, losses.evaluation_counts, self._module)
     )
 

@@ -5,7 +5,6 @@ blocks with attention, one for those without.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import entropy, programs
+from lambda_vit_jax import compilation, entropy, programs
 from lambda_vit_jax.display import Shown, Table
 from lambda_vit_jax.entropy import ChannelStatistics, HostMoments
 from lambda_vit_jax.images import ImageSet, Placement, read_images
@@ -27,7 +26,7 @@ from lambda_vit_jax.typing import Array, Params
 _TINY = 1e-30
 
 
-@functools.partial(jax.jit, static_argnames=('block', 'placement'))
+@compilation.jit(static_argnames=('block', 'placement'))
 def _measure(
   block: EncoderBlock,
   params: Params,

@@ -6,7 +6,6 @@ Four of them serve a search of any length (METHOD, section 4): `embed`,
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lambda_vit_jax import entropy
+from lambda_vit_jax import compilation, entropy
 from lambda_vit_jax.entropy import Moments
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.images import AXIS, ImageSet, Placement
@@ -57,7 +56,7 @@ class End:
   placement: Placement
 
 
-@functools.partial(jax.jit, static_argnames=('stem', 'placement'))
+@compilation.jit(static_argnames=('stem', 'placement'))
 def embed(
   stem: ViT, params: Params, images: Array, placement: Placement
 ) -> tuple[Array, Array]:
@@ -66,7 +65,7 @@ def embed(
   return _split((x, x[:, : stem.read_tokens]), placement)
 
 
-@functools.partial(jax.jit, static_argnames=('block', 'placement'))
+@compilation.jit(static_argnames=('block', 'placement'))
 def attend(
   block: EncoderBlock, params: Params, x: Array, placement: Placement
 ) -> Array:
@@ -74,7 +73,7 @@ def attend(
   return _split(pieces.run_block(block, params, x)[0], placement)
 
 
-@functools.partial(jax.jit, static_argnames=('block', 'placement'))
+@compilation.jit(static_argnames=('block', 'placement'))
 def pass_by(
   block: EncoderBlock,
   params: Params,
@@ -87,9 +86,7 @@ def pass_by(
   return _split(pieces.run_block(block, params, x)[0], placement)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('end',), donate_argnames=('state',)
-)
+@compilation.jit(static_argnames=('end',), donate_argnames=('state',))
 def finish(
   end: End,
   attention: Params,

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from lambda_vit_jax.compilation import column_pieces
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.typing import Array, Params
 
@@ -91,28 +92,44 @@ def product(x: Array, matrix: Matrix, quantization: str = 'none') -> Array:
     ModelError: `dynamic` with more inputs than 32-bit sums can hold.
   """
   if matrix.scale is None:
-    return x @ matrix.values.astype(x.dtype)
+    return _float_product(x, matrix.values.astype(x.dtype))
   wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
   scale = matrix.scale.astype(wide)
   if quantization == 'dynamic':
     values, of_rows = quantize(x, -1)
     sums = integer_product(values, matrix.values).astype(wide)
     return (sums * of_rows.astype(wide) * scale).astype(x.dtype)
-  floats = matrix.values.astype(x.dtype) * _one(x).astype(x.dtype)
+  one = _constant(x, 1).astype(x.dtype)
+  floats = matrix.values.astype(x.dtype) * one
   sums = jnp.matmul(x, floats, preferred_element_type=wide)
   return (sums * scale).astype(x.dtype)
 
 
-def _one(x: Array) -> Array:
-  """The number 1, which a compiler takes for something that depends on `x`.
+def _float_product(x: Array, values: Array) -> Array:
+  """`x·W`, in pieces where that is faster, see `compilation`."""
+  columns = values.shape[1]
+  pieces = column_pieces(x.shape[0], columns, x.dtype)
+  if pieces == 1:
+    return x @ values
+  width = columns // pieces
+  zero = _constant(x, 0)[0, 0]
+  parts = (
+    jax.lax.dynamic_slice_in_dim(values, zero + start, width, axis=1)
+    for start in range(0, columns, width)
+  )
+  return jnp.concatenate([x @ part for part in parts], axis=1)
 
-  Times this, a matrix cannot be made floats before its product is due. Else a
-  CPU's schedule does so with all matrices of the network at once, and constants
-  are folded: more memory than without 8 bits.
+
+def _constant(x: Array, value: int) -> Array:
+  """An int32 `[1, 1]`, which a compiler takes for something made from `x`.
+
+  With it, a matrix cannot be copied or made floats before its product is due.
+  Else a CPU's schedule does so with all matrices of the network at once, and
+  constants are folded: more memory than the network itself takes.
   """
-  first = jax.lax.slice(x, (0, 0), (1, 1)).astype(jnp.float32)
-  bits = jax.lax.bitcast_convert_type(first, jnp.int32)
-  return jax.lax.clamp(jnp.int32(1), bits, jnp.int32(1))
+  first = jax.lax.slice(jax.lax.stop_gradient(x), (0, 0), (1, 1))
+  bits = jax.lax.bitcast_convert_type(first.astype(jnp.float32), jnp.int32)
+  return jax.lax.clamp(jnp.int32(value), bits, jnp.int32(value))
 
 
 def integer_product(x: Array, y: Array) -> Array:

@@ -1,6 +1,5 @@
 """Stages of runs that segment: held-out scores, evaluation, and pictures."""
 
-import functools
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -11,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax import (
+  compilation,
   confusion,
   losses,
   resolve,
@@ -76,7 +76,7 @@ def holdout_scores(
   }
 
 
-@functools.partial(jax.jit, static_argnames='module')
+@compilation.jit(static_argnames='module')
 def _forward(module: ViT, params: Params, images: Array) -> Array:
   return apply_module(module, params, images, capture=False)[0]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lambda_vit_jax import dilution, losses, sharding, surgery
+from lambda_vit_jax import compilation, dilution, losses, sharding, surgery
 from lambda_vit_jax.data import mixing
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.models import model as model_lib
@@ -244,7 +244,7 @@ def make_train_step(
     }
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-  return jax.jit(
+  return compilation.Program(
     step,
     donate_argnums=0,
     out_shardings=(state_shardings, sharding.replicated(mesh)),

@@ -12,6 +12,7 @@ FLOORS = (
   {'errors', 'preprocessing', 'typing', 'usage', 'version'},
   {
     'bootstrap',
+    'compilation',
     'complexity',
     'confusion',
     'dilution',

@@ -145,10 +145,10 @@ def test_attention_has_no_gradient_at_factor_zero(model):
 
 def test_one_trace_serves_the_whole_schedule(model):
   module = model.module.clone(attention_modes=('diluted',) * 3)
-  before = model_lib.forward._cache_size()
+  before = model_lib.forward.cache_size()
   for factor in np.linspace(1, 0, 7, dtype=np.float32):
     model_lib.forward(module, model.params, IMAGES, jnp.full((3,), factor))
-  assert model_lib.forward._cache_size() == before + 1
+  assert model_lib.forward.cache_size() == before + 1
 
 
 def test_skip_leaves_the_stream_alone(model):

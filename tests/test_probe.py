@@ -90,8 +90,8 @@ def test_trained_parameters_need_the_diluted_attention_no_more(
 def test_every_set_and_length_is_one_compilation(short):
   short.score((0,), short.train((0,), 4))
   short.score((1, 2), short.train((1, 2), 6))
-  assert short._step._cache_size() == 1
-  assert short._counts._cache_size() == 1
+  assert short._step.cache_size() == 1
+  assert short._counts.cache_size() == 1
 
 
 def test_training_lowers_the_loss_and_leaves_the_start_alone(

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import complexity, merging, quantization, surgery
+from lambda_vit_jax import (
+  compilation,
+  complexity,
+  merging,
+  quantization,
+  surgery,
+)
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.variants import Variant, get_variant
@@ -170,7 +176,7 @@ def apply_module(
   return module.apply({'params': params}, images, **options)
 
 
-@functools.partial(jax.jit, static_argnames=('module', 'capture'))
+@compilation.jit(static_argnames=('module', 'capture'))
 def forward(
   module: ViT,
   params: Params,

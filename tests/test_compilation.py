@@ -1,0 +1,175 @@
+"""Programs with options of the compiler, and products in pieces."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lambda_vit_jax import compilation, quantization, startup
+from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.variants import VARIANTS
+from lambda_vit_jax.quantization import Matrix
+
+needs_options = pytest.mark.skipif(
+  not compilation.compiler_options(),
+  reason='this processor or compiler has no options to test',
+)
+
+
+@pytest.fixture
+def numbers():
+  rng = np.random.default_rng(0)
+  return (
+    jnp.asarray(rng.normal(size=(70, 40)), jnp.float32),
+    jnp.asarray(rng.normal(size=(40, 1024)), jnp.float32),
+  )
+
+
+def test_options_change_nothing_but_the_rounding(numbers):
+  program = compilation.Program(jnp.matmul)
+  exact = np.asarray(numbers[0], float) @ np.asarray(numbers[1], float)
+  # 40 products of numbers around 1 in float32, in an order of its own.
+  np.testing.assert_allclose(program(*numbers), exact, atol=2e-5)
+
+
+@needs_options
+def test_products_leave_ynnpack_and_reductions_stay():
+  def both(x, y):
+    return (x @ y) * 2.0, x.sum(axis=-1)
+
+  shape = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+  tuned = compilation.Program(both).lower(shape, shape).compile().as_text()
+  plain = jax.jit(both).lower(shape, shape).compile().as_text()
+  assert tuned.count('__ynn_fusion') < plain.count('__ynn_fusion')
+
+
+def test_a_program_works_inside_other_programs(numbers):
+  inner = compilation.Program(lambda x, y: jnp.tanh(x @ y).sum())
+  x, y = numbers
+  # The same sums in the same order but for fusion.
+  near = {'rtol': 1e-5}
+  expected = inner(x, y)
+  np.testing.assert_allclose(jax.jit(inner)(x, y), expected, **near)
+  np.testing.assert_allclose(jax.jit(lambda: inner(x, y))(), expected, **near)
+  gradient = jax.grad(inner)(x, y)
+  np.testing.assert_allclose(
+    gradient, jax.grad(lambda x: jnp.tanh(x @ y).sum())(x), atol=1e-4
+  )
+  stacked = jax.vmap(inner, (0, None))(x[:, None], y)
+  np.testing.assert_allclose(stacked.sum(), expected, rtol=1e-4)
+
+
+def test_programs_that_read_int8_are_left_alone(numbers):
+  program = compilation.Program(lambda x: x.astype(jnp.int32).sum())
+  values = jnp.ones((8, 8), jnp.int8)
+  assert program(values) == 64
+  text = program.lower(values).compile().as_text()
+  plain = jax.jit(lambda x: x.astype(jnp.int32).sum())
+  assert text.count('ynn') == plain.lower(values).compile().as_text().count(
+    'ynn'
+  )
+
+
+def test_one_compilation_per_shape(numbers):
+  # A function of its own: JAX keeps programs by function.
+  program = compilation.Program(lambda x, y: x @ y)
+  for _ in range(3):
+    program(*numbers)
+  assert program.cache_size() == 1
+  program(numbers[0][:5], numbers[1])
+  assert program.cache_size() == 2
+
+
+@needs_options
+@pytest.mark.parametrize(
+  ('rows', 'columns', 'dtype', 'pieces'),
+  [
+    (197, 3072, jnp.float32, 8),
+    (197, 4096, jnp.float32, 16),
+    (197, 1024, jnp.float32, 4),
+    # Rows of 6 KiB, 3 KiB and 9 KiB do not share their places.
+    (197, 1536, jnp.float32, 1),
+    (197, 768, jnp.float32, 1),
+    (197, 2304, jnp.float32, 1),
+    (197, 3072, jnp.bfloat16, 1),
+    # Not worth copying a matrix for.
+    (16, 3072, jnp.float32, 1),
+  ],
+)
+def test_pieces_are_for_rows_that_share_their_places(
+  rows, columns, dtype, pieces
+):
+  assert compilation.column_pieces(rows, columns, dtype) == pieces
+  with compilation.portable():
+    assert compilation.column_pieces(rows, columns, dtype) == 1
+
+
+@needs_options
+def test_a_product_in_pieces_is_the_product(numbers):
+  x, y = numbers
+
+  def product(x, y):
+    return quantization.product(x, Matrix(y))
+
+  text = str(jax.make_jaxpr(product)(x, y))
+  assert text.count('dot_general') == 4
+  with compilation.portable():
+    # A trace of its own: JAX keeps one for each function.
+    whole = str(jax.make_jaxpr(lambda *a: product(*a))(x, y))
+  assert whole.count('dot_general') == 1
+  np.testing.assert_allclose(jax.jit(product)(x, y), x @ y, atol=2e-5)
+  bad = x.at[0, 0].set(jnp.nan)
+  assert np.isnan(product(bad, y)[0]).all()
+  np.testing.assert_allclose(product(bad, y)[1:], (x @ y)[1:], atol=2e-5)
+
+  def loss(multiply):
+    return lambda x, y: jnp.sin(multiply(x, y)).sum()
+
+  for ours, theirs in zip(
+    jax.grad(loss(product), (0, 1))(x, y),
+    jax.grad(loss(jnp.matmul), (0, 1))(x, y),
+    strict=True,
+  ):
+    # Sums of 1,024 (or 70) terms around 1.
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+@needs_options
+def test_pieces_of_weights_are_not_all_kept_at_once():
+  # Rows of 4 KiB in the MLP's first matrix.
+  variant = dataclasses.replace(
+    VARIANTS['deit_tiny_patch16_224'], embed_dim=256, num_heads=4, depth=6
+  )
+  module = model_lib.make_module(variant)
+  params = model_lib.abstract_params(module)
+  images = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
+
+  def temporary():
+    def run(params, images):
+      return model_lib.apply_module(module, params, images)[0]
+
+    lowered = compilation.Program(run).lower(params, images)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  pieces = temporary()
+  with compilation.portable():
+    whole = temporary()
+  one_matrix = 4 * 256 * 1024
+  assert pieces <= whole + one_matrix
+
+
+def test_options_are_off_where_a_user_chose(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
+  assert compilation.compiler_options.__wrapped__() == {}
+
+
+def test_options_that_a_compiler_does_not_know_are_left_out(monkeypatch):
+  monkeypatch.setattr(compilation, '_CPU_OPTIONS', {'xla_no_such_flag': '1'})
+  assert compilation.compiler_options.__wrapped__() == {}
+
+
+def test_memory_is_left_alone_beside_an_accelerator(monkeypatch):
+  monkeypatch.setattr(startup, '_accelerator_installed', lambda: True)
+  assert not startup.keep_memory()
