@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import lambda_vit_jax
-from lambda_vit_jax import criteria
+from lambda_vit_jax import criteria, startup
 from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.plain_loop import plain_loop
@@ -94,6 +94,8 @@ def main() -> None:
   parser.add_argument('--output', default='docs/benchmarks/nose_speed.json')
   options = parser.parse_args()
 
+  # As the stages do.
+  startup.keep_memory()
   model = create_model(VARIANT)
   shape = (*model.module.image_size, model.module.in_chans)
   pixels = np.random.default_rng(0).normal(size=(options.images, *shape))
