@@ -1,0 +1,387 @@
+"""Sections of docs/performance.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tables.parts import layers, origin, percent, span, table
+
+HEAD = """# Performance
+
+Made by [`docs/make_tables.py`](make_tables.py) from the figures in
+[`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in turn
+in one run; figures are medians, with the extremes of the rounds' ratios in
+brackets. No accelerator was at hand for any of them: nothing here says how fast
+a GPU or a TPU is.
+"""
+
+
+def nose_table(found: dict[str, Any]) -> str:
+  """The search against plain loops."""
+  median = found['median_seconds']
+  rows = [
+    (
+      label,
+      f'{median[name]:.1f}',
+      f'{median[name] / median["wavefront"]:.2f}',
+      ' '.join(f'{value:.1f}' for value in found['seconds'][name]),
+    )
+    for name, label in (
+      ('wavefront', 'one pass a round'),
+      ('plain_loop', 'plain loop, this package'),
+      ('timm_eager', 'plain loop, PyTorch and timm, eager'),
+    )
+    if name in median
+  ]
+  return '\n\n'.join(
+    [
+      '## NOSE against plain loops\n\n'
+      f'DeiT-T at 224 pixels, 5 of 12, {found["num_images"]} images, all '
+      'rounds, compilation excluded. Largest difference of an entropy: '
+      f'{found["largest_difference_nats_per_channel"]:.1g} nats per channel.',
+      table(('search', 'seconds', 'times the first', 'every run'), rows),
+      origin('nose_speed', 'nose_speed.py', found),
+    ]
+  )
+
+
+def _counted(threads: str) -> str:
+  return f'{threads} thread' + 's' * (threads != '1')
+
+
+def timm_table(found: dict[str, Any]) -> str:
+  """Inference and training beside PyTorch."""
+  rows = []
+  for name, case in found['cases'].items():
+    kind, size, batch, threads = name.split('-')
+    rates = case['images_per_second']
+    best = case['best_reference']
+    rows.append(
+      (
+        f'{kind} {size}, batch {batch}, {_counted(threads[:-1])}',
+        f'{rates[best]:.2f} ({best})',
+        f'{rates["dense"]:.2f}',
+        span(case['dense_over_timm']),
+        span(case['fraction_of_matmul'])
+        if 'fraction_of_matmul' in case
+        else '',
+        span(case['fraction_of_product'])
+        if 'fraction_of_product' in case
+        else '',
+        f'{span(case["pruned_over_dense"])} of {case["macs_ratio"]:.3f}'
+        if 'macs_ratio' in case
+        else '',
+      )
+    )
+  first = next(iter(found['cases'].values()))
+  return '\n\n'.join(
+    [
+      '## Beside PyTorch and timm\n\n'
+      'DeiT at 224 pixels, float32, images per second. The fraction of the '
+      'matrix product relates executed multiply-accumulates to a product of '
+      "the MLP's shape in the same run: as XLA takes it by itself, and as this "
+      'package has it taken (next section). Pruned over dense is given beside '
+      'the ratio of their multiply-accumulates. Where the ratio is below 1 we '
+      'are slower than the better of eager PyTorch and `torch.compile`.',
+      table(
+        (
+          'case',
+          'the better reference',
+          'dense',
+          'ratio',
+          "fraction of XLA's product",
+          'of ours',
+          'pruned over dense',
+        ),
+        rows,
+      ),
+      origin('timm_speed', 'timm_speed.py', first | found),
+    ]
+  )
+
+
+def products_table(found: dict[str, Any]) -> str:
+  """Matrix products with and without the options of `compilation`."""
+  forms = ('default', 'whole', 'used')
+  return '\n\n'.join(
+    [
+      '## Matrix products on a CPU\n\n'
+      'Billions of operations a second on one core, float32: the median, and '
+      'the best in brackets. `default` is what XLA chooses (YNNPACK). `whole` '
+      'is with the options that every large program of this package is '
+      'compiled with (Eigen with the kernels of oneDNN; reductions stay). '
+      '`used` is what the package takes: the same, in pieces where the rows '
+      'of a matrix are a multiple of 4 KiB long and would share their places '
+      'in the cache.',
+      table(
+        ('product', *forms),
+        (
+          (
+            name,
+            *(
+              f'{row[form]["median"]:.0f} ({row[form]["best"]:.0f})'
+              for form in forms
+            ),
+          )
+          for name, row in found['gflops'].items()
+        ),
+      ),
+      origin('products', 'products.py', found),
+    ]
+  )
+
+
+def scaling_table(found: dict[str, Any]) -> str:
+  """How cost grows with tokens, depth and batch, and over devices."""
+  rows = []
+  for series in ('tokens', 'depth', 'batch'):
+    for row in found[series]:
+      for name in ('dense', 'pruned'):
+        cell = row[name]
+        rows.append(
+          (
+            series,
+            name,
+            f'{row["tokens"]}',
+            f'{row["depth"]}',
+            f'{row["batch"]}',
+            f'{1e3 * cell["seconds"]:.0f}',
+            f'{cell["growth"]:.2f}',
+            f'{cell["macs_growth"]:.2f}',
+            f'{cell["temp_bytes"] / 2**20:.1f}',
+            f'{cell["compile_seconds"]:.1f}',
+          )
+        )
+  steps = ', '.join(
+    f'{row["devices"]}: {row["seconds"]:.2f} s '
+    f'[{row["min"]:.2f}, {row["max"]:.2f}]'
+    for row in found['devices']
+  )
+  return '\n\n'.join(
+    [
+      '## How cost grows\n\n'
+      'DeiT-T, float32, dense and without the attention of every third block. '
+      'Growth is to the first row of a series, of the time and of the '
+      'executed multiply-accumulates. Compiled without a cache.',
+      table(
+        (
+          'series',
+          'model',
+          'tokens',
+          'depth',
+          'images',
+          'ms',
+          'growth',
+          'of operations',
+          'temporary MiB',
+          'compile s',
+        ),
+        rows,
+      ),
+      'A training step on 16 images by virtual devices on the same cores, '
+      f'which shows what splitting costs: {steps}.',
+      origin('scaling', 'scaling.py', found),
+    ]
+  )
+
+
+def merging_table(found: dict[str, Any]) -> str:
+  """Speed against the tokens that are merged."""
+  rows = [
+    (
+      name,
+      str(row['tokens_left']),
+      f'{row["macs"] / 1e9:.2f}',
+      f'{row["macs_executed"] / 1e9:.2f}',
+      span(row['images_per_second']),
+      span(row['over_first']),
+      f'{row["macs_ratio"]:.2f}',
+    )
+    for name, row in found['rows'].items()
+  ]
+  first = next(name for name in found['rows'] if name != 'dense')
+  return '\n\n'.join(
+    [
+      '## Token merging\n\n'
+      f'`{found["variant"]}`, attention removed from blocks '
+      f'{layers(found["removed"])} but for the row `dense`; r tokens merged '
+      f'behind each attention from block {found["merge_start"]} on, fewer '
+      'where fewer are left. Float32, '
+      f'{found["batch_size"]} images a call. Ratios are to `{first}`; the last '
+      'column is what the executed multiply-accumulates promise. Accuracy is '
+      'not measured here.',
+      table(
+        (
+          'program',
+          'tokens left',
+          'GMACs',
+          'executed',
+          'images/s',
+          'times as fast',
+          'by MACs',
+        ),
+        rows,
+      ),
+      origin('token_merging', 'token_merging.py', found),
+    ]
+  )
+
+
+def fitting_table(found: dict[str, Any]) -> str:
+  """What fitting affine maps costs."""
+  ratio = found['ratio']
+  return '\n\n'.join(
+    [
+      '## Fitting affine maps\n\n'
+      f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
+      f'{found["num_images"]} images: fitting in sequence takes '
+      f'{ratio["sequential"]:.2f} times as long as evaluating the images, at '
+      f'once {ratio["at_once"]:.2f} times (bound 8).',
+      origin('training_free_cost', 'training_free_cost.py', found),
+    ]
+  )
+
+
+def int8_table(found: dict[str, Any]) -> str:
+  """8-bit integers beside float32: accuracy, bytes, speed."""
+  rows = [
+    (
+      name,
+      percent(row['top1']),
+      f'{row["loss"]:.5f}',
+      f'{row["largest_difference"]:.1e}',
+      f'{row["weight_bytes"] / 1e3:.0f}',
+      f'{row["temp_bytes"] / 1e3:.0f}',
+      span(row['images_per_second'], 0),
+      span(row['over_float32']),
+    )
+    for name, row in found['rows'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## 8-bit integers\n\n'
+      f'The dense digits model of the package, all {found["num_images"]} test '
+      f'images; {found["batch_size"]} images a call. `int8 weights` reads the '
+      'integers as floats, one matrix at a time; `int8 dynamic` quantises '
+      'every token and multiplies integers. The difference is the largest of '
+      'any logit.',
+      table(
+        (
+          'program',
+          'top-1 %',
+          'loss',
+          'difference',
+          'weights kB',
+          'temporary kB',
+          'images/s',
+          'times as fast',
+        ),
+        rows,
+      ),
+      origin('int8', 'int8.py', found),
+    ]
+  )
+
+
+def pipeline_table(found: dict[str, Any]) -> str:
+  """The input pipeline beside timm's."""
+  rows = [
+    (name.replace('_', ' '), span(rate, 1))
+    for name, rate in found['images_per_cpu_second'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Input pipeline\n\n'
+      'JPEG photographs of '
+      f'{found["photographs"]["size"][0]} x '
+      f'{found["photographs"]["size"][1]} pixels to 224, full DeiT '
+      'augmentation, images per second of one core. Ratio to '
+      f'{found["compared_with"].replace("_", " ")}: {span(found["ratio"])}.',
+      table(('pipeline', 'images per CPU second'), rows),
+      origin('pipeline', 'pipeline.py', found),
+    ]
+  )
+
+
+def dilution_table(found: dict[str, Any]) -> str:
+  """What a step costs while λ falls, and after the switch."""
+  rows = [
+    (
+      f'{case["variant"]}, batch {case["batch_size"]}',
+      name.replace('_over_', ' / '),
+      f'{ratio["cpu_minima"]:.3f}',
+      span(ratio['cpu'], 3),
+      f'{ratio["flops"]:.4f}',
+      str(case['bounds'][name]),
+    )
+    for case in found.values()
+    for name, ratio in case['ratios'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Cost of dilution\n\n'
+      'Training steps by CPU time on one core, programs in turn: with λ at '
+      'work against plain training, and after the switch at λ = 0 against '
+      'training of the pruned model from the start.',
+      table(
+        ('model', 'ratio', 'of minima', 'median', 'operations', 'bound'), rows
+      ),
+      origin('dilution_cost', 'dilution_cost.py', next(iter(found.values()))),
+    ]
+  )
+
+
+def startup_table(found: dict[str, Any]) -> str:
+  """How long commands take to start, and what the compile cache saves."""
+  rows = [
+    (
+      name.replace('_', ' '),
+      span(seconds['wall']),
+      span(seconds['processor']),
+      str(found['bounds'].get(name, '')),
+    )
+    for name, seconds in found['seconds'].items()
+  ]
+  cache = found['first_call']
+  ratio = cache['ratio']
+  return '\n\n'.join(
+    [
+      '## Start-up\n\n'
+      '`lambda-vit --help`, `models`, and `predict` of one image on the digits '
+      'export, first and later starts; fresh processes. Compiling and the '
+      f'first call of {cache["variant"]} are {ratio["wall"]:.1f} times as fast '
+      f'with the compile cache ({ratio["processor"]:.1f} times by processor '
+      'time), tracing included.',
+      table(('command', 'seconds', 'processor seconds', 'bound'), rows),
+      origin('startup', 'startup.py', found),
+    ]
+  )
+
+
+def loading_table(found: dict[str, Any]) -> str:
+  """How long a safetensors file takes, and how much memory."""
+  peak = found['peak_over_file']
+  return '\n\n'.join(
+    [
+      '## Loading\n\n'
+      f'{found["variant"]} from safetensors, {found["file_bytes"] / 1e6:.0f} '
+      f'MB: {span(found["seconds"])} s; the peak of memory that loading adds '
+      f'is {peak["added_by_loading"]:.2f} times the file, of the whole process '
+      f'{peak["whole_process"]:.2f} times.',
+      origin('loading', 'loading.py', found),
+    ]
+  )
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'timm_speed': timm_table,
+  'products': products_table,
+  'scaling': scaling_table,
+  'nose_speed': nose_table,
+  'token_merging': merging_table,
+  'training_free_cost': fitting_table,
+  'int8': int8_table,
+  'pipeline': pipeline_table,
+  'dilution_cost': dilution_table,
+  'startup': startup_table,
+  'loading': loading_table,
+}

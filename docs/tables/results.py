@@ -1,0 +1,292 @@
+"""Sections of docs/results.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tables.parts import layers, origin, percent, span, table
+
+HEAD = """# Results
+
+Made by [`docs/make_tables.py`](make_tables.py) from the figures in
+[`docs/benchmarks`](benchmarks). Nothing here is of ImageNet: the published
+accuracies for it are in the [README](../README.md) and not verified by us.
+"""
+
+
+def digits_table(found: dict[str, Any]) -> str:
+  """Dense and pruned on the digits."""
+  rows = [
+    (
+      name,
+      layers(row['removed']),
+      f'{percent(row["top1"]["mean"])} ± {percent(row["top1"]["half"])}',
+      f'{row["loss"]["mean"]:.4f}',
+      f'{percent(row["minus_dense"]["mean"])} ± '
+      f'{percent(row["minus_dense"]["half"])}',
+    )
+    for name, row in found['rows'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Digits\n\n'
+      f'{found["num_images"]} test images, five seeds, 95% intervals over '
+      'seeds; `dense` trains as many further steps as the pruned rows.',
+      table(
+        ('row', 'removed', 'top-1 %', 'loss', 'difference to dense, points'),
+        rows,
+      ),
+      origin('digits_table', 'digits_table.py', found),
+    ]
+  )
+
+
+def fashion_table(found: dict[str, Any]) -> str:
+  """Dense and pruned on Fashion-MNIST."""
+  rows = [
+    (
+      name,
+      '; '.join(layers(each) for each in row['removed']),
+      percent(row['top1']),
+      ' '.join(percent(each) for each in row['by_seed']),
+      f'{row["loss"]:.4f}',
+      f'{percent(row["minus_dense"]["mean"])} ± '
+      f'{percent(row["minus_dense"]["half"])}',
+    )
+    for name, row in found['rows'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Fashion-MNIST\n\n'
+      'A ViT of 12 blocks, width 48, patches of 7 pixels, trained from scratch '
+      f'on 10,000 of the 60,000 training images; all {found["num_images"]:,} '
+      'test images; three seeds. '
+      f'{found["settings"][-1].capitalize()}: `dense` and the pruned rows have '
+      'seen the same number of epochs, `start` is what the pruned rows start '
+      'from. The interval (95%) is of the paired difference over test images.',
+      table(
+        (
+          'row',
+          'removed, by seed',
+          'top-1 %',
+          'by seed',
+          'loss',
+          'difference to dense, points',
+        ),
+        rows,
+      ),
+      origin('fashion_mnist_table', 'fashion_mnist_table.py', found),
+    ]
+  )
+
+
+def quality_tables(of_sets: dict[str, Any]) -> str:
+  """Every criterion's sets on each data set."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    dense = found['dense']
+    parts = [
+      f'## Which criterion chooses well: {name}\n\n'
+      'Three networks trained from scratch (seeds 0, 1, 2), '
+      f'{found["num_images"]:,} test images. Straight after removal, with the '
+      'branch left out (`skip`) or the best affine map in its place '
+      '(`linear`), and after a short dilution of '
+      f'{found["dilution_steps"]} steps, the same batches and schedule for '
+      'every set. Top-1 in % and, after dilution, the loss; mean ± standard '
+      'deviation over the networks. Dense: '
+      f'{percent(dense["top1"]["mean"])} ± '
+      f'{percent(dense["top1"]["deviation"])}, loss '
+      f'{dense["loss"]["mean"]:.4f}.'
+    ]
+    sizes = sorted({row['num_layers'] for row in found['rows']})
+    for size in sizes:
+      of_size = [row for row in found['rows'] if row['num_layers'] == size]
+      of_size.sort(key=lambda row: row['diluted loss']['mean'])
+      parts.append(f'{size} of 12 removed, least loss after dilution first:')
+      parts.append(
+        table(
+          ('criterion', 'skip', 'linear', 'diluted', 'loss, diluted'),
+          (
+            (
+              row['criterion'],
+              *(
+                f'{percent(row[f"{form} top1"]["mean"], 1)} ± '
+                f'{percent(row[f"{form} top1"]["deviation"], 1)}'
+                for form in ('skip', 'linear', 'diluted')
+              ),
+              f'{row["diluted loss"]["mean"]:.4f} ± '
+              f'{row["diluted loss"]["deviation"]:.4f}',
+            )
+            for row in of_size
+          ),
+        )
+      )
+    parts.append(
+      f'{found["sets_run"]} different sets were run. '
+      + origin('selection_quality', 'selection_quality.py', found)
+    )
+    return '\n\n'.join(parts)
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def method_tables(of_sets: dict[str, Any]) -> str:
+  """Every way to remove attention, and every criterion, on each data set."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    def accuracy(row: dict[str, Any]) -> tuple[str, ...]:
+      return (
+        '; '.join(layers(each) for each in row['removed']),
+        percent(row['top1']),
+        ' '.join(percent(each) for each in row['by_seed']),
+        f'{percent(row["minus_dense"]["mean"])} ± '
+        f'{percent(row["minus_dense"]["half"])}',
+      )
+
+    shown = [
+      (
+        row_name,
+        *accuracy(found['rows'][row_name])[1:],
+        f'{row["parameters"] / 1e3:.1f}',
+        f'{row["macs"] / 1e6:.3f}',
+        f'{row["weight_bytes"] / 1e3:.0f}',
+        f'{row["images_per_second"]:.0f}',
+        span(row['over_dense']),
+      )
+      for row_name, row in found['speed'].items()
+    ]
+    criteria = [
+      (row_name, *accuracy(row))
+      for row_name, row in sorted(
+        found['rows'].items(), key=lambda item: -item[1]['top1']
+      )
+      if row_name == 'dense' or row_name.endswith('+ dilution')
+    ]
+    return '\n\n'.join(
+      [
+        f'## Ways to remove attention: {name}\n\n'
+        f'{found["num_layers"]} of 12 attention layers removed, '
+        f'{found["num_images"]:,} test images, three seeds; every trained row '
+        'has seen the same number of steps. Differences to `dense` are paired '
+        'over the test images (95%). `transfer_entropy` is NOSE; '
+        '`training-free` fits affine maps to 512 unlabeled images; `merging` '
+        f'merges {found["merge"]["r"]} of 17 tokens behind each attention '
+        f'from block {found["merge"]["start"]} on, at evaluation alone. Speed '
+        f'is of the first seed, {found["speed_batch"]} images a call, in turn.',
+        table(
+          (
+            'row',
+            'top-1 %',
+            'by seed',
+            'difference, points',
+            'k parameters',
+            'MMACs',
+            'kB',
+            'images/s',
+            'times as fast',
+          ),
+          shown,
+        ),
+        ('Not every' if found['settings'].get('static') else 'Every')
+        + ' criterion after full dilution, the best first:',
+        table(
+          ('row', 'removed, by seed', 'top-1 %', 'by seed', 'difference'),
+          criteria,
+        ),
+        origin('method_table', 'method_table.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def training_free_tables(of_sets: dict[str, Any]) -> str:
+  """Affine maps in place of attention, by criterion, input and order."""
+  every = ('token', 'token+mean', 'token+class', 'token+mean+class')
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = found['rows']
+    kinds = [
+      kind for kind in every if any(f'linear {kind} at' in key for key in rows)
+    ]
+    dense = rows['dense']['top1']
+
+    def cells(key: str) -> list[str]:
+      in_turn = (
+        percent(rows[f'{key} linear {kind} {how}']['top1'])
+        for kind in kinds
+        for how in ('sequential', 'at once')
+      )
+      return [
+        percent(rows[f'{key} skip']['top1']),
+        percent(rows[f'{key} identity']['top1']),
+        *in_turn,
+      ]
+
+    gains = [
+      100 * (row['top1'] - rows[key.replace('sequential', 'at once')]['top1'])
+      for key, row in rows.items()
+      if key.endswith(' sequential')
+    ]
+    keys = [key.removesuffix(' skip') for key in rows if key.endswith(' skip')]
+    keys.sort(key=lambda key: (int(key.split()[-1]), key))
+    header = ['criterion, layers', 'skip', 'identity']
+    header += [
+      f'{kind}, {how}' for kind in kinds for how in ('in sequence', 'at once')
+    ]
+    return '\n\n'.join(
+      [
+        f'## Without training: {name}\n\n'
+        f'One trained network (top-1 {percent(dense)}%), '
+        f'{found["images"]} unlabeled images, all test images. Attention is '
+        'left out, taken for the identity, or replaced by an affine map of '
+        'the token, of the mean of the image as well, with a map of its own '
+        'for the class token, or of all three; fitted in sequence or at once. '
+        'Top-1 in %. In sequence less at once, over all rows: '
+        f'{sum(gains) / len(gains):+.2f} points on average, from '
+        f'{min(gains):+.2f} to {max(gains):+.2f}.',
+        table(header, [[key, *cells(key)] for key in keys]),
+        origin('training_free', 'training_free.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def block_tables(of_sets: dict[str, Any]) -> str:
+  """Maps in place of whole blocks and of attention alone."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = [
+      (
+        row_name,
+        layers(row['blocks']),
+        percent(row['top1']),
+        f'{row["macs"] / 1e6:.3f}',
+      )
+      for row_name, row in found['rows'].items()
+    ]
+    return '\n\n'.join(
+      [
+        f'## Whole blocks or attention alone: {name}\n\n'
+        f'One trained network, {found["images"]} unlabeled images, '
+        f'{found["num_images"]:,} test images, no training. An affine map of '
+        'each token takes the place of consecutive blocks (the idea of TOAST, '
+        'written from its description; the span is the best of its length by '
+        'test accuracy), or of the attention of blocks that criterion `affine` '
+        'chooses.',
+        table(('replaced', 'blocks', 'top-1 %', 'MMACs'), rows),
+        origin('block_maps', 'block_maps.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'digits_table': digits_table,
+  'fashion_mnist_table': fashion_table,
+  'method_table': method_tables,
+  'selection_quality': quality_tables,
+  'training_free': training_free_tables,
+  'block_maps': block_tables,
+}
