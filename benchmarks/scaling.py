@@ -130,7 +130,8 @@ def measure_devices(rounds: int) -> list[dict[str, Any]]:
       check=True,
       stdout=subprocess.PIPE,
       text=True,
-      env=os.environ | {'XLA_FLAGS': flags},
+      env=os.environ
+      | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}'},
     )
     times = json.loads(done.stdout.splitlines()[-1])
     rows.append(

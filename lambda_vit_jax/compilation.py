@@ -11,16 +11,16 @@ product is taken in pieces (`column_pieces`). Products of integers are slower
 by much: a program that reads int8 is left to XLA's own choice.
 """
 
-import contextlib
 import contextvars
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _X86 = ('x86_64', 'amd64')
 
@@ -34,52 +34,52 @@ _MOST_COLUMNS = 384
 # For fewer rows, copying a piece of the matrix costs more than it gains.
 _LEAST_ROWS = 64
 
-_portable = contextvars.ContextVar('portable', default=False)
+_INT8 = np.dtype(np.int8)
+
+# Whether what is traced now will be compiled with the options.
+_tuning = contextvars.ContextVar('tuning', default=False)
 
 
-@functools.cache
 def compiler_options() -> dict[str, str]:
   """What XLA is told on the default backend; empty where it knows best.
 
   A flag is experimental: a compiler that does not know it any more is left
   alone, and so is a user who sets it in `XLA_FLAGS`.
   """
+  return dict(_CPU_OPTIONS) if _has_options() else {}
+
+
+@functools.cache
+def _has_options() -> bool:
   if (
     jax.default_backend() != 'cpu'
     or platform.machine().lower() not in _X86
     or _FLAG in os.environ.get('XLA_FLAGS', '')
   ):
-    return {}
+    return False
   try:
     jax.jit(jnp.negative, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
   except Exception:
     # Its type is not part of JAX's interface, and nothing else can fail here.
-    return {}
-  return dict(_CPU_OPTIONS)
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-  """Programs traced within are for any machine, not for this one."""
-  token = _portable.set(True)
-  try:
-    yield
-  finally:
-    _portable.reset(token)
+    return False
+  return True
 
 
 def column_pieces(rows: int, columns: int, dtype: Any) -> int:
   """Into how many equal pieces a product's columns are best cut; 1 for none.
+
+  None outside of a `Program`, whose options make it worth while, and none
+  where a mesh might have parts of the factors on several devices.
 
   Args:
     rows: of the left factor.
     columns: of the right factor, a row-major matrix.
     dtype: of both.
   """
-  row_bytes = columns * jnp.dtype(dtype).itemsize
-  if _portable.get() or row_bytes % _ALIASING_BYTES or rows < _LEAST_ROWS:
+  if not _tuning.get() or jax.device_count() > 1:
     return 1
-  if not compiler_options():
+  row_bytes = columns * jnp.dtype(dtype).itemsize
+  if not columns or row_bytes % _ALIASING_BYTES or rows < _LEAST_ROWS:
     return 1
   least = -(-columns // _MOST_COLUMNS)
   return next(n for n in range(least, columns + 1) if columns % n == 0)
@@ -103,16 +103,27 @@ class Program:
     options = compiler_options()
     if not options:
       return self._plain
-    return jax.jit(self._function, compiler_options=options, **self._options)
+
+    # A function of its own: JAX keeps what it traced by function.
+    @functools.wraps(self._function)
+    def tuned(*args: Any, **kwargs: Any) -> Any:
+      token = _tuning.set(True)
+      try:
+        return self._function(*args, **kwargs)
+      finally:
+        _tuning.reset(token)
+
+    return jax.jit(tuned, compiler_options=options, **self._options)
 
   def _chosen(self, arguments: Any) -> Any:
-    leaves = jax.tree.leaves(arguments)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-      return self._plain
-    if any(getattr(leaf, 'dtype', None) == jnp.int8 for leaf in leaves):
-      return self._plain
+    for leaf in jax.tree.leaves(arguments):
+      if isinstance(leaf, jax.core.Tracer):
+        return self._plain
+      if getattr(leaf, 'dtype', None) == _INT8:
+        return self._plain
     # With nothing but constants as arguments, a trace shows in what it makes.
-    within = isinstance(jnp.zeros(()), jax.core.Tracer)
+    with jax.transfer_guard('allow'):
+      within = isinstance(jnp.zeros(()), jax.core.Tracer)
     return self._plain if within else self._tuned
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +132,20 @@ class Program:
   def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
     """As `jax.jit(function).lower`."""
     return self._chosen((args, kwargs)).lower(*args, **kwargs)
+
+  def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
+    """As `jax.jit(function).trace`, for `jax.export`; without our options."""
+    return self._plain.trace(*args, **kwargs)
+
+  def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+    """As `jax.jit(function).eval_shape`."""
+    return self._plain.eval_shape(*args, **kwargs)
+
+  def clear_cache(self) -> None:
+    """Forgets what was compiled."""
+    for jitted in (self._plain, self._tuned):
+      # Not in the type that JAX declares.
+      cast(Any, jitted).clear_cache()
 
   def cache_size(self) -> int:
     """How many programs have been compiled by calls."""

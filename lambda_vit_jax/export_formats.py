@@ -18,7 +18,6 @@ from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
 from lambda_vit_jax import (
-  compilation,
   convert,
   digests,
   onnx_graph,
@@ -172,9 +171,9 @@ def write_stablehlo(path: epath.Path, folded: Model) -> None:
   images = jax.ShapeDtypeStruct(
     (batch, height, width, module.in_chans), jnp.float32
   )
-  export = jax_export.export(jax.jit(program(folded)), platforms=PLATFORMS)
-  with compilation.portable():
-    exported = export(images)
+  exported = jax_export.export(jax.jit(program(folded)), platforms=PLATFORMS)(
+    images
+  )
   path.write_bytes(bytes(exported.serialize()))
 
 

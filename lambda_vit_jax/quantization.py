@@ -14,6 +14,7 @@ multiplies integers, which sum up exactly in 32 bits.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -107,10 +108,13 @@ def product(x: Array, matrix: Matrix, quantization: str = 'none') -> Array:
 
 def _float_product(x: Array, values: Array) -> Array:
   """`x·W`, in pieces where that is faster, see `compilation`."""
+  pieces = column_pieces(x.shape[0], values.shape[1], x.dtype)
+  return x @ values if pieces == 1 else _product_in_pieces(pieces, x, values)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_in_pieces(pieces: int, x: Array, values: Array) -> Array:
   columns = values.shape[1]
-  pieces = column_pieces(x.shape[0], columns, x.dtype)
-  if pieces == 1:
-    return x @ values
   width = columns // pieces
   zero = _constant(x, 0)[0, 0]
   parts = (
@@ -118,6 +122,24 @@ def _float_product(x: Array, values: Array) -> Array:
     for start in range(0, columns, width)
   )
   return jnp.concatenate([x @ part for part in parts], axis=1)
+
+
+def _pieces_forward(
+  pieces: int, x: Array, values: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  return _product_in_pieces(pieces, x, values), (x, values)
+
+
+def _pieces_backward(
+  pieces: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+  # By itself, every piece would make a gradient of the whole matrix's size.
+  del pieces
+  x, values = residuals
+  return cotangent @ values.T, x.T @ cotangent
+
+
+_product_in_pieces.defvjp(_pieces_forward, _pieces_backward)
 
 
 def _constant(x: Array, value: int) -> Array:

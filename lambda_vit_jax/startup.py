@@ -1,4 +1,4 @@
-"""What the command line settles before JAX starts: its cache, and its memory.
+"""What commands settle before JAX starts: the cache; stages, memory as well.
 
 JAX compiles every program anew in every process. The command line keeps what
 it compiled; the library alone does not (set `jax_compilation_cache_dir`).
@@ -110,9 +110,8 @@ def prune(folder: pathlib.Path, max_bytes: int) -> None:
     total -= size
 
 
-# Of malloc.h: the parameters of `mallopt`, and the most that one can be.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_MOST = 2**31 - 1
+# Parameters of `mallopt`, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
@@ -131,10 +130,11 @@ def keep_memory() -> bool:
   if platform.libc_ver()[0] != 'glibc' or _accelerator_installed():
     return False
   tune = ctypes.CDLL(None).mallopt
+  # The last one costs threads their own arenas: only if the others worked.
   settings = (
+    (_M_TRIM_THRESHOLD, 2**31 - 1),
+    (_M_MMAP_MAX, 0),
     (_M_ARENA_MAX, 1),
-    (_M_MMAP_THRESHOLD, _MOST),
-    (_M_TRIM_THRESHOLD, _MOST),
   )
   return all(tune(name, value) for name, value in settings)
 

@@ -61,15 +61,29 @@ def test_a_program_works_inside_other_programs(numbers):
   np.testing.assert_allclose(stacked.sum(), expected, rtol=1e-4)
 
 
-def test_programs_that_read_int8_are_left_alone(numbers):
-  program = compilation.Program(lambda x: x.astype(jnp.int32).sum())
-  values = jnp.ones((8, 8), jnp.int8)
-  assert program(values) == 64
-  text = program.lower(values).compile().as_text()
-  plain = jax.jit(lambda x: x.astype(jnp.int32).sum())
-  assert text.count('ynn') == plain.lower(values).compile().as_text().count(
-    'ynn'
+def test_programs_that_read_int8_are_left_alone():
+  def both(x, y):
+    return quantization.integer_product(x, x), y @ y
+
+  arguments = (
+    jax.ShapeDtypeStruct((256, 256), jnp.int8),
+    jax.ShapeDtypeStruct((256, 256), jnp.float32),
   )
+  ours = compilation.Program(both).lower(*arguments).compile().as_text()
+  plain = jax.jit(both).lower(*arguments).compile().as_text()
+  assert ours.count('__ynn_fusion') == plain.count('__ynn_fusion')
+
+
+def test_a_program_needs_no_transfer_and_can_be_exported(numbers):
+  program = compilation.Program(lambda x, y: x @ y)
+  with jax.transfer_guard('disallow'):
+    expected = program(*numbers)
+  exported = jax.export.export(program)(*numbers)
+  # Another kernel sums up in another order.
+  np.testing.assert_allclose(exported.call(*numbers), expected, atol=2e-5)
+  assert program.eval_shape(*numbers).shape == expected.shape
+  program.clear_cache()
+  assert program.cache_size() == 0
 
 
 def test_one_compilation_per_shape(numbers):
@@ -80,6 +94,24 @@ def test_one_compilation_per_shape(numbers):
   assert program.cache_size() == 1
   program(numbers[0][:5], numbers[1])
   assert program.cache_size() == 2
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Tests have several devices; products are cut on one alone."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+
+
+def pieces_within(program_type, rows, columns, dtype):
+  """What `column_pieces` says while a program is traced."""
+  found = []
+
+  def trace(x):
+    found.append(compilation.column_pieces(rows, columns, dtype))
+    return x
+
+  program_type(trace)(0.0)
+  return found[0]
 
 
 @needs_options
@@ -96,48 +128,54 @@ def test_one_compilation_per_shape(numbers):
     (197, 3072, jnp.bfloat16, 1),
     # Not worth copying a matrix for.
     (16, 3072, jnp.float32, 1),
+    (197, 0, jnp.float32, 1),
   ],
 )
 def test_pieces_are_for_rows_that_share_their_places(
-  rows, columns, dtype, pieces
+  rows, columns, dtype, pieces, one_device
 ):
-  assert compilation.column_pieces(rows, columns, dtype) == pieces
-  with compilation.portable():
-    assert compilation.column_pieces(rows, columns, dtype) == 1
+  shape = rows, columns, dtype
+  assert pieces_within(compilation.Program, *shape) == pieces
+  assert pieces_within(jax.jit, *shape) == 1
+
+
+def test_nothing_is_cut_where_there_are_several_devices():
+  assert jax.device_count() > 1
+  assert pieces_within(compilation.Program, 197, 3072, jnp.float32) == 1
+
+
+def product(x, y):
+  return quantization.product(x, Matrix(y))
 
 
 @needs_options
-def test_a_product_in_pieces_is_the_product(numbers):
+def test_a_product_in_pieces_is_the_product(numbers, one_device):
   x, y = numbers
-
-  def product(x, y):
-    return quantization.product(x, Matrix(y))
-
-  text = str(jax.make_jaxpr(product)(x, y))
-  assert text.count('dot_general') == 4
-  with compilation.portable():
-    # A trace of its own: JAX keeps one for each function.
-    whole = str(jax.make_jaxpr(lambda *a: product(*a))(x, y))
-  assert whole.count('dot_general') == 1
-  np.testing.assert_allclose(jax.jit(product)(x, y), x @ y, atol=2e-5)
+  program = compilation.Program(product)
+  assert program.lower(x, y).as_text().count('dot_general') == 4
+  assert jax.jit(product).lower(x, y).as_text().count('dot_general') == 1
+  np.testing.assert_allclose(program(x, y), x @ y, atol=2e-5)
   bad = x.at[0, 0].set(jnp.nan)
-  assert np.isnan(product(bad, y)[0]).all()
-  np.testing.assert_allclose(product(bad, y)[1:], (x @ y)[1:], atol=2e-5)
+  assert np.isnan(program(bad, y)[0]).all()
+  np.testing.assert_allclose(program(bad, y)[1:], (x @ y)[1:], atol=2e-5)
 
-  def loss(multiply):
-    return lambda x, y: jnp.sin(multiply(x, y)).sum()
 
-  for ours, theirs in zip(
-    jax.grad(loss(product), (0, 1))(x, y),
-    jax.grad(loss(jnp.matmul), (0, 1))(x, y),
-    strict=True,
-  ):
+@needs_options
+def test_its_gradient_is_that_of_the_product(numbers, one_device):
+  def gradients(multiply):
+    return jax.grad(lambda x, y: jnp.sin(multiply(x, y)).sum(), (0, 1))
+
+  program = compilation.Program(gradients(product))
+  whole = gradients(jnp.matmul)(*numbers)
+  for ours, theirs in zip(program(*numbers), whole, strict=True):
     # Sums of 1,024 (or 70) terms around 1.
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
+  # Both factors' gradients are whole products again, beside four pieces.
+  assert program.lower(*numbers).as_text().count('dot_general') == 6
 
 
 @needs_options
-def test_pieces_of_weights_are_not_all_kept_at_once():
+def test_pieces_of_weights_are_not_all_kept_at_once(one_device, monkeypatch):
   # Rows of 4 KiB in the MLP's first matrix.
   variant = dataclasses.replace(
     VARIANTS['deit_tiny_patch16_224'], embed_dim=256, num_heads=4, depth=6
@@ -154,20 +192,20 @@ def test_pieces_of_weights_are_not_all_kept_at_once():
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
   pieces = temporary()
-  with compilation.portable():
-    whole = temporary()
+  monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  whole = temporary()
   one_matrix = 4 * 256 * 1024
   assert pieces <= whole + one_matrix
 
 
 def test_options_are_off_where_a_user_chose(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
-  assert compilation.compiler_options.__wrapped__() == {}
+  assert not compilation._has_options.__wrapped__()
 
 
 def test_options_that_a_compiler_does_not_know_are_left_out(monkeypatch):
   monkeypatch.setattr(compilation, '_CPU_OPTIONS', {'xla_no_such_flag': '1'})
-  assert compilation.compiler_options.__wrapped__() == {}
+  assert not compilation._has_options.__wrapped__()
 
 
 def test_memory_is_left_alone_beside_an_accelerator(monkeypatch):

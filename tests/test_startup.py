@@ -197,5 +197,5 @@ def test_memory_that_a_call_frees_serves_the_next_one():
     assert kept == str(keep or None)
     return int(count)
 
-  # Around 32,768 pages of 4 KiB against a few.
-  assert faults(keep=True) < 0.1 * faults(keep=False)
+  # A hundred MiB and more in pages of 4 KiB, or of 2 MiB, against next to none.
+  assert faults(keep=True) <= max(5, 0.1 * faults(keep=False))
