@@ -3,12 +3,12 @@
 import os
 import pathlib
 
-from tests import compilation
+from tests import xla_flags
 
 # Before JAX starts its backend. What tests start inherits them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
-  [compilation.flags(devices=8), os.environ.get('XLA_FLAGS', '')]
+  [xla_flags.flags(devices=8), os.environ.get('XLA_FLAGS', '')]
 ).strip()
 
 import hypothesis

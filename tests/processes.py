@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from tests import compilation
+from tests import xla_flags
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ def run_processes(program, devices=2):
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-    'XLA_FLAGS': compilation.flags(devices),
+    'XLA_FLAGS': xla_flags.flags(devices),
     'PYTHONPATH': str(_ROOT),
   }
   with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
 import lambda_vit_jax.models.layers as layers
 from lambda_vit_jax import surgery
@@ -360,3 +361,31 @@ def test_rematerialisation_changes_no_gradient(model):
     gradient(True),
     gradient(False),
   )
+
+
+class TestParameters:
+  def test_a_forward_pass_traces_no_initialiser(self):
+    def init(key, shape, dtype):
+      traced.append(shape)
+      return jnp.ones(shape, dtype)
+
+    traced: list[tuple[int, ...]] = []
+    module = layers.Dense(3, kernel_init=init)
+    variables = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    assert traced == [(4, 3)]
+    np.testing.assert_array_equal(
+      module.apply(variables, jnp.ones((2, 4))), np.full((2, 3), 4.0)
+    )
+    assert traced == [(4, 3)]
+
+  def test_another_shape_is_refused_with_its_path(self, model):
+    params = surgery.prune_tree(model.params, ())
+    params['block01']['mlp']['fc1']['kernel'] = jnp.ones((24, 95))
+    with pytest.raises(ScopeParamShapeError, match='/block01/mlp/fc1'):
+      model_lib.apply_module(model.module, params, IMAGES)
+
+  def test_a_missing_one_is_refused(self, model):
+    params = surgery.prune_tree(model.params, ())
+    del params['block01']['norm1']['bias']
+    with pytest.raises(ScopeParamNotFoundError, match='bias'):
+      model_lib.apply_module(model.module, params, IMAGES)

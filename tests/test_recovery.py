@@ -17,7 +17,7 @@ from lambda_vit_jax.errors import CheckpointError, StoppedError, UsageError
 from lambda_vit_jax.metrics import MetricsWriter, read_metrics
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.progress import Reporter
-from tests import compilation
+from tests import xla_flags
 from tests.test_train import assert_same_bits, job, make_batches, mesh
 
 __all__ = ['job', 'mesh']
@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     [sys.executable, '-c', _FULL, *argv],
     cwd=ROOT,
     env=os.environ
-    | {'XLA_FLAGS': compilation.flags(), 'LAMBDA_VIT_CACHE': 'off'},
+    | {'XLA_FLAGS': xla_flags.flags(), 'LAMBDA_VIT_CACHE': 'off'},
     capture_output=True,
     text=True,
     timeout=300,

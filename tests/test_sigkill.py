@@ -15,7 +15,7 @@ import pytest
 
 from lambda_vit_jax import load
 from lambda_vit_jax.metrics import read_metrics
-from tests import compilation
+from tests import xla_flags
 from tests.test_stages import ROOT, arguments
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def moments(count):
 def environment(cache):
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': compilation.flags(),
+    'XLA_FLAGS': xla_flags.flags(),
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }

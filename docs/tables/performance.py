@@ -350,7 +350,8 @@ def startup_table(found: dict[str, Any]) -> str:
       'export, first and later starts; fresh processes. Compiling and the '
       f'first call of {cache["variant"]} are {ratio["wall"]:.1f} times as fast '
       f'with the compile cache ({ratio["processor"]:.1f} times by processor '
-      'time), tracing included.',
+      'time). Tracing, which no cache spares, is not in these; with it, '
+      f'{ratio["wall_and_trace"]:.1f} times.',
       table(('command', 'seconds', 'processor seconds', 'bound'), rows),
       origin('startup', 'startup.py', found),
     ]

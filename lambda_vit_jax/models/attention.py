@@ -12,6 +12,7 @@ from lambda_vit_jax.models.layers import (
   accumulation_dtype,
   kernel_init,
   matrix_param,
+  parameter,
 )
 from lambda_vit_jax.quantization import product
 from lambda_vit_jax.typing import Array
@@ -123,7 +124,7 @@ class FusedProjection(nn.Module):
     kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
     bias = jnp.zeros((3 * width,), self.dtype)
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (3 * width,))
+      bias = parameter(self, 'bias', nn.initializers.zeros, (3 * width,))
       bias = bias.astype(self.dtype)
     flat = x.reshape(-1, width)
     if queries is None:

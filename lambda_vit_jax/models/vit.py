@@ -40,6 +40,7 @@ from lambda_vit_jax.models.layers import (
   PatchEmbed,
   drop_path,
   fold_key,
+  parameter,
   small_init,
 )
 from lambda_vit_jax.models.resampling import resize
@@ -406,18 +407,18 @@ class ViT(nn.Module):
       self.quantization,
     )
     shape = (1, 1, embed_dim)
-    self.cls_token = self.param('cls_token', small_init, shape)
+    self.cls_token = parameter(self, 'cls_token', small_init, shape)
     if self.distilled:
-      self.dist_token = self.param('dist_token', small_init, shape)
+      self.dist_token = parameter(self, 'dist_token', small_init, shape)
     if self.num_registers:
-      self.reg_token = self.param(
-        'reg_token', small_init, (1, self.num_registers, embed_dim)
+      self.reg_token = parameter(
+        self, 'reg_token', small_init, (1, self.num_registers, embed_dim)
       )
     positions = self.num_tokens
     if not self.position_on_class:
       positions -= self.num_prefix_tokens
-    self.pos_embed = self.param(
-      'pos_embed', small_init, (1, positions, embed_dim)
+    self.pos_embed = parameter(
+      self, 'pos_embed', small_init, (1, positions, embed_dim)
     )
     if self.pre_norm:
       # In front of every block: folding leaves its epsilon alone.
