@@ -26,7 +26,7 @@ def is_finished(run: Run) -> bool:
   if not path.exists():
     return False
   try:
-    found = checkpoint.read_json(path)
+    found = checkpoint.read_object(path)
   except CheckpointError:
     return False
   size, swept = sizes(run)
@@ -60,7 +60,7 @@ def measure(
   results['exported']['dtype'] = _storage(run)
   evaluation = run.path('evaluation.json')
   if evaluation.exists():
-    scores = checkpoint.read_json(evaluation)
+    scores = checkpoint.read_object(evaluation)
     for name in ('dense', 'pruned', 'exported'):
       for key in ('top1', 'mean_iou'):
         if key in scores[name]:
@@ -80,5 +80,5 @@ def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
 
 def _storage(run: Run) -> str:
   """The type that the exported weights are stored in."""
-  fields = checkpoint.read_json(run.path('export/model.json'))
+  fields = checkpoint.read_object(run.path('export/model.json'))
   return str(fields.get('folded', {}).get('dtype', 'float32'))

@@ -272,6 +272,20 @@ def write_json(path: str | epath.Path, value: Any) -> None:
   temporary.replace(path)
 
 
+def read_object(path: str | epath.Path) -> dict[str, Any]:
+  """Reads a JSON object, as all files of a workdir are.
+
+  Raises:
+    CheckpointError: missing or malformed.
+  """
+  found = read_json(path)
+  if not isinstance(found, dict):
+    raise CheckpointError(
+      f'{path}: holds no JSON object; delete it to have its stage run again'
+    )
+  return found
+
+
 def read_json(path: str | epath.Path) -> Any:
   """Reads JSON.
 

@@ -16,8 +16,7 @@ import jax
 
 from lambda_vit_jax import processes
 from lambda_vit_jax.errors import StoppedError
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from lambda_vit_jax.supervise import SIGNALS
 
 # A launcher, its shell and a scheduler may each send the same signal.
 _SAME_SECONDS = 2.0
@@ -35,7 +34,7 @@ def raise_on_signals() -> None:
       'command again to continue',
     )
 
-  for signum in _SIGNALS:
+  for signum in SIGNALS:
     signal.signal(signum, handler)
 
 
@@ -152,7 +151,7 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
   """
   flag = SharedStopFlag(name) if jax.process_count() > 1 else StopFlag()
   previous: dict[int, Any] = {
-    signum: signal.getsignal(signum) for signum in _SIGNALS
+    signum: signal.getsignal(signum) for signum in SIGNALS
   }
 
   def handler(signum: int, frame: FrameType | None) -> None:
@@ -161,7 +160,7 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
       old(signum, frame)
 
   try:
-    for signum in _SIGNALS:
+    for signum in SIGNALS:
       signal.signal(signum, handler)
   except ValueError:
     # Not the main thread (a notebook's worker, a test): no handlers there.

@@ -29,7 +29,7 @@ def result_of(run: Run, stage: str) -> Any:
     rows = read_metrics(path) if path.exists() else []
     return next((r for r in reversed(rows) if r.get('stage') == stage), None)
   path = run.path(_FILES[stage]) if stage in _FILES else None
-  return checkpoint.read_json(path) if path and path.exists() else None
+  return checkpoint.read_object(path) if path and path.exists() else None
 
 
 def to_json(

@@ -46,7 +46,7 @@ _MOST_ROWS = 60
 
 def _read(workdir: epath.Path, name: str) -> Any | None:
   path = workdir / name
-  return checkpoint.read_json(path) if path.exists() else None
+  return checkpoint.read_object(path) if path.exists() else None
 
 
 def _score(evaluation: dict[str, Any]) -> str:

@@ -347,8 +347,8 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
     CheckpointError: no usable selection.
   """
   path = run.path('selection.json')
-  found = processes.from_leader(lambda: checkpoint.read_json(path))
-  if not isinstance(found, dict) or 'removed' not in found:
+  found = processes.from_leader(lambda: checkpoint.read_object(path))
+  if 'removed' not in found:
     raise CheckpointError(
       f'{path}: has no key `removed`; delete it to have '
       'the stage `select` run again'

@@ -291,7 +291,7 @@ class Run:
     """
     path = self.path(name)
     return processes.from_leader(
-      lambda: checkpoint.read_json(path) if path.exists() else None
+      lambda: checkpoint.read_object(path) if path.exists() else None
     )
 
   def path(self, name: str) -> epath.Path:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lambda_vit_jax import report, report_page
+from lambda_vit_jax.errors import CheckpointError
 from tests import browser
 
 _SCORES = ({0: 0.4, 1: -0.2, 2: 0.1}, {0: 0.5, 2: 0.05})
@@ -117,6 +118,13 @@ def test_a_page_of_an_empty_workdir(tmp_path):
   text = report.write_report(tmp_path).read_text()
   assert text.count('–') >= 18
   assert '<figure>' not in text
+
+
+@pytest.mark.parametrize('text', ['[]', '7', '"x"', '{'])
+def test_a_malformed_file_is_named(tmp_path, text):
+  (tmp_path / 'benchmark.json').write_text(text)
+  with pytest.raises(CheckpointError, match=r'benchmark\.json: (not|holds no)'):
+    report.results_cells(tmp_path)
 
 
 def test_tables_sort_by_value_not_by_text():

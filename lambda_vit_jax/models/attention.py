@@ -122,7 +122,7 @@ class FusedProjection(nn.Module):
     batch, tokens, width = x.shape
     quantization = self.quantization
     kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
-    bias = jnp.zeros((3 * width,), self.dtype)
+    bias: Array = jnp.zeros((3 * width,), self.dtype)
     if self.use_bias:
       bias = parameter(self, 'bias', nn.initializers.zeros, (3 * width,))
       bias = bias.astype(self.dtype)
