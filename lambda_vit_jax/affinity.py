@@ -6,8 +6,8 @@ from lambda_vit_jax import compilation, linear, programs
 from lambda_vit_jax.images import ImageSet, Placement
 from lambda_vit_jax.linear import CrossMoments, Sums
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock
 from lambda_vit_jax.typing import Array, Params
 
 # Of the inputs' mean variance; no more than keeps rounding out.

@@ -12,11 +12,11 @@ from typing import Any
 
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.block import DILUTION_PATHS
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
-from lambda_vit_jax.models.vit import DILUTION_PATHS
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.quantization import QUANTIZATIONS
 

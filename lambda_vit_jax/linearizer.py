@@ -1,58 +1,20 @@
 """Attention replaced by least-squares affine maps, without training (METHOD 6).
 
-The streams of all images are carried from block to block: the embedding and
-every block run once, whatever the number of chosen blocks. At a chosen block
-one pass leaves sums of products (see `lambda_vit_jax.linear`), and, fitting
-in sequence, a second one runs the block with its new map, so that later maps
-are fitted to what the network has become. Blocks that are equal as modules
-share programs: their number does not grow with the depth. Labels are not
-used.
+`linear_fitter` carries the images through the network and fits on the way;
+here is what can be asked for, and what is refused. Labels are not used.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import compilation, linear, programs, surgery
+from lambda_vit_jax import linear, surgery
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
-from lambda_vit_jax.images import ImageSet, Placement, read_images
-from lambda_vit_jax.linear import AffineMap, CrossMoments, Sums
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.images import ImageSet, read_images
+from lambda_vit_jax.linear_fitter import BlockFit, Fitter, Plan
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, Params
-
-# Parts of the images, of which each is held out once to choose the ridge.
-_FOLDS = 4
-
-Moments = list[list[CrossMoments]]
-"""Per group of tokens and fold."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockFit:
-  """How well one block's attention was replaced.
-
-  Attributes:
-    block_index: which.
-    ridge: share of the inputs' mean variance.
-    residual: share of the attention's variance that the map leaves, on the
-      images that it was fitted on.
-    samples: images × tokens.
-  """
-
-  block_index: int
-  ridge: float
-  residual: float
-  samples: int
 
 
 def linearize(
@@ -140,9 +102,9 @@ def fit_linear(
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
   shape = (*model.module.image_size, model.module.in_chans)
   images = read_images(batches, shape, mesh)
-  plan = _Plan(_check_inputs(model, inputs), number, rank)
+  plan = Plan(_check_inputs(model, inputs), number, rank)
   _check_samples(model, images.total, plan)
-  fitter = _Fitter(model, images, layers, plan, memory_gib)
+  fitter = Fitter(model, images, layers, plan, memory_gib)
   maps = fitter.run(layers if sequential else (), on_progress)
   modes = surgery.modes_without(layers, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, layers)
@@ -182,9 +144,9 @@ def fit_trials(
   """
   layers = (*removed, *candidates)
   _check_modes(model, layers)
-  plan = _Plan(model.module.linear_inputs, None, None)
+  plan = Plan(model.module.linear_inputs, None, None)
   _check_samples(model, images.total, plan)
-  fitter = _Fitter(model, images, layers, plan, memory_gib)
+  fitter = Fitter(model, images, layers, plan, memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
   again = sum(layer < last for layer in removed)
@@ -226,16 +188,7 @@ def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
   return inputs
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """What is fitted: `inputs`, `ridge` (None: chosen) and `rank`."""
-
-  inputs: tuple[str, ...]
-  ridge: float | None
-  rank: int | None
-
-
-def _check_samples(model: Model, images: int, plan: _Plan) -> None:
+def _check_samples(model: Model, images: int, plan: Plan) -> None:
   """Refuses a fit that has as many unknowns as equations."""
   tokens, inputs = model.module.num_tokens, model.module.embed_dim
   inputs *= 1 + ('mean' in plan.inputs)
@@ -245,254 +198,3 @@ def _check_samples(model: Model, images: int, plan: _Plan) -> None:
       f'few for an affine map of {inputs} inputs; give at least '
       f'{inputs // tokens + 1} images, better 512'
     )
-
-
-@compilation.jit(
-  static_argnames=('block', 'folds', 'inputs', 'with_output', 'placement'),
-)
-def _measure(
-  block: EncoderBlock,
-  params: Params,
-  x: Array,
-  mask: Array,
-  *,
-  folds: int,
-  inputs: tuple[str, ...],
-  with_output: bool,
-  placement: Placement,
-) -> tuple[Array | None, list[Sums]]:
-  """A block with attention: its output if wanted, and the sums of the fit.
-
-  Args:
-    block: static, in mode `full`.
-    params: of the block.
-    x: the stream `[batch, tokens, embed]`.
-    mask: `[batch]`, False for padding.
-    folds: image i is in fold i modulo this.
-    inputs: of the map; with `class_map`, class tokens are the first group.
-    with_output: whether the block's other half runs, too.
-    placement: of the batch.
-
-  Returns:
-    The stream or None; per group of tokens, `linear.batch_sums` with a leading
-    axis over the folds.
-  """
-  output, taps = pieces.run_block(block, params, x)
-  features = normalize(x, block.norm_eps)
-  if 'mean' in inputs:
-    mean = features.mean(axis=1, keepdims=True)
-    mean = jnp.broadcast_to(mean, features.shape)
-    features = jnp.concatenate([features, mean], axis=-1)
-  keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
-  sums = [
-    jax.vmap(linear.batch_sums)(
-      *(
-        _by_fold(values[:, tokens], folds)
-        for values in (features, taps['attention'], keep)
-      )
-    )
-    for tokens in _groups(inputs)
-  ]
-  sums = jax.lax.with_sharding_constraint(sums, placement.replicated)
-  if not with_output:
-    return None, sums
-  return jax.lax.with_sharding_constraint(output, placement.batch), sums
-
-
-def _groups(inputs: tuple[str, ...]) -> list[slice]:
-  """The tokens of each group."""
-  if 'class_map' not in inputs:
-    return [slice(None)]
-  return [slice(1), slice(1, None)]
-
-
-def _by_fold(features: Array, folds: int) -> Array:
-  """`[batch, tokens, ...]` to `[folds, batch / folds · tokens, ...]`."""
-  batch, tokens, *channels = features.shape
-  split = features.reshape(batch // folds, folds, tokens, *channels)
-  return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
-
-
-class _Fitter:
-  """Carries the streams through the network and fits on the way."""
-
-  def __init__(
-    self,
-    model: Model,
-    images: ImageSet,
-    layers: Sequence[int],
-    plan: _Plan,
-    memory_gib: float | None,
-  ):
-    self.fits: list[BlockFit] = []
-    self._old = model.module
-    self._module = model.module.clone(linear_inputs=plan.inputs)
-    self._images = images
-    self._place = images.placement
-    self._layers = layers
-    self._plan = plan
-    self._size = programs.micro_batch_size(self._old, images, memory_gib)
-    self._params = self._place.replicate(model.params)
-
-  def run(
-    self,
-    in_place: Collection[int],
-    on_progress: Callable[[int, int], None] | None = None,
-  ) -> dict[int, Params]:
-    """Fits all layers.
-
-    Args:
-      in_place: those whose map takes the attention's place in the network
-        that later ones are fitted on.
-      on_progress: called with blocks done and blocks in all.
-
-    Returns:
-      Per layer the parameters of its `attn` in mode `linear`.
-    """
-    stem = pieces.stem_of(self._old)
-    outer = pieces.stem_params(self._params, self._old.depth)
-    batches = self._images.micro_batches(self._size)
-    streams, masks = [], []
-    for batch in batches:
-      x, _ = programs.embed(stem, outer, batch['image'], self._place)
-      streams.append(x)
-      masks.append(batch['mask'])
-    found = {}
-    # What lies behind the last chosen block does not matter.
-    last = max(self._layers, default=-1)
-    for index in range(last + 1):
-      if index not in self._layers:
-        for position, x in enumerate(streams):
-          streams[position] = self._advance(index, x)
-      else:
-        stays = index not in in_place
-        moments = self._moments(index, streams, masks, advance=stays)
-        found[index] = self._fit(index, moments)
-        if not stays and index < last:
-          block = pieces.block_of(self._module, index, 'linear')
-          params = pieces.mlp_params(self._params, index)
-          params |= {'attn': self._place.replicate(found[index])}
-          for position, x in enumerate(streams):
-            streams[position] = programs.attend(block, params, x, self._place)
-      jax.block_until_ready(streams)
-      if on_progress is not None:
-        on_progress(index + 1, last + 1)
-    return found
-
-  def _advance(self, index: int, x: Array) -> Array:
-    """A block as it is in the model."""
-    mode = self._old.attention_modes[index]
-    if mode in ('full', 'linear'):
-      block = pieces.block_of(self._old, index, mode)
-      params = pieces.block_params(self._params, index)
-      return programs.attend(block, params, x, self._place)
-    block = pieces.block_of(self._old, index, 'absent')
-    scale = np.float32(2.0 if mode == 'identity' else 1.0)
-    params = pieces.mlp_params(self._params, index)
-    return programs.pass_by(block, params, x, scale, self._place)
-
-  def _moments(
-    self, index: int, streams: list[Any], masks: list[Any], advance: bool
-  ) -> Moments:
-    """Moments of one block over all images; moves the streams if wanted."""
-    folds = math.gcd(self._size, _FOLDS)
-    found: Moments = []
-    for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
-      output, sums = _measure(
-        pieces.block_of(self._old, index, 'full'),
-        pieces.block_params(self._params, index),
-        x,
-        mask,
-        folds=folds,
-        inputs=self._plan.inputs,
-        with_output=advance,
-        placement=self._place,
-      )
-      if advance:
-        streams[position] = output
-      # Small micro-batches hold few folds each; then several take turns.
-      turn = position % (_FOLDS // folds)
-      sums = jax.device_get(sums)
-      if not found:
-        empty = CrossMoments.empty(*sums[0][6].shape[1:])
-        found = [[empty] * _FOLDS for _ in sums]
-      for group, values in enumerate(sums):
-        for fold in range(folds):
-          part = CrossMoments.from_sums(tuple(leaf[fold] for leaf in values))
-          place = turn * folds + fold
-          found[group][place] = found[group][place].merge(part)
-    return found
-
-  def _fit(self, index: int, moments: Moments) -> Params:
-    """The parameters that stand in for an attention."""
-    everything = [linear.merged(folds) for folds in zip(*moments, strict=True)]
-    whole = linear.merged(everything)
-    if not np.isfinite(whole.in_out).all():
-      raise ModelError(
-        f'block {index}: activations are NaN or infinite; check the weights, '
-        'the dtype and how the images are normalised'
-      )
-    ridge, shared = self._solve(everything)
-    if len(moments) == 1:
-      self._record(index, ridge, [(whole, shared)])
-      return self._parameters(shared)
-    # The class token is one sample an image, too few for a map by itself:
-    # its map is that of all tokens and a correction, which is penalised.
-    first, rest = moments
-    _, correction = self._solve([fold.beyond(shared) for fold in first])
-    own = self._limited(
-      linear.merged(first),
-      AffineMap(
-        shared.kernel + correction.kernel, shared.bias + correction.bias
-      ),
-    )
-    ridge, others = self._solve(rest)
-    self._record(
-      index,
-      ridge,
-      [(linear.merged(first), own), (linear.merged(rest), others)],
-    )
-    return self._parameters(others) | self._parameters(own, 'class_')
-
-  def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
-    """The ridge in force, and the map of all folds."""
-    ridge = self._plan.ridge
-    if ridge is None:
-      ridge = linear.choose_ridge(folds)
-    affine = linear.solve(linear.merged(folds), ridge, self._plan.rank)
-    return ridge, affine
-
-  def _limited(self, moments: CrossMoments, affine: AffineMap) -> AffineMap:
-    """A map within the rank that is wanted."""
-    if self._plan.rank is None:
-      return affine
-    return linear.truncate(moments, affine, self._plan.rank)
-
-  def _record(
-    self,
-    index: int,
-    ridge: float,
-    maps: Sequence[tuple[CrossMoments, AffineMap]],
-  ) -> None:
-    whole = linear.merged(moments for moments, _ in maps)
-    error = sum(moments.squared_error(affine) for moments, affine in maps)
-    total = float(whole.out_out.sum())
-    residual = max(error / total, 0.0) if total > 0.0 else 0.0
-    self.fits.append(BlockFit(index, ridge, residual, int(whole.count)))
-
-  def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
-    """A map as the parameters of `LinearAttention`."""
-    width = self._old.embed_dim
-    # By numpy: jax.numpy would compile a program for each shape.
-    kernel, bias = (
-      np.asarray(leaf, np.float32) for leaf in (affine.kernel, affine.bias)
-    )
-    found: Params = {
-      f'{prefix}linear': {
-        'kernel': jax.device_put(kernel[:width]),
-        'bias': jax.device_put(bias),
-      }
-    }
-    if 'mean' in self._plan.inputs:
-      found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
-    return found

@@ -18,8 +18,8 @@ from lambda_vit_jax.display import Shown, Table
 from lambda_vit_jax.entropy import ChannelStatistics, HostMoments
 from lambda_vit_jax.images import ImageSet, Placement, read_images
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock
 from lambda_vit_jax.typing import Array, Params
 
 # Keeps a zero vector's cosine finite.

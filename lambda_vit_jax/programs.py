@@ -19,8 +19,9 @@ from lambda_vit_jax.entropy import Moments
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.images import AXIS, ImageSet, Placement
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock, ViT
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
 
 Target = Literal['logits', 'features', 'loss']

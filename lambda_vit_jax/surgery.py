@@ -1,7 +1,7 @@
 """Full parameter tree to pruned tree, and folding: pure functions on dicts.
 
 A tree is a plain nested dict with blocks under `block00`, `block01`, …; see
-`lambda_vit_jax.models.vit` for the modes (METHOD, section 2).
+`lambda_vit_jax.models.block` for the modes (METHOD, section 2).
 """
 
 import numbers

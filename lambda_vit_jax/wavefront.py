@@ -29,8 +29,8 @@ from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import ImageSet
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import mixes_tokens
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import mixes_tokens
 from lambda_vit_jax.programs import Target
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params

@@ -55,6 +55,7 @@ FLOORS = (
     'hub',
     'images',
     'infer',
+    'linear_fitter',
     'linearizer',
     'models',
     'optim',

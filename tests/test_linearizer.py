@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import linear, linearizer, onnx_graph
+from lambda_vit_jax import linear, linear_fitter, onnx_graph
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.linearizer import fit_linear
@@ -107,7 +107,7 @@ def test_exact_with_one_token(tiny_variant, rng):
   stream = jnp.asarray(rng.normal(size=(64, 1, 24)), jnp.float32)
   block = pieces.block_of(model.module, 1, 'full')
   params = pieces.block_params(model.params, 1)
-  output, (sums,) = linearizer._measure(
+  output, (sums,) = linear_fitter.measure(
     block,
     params,
     stream,

@@ -22,8 +22,9 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models import decoders
+from lambda_vit_jax.models.block import HAS_ATTENTION
 from lambda_vit_jax.models.variants import Variant, get_variant
-from lambda_vit_jax.models.vit import HAS_ATTENTION, ViT
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.typing import Array, AttentionMode, Intermediates, Params
 

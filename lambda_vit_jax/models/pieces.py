@@ -9,7 +9,8 @@ arguments. All functions are traceable and none is jitted.
 from typing import Any
 
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models.vit import EncoderBlock, ViT
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params
 
