@@ -32,7 +32,7 @@ from lambda_vit_jax import (
   convert,
   digests,
   main,
-  stages,
+  selection_stage,
 )
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import LambdaVitError
@@ -127,7 +127,7 @@ def _read_checkpoint(folder: pathlib.Path) -> Any:
 
 def _read_selection(folder: pathlib.Path) -> Any:
   run = types.SimpleNamespace(path=lambda name: epath.Path(folder) / name)
-  return stages.removed_layers(run, 3)
+  return selection_stage.removed_layers(run, 3)
 
 
 def _read_image(folder: pathlib.Path) -> Any:

@@ -101,7 +101,9 @@ FLOORS = (
     'outcome',
     'probe_stage',
     'segment_stage',
+    'selection_stage',
     'stages',
+    'training_stage',
   },
   {'__init__', '__main__', 'main'},
 )

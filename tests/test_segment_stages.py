@@ -18,8 +18,10 @@ from lambda_vit_jax import (
   linear_stage,
   main,
   segment_stage,
+  selection_stage,
   sharding,
   stages,
+  training_stage,
 )
 from lambda_vit_jax.errors import LambdaVitError, UsageError
 from lambda_vit_jax.models.decoders import Decoder
@@ -177,12 +179,14 @@ def test_the_export_segments(finished, tmp_path):
   assert set(shares[0]) <= set(model.class_names)
   # Its decoder is kept where it fits, and made afresh where it does not.
   init = f'--config.init={finished.path("export")}'
-  same = stages.starting_model(open_run(tmp_path / 'same', *SMALL, init))
+  same = training_stage.starting_model(
+    open_run(tmp_path / 'same', *SMALL, init)
+  )
   np.testing.assert_array_equal(
     same.params['decoder']['classify']['kernel'],
     model.params['decoder']['classify']['kernel'],
   )
-  other = stages.starting_model(
+  other = training_stage.starting_model(
     open_run(tmp_path / 'other', *SMALL, init, '--config.segment.num_classes=3')
   )
   assert other.num_classes == 3
@@ -197,7 +201,7 @@ def test_a_classifier_becomes_a_start(tmp_path):
     tmp_path / 'run',
     f'--config.init={tmp_path / "export"}',
   )
-  start = stages.starting_model(run)
+  start = training_stage.starting_model(run)
   assert start.module.segmentation == Decoder('linear', channels=16)
   assert start.attention_modes == ('full', 'identity', 'full')
   assert start.class_names[:2] == ('background', '0')
@@ -224,7 +228,7 @@ def segmenting(tmp_path):
 def test_dropout_is_the_configs(segmenting, tmp_path):
   """It is of the training, and not of the weights."""
   model, init = segmenting
-  start = stages.starting_model(
+  start = training_stage.starting_model(
     open_run(tmp_path / 'run', *SMALL, init, '--config.segment.dropout=0.3')
   )
   assert start.module.segmentation == Decoder(
@@ -239,7 +243,7 @@ def test_dropout_is_the_configs(segmenting, tmp_path):
 def test_a_segmenter_becomes_a_classifier(segmenting, tmp_path, images):
   """With a head on the mean of its patches, which are what was trained."""
   model, init = segmenting
-  start = stages.starting_model(
+  start = training_stage.starting_model(
     open_run(tmp_path / 'run', *SMALL, init, '--config.task=classify')
   )
   assert start.module.segmentation is None
@@ -269,8 +273,8 @@ def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
     '--config.select.criterion=first',
     f'--config.select.target_speedup={(whole + part) / 2}',
   )
-  stages.pretrain(run)
-  stages.select(run)
+  training_stage.pretrain(run)
+  selection_stage.select(run)
   assert read(run, 'selection.json')['removed'] == [0, 1]
 
 

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import checkpoint, main, sharding, stages, surgery
+from lambda_vit_jax import (
+  checkpoint,
+  main,
+  sharding,
+  stages,
+  surgery,
+  training_stage,
+)
 from lambda_vit_jax.load import load_export, load_pretrained
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.workdir import Run
@@ -49,7 +56,7 @@ def transferred(source, tmp_path_factory):
 
 
 def test_the_start_is_the_export_with_a_fresh_head(source, transferred):
-  start = stages.starting_model(transferred)
+  start = training_stage.starting_model(transferred)
   assert start.attention_modes == source.attention_modes
   assert start.num_classes == 10
   assert start.class_names == transferred.dataset.class_names
