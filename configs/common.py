@@ -237,6 +237,10 @@ def base() -> ml_collections.ConfigDict:
   # What a map reads: `token`, and perhaps `mean` (of the image's tokens) and
   # `class_map` (the class token has a map of its own).
   linearize.inputs = ('token',)
+  # Correct scale and bias of the norms behind the maps, so that each channel
+  # has the dense network's mean and variance there. A warm start does not
+  # read them.
+  linearize.recentre = False
 
   config.dilute = _training(5e-4)
   # How long λ takes from 1 to 0: steps, or epochs as '300ep'.

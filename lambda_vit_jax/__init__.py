@@ -31,6 +31,7 @@ _PUBLIC = {
   'nose': 'selection',
   'prune': 'models.model',
   'quantize': 'models.model',
+  'recentre': 'recentring',
   'spectrum': 'fourier',
   'with_decoder': 'models.segmenter',
 }

@@ -77,6 +77,7 @@ def fit(
       ridge=settings['ridge'],
       rank=None if rank is None else resolve.integer(rank, 'linearize.rank', 1),
       inputs=tuple(settings['inputs']),
+      recentre=bool(settings['recentre']),
       memory_gib=memory_gib,
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
@@ -91,6 +92,7 @@ def fit(
     record: dict[str, Any] = {
       'sequential': bool(settings['sequential']),
       'rank': rank,
+      'recentre': bool(settings['recentre']),
       'blocks': [dataclasses.asdict(row) for row in fits],
     }
     exporter.export(

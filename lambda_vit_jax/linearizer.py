@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from jax.sharding import Mesh
 
-from lambda_vit_jax import linear, surgery
+from lambda_vit_jax import linear, recentring, surgery
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.linear_fitter import BlockFit, Fitter, Plan
@@ -26,6 +26,7 @@ def linearize(
   ridge: float | str = 'auto',
   rank: int | None = None,
   inputs: Sequence[str] = ('token',),
+  recentre: bool = False,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
@@ -43,6 +44,8 @@ def linearize(
     rank: the largest rank of a map, None for no limit.
     inputs: `token`, and perhaps `mean` (the mean over the image's tokens is
       a further input) and `class_map` (the class token has a map of its own).
+    recentre: correct the norms behind the maps (`recentring.recentre`), which
+      keeps a second stream of the images.
     memory_gib: working memory per device, beside the images' streams (images
       × tokens × embed numbers), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
@@ -64,6 +67,7 @@ def linearize(
     ridge=ridge,
     rank=rank,
     inputs=inputs,
+    recentre=recentre,
     memory_gib=memory_gib,
     mesh=mesh,
   )[0]
@@ -78,6 +82,7 @@ def fit_linear(
   ridge: float | str = 'auto',
   rank: int | None = None,
   inputs: Sequence[str] = ('token',),
+  recentre: bool = False,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
@@ -92,6 +97,7 @@ def fit_linear(
     ridge: of the least squares.
     rank: of the maps.
     inputs: of the maps.
+    recentre: norms.
     memory_gib: working memory.
     mesh: devices.
     on_progress: called with blocks done and blocks in all.
@@ -111,7 +117,10 @@ def fit_linear(
   for index, fitted in maps.items():
     params[block_name(index)] |= {'attn': fitted}
   module = model.module.clone(attention_modes=modes, linear_inputs=plan.inputs)
-  return model.replace(module=module, params=params), tuple(fitter.fits)
+  found = model.replace(module=module, params=params)
+  if recentre:
+    found = recentring.recentre_on(found, model, images, memory_gib)
+  return found, tuple(fitter.fits)
 
 
 def fit_trials(

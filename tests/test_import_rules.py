@@ -56,6 +56,7 @@ FLOORS = (
     'images',
     'infer',
     'linear_fitter',
+    'recentring',
     'linearizer',
     'models',
     'optim',

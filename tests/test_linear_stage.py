@@ -64,6 +64,32 @@ def test_later_stages_take_the_fitted_model(run):
   assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
 
 
+def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
+  other = open_run(
+    tmp_path / 'other',
+    '--config.linearize.recentre=True',
+    *OPTIONS,
+  )
+  for name in ('pretrain', 'select', 'linearize'):
+    stages.run_stage(other, name)
+  record = json.loads(other.path('linear/model.json').read_text())
+  assert record['linearize']['recentre']
+  found = linear_stage.load_linear(other)
+  dense = run.load('pretrain')
+  expected = lv.linearize(
+    dense,
+    run.holdout_batches(dense.preprocessing),
+    (0,),
+    inputs=('token', 'class_map'),
+    recentre=True,
+  )
+  for name in ('scale', 'bias'):
+    norm = found.params['norm'][name]
+    # The fit on another number of devices.
+    np.testing.assert_allclose(norm, expected.params['norm'][name], atol=1e-3)
+    assert abs(norm - dense.params['norm'][name]).max() > 1e-3
+
+
 def test_a_run_that_dilutes_does_not_fit(tmp_path):
   run = open_run(tmp_path / 'other')
   assert 'linearize' not in stages.needed(run)
