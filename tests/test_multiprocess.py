@@ -282,7 +282,11 @@ def test_the_launcher_passes_on_flags_and_codes(tmp_path):
   [
     (
       ('select', 'linearize'),
-      ('--config.method=linearize', '--config.select.trial=linear'),
+      (
+        '--config.method=linearize',
+        '--config.select.trial=linear',
+        '--config.linearize.recentre=True',
+      ),
     ),
     (
       ('select',),
