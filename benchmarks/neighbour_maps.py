@@ -31,16 +31,30 @@ RIDGES = linear.RIDGES[::2]
 TURNS = 5
 
 
-def features(x: Array, epsilon: float, grid: tuple[int, int]) -> Array:
+# What maps may read, in order, with the number of times D channels.
+PARTS = {'token': 1, 'mean': 1, 'all eight': 8, 'local mean': 1}
+
+
+def features(
+  x: Array,
+  epsilon: float,
+  grid: tuple[int, int],
+  parts: Sequence[str] = tuple(PARTS),
+) -> Array:
   """`[images, tokens, 11·D]`: n(x), its mean, eight neighbours, local mean.
 
   What is the neighbours' is 0 for tokens that lead the patches.
+
+  Args:
+    x: the stream.
+    epsilon: of the norm.
+    grid: rows and columns of the patches.
+    parts: those of `PARTS` that are wanted, in their order.
   """
   images, tokens, width = x.shape
   rows, columns = grid
   leading = tokens - rows * columns
   normal = normalize(x, epsilon)
-  mean = jnp.broadcast_to(normal.mean(axis=1, keepdims=True), x.shape)
   patches = normal[:, leading:].reshape(images, rows, columns, width)
   edge = ((0, 0), (1, 1), (1, 1), (0, 0))
 
@@ -53,21 +67,27 @@ def features(x: Array, epsilon: float, grid: tuple[int, int]) -> Array:
   neighbours = [shifted(patches, *shift) for shift in SHIFTS]
   here = jnp.ones((1, rows, columns, 1), x.dtype)
   number = here + sum(shifted(here, *shift) for shift in SHIFTS)
-  local = (patches + sum(neighbours)) / number
-  around = jnp.concatenate([*neighbours, local], axis=-1)
-  around = around.reshape(images, rows * columns, -1)
-  around = jnp.pad(around, ((0, 0), (leading, 0), (0, 0)))
-  return jnp.concatenate([normal, mean, around], axis=-1)
+
+  def around(values: Array) -> Array:
+    flat = values.reshape(images, rows * columns, -1)
+    return jnp.pad(flat, ((0, 0), (leading, 0), (0, 0)))
+
+  found = {
+    'token': lambda: normal,
+    'mean': lambda: jnp.broadcast_to(
+      normal.mean(axis=1, keepdims=True), x.shape
+    ),
+    'all eight': lambda: around(jnp.concatenate(neighbours, axis=-1)),
+    'local mean': lambda: around((patches + sum(neighbours)) / number),
+  }
+  return jnp.concatenate([found[part]() for part in parts], axis=-1)
 
 
 def columns_of(part: str, width: int) -> np.ndarray:
   """Where a part of the features is."""
-  first, number = {
-    'token': (0, 1),
-    'mean': (1, 1),
-    'all eight': (2, 8),
-    'local mean': (10, 1),
-  }[part]
+  names = list(PARTS)
+  first = sum(PARTS[name] for name in names[: names.index(part)])
+  number = PARTS[part]
   return np.arange(first * width, (first + number) * width)
 
 

@@ -14,19 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from neighbour_maps import features
+from neighbour_maps import PARTS, columns_of, features
 
 from lambda_vit_jax import benchmark, main
 from lambda_vit_jax.linear import AffineMap
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock
+from lambda_vit_jax.models.vit import EncoderBlock, ViT
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.workdir import Run
 
 IMAGES = 512
-CHUNK = 250
+# Small enough for a block's activations to stay in a core's cache.
+CHUNK = 50
 
 Maps = Mapping[int, tuple[AffineMap, AffineMap] | None]
 """Per replaced block the maps of class token and patches; None: left out."""
@@ -39,24 +40,33 @@ def run_full(block: EncoderBlock, params: Params, x: Array) -> tuple:
   return taps['after_attention'], taps['output']
 
 
-@functools.partial(jax.jit, static_argnames=('block', 'grid'))
+@functools.partial(jax.jit, static_argnames=('block', 'grid', 'parts'))
 def run_mapped(
   block: EncoderBlock,
   params: Params,
   maps: tuple[AffineMap, AffineMap],
   x: Array,
   grid: tuple[int, int],
+  parts: tuple[str, ...],
 ) -> tuple:
-  """The same with maps in the attention's place; `block` has none."""
+  """The same with maps of `parts` for attention; `block` has none."""
   leading = x.shape[1] - grid[0] * grid[1]
-  inputs = features(x, block.norm_eps, grid)
-  parts = (inputs[:, :leading], inputs[:, leading:])
+  if not parts:
+    return x, pieces.run_block(block, params, x)[0]
+  inputs = features(x, block.norm_eps, grid, parts)
+  groups = (inputs[:, :leading], inputs[:, leading:])
   mapped = [
-    part @ affine.kernel + affine.bias
-    for part, affine in zip(parts, maps, strict=True)
+    group @ affine.kernel + affine.bias
+    for group, affine in zip(groups, maps, strict=True)
   ]
   x = x + jnp.concatenate(mapped, axis=1)
   return x, pieces.run_block(block, params, x)[0]
+
+
+@functools.partial(jax.jit, static_argnames=('stem',))
+def read_out(stem: ViT, params: Params, x: Array) -> Array:
+  """Logits of the last stream."""
+  return pieces.readout(stem, params, x[:, : stem.read_tokens])[0]
 
 
 jax.tree_util.register_dataclass(AffineMap, ['kernel', 'bias'], [])
@@ -84,20 +94,41 @@ class Network:
     if index not in maps:
       params = pieces.block_params(self.params, index)
       return run_full(self.block(index), params, x)
-    width = x.shape[-1]
-    nothing = AffineMap(np.zeros((11 * width, width)), np.zeros(width))
-    chosen = maps[index] or (nothing, nothing)
-    chosen = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), chosen)
+    parts, chosen = _used(maps[index], x.shape[-1])
     block = pieces.block_of(self.model.module, index, 'absent')
     params = pieces.mlp_params(self.params, index)
-    return run_mapped(block, params, chosen, x, self.grid)
+    return run_mapped(block, params, chosen, x, self.grid, parts)
 
   def logits(self, x: Array, start: int, maps: Maps) -> np.ndarray:
     """From the stream before block `start`."""
     for index in range(start, self.depth):
       x = self.step(index, x, maps)[1]
     outer = pieces.stem_params(self.params, self.depth)
-    return np.asarray(pieces.readout(self._stem, outer, x)[0])
+    return np.asarray(read_out(self._stem, outer, x))
+
+
+def _used(
+  maps: tuple[AffineMap, AffineMap] | None, width: int
+) -> tuple[tuple[str, ...], tuple[AffineMap, ...]]:
+  """The parts of the inputs that are read, and float32 kernels of them."""
+  maps = maps or ()
+  columns = {part: columns_of(part, width) for part in PARTS}
+  parts = tuple(
+    part
+    for part in PARTS
+    if any(
+      part == 'token' or affine.kernel[columns[part]].any() for affine in maps
+    )
+  )
+  return parts, tuple(
+    AffineMap(
+      np.concatenate(
+        [affine.kernel[columns[part]] for part in parts], dtype=np.float32
+      ),
+      affine.bias.astype(np.float32),
+    )
+    for affine in maps
+  )
 
 
 class Table:
