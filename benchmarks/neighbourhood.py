@@ -1,7 +1,7 @@
 r"""What closes the gap of training-free maps: neighbours, later norms.
 
 A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen by
-two criteria, maps fitted in sequence, accuracy over all test images. To the
+three criteria, maps fitted in sequence, accuracy over all test images. To the
 inputs that `linearize` offers come those of a token's neighbours on the grid of
 patches, with zeros outside:
 
@@ -50,10 +50,14 @@ from lambda_vit_jax.typing import Array, Params
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/neighbourhood.json'
 )
-COUNTS = (5, 3)
-CRITERIA: dict[str, dict[str, Any]] = {
-  'affine': {'criterion': 'affine'},
-  'cosine': {'criterion': 'cosine'},
+# The options of `selection.select`, and how many layers are chosen.
+CHOICES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+  'affine': ({'criterion': 'affine'}, (5, 3)),
+  'cosine': ({'criterion': 'cosine'}, (5, 3)),
+  'transfer_entropy, linear trial': (
+    {'criterion': 'transfer_entropy', 'trial': 'linear'},
+    (5,),
+  ),
 }
 BASES = {
   'token+mean+class': ('token', 'mean', 'class_map'),
@@ -246,16 +250,16 @@ def write_block_maps(table: Table) -> None:
 def measure() -> None:
   table = Table(*open_run(__doc__), OUTPUT)
   table.row('dense', table.network, 0, {}, macs=table.model.macs())
-  for criterion, choice in CRITERIA.items():
+  for criterion, (choice, counts) in CHOICES.items():
     order = selection.select(
       table.model,
       table.batches,
-      num_layers=max(COUNTS),
+      num_layers=max(counts),
       resamples=0,
       **choice,
     ).order
     table.entry['orders'][criterion] = list(order)
-    for count in COUNTS:
+    for count in counts:
       write_set(table, f'{criterion} {count}', order[:count])
     if criterion == 'affine':
       write_block_maps(table)
