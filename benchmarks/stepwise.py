@@ -19,8 +19,9 @@ from neighbour_maps import PARTS, columns_of, features
 from lambda_vit_jax import benchmark, main
 from lambda_vit_jax.linear import AffineMap
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.vit import EncoderBlock, ViT
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.workdir import Run

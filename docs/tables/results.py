@@ -202,6 +202,12 @@ def method_tables(of_sets: dict[str, Any]) -> str:
 def training_free_tables(of_sets: dict[str, Any]) -> str:
   """Affine maps in place of attention, by criterion, input and order."""
   every = ('token', 'token+mean', 'token+class', 'token+mean+class')
+  hows = ('sequential', 'at once', 'recentred')
+
+  def spread_of(gains: list[float]) -> str:
+    mean = sum(gains) / len(gains)
+    extremes = f'from {min(gains):+.2f} to {max(gains):+.2f}'
+    return f'{mean:+.2f} points on average, {extremes}'
 
   def section(name: str, found: dict[str, Any]) -> str:
     rows = found['rows']
@@ -211,27 +217,25 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
     dense = rows['dense']['top1']
 
     def cells(key: str) -> list[str]:
-      in_turn = (
-        percent(rows[f'{key} linear {kind} {how}']['top1'])
-        for kind in kinds
-        for how in ('sequential', 'at once')
-      )
-      return [
-        percent(rows[f'{key} skip']['top1']),
-        percent(rows[f'{key} identity']['top1']),
-        *in_turn,
-      ]
+      names = ['skip', 'skip recentred', 'identity']
+      names += [f'linear {kind} {how}' for kind in kinds for how in hows]
+      return [percent(rows[f'{key} {name}']['top1']) for name in names]
 
-    gains = [
-      100 * (row['top1'] - rows[key.replace('sequential', 'at once')]['top1'])
-      for key, row in rows.items()
-      if key.endswith(' sequential')
+    def gain(key: str, other: str) -> float:
+      return 100 * (rows[key]['top1'] - rows[other]['top1'])
+
+    in_turn = [key for key in rows if key.endswith(' sequential')]
+    gains = [gain(key, key.replace('sequential', 'at once')) for key in in_turn]
+    recentred = [
+      gain(key.replace('sequential', 'recentred'), key) for key in in_turn
     ]
     keys = [key.removesuffix(' skip') for key in rows if key.endswith(' skip')]
     keys.sort(key=lambda key: (int(key.split()[-1]), key))
-    header = ['criterion, layers', 'skip', 'identity']
+    header = ['criterion, layers', 'skip', 'skip, re-centred', 'identity']
     header += [
-      f'{kind}, {how}' for kind in kinds for how in ('in sequence', 'at once')
+      f'{kind}, {how}'
+      for kind in kinds
+      for how in ('in sequence', 'at once', 're-centred')
     ]
     return '\n\n'.join(
       [
@@ -240,10 +244,10 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
         f'{found["images"]} unlabeled images, all test images. Attention is '
         'left out, taken for the identity, or replaced by an affine map of '
         'the token, of the mean of the image as well, with a map of its own '
-        'for the class token, or of all three; fitted in sequence or at once. '
-        'Top-1 in %. In sequence less at once, over all rows: '
-        f'{sum(gains) / len(gains):+.2f} points on average, from '
-        f'{min(gains):+.2f} to {max(gains):+.2f}.',
+        'for the class token, or of all three; fitted in sequence, at once, or '
+        'in sequence with the norms behind re-centred. Top-1 in %. In sequence '
+        f'less at once, over all rows: {spread_of(gains)}. What re-centring '
+        f'adds to fitting in sequence: {spread_of(recentred)}.',
         table(header, [[key, *cells(key)] for key in keys]),
         origin('training_free', 'training_free.py', found),
       ]
@@ -282,6 +286,85 @@ def block_tables(of_sets: dict[str, Any]) -> str:
   return '\n\n'.join(section(*item) for item in of_sets.items())
 
 
+def neighbourhood_tables(of_sets: dict[str, Any]) -> str:
+  """What further inputs and corrected norms add to affine maps."""
+  additions = (
+    'depthwise',
+    'separable',
+    'local mean',
+    'all eight',
+    're-centred',
+  )
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = found['rows']
+
+    def addition(key: str, kind: str) -> str:
+      row = rows.get(f'{key}, {kind}')
+      if row is None:
+        return ''
+      return f'{100 * row["gain"]:+.2f} ± {100 * row["interval"]:.2f}'
+
+    lines = [
+      (
+        key,
+        layers(row['blocks']),
+        percent(row['top1']),
+        *(addition(key, kind) for kind in additions),
+      )
+      for key, row in rows.items()
+      if 'gain' not in row and row['blocks'] and 'whole' not in key
+    ]
+    return '\n\n'.join(
+      [
+        f'## Neighbours and re-centred norms: {name}\n\n'
+        f'One trained network with a grid of {found["grid"][0]} x '
+        f'{found["grid"][1]} (dense {percent(rows["dense"]["top1"])}%), '
+        f'{found["images"]} unlabeled images, {found["num_images"]:,} test '
+        'images. Top-1 in % with maps fitted in sequence, and what is gained '
+        'in points, with the 95% interval of paired images, by a depthwise or '
+        'separable 3 x 3 term, the mean of the 3 x 3 tokens or all eight '
+        'neighbours as further inputs, and by correcting the later norms.',
+        table(
+          ('criterion, layers, inputs', 'blocks', 'top-1 %', *additions), lines
+        ),
+        origin('neighbourhood', 'neighbourhood.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def narrow_tables(of_sets: dict[str, Any]) -> str:
+  """Every block narrowed, the idea of CORP."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    rows = found['rows']
+    lines = [
+      (
+        key,
+        percent(row['top1']),
+        percent(rows[f'{key}, left out']['top1']) if key != 'dense' else '',
+        f'{row["macs"] / 1e6:.3f}',
+      )
+      for key, row in rows.items()
+      if not key.endswith('left out')
+    ]
+    return '\n\n'.join(
+      [
+        f'## Every block narrowed: {name}\n\n'
+        'The idea of CORP, written from its description, on the network of '
+        'the table before: a share of the channels of MLPs, or of queries and '
+        'keys, is removed from every block without training; what goes is '
+        'predicted from what stays by ridge regression, or left out.',
+        table(('removed', 'top-1 %', 'left out', 'MMACs'), lines),
+        origin('narrow_layers', 'narrow_layers.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
@@ -289,4 +372,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'selection_quality': quality_tables,
   'training_free': training_free_tables,
   'block_maps': block_tables,
+  'neighbourhood': neighbourhood_tables,
+  'narrow_layers': narrow_tables,
 }
