@@ -14,8 +14,8 @@ import numpy as np
 from lambda_vit_jax import linear
 from lambda_vit_jax.linear import AffineMap, CrossMoments
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.typing import Array, Params
 
 FOLDS = 4
