@@ -53,7 +53,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
     if not path.exists():
       checkpoint.write_json(path, config)
       return True
-    saved = checkpoint.read_json(path)
+    saved = checkpoint.read_object(path)
     differing = resolve.differences(saved, config, common.base().to_dict())
     binding = [
       text

@@ -118,9 +118,12 @@ def fit_linear(
     params[block_name(index)] |= {'attn': fitted}
   module = model.module.clone(attention_modes=modes, linear_inputs=plan.inputs)
   found = model.replace(module=module, params=params)
+  fits = tuple(fitter.fits)
+  # Its parameters lie on the devices.
+  del fitter
   if recentre:
     found = recentring.recentre_on(found, model, images, memory_gib)
-  return found, tuple(fitter.fits)
+  return found, fits
 
 
 def fit_trials(

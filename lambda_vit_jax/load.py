@@ -95,7 +95,7 @@ def load_export(directory: str | epath.PathLike) -> Model:
       '`export` first'
     )
   weights.check_link(path)
-  fields = checkpoint.read_json(path)
+  fields = checkpoint.read_object(path)
   model = description.rebuild(fields, str(path))
   if not (directory / 'params').exists():
     raise CheckpointError(
@@ -113,7 +113,7 @@ def check_exported(directory: epath.Path, name: str) -> None:
   Raises:
     CheckpointError: it, or `model.json`, was changed since the export.
   """
-  _check_file(directory, checkpoint.read_json(directory / 'model.json'), name)
+  _check_file(directory, checkpoint.read_object(directory / 'model.json'), name)
 
 
 def _check_file(directory: epath.Path, fields: Any, name: str) -> None:

@@ -283,7 +283,7 @@ class Run:
     if self.leader:
       checkpoint.write_json(self.path(name), value)
 
-  def read_json(self, name: str) -> Any:
+  def read_json(self, name: str) -> dict[str, Any] | None:
     """What the leading process reads, None where there is no such file.
 
     Raises:

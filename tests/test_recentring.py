@@ -38,7 +38,7 @@ def behind_norms(model):
     if mode == 'full':
       found[f'{name}/norm1'] = leave(tap['input'], norms['norm1'], epsilon)
     seen = tap['after_attention']
-    if index == model.depth - 1:
+    if index >= module.last_mixing_block:
       seen = seen[:, : module.read_tokens]
     found[f'{name}/norm2'] = leave(seen, norms['norm2'], epsilon)
   last = taps[block_name(model.depth - 1)]['output']
@@ -123,6 +123,33 @@ def test_as_an_option_of_the_fit(tiny_variant):
   jax.tree.map(np.testing.assert_array_equal, both.params, after.params)
 
 
+def test_twice_is_once(tiny_variant):
+  dense = make_model(tiny_variant)
+  once = lv.recentre(lv.prune(dense, (1,), 'absent'), dense, [IMAGES])
+  twice = lv.recentre(once, dense, [IMAGES])
+  # Again through the moments of some thousand float32 numbers.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+    once.params,
+    twice.params,
+  )
+
+
+def test_only_tokens_that_are_computed_count(tiny_variant):
+  dense = make_model(tiny_variant)
+  model = lv.prune(dense, (1, 2), 'absent')
+  assert model.module.last_mixing_block == 0
+  found = behind_norms(lv.recentre(model, dense, [IMAGES]))
+  norm = dense.params['block01']['norm2']
+  tap = dense.apply(IMAGES)[1]['block01']['after_attention'][:, 0]
+  centred = tap - tap.mean(-1, keepdims=True)
+  wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+  wanted = wanted * norm['scale'] + norm['bias']
+  np.testing.assert_allclose(
+    found['block01/norm2'].std(0), wanted.std(0), **CLOSE
+  )
+
+
 def test_a_dead_channel_keeps_its_scale():
   norm = {'scale': np.float32([2, 3]), 'bias': np.float32([0, 1])}
   here = ChannelStatistics(9.0, np.float64([1, 1]), np.float64([0, 0.5]))
@@ -132,14 +159,37 @@ def test_a_dead_channel_keeps_its_scale():
   np.testing.assert_array_equal(found['bias'], [-1, -2])
 
 
+@pytest.mark.parametrize(
+  'other, match',
+  [
+    ({'depth': 2}, 'differ in depth'),
+    ({'num_registers': 2}, 'differ in num_registers'),
+    ({'mlp_ratio': 2.0}, 'differ in mlp_ratio'),
+    ({'image_size': 4}, 'differ in image_size'),
+  ],
+)
+def test_models_of_different_make_are_refused(tiny_variant, other, match):
+  dense = make_model(tiny_variant)
+  with pytest.raises(ModelError, match=match):
+    lv.recentre(
+      lv.prune(dense, (1,)), make_model(tiny_variant, **other), [IMAGES]
+    )
+
+
 def test_bad_input(tiny_variant):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1,))
-  with pytest.raises(ModelError, match='differ in depth'):
-    lv.recentre(model, make_model(tiny_variant, depth=2), [IMAGES])
   with pytest.raises(ModelError, match='no folded one'):
     lv.recentre(lv.fold(model), dense, [IMAGES])
+  with pytest.raises(ModelError, match='the changed model first'):
+    lv.recentre(dense, model, [IMAGES])
+  with pytest.raises(ModelError, match='merges tokens'):
+    lv.recentre(lv.merge_tokens(model, 2), dense, [IMAGES])
   with pytest.raises(ModelError, match='quantised'):
     lv.recentre(lv.quantize(model), dense, [IMAGES])
-  with pytest.raises(DataError, match='empty'):
-    lv.recentre(model, dense, [])
+  with pytest.raises(DataError, match='31 images are too few'):
+    lv.recentre(model, dense, [IMAGES[:31]])
+  broken = jax.tree.map(np.array, model.params)
+  broken['block00']['mlp']['fc1']['bias'][:] = np.nan
+  with pytest.raises(ModelError, match='NaN or infinite'):
+    lv.recentre(model.replace(params=broken), dense, [IMAGES])

@@ -300,9 +300,9 @@ def pipeline_table(found: dict[str, Any]) -> str:
       'JPEG photographs to 224 pixels, full DeiT augmentation, images per '
       'second of one core, and how many times as fast ours is. timm in worker: '
       'ToTensor and Normalize in the DataLoader. timm collated: its own uint8 '
-      'collation, batches normalised as a whole. What a photograph costs in '
-      'Pillow (decoding, resizing, warping) is the same on all sides; a crop '
-      'of a large one is decoded at a fraction of its size here.',
+      'collation, batches normalised as a whole. All sides resize and warp '
+      'with Pillow; a crop of a large photograph is decoded at a fraction of '
+      'its size here.',
       table(
         ('pixels', 'pipeline', 'images per CPU second', 'ours over it'), rows
       ),

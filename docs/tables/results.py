@@ -324,7 +324,8 @@ def neighbourhood_tables(of_sets: dict[str, Any]) -> str:
         'images. Top-1 in % with maps fitted in sequence, and what is gained '
         'in points, with the 95% interval of paired images, by a depthwise or '
         'separable 3 x 3 term, the mean of the 3 x 3 tokens or all eight '
-        'neighbours as further inputs, and by correcting the later norms.',
+        'neighbours as further inputs, and by correcting the later norms. '
+        'What is blank was not measured.',
         table(
           ('criterion, layers, inputs', 'blocks', 'top-1 %', *additions), lines
         ),
