@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 
 from lambda_vit_jax.errors import UsageError
 
@@ -113,7 +112,9 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   alive, guard = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
-  # A signal that comes before the parent can pass it on waits until it can.
+  # Blocked in all threads of the parent, and waited for in one: a handler of
+  # Python would not run while the main thread reads, should the signal come
+  # just before.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
   child = os.fork()
   if child == 0:
@@ -124,13 +125,7 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   os.close(child_stderr)
   os.close(alive)
 
-  def forward(signum: int, frame: FrameType | None) -> None:
-    del frame
-    os.kill(child, signum)
-
-  for signum in SIGNALS:
-    signal.signal(signum, forward)
-  signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  threading.Thread(target=_forward, args=(child,), daemon=True).start()
   reaper = threading.Thread(target=_end_its_group, args=(child,), daemon=True)
   reaper.start()
   heard = _pass_on(native)
@@ -160,6 +155,15 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
     )
   print(f'lambda-vit: {line}', file=sys.stderr)
   return exit_code
+
+
+def _forward(child: int) -> None:
+  """Passes signals on to the child, for ever."""
+  while True:
+    signum = signal.sigwait(SIGNALS)
+    # It may have ended by now.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(child, signum)
 
 
 def _end_its_group(child: int) -> None:
