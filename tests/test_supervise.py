@@ -90,11 +90,13 @@ def test_a_killed_child_is_reported():
 
 def test_signals_reach_the_work_once():
   process = supervised(
-    # A handler that writes: a signal that comes early is not missed, and no
-    # mask is involved, which other threads of the process would not share.
+    # Written by the handler of C: one of Python would not run before the read
+    # returns, should the signal come just before it.
     '  import select\n'
     '  come, write = os.pipe()\n'
-    "  signal.signal(signal.SIGTERM, lambda *_: os.write(write, b'.'))\n"
+    '  os.set_blocking(write, False)\n'
+    '  signal.signal(signal.SIGTERM, lambda *_: None)\n'
+    '  signal.set_wakeup_fd(write)\n'
     "  print('ready', flush=True)\n"
     '  os.read(come, 1)\n'
     '  return 42 if select.select([come], [], [], 0.5)[0] else 41',
