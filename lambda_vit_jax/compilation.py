@@ -5,9 +5,12 @@ Eigen's loops around oneDNN's kernels, which on x86 are faster by a quarter to
 a half; reductions stay with YNNPACK, and with them a softmax and the products
 on both its sides, which it fuses into one pass (`benchmarks/products.py`).
 
-Two things Eigen does badly. A matrix whose rows are a multiple of 4 KiB long
+Three things Eigen does badly. A matrix whose rows are a multiple of 4 KiB long
 is slow, as the rows of a tile then share their places in the cache: such a
-product is taken in pieces (`column_pieces`). Products of integers are slower
+product is taken in pieces (`column_pieces`). Where rows are longer than a page
+of memory, each row of a tile is on another page, also in what is made from the
+product: q, k and v come from three products then, and an MLP adds up pieces of
+its hidden layer (`long_rows`, `hidden_pieces`). Products of integers are slower
 by much: a program that reads int8 is left to XLA's own choice.
 """
 
@@ -30,9 +33,13 @@ _CPU_OPTIONS = {_FLAG: 'LIBRARY_FUSION_TYPE_REDUCE'}
 # A row of such a length starts where the row before did, in the cache.
 _ALIASING_BYTES = 4096
 _MOST_COLUMNS = 384
+_LEAST_COLUMNS = 128
 
 # For fewer rows, copying a piece of the matrix costs more than it gains.
 _LEAST_ROWS = 64
+
+_PAGE_BYTES = 4096
+_LEAST_ROWS_TO_PART = 1024
 
 _INT8 = np.dtype(np.int8)
 
@@ -81,8 +88,40 @@ def column_pieces(rows: int, columns: int, dtype: Any) -> int:
   row_bytes = columns * jnp.dtype(dtype).itemsize
   if not columns or row_bytes % _ALIASING_BYTES or rows < _LEAST_ROWS:
     return 1
-  least = -(-columns // _MOST_COLUMNS)
-  return next(n for n in range(least, columns + 1) if columns % n == 0)
+  return _equal_pieces(columns)
+
+
+def long_rows(rows: int, columns: int, dtype: Any) -> bool:
+  """Whether a product is better made as the parts that it is split into.
+
+  Args:
+    rows: of the left factor.
+    columns: of the right factor.
+    dtype: of both.
+  """
+  return (
+    _tuning.get()
+    and jax.device_count() == 1
+    and rows >= _LEAST_ROWS_TO_PART
+    and jnp.dtype(dtype) == jnp.float32
+    and columns * jnp.dtype(dtype).itemsize > _PAGE_BYTES
+  )
+
+
+def hidden_pieces(rows: int, columns: int, dtype: Any) -> int:
+  """Into how many equal pieces an MLP's hidden layer is best cut; 1 for none.
+
+  Args:
+    rows: of the MLP's input.
+    columns: of the hidden layer.
+    dtype: of both.
+  """
+  return _equal_pieces(columns) if long_rows(rows, columns, dtype) else 1
+
+
+def _equal_pieces(columns: int) -> int:
+  counts = range(-(-columns // _MOST_COLUMNS), columns // _LEAST_COLUMNS + 1)
+  return next((n for n in counts if columns % n == 0), 1)
 
 
 class Program:

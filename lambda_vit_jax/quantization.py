@@ -14,13 +14,12 @@ multiplies integers, which sum up exactly in 32 bits.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax.compilation import column_pieces
+from lambda_vit_jax import products
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.typing import Array, Params
 
@@ -93,65 +92,26 @@ def product(x: Array, matrix: Matrix, quantization: str = 'none') -> Array:
     ModelError: `dynamic` with more inputs than 32-bit sums can hold.
   """
   if matrix.scale is None:
-    return _float_product(x, matrix.values.astype(x.dtype))
+    return products.whole(x, matrix.values.astype(x.dtype))
   wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
   scale = matrix.scale.astype(wide)
   if quantization == 'dynamic':
     values, of_rows = quantize(x, -1)
     sums = integer_product(values, matrix.values).astype(wide)
     return (sums * of_rows.astype(wide) * scale).astype(x.dtype)
-  one = _constant(x, 1).astype(x.dtype)
+  one = products.constant(x, 1).astype(x.dtype)
   floats = matrix.values.astype(x.dtype) * one
   sums = jnp.matmul(x, floats, preferred_element_type=wide)
   return (sums * scale).astype(x.dtype)
 
 
-def _float_product(x: Array, values: Array) -> Array:
-  """`x·W`, in pieces where that is faster, see `compilation`."""
-  pieces = column_pieces(x.shape[0], values.shape[1], x.dtype)
-  return x @ values if pieces == 1 else _product_in_pieces(pieces, x, values)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product_in_pieces(pieces: int, x: Array, values: Array) -> Array:
-  columns = values.shape[1]
-  width = columns // pieces
-  zero = _constant(x, 0)[0, 0]
-  parts = (
-    jax.lax.dynamic_slice_in_dim(values, zero + start, width, axis=1)
-    for start in range(0, columns, width)
-  )
-  return jnp.concatenate([x @ part for part in parts], axis=1)
-
-
-def _pieces_forward(
-  pieces: int, x: Array, values: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  return _product_in_pieces(pieces, x, values), (x, values)
-
-
-def _pieces_backward(
-  pieces: int, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
-  # By itself, every piece would make a gradient of the whole matrix's size.
-  del pieces
-  x, values = residuals
-  return cotangent @ values.T, x.T @ cotangent
-
-
-_product_in_pieces.defvjp(_pieces_forward, _pieces_backward)
-
-
-def _constant(x: Array, value: int) -> Array:
-  """An int32 `[1, 1]`, which a compiler takes for something made from `x`.
-
-  With it, a matrix cannot be copied or made floats before its product is due.
-  Else a CPU's schedule does so with all matrices of the network at once, and
-  constants are folded: more memory than the network itself takes.
-  """
-  first = jax.lax.slice(jax.lax.stop_gradient(x), (0, 0), (1, 1))
-  bits = jax.lax.bitcast_convert_type(first.astype(jnp.float32), jnp.int32)
-  return jax.lax.clamp(jnp.int32(value), bits, jnp.int32(value))
+def product_parts(
+  x: Array, matrix: Matrix, count: int, quantization: str = 'none'
+) -> tuple[Array, ...]:
+  """`product` as `count` arrays `[rows, outputs/count]`."""
+  if matrix.scale is None:
+    return products.parts(x, matrix.values.astype(x.dtype), count)
+  return tuple(jnp.split(product(x, matrix, quantization), count, axis=1))
 
 
 def integer_product(x: Array, y: Array) -> Array:

@@ -38,6 +38,16 @@ def rng() -> np.random.Generator:
   return np.random.default_rng(0)
 
 
+@pytest.fixture
+def cutting(monkeypatch) -> None:
+  """Lets our programs cut products, which they do on one device alone."""
+  from lambda_vit_jax import compilation
+
+  if not compilation.compiler_options():
+    pytest.skip('this processor or compiler has no options to test')
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+
+
 @pytest.fixture(scope='session')
 def tiny_variant():
   """Depth 3, width 24, 8-pixel grey images: compiles in a second."""

@@ -27,6 +27,7 @@ FLOORS = (
     'position',
     'processes',
     'progress',
+    'products',
     'quantization',
     'quiet_read',
     'report_page',

@@ -14,7 +14,7 @@ from lambda_vit_jax.models.layers import (
   matrix_param,
   parameter,
 )
-from lambda_vit_jax.quantization import product
+from lambda_vit_jax.quantization import product_parts
 from lambda_vit_jax.typing import Array
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
@@ -119,7 +119,7 @@ class FusedProjection(nn.Module):
   @nn.compact
   def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
     """Returns q `[batch, queries, embed]`, k and v `[batch, tokens, embed]`."""
-    batch, tokens, width = x.shape
+    batch, _, width = x.shape
     quantization = self.quantization
     kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
     bias: Array = jnp.zeros((3 * width,), self.dtype)
@@ -127,20 +127,24 @@ class FusedProjection(nn.Module):
       bias = parameter(self, 'bias', nn.initializers.zeros, (3 * width,))
       bias = bias.astype(self.dtype)
     flat = x.reshape(-1, width)
+
+    def project(rows: Array, first: int, count: int) -> tuple[Array, ...]:
+      """`count` of the three, from the `first` on."""
+      some = slice(first * width, (first + count) * width)
+      made = product_parts(
+        rows, kernel.columns(some.start, some.stop), count, quantization
+      )
+      return tuple(
+        (part + part_bias).reshape(batch, -1, width)
+        for part, part_bias in zip(
+          made, jnp.split(bias[some], count), strict=True
+        )
+      )
+
     if queries is None:
-      qkv = product(flat, kernel, quantization) + bias
-      qkv = qkv.reshape(batch, tokens, 3 * width)
-      return tuple(jnp.split(qkv, 3, axis=-1))
+      return project(flat, 0, 3)
     query = x[:, :queries].reshape(-1, width)
-    query = product(query, kernel.columns(0, width), quantization)
-    query = query + bias[:width]
-    keys_values = product(flat, kernel.columns(width), quantization)
-    keys_values = keys_values + bias[width:]
-    keys_values = keys_values.reshape(batch, tokens, 2 * width)
-    return (
-      query.reshape(batch, queries, width),
-      *jnp.split(keys_values, 2, axis=-1),
-    )
+    return project(query, 0, 1) + project(flat, 1, 2)
 
 
 class Attention(nn.Module):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
+from lambda_vit_jax import products
 from lambda_vit_jax.quantization import SCALE, Matrix, product
 from lambda_vit_jax.typing import Array
 
@@ -61,34 +62,46 @@ def accumulation_dtype(dtype: Any) -> Any:
   return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def normalize(x: Array, epsilon: float) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def normalize(x: Array, epsilon: float, halvings: int = 0) -> Array:
   """`(x - mean) / sqrt(variance + epsilon)` over the last axis, in float32.
 
   Two passes: E[x²] - E[x]² loses too much once identity blocks have doubled
-  the stream a few times.
+  the stream a few times. Given `halvings`, it is `2^halvings·x` that is
+  normalised: only the epsilon can tell.
   """
-  return _normalize(x, epsilon)[0]
+  return _normalize(x, epsilon, halvings)[0]
 
 
-def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+def _normalize(x: Array, epsilon: float, halvings: int) -> tuple[Array, Array]:
   x = x.astype(accumulation_dtype(x.dtype))
   centred = x - x.mean(axis=-1, keepdims=True)
   variance = (centred * centred).mean(axis=-1, keepdims=True)
-  inverse = jax.lax.rsqrt(variance + epsilon)
+  # Exact, as is `epsilon / 4^halvings`; but a constant of its own would be one
+  # more `[batch, tokens]` in memory for as long as an XLA program runs.
+  inverse: Array = jax.lax.rsqrt(_doubled(variance, 2 * halvings) + epsilon)
+  inverse = _doubled(inverse, halvings)
   return centred * inverse, inverse
 
 
-def _normalize_forward(x: Array, epsilon: float) -> tuple[Array, Any]:
-  normal, inverse = _normalize(x, epsilon)
+def _doubled(x: Array, times: int) -> Array:
+  for _ in range(times):
+    x = x + x
+  return x
+
+
+def _normalize_forward(
+  x: Array, epsilon: float, halvings: int
+) -> tuple[Array, Any]:
+  normal, inverse = _normalize(x, epsilon, halvings)
   # The empty array carries the input's dtype to the backward pass.
   return normal, (normal, inverse, jnp.zeros((0,), x.dtype))
 
 
 def _normalize_backward(
-  epsilon: float, residuals: Any, cotangent: Array
+  epsilon: float, halvings: int, residuals: Any, cotangent: Array
 ) -> tuple[Array]:
-  del epsilon
+  del epsilon, halvings
   normal, inverse, like = residuals
   mean = cotangent.mean(axis=-1, keepdims=True)
   along = (cotangent * normal).mean(axis=-1, keepdims=True)
@@ -132,8 +145,8 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, halvings: int = 0) -> Array:
-    """Normalises `2^halvings·x`, given x: only the epsilon can tell."""
-    normal = normalize(x, self.epsilon / 4.0**halvings)
+    """Normalises `2^halvings·x`, given x."""
+    normal = normalize(x, self.epsilon, halvings)
     if self.affine:
       width = (x.shape[-1],)
       scale = parameter(self, 'scale', nn.initializers.ones, width)
@@ -175,14 +188,21 @@ class Dense(nn.Module):
   quantization: str = 'none'
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    shape = (x.shape[-1], self.features)
+  def weights(self, inputs: int) -> tuple[Matrix, Array]:
+    """The kernel `[inputs, features]` and the bias `[features]`, or zeros."""
+    shape = (inputs, self.features)
     kernel = matrix_param(self, self.quantization, self.kernel_init, shape)
+    bias: Array = jnp.zeros((self.features,), self.dtype)
+    if self.use_bias:
+      bias = parameter(self, 'bias', nn.initializers.zeros, (self.features,))
+    return kernel, bias.astype(self.dtype)
+
+  def __call__(self, x: Array) -> Array:
+    kernel, bias = self.weights(x.shape[-1])
     flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
     flat = product(flat, kernel, self.quantization)
     if self.use_bias:
-      bias = parameter(self, 'bias', nn.initializers.zeros, (self.features,))
-      flat = flat + bias.astype(self.dtype)
+      flat = flat + bias
     return flat.reshape(*x.shape[:-1], self.features)
 
 
@@ -201,9 +221,21 @@ class MlpBlock(nn.Module):
         features, self.dtype, quantization=self.quantization, name=name
       )
 
-    hidden = dense(self.hidden_dim, 'fc1')(x)
-    hidden = ACTIVATIONS[self.activation](hidden)
-    return dense(x.shape[-1], 'fc2')(hidden)
+    width = x.shape[-1]
+    fc1, fc2 = dense(self.hidden_dim, 'fc1'), dense(width, 'fc2')
+    activation = ACTIVATIONS[self.activation]
+    if self.quantization != 'none':
+      return fc2(activation(fc1(x)))
+    first, first_bias = fc1.weights(width)
+    second, second_bias = fc2.weights(self.hidden_dim)
+    flat = products.perceptron(
+      x.astype(self.dtype).reshape(-1, width),
+      first.values.astype(self.dtype),
+      first_bias,
+      second.values.astype(self.dtype),
+      activation,
+    )
+    return (flat + second_bias).reshape(x.shape)
 
 
 class LayerScale(nn.Module):
