@@ -3,7 +3,8 @@ r"""Attention replaced without training: what it costs in accuracy.
 A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen
 by every criterion; affine maps fitted in sequence and all at once, of every
 kind of input, against leaving the attention out (`skip`) and against the
-identity; `recentred` corrects the norms behind (maps fitted in sequence).
+identity; `recentred` corrects the norms behind, `refit` the MLPs (maps fitted
+in sequence).
 Accuracy and loss over all test images.
 
   python benchmarks/training_free.py
@@ -20,7 +21,7 @@ import argparse
 import datetime
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lambda_vit_jax import benchmark, evaluate, main, stages
@@ -28,6 +29,7 @@ from lambda_vit_jax.linearizer import fit_linear
 from lambda_vit_jax.models.model import Model, prune
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.recentring import recentre
+from lambda_vit_jax.refitting import refit
 from lambda_vit_jax.selection import select
 from lambda_vit_jax.workdir import Run
 
@@ -55,6 +57,11 @@ INPUTS = {
   'token+mean': ('token', 'mean'),
   'token+class': ('token', 'class_map'),
   'token+mean+class': ('token', 'mean', 'class_map'),
+}
+# The option of `linearize`, and the function for models without maps.
+CORRECTIONS = {
+  'recentred': ('recentre', recentre),
+  'refit': ('refit', refit),
 }
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
 
@@ -94,10 +101,12 @@ class Table:
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(self._all, indent=2) + '\n')
 
-  def recentred(self, layers: tuple[int, ...]) -> dict[str, float]:
-    """Attention left out, and the later norms corrected."""
+  def left_out(
+    self, layers: tuple[int, ...], correct: Callable[..., Model]
+  ) -> dict[str, float]:
+    """Attention left out, and what follows corrected."""
     model = prune(self.dense, layers, 'absent')
-    return self.score(recentre(model, self.dense, self.images))
+    return self.score(correct(model, self.dense, self.images))
 
   def linear(self, layers: tuple[int, ...], **options: Any) -> dict[str, Any]:
     model, fits = fit_linear(self.dense, self.images, layers, **options)
@@ -150,17 +159,20 @@ def write_rows(table: Table, kinds: Sequence[str]) -> None:
               table.linear(layers, inputs=INPUTS[kind], sequential=sequential)
             ),
           )
-      table.row(
-        f'{key} skip recentred',
-        lambda layers=layers: table.recentred(layers),
-      )
-      for kind in kinds:
+      for how, (option, correct) in CORRECTIONS.items():
         table.row(
-          f'{key} linear {kind} recentred',
-          lambda layers=layers, kind=kind: table.linear(
-            layers, inputs=INPUTS[kind], recentre=True
+          f'{key} skip {how}',
+          lambda layers=layers, correct=correct: table.left_out(
+            layers, correct
           ),
         )
+        for kind in kinds:
+          table.row(
+            f'{key} linear {kind} {how}',
+            lambda layers=layers, kind=kind, option=option: table.linear(
+              layers, inputs=INPUTS[kind], **{option: True}
+            ),
+          )
   layers = orders['affine'][: max(COUNTS)]
   for ridge in RIDGES:
     table.row(

@@ -241,6 +241,11 @@ def base() -> ml_collections.ConfigDict:
   # has the dense network's mean and variance there. A warm start does not
   # read them.
   linearize.recentre = False
+  # Let the MLPs behind the first change make up for what is lost, by least
+  # squares on their hidden layers. A warm start does not read them.
+  linearize.refit = False
+  # Without maps the chosen attentions are left out; worth it with `refit`.
+  linearize.maps = True
 
   config.dilute = _training(5e-4)
   # How long λ takes from 1 to 0: steps, or epochs as '300ep'.

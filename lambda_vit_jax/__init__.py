@@ -32,6 +32,7 @@ _PUBLIC = {
   'prune': 'models.model',
   'quantize': 'models.model',
   'recentre': 'recentring',
+  'refit': 'refitting',
   'spectrum': 'fourier',
   'with_decoder': 'models.segmenter',
 }

@@ -9,7 +9,6 @@ share programs: their number does not grow with the depth.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,21 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import compilation, linear, programs
+from lambda_vit_jax import compilation, linear, linear_folds, programs
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.images import ImageSet, Placement
 from lambda_vit_jax.linear import AffineMap, CrossMoments, Sums
+from lambda_vit_jax.linear_folds import FoldMoments
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.typing import Array, Params
-
-# Parts of the images, of which each is held out once to choose the ridge.
-_FOLDS = 4
-
-Moments = list[list[CrossMoments]]
-"""Per group of tokens and fold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +93,8 @@ def measure(
     features = jnp.concatenate([features, mean], axis=-1)
   keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
   sums = [
-    jax.vmap(linear.batch_sums)(
-      *(
-        _by_fold(values[:, tokens], folds)
-        for values in (features, taps['attention'], keep)
-      )
+    linear_folds.fold_sums(
+      features[:, tokens], taps['attention'][:, tokens], keep[:, tokens], folds
     )
     for tokens in _groups(inputs)
   ]
@@ -118,13 +109,6 @@ def _groups(inputs: tuple[str, ...]) -> list[slice]:
   if 'class_map' not in inputs:
     return [slice(None)]
   return [slice(1), slice(1, None)]
-
-
-def _by_fold(features: Array, folds: int) -> Array:
-  """`[batch, tokens, ...]` to `[folds, batch / folds · tokens, ...]`."""
-  batch, tokens, *channels = features.shape
-  split = features.reshape(batch // folds, folds, tokens, *channels)
-  return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
 
 
 class Fitter:
@@ -207,10 +191,10 @@ class Fitter:
 
   def _moments(
     self, index: int, streams: list[Any], masks: list[Any], advance: bool
-  ) -> Moments:
-    """Moments of one block over all images; moves the streams if wanted."""
-    folds = math.gcd(self._size, _FOLDS)
-    found: Moments = []
+  ) -> list[FoldMoments]:
+    """Per group of tokens, over all images; moves the streams if wanted."""
+    folds = linear_folds.folds_within(self._size)
+    found = [FoldMoments() for _ in _groups(self._plan.inputs)]
     for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
       output, sums = measure(
         pieces.block_of(self._old, index, 'full'),
@@ -224,21 +208,13 @@ class Fitter:
       )
       if advance:
         streams[position] = output
-      # Small micro-batches hold few folds each; then several take turns.
-      turn = position % (_FOLDS // folds)
-      sums = jax.device_get(sums)
-      if not found:
-        empty = CrossMoments.empty(*sums[0][6].shape[1:])
-        found = [[empty] * _FOLDS for _ in sums]
-      for group, values in enumerate(sums):
-        for fold in range(folds):
-          part = CrossMoments.from_sums(tuple(leaf[fold] for leaf in values))
-          place = turn * folds + fold
-          found[group][place] = found[group][place].merge(part)
+      for group, values in zip(found, jax.device_get(sums), strict=True):
+        group.add(position, values)
     return found
 
-  def _fit(self, index: int, moments: Moments) -> Params:
+  def _fit(self, index: int, groups: Sequence[FoldMoments]) -> Params:
     """The parameters that stand in for an attention."""
+    moments = [group.folds for group in groups]
     everything = [linear.merged(folds) for folds in zip(*moments, strict=True)]
     whole = linear.merged(everything)
     if not np.isfinite(whole.in_out).all():

@@ -78,6 +78,8 @@ def fit(
       rank=None if rank is None else resolve.integer(rank, 'linearize.rank', 1),
       inputs=tuple(settings['inputs']),
       recentre=bool(settings['recentre']),
+      refit=bool(settings['refit']),
+      maps=bool(settings['maps']),
       memory_gib=memory_gib,
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
@@ -93,6 +95,8 @@ def fit(
       'sequential': bool(settings['sequential']),
       'rank': rank,
       'recentre': bool(settings['recentre']),
+      'refit': bool(settings['refit']),
+      'maps': bool(settings['maps']),
       'blocks': [dataclasses.asdict(row) for row in fits],
     }
     exporter.export(

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from jax.sharding import Mesh
 
-from lambda_vit_jax import linear, recentring, surgery
+from lambda_vit_jax import linear, recentring, refitting, surgery
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.linear_fitter import BlockFit, Fitter, Plan
+from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, Params
@@ -27,6 +28,7 @@ def linearize(
   rank: int | None = None,
   inputs: Sequence[str] = ('token',),
   recentre: bool = False,
+  refit: bool = False,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
@@ -46,6 +48,8 @@ def linearize(
       a further input) and `class_map` (the class token has a map of its own).
     recentre: correct the norms behind the maps (`recentring.recentre`), which
       keeps a second stream of the images.
+    refit: let the MLPs behind make up for what the maps leave
+      (`refitting.refit`); the same.
     memory_gib: working memory per device, beside the images' streams (images
       × tokens × embed numbers), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
@@ -68,6 +72,7 @@ def linearize(
     rank=rank,
     inputs=inputs,
     recentre=recentre,
+    refit=refit,
     memory_gib=memory_gib,
     mesh=mesh,
   )[0]
@@ -83,6 +88,8 @@ def fit_linear(
   rank: int | None = None,
   inputs: Sequence[str] = ('token',),
   recentre: bool = False,
+  refit: bool = False,
+  maps: bool = True,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
@@ -98,32 +105,59 @@ def fit_linear(
     rank: of the maps.
     inputs: of the maps.
     recentre: norms.
+    refit: MLPs.
+    maps: without, the attentions are left out, which needs no `inputs`,
+      `ridge` or `rank`.
     memory_gib: working memory.
     mesh: devices.
     on_progress: called with blocks done and blocks in all.
   """
   layers = _check_layers(model, layers)
+  shape = (*model.module.image_size, model.module.in_chans)
+  plan = _plan(model, inputs, ridge, rank) if maps else None
+  images = read_images(batches, shape, mesh)
+  fits: tuple[BlockFit, ...] = ()
+  if plan is None:
+    found = model_lib.prune(model, layers, 'absent')
+  else:
+    found, fits = _fit(
+      model, images, layers, plan, sequential, memory_gib, on_progress
+    )
+  if recentre:
+    found = recentring.recentre_on(found, model, images, memory_gib)
+  if refit:
+    found, _ = refitting.refit_on(found, model, images, memory_gib)
+  return found, fits
+
+
+def _plan(
+  model: Model, inputs: Sequence[str], ridge: float | str, rank: int | None
+) -> Plan:
   number = linear.check_ridge(ridge)
   if rank is not None and rank < 1:
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches, shape, mesh)
-  plan = Plan(_check_inputs(model, inputs), number, rank)
+  return Plan(_check_inputs(model, inputs), number, rank)
+
+
+def _fit(
+  model: Model,
+  images: ImageSet,
+  layers: tuple[int, ...],
+  plan: Plan,
+  sequential: bool,
+  memory_gib: float | None,
+  on_progress: Callable[[int, int], None] | None,
+) -> tuple[Model, tuple[BlockFit, ...]]:
+  """Maps in place of the attentions, and how well they do."""
   _check_samples(model, images.total, plan)
   fitter = Fitter(model, images, layers, plan, memory_gib)
-  maps = fitter.run(layers if sequential else (), on_progress)
+  fitted = fitter.run(layers if sequential else (), on_progress)
   modes = surgery.modes_without(layers, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, layers)
-  for index, fitted in maps.items():
-    params[block_name(index)] |= {'attn': fitted}
+  for index, leaves in fitted.items():
+    params[block_name(index)] |= {'attn': leaves}
   module = model.module.clone(attention_modes=modes, linear_inputs=plan.inputs)
-  found = model.replace(module=module, params=params)
-  fits = tuple(fitter.fits)
-  # Its parameters lie on the devices.
-  del fitter
-  if recentre:
-    found = recentring.recentre_on(found, model, images, memory_gib)
-  return found, fits
+  return model.replace(module=module, params=params), tuple(fitter.fits)
 
 
 def fit_trials(

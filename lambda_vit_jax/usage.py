@@ -110,6 +110,11 @@ HELP: dict[str, Help] = {
       'digits_maps',
       "--config.linearize.inputs=\"('token', 'mean', 'class_map')\"",
     ),
+    (
+      'digits_refit',
+      '--config.method=linearize --config.linearize.maps=False '
+      '--config.linearize.refit=True',
+    ),
   ),
   'export': _stage(
     'export',

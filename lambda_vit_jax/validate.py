@@ -25,6 +25,7 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -57,8 +58,8 @@ def check(config: Mapping[str, Any]) -> None:
     _check_training(config[stage], stage, keys)
   _check_select(config, model)
   resolve.method(config)
-  resolve.is_warm(config)
-  _check_linearize(config['linearize'])
+  warm = resolve.is_warm(config)
+  _check_linearize(config['linearize'], warm)
   export = config['export']
   exporter.check_settings(
     export['formats'],
@@ -185,9 +186,14 @@ def _check_select(config: Mapping[str, Any], model: Model) -> None:
     )
 
 
-def _check_linearize(settings: Mapping[str, Any]) -> None:
+def _check_linearize(settings: Mapping[str, Any], warm: bool) -> None:
   resolve.optional_count(settings['num_images'], 'linearize.num_images')
   if settings['rank'] is not None:
     resolve.integer(settings['rank'], 'linearize.rank', 1)
+  if warm and not settings['maps']:
+    raise UsageError(
+      'config.linearize.maps=False leaves a warm start without maps; leave it '
+      'True, or config.dilute.start=attention'
+    )
   linear.check_ridge(settings['ridge'])
   surgery.check_linear_inputs(settings['inputs'])

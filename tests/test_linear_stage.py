@@ -90,6 +90,37 @@ def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
     assert abs(norm - dense.params['norm'][name]).max() > 1e-3
 
 
+def test_attentions_can_be_left_out_and_mlps_refit(run, tmp_path):
+  options = '--config.linearize.maps=False', '--config.linearize.refit=True'
+  other = open_run(tmp_path / 'other', *options, *OPTIONS)
+  for name in ('pretrain', 'select', 'linearize'):
+    stages.run_stage(other, name)
+  record = json.loads(other.path('linear/model.json').read_text())['linearize']
+  assert (record['maps'], record['refit'], record['blocks']) == (
+    False,
+    True,
+    [],
+  )
+  found = linear_stage.load_linear(other)
+  assert found.attention_modes[0] == 'absent'
+  dense = run.load('pretrain')
+  absent = lv.prune(dense, (0,), 'absent')
+  expected = lv.refit(absent, dense, run.holdout_batches(dense.preprocessing))
+  images = next(run.eval_batches(dense.preprocessing))['image']
+  # The fit on another number of devices.
+  np.testing.assert_allclose(found(images), expected(images), atol=1e-3)
+  assert abs(found(images) - absent(images)).max() > 0.01
+
+
+def test_a_warm_start_needs_maps(tmp_path):
+  with pytest.raises(UsageError, match=r'linearize\.maps=False'):
+    open_run(
+      tmp_path / 'other',
+      '--config.dilute.start=linear',
+      '--config.linearize.maps=False',
+    )
+
+
 def test_a_run_that_dilutes_does_not_fit(tmp_path):
   run = open_run(tmp_path / 'other')
   assert 'linearize' not in stages.needed(run)

@@ -286,6 +286,7 @@ def test_the_launcher_passes_on_flags_and_codes(tmp_path):
         '--config.method=linearize',
         '--config.select.trial=linear',
         '--config.linearize.recentre=True',
+        '--config.linearize.refit=True',
       ),
     ),
     (

@@ -1,0 +1,219 @@
+"""MLPs that make up for attentions that were left out or replaced (METHOD 6).
+
+Two streams are carried from block to block, the dense network's and the
+modified one's. Behind each MLP the two differ by a gap; ridge regression on
+the MLP's hidden layer h predicts as much of it as it can, and the prediction is
+added to what the MLP adds anyway:
+
+  (ΔW, Δb) = argmin Σ |gap - h·ΔW - Δb|² + ridge·|ΔW|²,   fc2 <- fc2 + (ΔW, Δb)
+
+block after block, on the network as corrected so far, from the first change to
+the end. Labels are not used, and nothing is added to what the network computes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax import compilation, linear, linear_folds, programs, twins
+from lambda_vit_jax.errors import DataError, ModelError
+from lambda_vit_jax.images import ImageSet, Placement, read_images
+from lambda_vit_jax.linear import AffineMap, Sums
+from lambda_vit_jax.linear_folds import FoldMoments
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpFit:
+  """How much of the gap behind a block its MLP makes up for.
+
+  Attributes:
+    block_index: which.
+    ridge: share of the hidden layer's mean variance.
+    residual: share of the gap's variance that stays, on the images that it
+      was fitted on.
+  """
+
+  block_index: int
+  ridge: float
+  residual: float
+
+
+def refit(
+  model: Model,
+  dense: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  *,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> Model:
+  """`model` with MLPs that make up for the attentions it lacks.
+
+  Args:
+    model: finished, with blocks `absent` or `linear` (`prune(dense, layers,
+      'absent')`, `linearize`), not folded; left as it is.
+    dense: the same before attentions were replaced or left out.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      (and `mask`), without labels; 512 images are enough for most networks.
+    memory_gib: working memory per device, beside two streams of the images
+      (images × tokens × embed numbers each), which are kept on the devices.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    `model` with another `mlp.fc2` in the first block in which the two differ
+    and in all behind; float32 arrays on the host.
+
+  Raises:
+    ModelError: models that differ in more than their modes, changed blocks
+      `identity` (they double the stream), or activations that are not finite.
+    DataError: hardly any images, or images of another shape.
+  """
+  shape = (*model.module.image_size, model.module.in_chans)
+  images = read_images(batches, shape, mesh)
+  return refit_on(model, dense, images, memory_gib)[0]
+
+
+def refit_on(
+  model: Model,
+  dense: Model,
+  images: ImageSet,
+  memory_gib: float | None = None,
+  on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Model, tuple[MlpFit, ...]]:
+  """`refit` on images that were read, and how well each MLP does.
+
+  Args:
+    model: see `refit`, as all that follow.
+    dense: before.
+    images: of the fit.
+    memory_gib: working memory.
+    on_progress: called with blocks done and blocks in all.
+  """
+  changed = twins.changed_blocks(model, dense)
+  for index in changed:
+    if model.attention_modes[index] == 'identity':
+      raise ModelError(
+        f'block {index} is identity, which doubles the stream; refit works on '
+        "blocks left out: prune(dense, layers, 'absent')"
+      )
+  if images.total < twins.LEAST_IMAGES:
+    raise DataError(
+      f'{images.total} images are too few to fit MLPs on; give at least '
+      f'{twins.LEAST_IMAGES}, better 512'
+    )
+  if not changed:
+    return model, ()
+  module = model.module
+  # Hidden layers and their sums of products come beside the activations.
+  size = programs.micro_batch_size(dense.module, images, memory_gib)
+  here, there, masks = twins.at_block(model, dense, images, changed[0], size)
+  fits = []
+  for index in range(changed[0], model.depth):
+    here.attention(index)
+    there.run(index)
+    narrow = index >= module.last_mixing_block
+    moments = FoldMoments()
+    for position, mask in enumerate(masks):
+      sums = measure(
+        pieces.block_of(module, index, 'absent'),
+        pieces.mlp_params(here.placed, index),
+        here.streams[position],
+        there.streams[position],
+        mask,
+        folds=linear_folds.folds_within(size),
+        # Where no attention follows, other tokens are not computed at all.
+        stop=module.read_tokens if narrow else None,
+        placement=images.placement,
+      )
+      moments.add(position, jax.device_get(sums))
+    fit, correction = _solve(index, moments)
+    fits.append(fit)
+    name = block_name(index)
+    here.put({name: corrected(here.params[name], correction)})
+    here.mlp(index)
+    if on_progress is not None:
+      on_progress(index + 1, model.depth)
+  return model.replace(params=here.params), tuple(fits)
+
+
+def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
+  """What `fc2` reads, `[batch, tokens, hidden]`, of the stream between halves.
+
+  Args:
+    block: static.
+    params: of the block.
+    x: `[batch, tokens, embed]`.
+  """
+  norm, first = params['norm2'], params['mlp']['fc1']
+  normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
+  hidden = normal @ first['kernel'] + first['bias']
+  return ACTIVATIONS[block.activation](hidden)
+
+
+@compilation.jit(static_argnames=('block', 'folds', 'stop', 'placement'))
+def measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  target: Array,
+  mask: Array,
+  *,
+  folds: int,
+  stop: int | None,
+  placement: Placement,
+) -> Sums:
+  """Sums of the hidden layer with the gap behind the block.
+
+  Args:
+    block: static, in mode `absent`.
+    params: of the block's other half.
+    x: the modified stream between the halves, `[batch, tokens, embed]`.
+    target: the dense stream behind the block.
+    mask: `[batch]`, False for padding.
+    folds: see `linear_folds.fold_sums`.
+    stop: the token behind the last that counts, None for all.
+    placement: of the batch.
+  """
+  output, _ = pieces.run_block(block, params, x)
+  hidden = hidden_layer(block, params, x)[:, :stop]
+  gap = (target - output)[:, :stop]
+  keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
+  sums = linear_folds.fold_sums(hidden, gap, keep, folds)
+  return jax.lax.with_sharding_constraint(sums, placement.replicated)
+
+
+def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
+  whole = linear.merged(moments.folds)
+  if not (np.isfinite(whole.in_out).all() and np.isfinite(whole.in_in).all()):
+    raise ModelError(
+      f'block {index}: activations are NaN or infinite; check the weights, '
+      'the dtype and how the images are normalised'
+    )
+  ridge = linear.choose_ridge(moments.folds)
+  correction = linear.solve(whole, ridge)
+  residual = linear.residual_share(whole, correction)
+  return MlpFit(index, ridge, residual), correction
+
+
+def corrected(params: Params, correction: AffineMap) -> Params:
+  """A block whose MLP adds the correction `[hidden, embed]` to the stream."""
+  # LayerScale comes behind fc2; what it closes cannot be corrected.
+  gamma = np.asarray(params.get('ls2', {}).get('gamma', 1.0), np.float64)
+  open_ = gamma != 0.0
+  share = np.where(open_, 1.0 / np.where(open_, gamma, 1.0), 0.0)
+  old = params['mlp']['fc2']
+  new = {
+    'kernel': np.asarray(old['kernel']) + correction.kernel * share,
+    'bias': np.asarray(old['bias']) + correction.bias * share,
+  }
+  single = {name: np.asarray(leaf, np.float32) for name, leaf in new.items()}
+  return params | {'mlp': params['mlp'] | {'fc2': single}}
