@@ -134,11 +134,13 @@ def choose(table: Table, criterion: str) -> tuple[int, ...]:
   return tuple(found['order'])
 
 
-def write_rows(table: Table, kinds: Sequence[str]) -> None:
+def write_rows(
+  table: Table, kinds: Sequence[str], criteria: Sequence[str]
+) -> None:
   """All rows of one data set, the most telling ones first."""
   dense = table.dense
   table.row('dense', lambda: table.score(dense))
-  orders = {criterion: choose(table, criterion) for criterion in CRITERIA}
+  orders = {criterion: choose(table, criterion) for criterion in criteria}
   for criterion, order in orders.items():
     for count in COUNTS:
       layers = order[:count]
@@ -173,6 +175,8 @@ def write_rows(table: Table, kinds: Sequence[str]) -> None:
               layers, inputs=INPUTS[kind], **{option: True}
             ),
           )
+  if 'affine' not in orders:
+    return
   layers = orders['affine'][: max(COUNTS)]
   for ridge in RIDGES:
     table.row(
@@ -187,6 +191,9 @@ def measure() -> None:
   parser.add_argument('--config', default='configs/digits.py')
   parser.add_argument('--workdir', default='runs/training_free')
   parser.add_argument('--kinds', nargs='+', choices=INPUTS, default=INPUTS)
+  parser.add_argument(
+    '--criteria', nargs='+', choices=CRITERIA, default=CRITERIA
+  )
   options, overrides = parser.parse_known_args()
   if options.name == 'digits' and not overrides:
     overrides = [f'--config.data.holdout_images={IMAGES}']
@@ -200,7 +207,7 @@ def measure() -> None:
   )
   run = Run(config.to_dict(), options.workdir, Reporter())
   stages.run_stage(run, 'pretrain')
-  write_rows(Table(options.name, run), options.kinds)
+  write_rows(Table(options.name, run), options.kinds, options.criteria)
 
 
 if __name__ == '__main__':

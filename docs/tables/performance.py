@@ -111,7 +111,8 @@ def products_table(found: dict[str, Any]) -> str:
       'compiled with (Eigen with the kernels of oneDNN; reductions stay). '
       '`used` is what the package takes: the same, in pieces where the rows '
       'of a matrix are a multiple of 4 KiB long and would share their places '
-      'in the cache.',
+      'in the cache. (In a network, rows longer than 4 KiB are avoided as well: '
+      'see [`compilation.py`](../lambda_vit_jax/compilation.py).)',
       table(
         ('product', *forms),
         (
@@ -235,7 +236,9 @@ def fitting_table(found: dict[str, Any]) -> str:
       f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
       f'{found["num_images"]} images: fitting in sequence takes '
       f'{ratio["sequential"]:.2f} times as long as evaluating the images, at '
-      f'once {ratio["at_once"]:.2f} times (bound 8).',
+      f'once {ratio["at_once"]:.2f} times (bound 8); leaving the attentions '
+      'out and refitting the MLPs of all blocks from the first on, '
+      f'{ratio["refit"]:.1f} times.',
       origin('training_free_cost', 'training_free_cost.py', found),
     ]
   )

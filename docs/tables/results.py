@@ -202,7 +202,7 @@ def method_tables(of_sets: dict[str, Any]) -> str:
 def training_free_tables(of_sets: dict[str, Any]) -> str:
   """Affine maps in place of attention, by criterion, input and order."""
   every = ('token', 'token+mean', 'token+class', 'token+mean+class')
-  hows = ('sequential', 'at once', 'recentred')
+  hows = ('sequential', 'at once', 'refit')
 
   def spread_of(gains: list[float]) -> str:
     mean = sum(gains) / len(gains)
@@ -217,7 +217,7 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
     dense = rows['dense']['top1']
 
     def cells(key: str) -> list[str]:
-      names = ['skip', 'skip recentred', 'identity']
+      names = ['identity', 'skip', 'skip refit']
       names += [f'linear {kind} {how}' for kind in kinds for how in hows]
       return [percent(rows[f'{key} {name}']['top1']) for name in names]
 
@@ -226,28 +226,34 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
 
     in_turn = [key for key in rows if key.endswith(' sequential')]
     gains = [gain(key, key.replace('sequential', 'at once')) for key in in_turn]
-    recentred = [
-      gain(key.replace('sequential', 'recentred'), key) for key in in_turn
-    ]
+    added = {
+      how: spread_of(
+        [gain(key.replace('sequential', how), key) for key in in_turn]
+      )
+      for how in ('recentred', 'refit')
+    }
     keys = [key.removesuffix(' skip') for key in rows if key.endswith(' skip')]
     keys.sort(key=lambda key: (int(key.split()[-1]), key))
-    header = ['criterion, layers', 'skip', 'skip, re-centred', 'identity']
+    bare = [gain(f'{key} skip refit', f'{key} skip') for key in keys]
+    header = ['criterion, layers', 'identity', 'left out', 'left out, refit']
     header += [
       f'{kind}, {how}'
       for kind in kinds
-      for how in ('in sequence', 'at once', 're-centred')
+      for how in ('in sequence', 'at once', 'refit')
     ]
     return '\n\n'.join(
       [
         f'## Without training: {name}\n\n'
         f'One trained network (top-1 {percent(dense)}%), '
         f'{found["images"]} unlabeled images, all test images. Attention is '
-        'left out, taken for the identity, or replaced by an affine map of '
+        'taken for the identity, left out, or replaced by an affine map of '
         'the token, of the mean of the image as well, with a map of its own '
-        'for the class token, or of all three; fitted in sequence, at once, or '
-        'in sequence with the norms behind re-centred. Top-1 in %. In sequence '
-        f'less at once, over all rows: {spread_of(gains)}. What re-centring '
-        f'adds to fitting in sequence: {spread_of(recentred)}.',
+        'for the class token, or of all three; fitted in sequence or at once. '
+        '`refit`: the MLPs behind make up for what is lost (maps fitted in '
+        f'sequence). Top-1 in %. What a refit adds: {spread_of(bare)} where '
+        f'attention is left out, {added["refit"]} to maps. Re-centred norms '
+        f'instead add {added["recentred"]} to maps. In sequence less at once, '
+        f'over all rows: {spread_of(gains)}.',
         table(header, [[key, *cells(key)] for key in keys]),
         origin('training_free', 'training_free.py', found),
       ]
