@@ -109,7 +109,7 @@ class Table:
     return self.score(correct(model, self.dense, self.images))
 
   def linear(self, layers: tuple[int, ...], **options: Any) -> dict[str, Any]:
-    model, fits = fit_linear(self.dense, self.images, layers, **options)
+    model, fits, _ = fit_linear(self.dense, self.images, layers, **options)
     return self.score(model) | {
       'residual': [round(fit.residual, 4) for fit in fits],
       'ridge': [fit.ridge for fit in fits],

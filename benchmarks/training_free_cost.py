@@ -1,12 +1,9 @@
 r"""How long fitting affine maps takes, against evaluating the same images.
 
-  python benchmarks/training_free_cost.py [--images 64]
+  python benchmarks/training_free_cost.py [--images 512]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled before. Fitting embeds every image once and runs every block once,
-whatever the number of images, so that the ratio for 512 images is not above
-the one for fewer: the solutions, which do not depend on their number, weigh
-less. `refit` leaves the attentions out and fits the MLPs of all blocks from the
+compiled before. `refit` leaves the attentions out and fits the MLPs of all blocks from the
 first of them on. Writes docs/benchmarks/training_free_cost.json.
 """
 
@@ -43,7 +40,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def measure() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--images', type=int, default=64)
+  parser.add_argument('--images', type=int, default=512)
   parser.add_argument('--repeats', type=int, default=1)
   options = parser.parse_args()
   model = model_lib.create_model(VARIANT)

@@ -45,7 +45,7 @@ def load_linear(run: Run) -> Model:
   folder = run.path(FOLDER)
   if not (folder / 'model.json').exists():
     raise CheckpointError(
-      f'{folder}: no fitted maps; run the stage `linearize` first'
+      f'{folder}: nothing fitted; run the stage `linearize` first'
     )
   return run.with_options(load.load_export(folder))
 
@@ -57,7 +57,7 @@ def fit(
   batches: Iterable[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> None:
-  """Fits the maps and writes `linear/`, in the form of an export.
+  """Fits maps, MLPs or both and writes `linear/`, in the form of an export.
 
   Args:
     run: the workdir.
@@ -69,7 +69,7 @@ def fit(
   settings = run.config['linearize']
   rank = settings['rank']
   with run.reporter.bar('linearize', dense.depth) as bar:
-    model, fits = fit_linear(
+    model, fits, mlps = fit_linear(
       task.searched(dense),
       batches,
       layers,
@@ -90,6 +90,11 @@ def fit(
       f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
       f"attention's variance is affine (ridge {row.ridge:g})"
     )
+  for mlp in mlps:
+    run.reporter.say(
+      f'refit: block {mlp.block_index}: its MLP makes up for '
+      f'{1 - mlp.residual:.1%} of what the stream lacks (ridge {mlp.ridge:g})'
+    )
   if run.leader:
     record: dict[str, Any] = {
       'sequential': bool(settings['sequential']),
@@ -98,6 +103,7 @@ def fit(
       'refit': bool(settings['refit']),
       'maps': bool(settings['maps']),
       'blocks': [dataclasses.asdict(row) for row in fits],
+      'mlps': [dataclasses.asdict(row) for row in mlps],
     }
     exporter.export(
       model, run.path(FOLDER), formats=(), extra={'linearize': record}

@@ -14,6 +14,7 @@ from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.linear_fitter import BlockFit, Fitter, Plan
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.refitting import MlpFit
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, Params
 
@@ -59,8 +60,9 @@ def linearize(
 
   Raises:
     ModelError: layers that have no attention, or that would leave none.
-    DataError: no image, images of another shape, or fewer samples (images ×
-      tokens) than inputs of the map.
+    DataError: no image, images of another shape, fewer samples (images ×
+      tokens) than inputs of the map, or too few images for `recentre` or
+      `refit`.
     UsageError: an impossible ridge or rank.
   """
   return fit_linear(
@@ -93,8 +95,8 @@ def fit_linear(
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Model, tuple[BlockFit, ...]]:
-  """`linearize`, and how well each block was replaced.
+) -> tuple[Model, tuple[BlockFit, ...], tuple[MlpFit, ...]]:
+  """`linearize`, how well each block was replaced, and what MLPs make up for.
 
   Args:
     model: see `linearize`, as all that follow.
@@ -106,28 +108,34 @@ def fit_linear(
     inputs: of the maps.
     recentre: norms.
     refit: MLPs.
-    maps: without, the attentions are left out, which needs no `inputs`,
-      `ridge` or `rank`.
+    maps: without, the attentions are left out, and `inputs`, `ridge` and
+      `rank` are not used.
     memory_gib: working memory.
     mesh: devices.
-    on_progress: called with blocks done and blocks in all.
+    on_progress: called with blocks done and blocks in all, by the fit of the
+      maps and then by that of the MLPs.
   """
   layers = _check_layers(model, layers)
   shape = (*model.module.image_size, model.module.in_chans)
-  plan = _plan(model, inputs, ridge, rank) if maps else None
+  plan = _plan(model, inputs, ridge, rank)
   images = read_images(batches, shape, mesh)
+  if refit:
+    refitting.check_images(images)
   fits: tuple[BlockFit, ...] = ()
-  if plan is None:
-    found = model_lib.prune(model, layers, 'absent')
-  else:
+  mlps: tuple[MlpFit, ...] = ()
+  if maps:
     found, fits = _fit(
       model, images, layers, plan, sequential, memory_gib, on_progress
     )
+  else:
+    found = model_lib.prune(model, layers, 'absent')
   if recentre:
     found = recentring.recentre_on(found, model, images, memory_gib)
   if refit:
-    found, _ = refitting.refit_on(found, model, images, memory_gib)
-  return found, fits
+    found, mlps = refitting.refit_on(
+      found, model, images, memory_gib, on_progress
+    )
+  return found, fits, mlps
 
 
 def _plan(

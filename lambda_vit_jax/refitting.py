@@ -31,6 +31,9 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, Params
 
+# A channel's scale, relative to the largest, that counts as closed.
+_CLOSED = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class MlpFit:
@@ -65,7 +68,8 @@ def refit(
     batches: an iterable of normalised NHWC arrays or of dicts with `image`
       (and `mask`), without labels; 512 images are enough for most networks.
     memory_gib: working memory per device, beside two streams of the images
-      (images × tokens × embed numbers each), which are kept on the devices.
+      (images × tokens × embed numbers each), which are kept on the devices,
+      and sums of products (four times hidden × (hidden + embed) numbers).
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
@@ -73,7 +77,7 @@ def refit(
     and in all behind; float32 arrays on the host.
 
   Raises:
-    ModelError: models that differ in more than their modes, changed blocks
+    ModelError: modules that differ in more than their modes, changed blocks
       `identity` (they double the stream), or activations that are not finite.
     DataError: hardly any images, or images of another shape.
   """
@@ -105,11 +109,7 @@ def refit_on(
         f'block {index} is identity, which doubles the stream; refit works on '
         "blocks left out: prune(dense, layers, 'absent')"
       )
-  if images.total < twins.LEAST_IMAGES:
-    raise DataError(
-      f'{images.total} images are too few to fit MLPs on; give at least '
-      f'{twins.LEAST_IMAGES}, better 512'
-    )
+  check_images(images)
   if not changed:
     return model, ()
   module = model.module
@@ -143,6 +143,19 @@ def refit_on(
     if on_progress is not None:
       on_progress(index + 1, model.depth)
   return model.replace(params=here.params), tuple(fits)
+
+
+def check_images(images: ImageSet) -> None:
+  """Refuses fewer images than `refit` needs.
+
+  Raises:
+    DataError: too few.
+  """
+  if images.total < twins.LEAST_IMAGES:
+    raise DataError(
+      f'{images.total} images are too few to fit MLPs on; give at least '
+      f'{twins.LEAST_IMAGES}, better 512'
+    )
 
 
 def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
@@ -208,7 +221,7 @@ def corrected(params: Params, correction: AffineMap) -> Params:
   """A block whose MLP adds the correction `[hidden, embed]` to the stream."""
   # LayerScale comes behind fc2; what it closes cannot be corrected.
   gamma = np.asarray(params.get('ls2', {}).get('gamma', 1.0), np.float64)
-  open_ = gamma != 0.0
+  open_ = abs(gamma) > _CLOSED * abs(gamma).max()
   share = np.where(open_, 1.0 / np.where(open_, gamma, 1.0), 0.0)
   old = params['mlp']['fc2']
   new = {

@@ -190,6 +190,11 @@ def _check_linearize(settings: Mapping[str, Any], warm: bool) -> None:
   resolve.optional_count(settings['num_images'], 'linearize.num_images')
   if settings['rank'] is not None:
     resolve.integer(settings['rank'], 'linearize.rank', 1)
+  for name in ('sequential', 'recentre', 'refit', 'maps'):
+    if not isinstance(settings[name], bool):
+      raise UsageError(
+        f'config.linearize.{name}={settings[name]!r}: give True or False'
+      )
   if warm and not settings['maps']:
     raise UsageError(
       'config.linearize.maps=False leaves a warm start without maps; leave it '

@@ -96,11 +96,11 @@ def test_attentions_can_be_left_out_and_mlps_refit(run, tmp_path):
   for name in ('pretrain', 'select', 'linearize'):
     stages.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())['linearize']
-  assert (record['maps'], record['refit'], record['blocks']) == (
-    False,
-    True,
-    [],
-  )
+  assert record['refit']
+  assert not record['maps']
+  assert record['blocks'] == []
+  fitted = [row['block_index'] for row in record['mlps']]
+  assert fitted == list(range(run.load('pretrain').depth))
   found = linear_stage.load_linear(other)
   assert found.attention_modes[0] == 'absent'
   dense = run.load('pretrain')

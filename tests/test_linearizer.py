@@ -130,7 +130,7 @@ def test_exact_with_one_token(tiny_variant, rng):
 
 def test_a_map_predicts_better_than_nothing(tiny_variant):
   model = make_model(tiny_variant)
-  found, fits = fit_linear(model, [IMAGES], (0, 1))
+  found, fits, _ = fit_linear(model, [IMAGES], (0, 1))
   assert [fit.block_index for fit in fits] == [0, 1]
   assert all(0.0 < fit.residual < 1.0 for fit in fits)
   assert fits[0].samples == 75 * 17
@@ -281,13 +281,13 @@ def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
   qkv['bias'][keys] = 0.0
   params['block01'] = params['block01'] | {'attn': attn | {'qkv': qkv}}
   model = model.replace(params=params)
-  found, (fit,) = fit_linear(
+  found, (fit,), _ = fit_linear(
     model, [IMAGES], (1,), inputs=('token', 'mean'), ridge=0.0
   )
   assert fit.residual <= 1e-6
   # Logits of size 1, sums of float32 products in the fit.
   np.testing.assert_allclose(found(IMAGES), model(IMAGES), atol=1e-3)
-  _, (fit,) = fit_linear(model, [IMAGES], (1,), ridge=0.0)
+  _, (fit,), _ = fit_linear(model, [IMAGES], (1,), ridge=0.0)
   assert fit.residual > 1e-3
 
 
@@ -295,7 +295,7 @@ def test_more_inputs_leave_less(tiny_variant):
   model = make_model(tiny_variant)
   residual = {}
   for inputs in (('token',), *INPUTS):
-    _, (fit,) = fit_linear(model, [IMAGES], (1,), inputs=inputs, ridge=1e-6)
+    _, (fit,), _ = fit_linear(model, [IMAGES], (1,), inputs=inputs, ridge=1e-6)
     residual[inputs] = fit.residual
   token, mean, own, both = (residual[i] for i in (('token',), *INPUTS))
   assert both < mean < token

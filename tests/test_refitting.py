@@ -148,11 +148,11 @@ def test_same_on_any_number_of_devices(tiny_variant, devices):
 def test_a_closed_layer_scale_is_left_closed(tiny_variant):
   dense = make_model(dataclasses.replace(tiny_variant, layer_scale=0.1))
   params = jax.tree.map(np.array, dense.params)
-  params['block01']['ls2']['gamma'][3] = 0.0
+  params['block01']['ls2']['gamma'][3:5] = 0.0, 1e-40
   dense = dense.replace(params=params)
   found = lv.refit(lv.prune(dense, (1,), 'absent'), dense, [IMAGES])
   old, new = (m.params['block01']['mlp']['fc2'] for m in (dense, found))
-  np.testing.assert_array_equal(old['kernel'][:, 3], new['kernel'][:, 3])
+  np.testing.assert_array_equal(old['kernel'][:, 3:5], new['kernel'][:, 3:5])
   assert np.isfinite(new['kernel']).all()
 
 
@@ -185,6 +185,8 @@ def test_bad_input(tiny_variant):
     lv.refit(dense, model, [IMAGES])
   with pytest.raises(DataError, match='31 images are too few to fit MLPs'):
     lv.refit(model, dense, [IMAGES[:31]])
+  with pytest.raises(DataError, match='31 images are too few to fit MLPs'):
+    lv.linearize(dense, [IMAGES[:31]], (1,), refit=True)
   broken = jax.tree.map(np.array, model.params)
   broken['block00']['mlp']['fc1']['bias'][:] = np.nan
   with pytest.raises(ModelError, match='NaN or infinite'):

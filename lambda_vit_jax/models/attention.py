@@ -119,7 +119,7 @@ class FusedProjection(nn.Module):
   @nn.compact
   def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
     """Returns q `[batch, queries, embed]`, k and v `[batch, tokens, embed]`."""
-    batch, _, width = x.shape
+    batch, tokens, width = x.shape
     quantization = self.quantization
     kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
     bias: Array = jnp.zeros((3 * width,), self.dtype)
@@ -128,23 +128,25 @@ class FusedProjection(nn.Module):
       bias = bias.astype(self.dtype)
     flat = x.reshape(-1, width)
 
-    def project(rows: Array, first: int, count: int) -> tuple[Array, ...]:
-      """`count` of the three, from the `first` on."""
+    def project(
+      rows: Array, length: int, first: int, count: int
+    ) -> tuple[Array, ...]:
+      """`count` of the three, from the `first` on, of so many tokens."""
       some = slice(first * width, (first + count) * width)
       made = product_parts(
         rows, kernel.columns(some.start, some.stop), count, quantization
       )
       return tuple(
-        (part + part_bias).reshape(batch, -1, width)
+        (part + part_bias).reshape(batch, length, width)
         for part, part_bias in zip(
           made, jnp.split(bias[some], count), strict=True
         )
       )
 
     if queries is None:
-      return project(flat, 0, 3)
+      return project(flat, tokens, 0, 3)
     query = x[:, :queries].reshape(-1, width)
-    return project(query, 0, 1) + project(flat, 1, 2)
+    return project(query, queries, 0, 1) + project(flat, tokens, 1, 2)
 
 
 class Attention(nn.Module):

@@ -77,8 +77,9 @@ def _normalize(x: Array, epsilon: float, halvings: int) -> tuple[Array, Array]:
   x = x.astype(accumulation_dtype(x.dtype))
   centred = x - x.mean(axis=-1, keepdims=True)
   variance = (centred * centred).mean(axis=-1, keepdims=True)
-  # Exact, as is `epsilon / 4^halvings`; but a constant of its own would be one
-  # more `[batch, tokens]` in memory for as long as an XLA program runs.
+  # Powers of two are exact, and `epsilon / 4^halvings` would do the same; but a
+  # constant of its own is one more `[batch, tokens]` in memory for as long as
+  # an XLA program runs.
   inverse: Array = jax.lax.rsqrt(_doubled(variance, 2 * halvings) + epsilon)
   inverse = _doubled(inverse, halvings)
   return centred * inverse, inverse
