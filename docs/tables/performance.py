@@ -230,15 +230,19 @@ def merging_table(found: dict[str, Any]) -> str:
 def fitting_table(found: dict[str, Any]) -> str:
   """What fitting affine maps costs."""
   ratio = found['ratio']
+  refit = ''
+  if 'refit' in ratio:
+    refit = (
+      ' Leaving the attentions out and refitting the MLPs of all blocks from '
+      f'the first on takes {ratio["refit"]:.1f} times as long.'
+    )
   return '\n\n'.join(
     [
       '## Fitting affine maps\n\n'
       f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
       f'{found["num_images"]} images: fitting in sequence takes '
       f'{ratio["sequential"]:.2f} times as long as evaluating the images, at '
-      f'once {ratio["at_once"]:.2f} times (bound 8); leaving the attentions '
-      'out and refitting the MLPs of all blocks from the first on, '
-      f'{ratio["refit"]:.1f} times.',
+      f'once {ratio["at_once"]:.2f} times (bound 8).' + refit,
       origin('training_free_cost', 'training_free_cost.py', found),
     ]
   )
