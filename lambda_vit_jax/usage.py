@@ -112,8 +112,7 @@ HELP: dict[str, Help] = {
     ),
     (
       'digits_refit',
-      '--config.method=linearize --config.linearize.maps=False '
-      '--config.linearize.refit=True',
+      '--config.linearize.maps=False --config.linearize.refit=True',
     ),
   ),
   'export': _stage(
