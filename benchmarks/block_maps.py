@@ -1,14 +1,17 @@
-r"""Affine maps in place of whole blocks, and of attention alone.
+r"""Whole blocks dropped, mapped, and attention alone, without training.
 
 The neighbour of the training-free mode is TOAST (arXiv 2410.04941), which puts
 one linear map in place of consecutive blocks, MLPs included. Written here from
 its description: the map of each token, from the stream before the first of the
 blocks to the stream behind the last, is fitted by least squares to the same
 unlabeled images that `linearize` sees. Of all spans of a length the best by
-test accuracy is taken, a choice that favours the neighbour. Beside it stand 3,
-5 and 6 attention layers replaced by `linearize` (criterion `affine`, maps of
-the token alone, and with the mean and a map for the class token), chosen
-without labels.
+test accuracy is taken, a choice that favours the neighbour.
+
+Beside it stand blocks that are dropped (`drop_blocks`), without more and with
+MLPs that make up for them (`refit`), the span chosen without labels
+(`choose_blocks`) and, as for the neighbour, by test accuracy; and 3, 5 and 6
+attention layers replaced by `linearize` (criterion `affine`, maps of the token
+alone, and with the mean and a map for the class token), chosen without labels.
 
   python benchmarks/block_maps.py --name=fashion_mnist \
     --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
@@ -27,15 +30,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_vit_jax import benchmark, evaluate, linearizer, main, selection
+from lambda_vit_jax import (
+  benchmark,
+  evaluate,
+  linearizer,
+  main,
+  selection,
+  spans,
+)
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.refitting import refit
 from lambda_vit_jax.workdir import Run
 
 OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/block_maps.json'
 IMAGES = 512
-SPANS = (1, 2, 3)
+SPANS = (1, 2, 3, 4, 5, 6)
 COUNTS = (3, 5, 6)
 INPUTS = {
   'token': ('token',),
@@ -109,6 +121,7 @@ def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
       affine = fit(streams[first], streams[first + length])
       predict = without_blocks(network, first, length, affine)
       top1[first] = evaluate.evaluate_program(predict, test)['top1']
+      print(f'{length} from {first}: {top1[first]:.4f}', flush=True)
     best = max(top1, key=top1.__getitem__)
     rows[f'{length} whole blocks'] = {
       'blocks': list(range(best, best + length)),
@@ -117,6 +130,40 @@ def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
       'by_first': top1,
     }
     print(length, best, top1[best], flush=True)
+  return rows
+
+
+def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
+  """`drop_blocks`, then `refit`: every span, and the one chosen without labels.
+
+  `by_first` is after the refit.
+  """
+
+  def score(one: Model) -> float:
+    found = evaluate.evaluate_model(one, iter(test), run.mesh)
+    return float(found['top1'])
+
+  rows = {}
+  for length in SPANS:
+    span = spans.choose_blocks(model, images, length)
+    short = drop_blocks(model, span)
+    top1 = {}
+    for first in range(model.depth - length + 1):
+      candidate = drop_blocks(model, range(first, first + length))
+      top1[first] = score(refit(candidate, model, images))
+      print(f'{length} from {first}: {top1[first]:.4f}', flush=True)
+    best = max(top1, key=top1.__getitem__)
+    chosen = {'blocks': list(span), 'macs': short.macs()}
+    name = f'{length} blocks dropped'
+    rows[name] = chosen | {'top1': score(short)}
+    rows[f'{name}, refit'] = chosen | {'top1': top1[span[0]]}
+    rows[f'{name}, refit, best span by test accuracy'] = {
+      'blocks': list(range(best, best + length)),
+      'macs': short.macs(),
+      'top1': top1[best],
+      'by_first': top1,
+    }
+    print(length, span, score(short), top1[span[0]], flush=True)
   return rows
 
 
@@ -167,6 +214,7 @@ def measure() -> None:
     'rows': {
       'dense': {'blocks': [], 'top1': dense['top1'], 'macs': model.macs()},
       **block_rows(model, images, test),
+      **dropped_rows(run, model, images, test),
       **attention_rows(run, model, images, test),
     },
   }

@@ -246,6 +246,12 @@ def base() -> ml_collections.ConfigDict:
   linearize.refit = False
   # Without maps the chosen attentions are left out; worth it with `refit`.
   linearize.maps = True
+  # Whole blocks to leave out, attention and MLP: so many in a row, those that
+  # turn the stream least; worth it with `refit`. Set select.num_layers=0 to
+  # leave the other attentions as they are.
+  linearize.num_drop_blocks = 0
+  # The blocks themselves, instead of their number.
+  linearize.drop_blocks = ()
 
   config.dilute = _training(5e-4)
   # How long λ takes from 1 to 0: steps, or epochs as '300ep'.

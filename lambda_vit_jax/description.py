@@ -68,6 +68,7 @@ def describe(model: Model) -> dict[str, Any]:
     'architecture': {name: getattr(module, name) for name in ARCHITECTURE},
     'attention_modes': list(module.attention_modes),
     'removed_layers': list(model.removed_layers),
+    'kept_blocks': list(model.kept_blocks),
     'norm_eps': list(module.norm_eps),
     'pre_norm_eps': module.pre_norm_eps,
     'compensation': module.compensation,
@@ -185,12 +186,21 @@ def _rebuild(fields: Any) -> Model:
     and len(names) in (0, num_classes),
     '`class_names` is no list of one name per class',
   )
+  kept = fields.get('kept_blocks', [])
+  _require(
+    isinstance(kept, list)
+    and all(_is_size(index, 0) for index in kept)
+    and kept == sorted(set(kept))
+    and len(kept) in (0, module.depth),
+    '`kept_blocks` is no ascending list of one index per block',
+  )
   return Model(
     module=module,
     params=model_lib.abstract_params(module),
     variant=get_variant(fields['variant']).name,
     preprocessing=preprocessing,
     class_names=tuple(names),
+    kept_blocks=tuple(kept),
   )
 
 

@@ -103,33 +103,12 @@ class CrossMoments:
   out_out: np.ndarray
 
   @classmethod
-  def empty(cls, inputs: int, outputs: int) -> 'CrossMoments':
-    """Of no samples."""
-    return cls(
-      0.0,
-      np.zeros(inputs),
-      np.zeros(outputs),
-      np.zeros((inputs, inputs)),
-      np.zeros((inputs, outputs)),
-      np.zeros(outputs),
-    )
-
-  @classmethod
-  def from_sums(cls, sums: Sums) -> 'CrossMoments':
-    """Moments of one batch, from `batch_sums`."""
-    number, centre_in, centre_out, in_, out, in_in, in_out, out_out = (
-      np.asarray(leaf, np.float64) for leaf in sums
-    )
-    count = float(number)
-    share = 1.0 / max(count, 1.0)
-    return cls(
-      count,
-      centre_in + share * in_,
-      centre_out + share * out,
-      in_in - share * np.outer(in_, in_),
-      in_out - share * np.outer(in_, out),
-      out_out - share * out**2,
-    )
+  def from_sums(cls, *batches: Sums) -> 'CrossMoments':
+    """Moments of one batch or of several, from `batch_sums`."""
+    total = Accumulator()
+    for sums in batches:
+      total.add(sums)
+    return total.moments()
 
   def merge(self, other: 'CrossMoments') -> 'CrossMoments':
     """Moments of the union of the samples (Chan)."""
@@ -164,6 +143,51 @@ class CrossMoments:
     """Sum of `|y - affine(x)|²` over the samples."""
     left = self.beyond(affine)
     return float(left.out_out.sum() + self.count * (left.mean_out**2).sum())
+
+
+class Accumulator:
+  """The sums of many batches, whose large ones are kept once, in float64."""
+
+  def __init__(self) -> None:
+    self._products: list[np.ndarray] = []
+    # Per batch: samples, means, and by how much the centres missed them.
+    self._small: list[list[np.ndarray]] = []
+
+  @property
+  def is_empty(self) -> bool:
+    """Whether there was no batch yet."""
+    return not self._products
+
+  def add(self, sums: Sums) -> None:
+    """Takes in one batch, from `batch_sums`."""
+    small = [np.asarray(leaf, np.float64) for leaf in sums[:5]]
+    products = [np.asarray(leaf) for leaf in sums[5:]]
+    if self.is_empty:
+      self._products = [np.zeros(leaf.shape) for leaf in products]
+    # In place: wide inputs have millions of products.
+    for whole, part in zip(self._products, products, strict=True):
+      whole += part
+    self._small.append(small)
+
+  def moments(self) -> CrossMoments:
+    """Of all samples so far, of one batch at least (Chan's rule for many)."""
+    count, centre_in, centre_out, in_, out = map(
+      np.stack, zip(*self._small, strict=True)
+    )
+    share = 1.0 / np.maximum(count, 1.0)[:, None]
+    mean_in, mean_out = centre_in + share * in_, centre_out + share * out
+    total = max(count.sum(), 1.0)
+    whole_in, whole_out = count @ mean_in / total, count @ mean_out / total
+    x, y, weight = mean_in - whole_in, mean_out - whole_out, count[:, None]
+    in_in, in_out, out_out = self._products
+    return CrossMoments(
+      float(count.sum()),
+      whole_in,
+      whole_out,
+      in_in + (weight * x).T @ x - (share * in_).T @ in_,
+      in_out + (weight * x).T @ y - (share * in_).T @ out,
+      out_out + (weight * y**2 - share * out**2).sum(axis=0),
+    )
 
 
 def merged(moments: Iterable[CrossMoments]) -> CrossMoments:

@@ -1,13 +1,12 @@
 """Moments by parts of the images, each held out once to choose the ridge."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from lambda_vit_jax import linear
-from lambda_vit_jax.linear import CrossMoments, Sums
+from lambda_vit_jax.linear import Accumulator, CrossMoments, Sums
 from lambda_vit_jax.typing import Array
 
 FOLDS = 4
@@ -42,18 +41,17 @@ class FoldMoments:
   """The moments of each fold, over the micro-batches that come."""
 
   def __init__(self) -> None:
-    self.folds: list[CrossMoments] = []
+    self._sums = [Accumulator() for _ in range(FOLDS)]
+
+  @property
+  def folds(self) -> list[CrossMoments]:
+    """Of the folds that had samples so far."""
+    return [sums.moments() for sums in self._sums if not sums.is_empty]
 
   def add(self, position: int, sums: Sums) -> None:
     """Takes in the sums of the micro-batch at a position, on the host."""
-    here: Sequence[CrossMoments] = [
-      CrossMoments.from_sums(tuple(leaf[fold] for leaf in sums))
-      for fold in range(len(sums[0]))
-    ]
-    if not self.folds:
-      empty = CrossMoments.empty(*here[0].in_out.shape)
-      self.folds = [empty] * FOLDS
+    number = len(sums[0])
     # Small micro-batches hold few folds each; then several take turns.
-    first = position % (FOLDS // len(here)) * len(here)
-    for fold, part in enumerate(here, first):
-      self.folds[fold] = self.folds[fold].merge(part)
+    first = position % (FOLDS // number) * number
+    for fold in range(number):
+      self._sums[first + fold].add(tuple(leaf[fold] for leaf in sums))

@@ -8,12 +8,23 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambda_vit_jax import dilution, exporter, load, resolve, surgery, task
+from lambda_vit_jax import (
+  dilution,
+  exporter,
+  load,
+  resolve,
+  spans,
+  surgery,
+  task,
+)
 from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.job import Phase
+from lambda_vit_jax.linear_fitter import BlockFit
 from lambda_vit_jax.linearizer import fit_linear
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.refitting import MlpFit, refit
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.workdir import Run
 
@@ -62,15 +73,30 @@ def fit(
   Args:
     run: the workdir.
     dense: with attention in `layers`.
-    layers: chosen blocks.
+    layers: chosen blocks, of which those that are dropped count no more.
     batches: images; labels are not looked at.
     memory_gib: working memory per device.
   """
   settings = run.config['linearize']
+  searched, batches = task.searched(dense), list(batches)
+  dropped = _dropped(run, dense, batches, memory_gib)
+  short = drop_blocks(searched, dropped)
+  if dropped:
+    kept = [index for index in range(dense.depth) if index not in dropped]
+    layers = [kept.index(layer) for layer in layers if layer in kept]
+    run.reporter.say(
+      f'linearize: whole blocks {list(dropped)} dropped; those that stay, '
+      f'{kept}, are called 0 to {len(kept) - 1} from here on'
+    )
+    if settings['refit'] and settings['maps'] and layers:
+      # Maps are fitted to what attentions put out: first a good network.
+      short = refit(
+        short, searched, batches, memory_gib=memory_gib, mesh=run.mesh
+      )
   rank = settings['rank']
-  with run.reporter.bar('linearize', dense.depth) as bar:
+  with run.reporter.bar('linearize', short.depth) as bar:
     model, fits, mlps = fit_linear(
-      task.searched(dense),
+      short,
       batches,
       layers,
       sequential=bool(settings['sequential']),
@@ -80,11 +106,55 @@ def fit(
       recentre=bool(settings['recentre']),
       refit=bool(settings['refit']),
       maps=bool(settings['maps']),
+      dense=searched,
       memory_gib=memory_gib,
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
-  model = _with_outputs_of(dense, model)
+  model = _with_outputs_of(drop_blocks(dense, dropped), model)
+  _tell(run, fits, mlps)
+  if run.leader:
+    record: dict[str, Any] = {
+      'sequential': bool(settings['sequential']),
+      'rank': rank,
+      'recentre': bool(settings['recentre']),
+      'refit': bool(settings['refit']),
+      'maps': bool(settings['maps']),
+      'dropped': list(dropped),
+      'blocks': [dataclasses.asdict(row) for row in fits],
+      'mlps': [dataclasses.asdict(row) for row in mlps],
+    }
+    exporter.export(
+      model, run.path(FOLDER), formats=(), extra={'linearize': record}
+    )
+
+
+def _dropped(
+  run: Run,
+  dense: Model,
+  batches: Sequence[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> tuple[int, ...]:
+  """The whole blocks to leave out: those given, or so many that are chosen."""
+  settings = run.config['linearize']
+  number = resolve.integer(
+    settings['num_drop_blocks'], 'linearize.num_drop_blocks'
+  )
+  if not number:
+    return surgery.check_layers(settings['drop_blocks'], dense.depth)
+  decoder = dense.module.segmentation
+  return spans.choose_blocks(
+    task.searched(dense),
+    batches,
+    number,
+    needed=() if decoder is None else decoder.blocks,
+    memory_gib=memory_gib,
+    mesh=run.mesh,
+  )
+
+
+def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:
+  """Says how well each block was replaced."""
   for row in fits:
     run.reporter.say(
       f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
@@ -94,19 +164,6 @@ def fit(
     run.reporter.say(
       f'refit: block {mlp.block_index}: its MLP makes up for '
       f'{1 - mlp.residual:.1%} of what the stream lacks (ridge {mlp.ridge:g})'
-    )
-  if run.leader:
-    record: dict[str, Any] = {
-      'sequential': bool(settings['sequential']),
-      'rank': rank,
-      'recentre': bool(settings['recentre']),
-      'refit': bool(settings['refit']),
-      'maps': bool(settings['maps']),
-      'blocks': [dataclasses.asdict(row) for row in fits],
-      'mlps': [dataclasses.asdict(row) for row in mlps],
-    }
-    exporter.export(
-      model, run.path(FOLDER), formats=(), extra={'linearize': record}
     )
 
 

@@ -30,6 +30,7 @@ def linearize(
   inputs: Sequence[str] = ('token',),
   recentre: bool = False,
   refit: bool = False,
+  dense: Model | None = None,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
@@ -51,6 +52,8 @@ def linearize(
       keeps a second stream of the images.
     refit: let the MLPs behind make up for what the maps leave
       (`refitting.refit`); the same.
+    dense: the network that `recentre` and `refit` correct towards, where
+      `model` is one of fewer blocks; `model` itself by default.
     memory_gib: working memory per device, beside the images' streams (images
       × tokens × embed numbers), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
@@ -75,6 +78,7 @@ def linearize(
     inputs=inputs,
     recentre=recentre,
     refit=refit,
+    dense=dense,
     memory_gib=memory_gib,
     mesh=mesh,
   )[0]
@@ -92,6 +96,7 @@ def fit_linear(
   recentre: bool = False,
   refit: bool = False,
   maps: bool = True,
+  dense: Model | None = None,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
@@ -110,12 +115,14 @@ def fit_linear(
     refit: MLPs.
     maps: without, the attentions are left out, and `inputs`, `ridge` and
       `rank` are not used.
+    dense: what is corrected towards.
     memory_gib: working memory.
     mesh: devices.
     on_progress: called with blocks done and blocks in all, by the fit of the
       maps and then by that of the MLPs.
   """
   layers = _check_layers(model, layers)
+  dense = model if dense is None else dense
   shape = (*model.module.image_size, model.module.in_chans)
   plan = _plan(model, inputs, ridge, rank)
   images = read_images(batches, shape, mesh)
@@ -130,10 +137,10 @@ def fit_linear(
   else:
     found = model_lib.prune(model, layers, 'absent')
   if recentre:
-    found = recentring.recentre_on(found, model, images, memory_gib)
+    found = recentring.recentre_on(found, dense, images, memory_gib)
   if refit:
     found, mlps = refitting.refit_on(
-      found, model, images, memory_gib, on_progress
+      found, dense, images, memory_gib, on_progress
     )
   return found, fits, mlps
 

@@ -37,7 +37,8 @@ def recentre(
 
   Args:
     model: finished (no block `diluted` or `skip`), not folded; left as it is.
-    dense: the same before attentions were replaced or left out.
+    dense: the same before attentions were replaced or left out, or blocks
+      dropped.
     batches: an iterable of normalised NHWC arrays or of dicts with `image`
       (and `mask`), without labels; 512 images are enough for most networks.
     memory_gib: working memory per device, beside two streams of the images
@@ -49,8 +50,8 @@ def recentre(
     in which the two differ; float32 arrays `[embed]` on the host.
 
   Raises:
-    ModelError: models that differ in more than their modes, or activations
-      that are not finite.
+    ModelError: models that differ in more than modes and dropped blocks, or
+      activations that are not finite.
     DataError: fewer than 32 images, or images of another shape.
   """
   shape = (*model.module.image_size, model.module.in_chans)
@@ -63,16 +64,17 @@ def recentre_on(
   model: Model, dense: Model, images: ImageSet, memory_gib: float | None = None
 ) -> Model:
   """`recentre`, on images that were read."""
-  changed = twins.changed_blocks(model, dense)
+  pairing = twins.pair(model, dense)
   if images.total < twins.LEAST_IMAGES:
     raise DataError(
       f'{images.total} images are too few to tell the moments of a channel; '
       f'give at least {twins.LEAST_IMAGES}, better 512'
     )
-  if not changed:
+  if pairing.first_short == model.depth:
     return model
   size = programs.micro_batch_size(dense.module, images, memory_gib)
-  here, there, masks = twins.at_block(model, dense, images, changed[0], size)
+  first = pairing.first
+  here, there, masks = twins.at_block(model, dense, images, first, size)
 
   def correct(params: Params, base: Params, name: str, view: _View) -> Params:
     """`params` with another norm `name`, given that of the dense network."""
@@ -80,20 +82,23 @@ def recentre_on(
     return params | {name: corrected(base[name], *found)}
 
   module = model.module
-  for index in range(changed[0], model.depth):
+  for index in range(first, model.depth):
+    origin = pairing.origins[index]
+    there.run_to(origin)
     epsilon, name = module.norm_eps[index], block_name(index)
-    block, base = here.params[name], there.params[name]
+    block, base = here.params[name], there.params[block_name(origin)]
     if model.attention_modes[index] == 'full':
       block = correct(block, base, 'norm1', _View(epsilon))
       here.put({name: block})
     here.attention(index)
-    there.attention(index)
+    there.attention(origin)
     # Where no attention follows, other tokens are not computed at all.
     narrow = index >= module.last_mixing_block
     seen = _View(epsilon, stop=module.read_tokens if narrow else None)
     here.put({name: correct(block, base, 'norm2', seen)})
     here.mlp(index)
-    there.mlp(index)
+    there.mlp(origin)
+  there.run_to(dense.depth)
   view = _View(
     module.norm_eps[-1],
     start=0 if module.pooling == 'token' else module.num_prefix_tokens,

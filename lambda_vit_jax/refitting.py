@@ -1,9 +1,10 @@
-"""MLPs that make up for attentions that were left out or replaced (METHOD 6).
+"""MLPs that make up for attentions, or blocks, that are gone (METHOD 6).
 
 Two streams are carried from block to block, the dense network's and the
 modified one's. Behind each MLP the two differ by a gap; ridge regression on
 the MLP's hidden layer h predicts as much of it as it can, and the prediction is
-added to what the MLP adds anyway:
+added to what the MLP adds anyway. Where whole blocks were dropped behind the
+MLP, the gap is the one to the dense stream behind them:
 
   (ΔW, Δb) = argmin Σ |gap - h·ΔW - Δb|² + ridge·|ΔW|²,   fc2 <- fc2 + (ΔW, Δb)
 
@@ -63,8 +64,10 @@ def refit(
 
   Args:
     model: finished, with blocks `absent` or `linear` (`prune(dense, layers,
-      'absent')`, `linearize`), not folded; left as it is.
-    dense: the same before attentions were replaced or left out.
+      'absent')`, `linearize`) or with fewer of them (`drop_blocks`), not
+      folded; left as it is.
+    dense: the same before attentions were replaced or left out, or blocks
+      dropped.
     batches: an iterable of normalised NHWC arrays or of dicts with `image`
       (and `mask`), without labels; 512 images are enough for most networks.
     memory_gib: working memory per device, beside two streams of the images
@@ -73,12 +76,13 @@ def refit(
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    `model` with another `mlp.fc2` in the first block in which the two differ
-    and in all behind; float32 arrays on the host.
+    `model` with another `mlp.fc2` in the first block behind which the two
+    differ and in all that follow; float32 arrays on the host.
 
   Raises:
-    ModelError: modules that differ in more than their modes, changed blocks
-      `identity` (they double the stream), or activations that are not finite.
+    ModelError: models that differ in more than modes and dropped blocks,
+      changed blocks `identity` (they double the stream), or activations that
+      are not finite.
     DataError: hardly any images, or images of another shape.
   """
   shape = (*model.module.image_size, model.module.in_chans)
@@ -102,24 +106,25 @@ def refit_on(
     memory_gib: working memory.
     on_progress: called with blocks done and blocks in all.
   """
-  changed = twins.changed_blocks(model, dense)
-  for index in changed:
+  pairing = twins.pair(model, dense)
+  for index in pairing.changed:
     if model.attention_modes[index] == 'identity':
       raise ModelError(
         f'block {index} is identity, which doubles the stream; refit works on '
         "blocks left out: prune(dense, layers, 'absent')"
       )
   check_images(images)
-  if not changed:
+  first = pairing.first_short
+  if first == model.depth:
     return model, ()
   module = model.module
   # Hidden layers and their sums of products come beside the activations.
   size = programs.micro_batch_size(dense.module, images, memory_gib)
-  here, there, masks = twins.at_block(model, dense, images, changed[0], size)
+  here, there, masks = twins.at_block(model, dense, images, first, size)
   fits = []
-  for index in range(changed[0], model.depth):
+  for index in range(first, model.depth):
     here.attention(index)
-    there.run(index)
+    there.run_to(pairing.targets[index])
     narrow = index >= module.last_mixing_block
     moments = FoldMoments()
     for position, mask in enumerate(masks):
@@ -205,13 +210,14 @@ def measure(
 
 
 def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
-  whole = linear.merged(moments.folds)
+  folds = moments.folds
+  whole = linear.merged(folds)
   if not (np.isfinite(whole.in_out).all() and np.isfinite(whole.in_in).all()):
     raise ModelError(
       f'block {index}: activations are NaN or infinite; check the weights, '
       'the dtype and how the images are normalised'
     )
-  ridge = linear.choose_ridge(moments.folds)
+  ridge = linear.choose_ridge(folds)
   correction = linear.solve(whole, ridge)
   residual = linear.residual_share(whole, correction)
   return MlpFit(index, ridge, residual), correction

@@ -110,7 +110,11 @@ def print_results(workdir: str | epath.Path) -> None:
   console.print(table)
   selected = _read(epath.Path(workdir), 'selection.json')
   if selected:
-    console.print(f'attention removed from blocks {selected["removed"]}')
+    dropped = _dropped(epath.Path(workdir))
+    if dropped:
+      console.print(f'whole blocks {dropped} dropped')
+    removed = [block for block in selected['removed'] if block not in dropped]
+    console.print(f'attention removed from blocks {removed}')
   console.print(
     f'report: {epath.Path(workdir) / "report.html"}', soft_wrap=True
   )
@@ -150,12 +154,25 @@ def _summary(workdir: epath.Path) -> list[str]:
   return parts
 
 
-def _selection(selected: dict[str, Any], depth: int) -> list[str]:
+def _dropped(workdir: epath.Path) -> list[int]:
+  """The whole blocks that the stage `linearize` left out."""
+  fitted = _read(workdir, 'linear/model.json') or {}
+  return list(fitted.get('linearize', {}).get('dropped', ()))
+
+
+def _selection(
+  selected: dict[str, Any], dropped: Sequence[int], depth: int
+) -> list[str]:
   """Which blocks lost their attention, and what spoke for them."""
   blocks = ', '.join(map(str, selected['order']))
   parts = [
     '<h2>Selection</h2>',
-    report_page.blocks(depth, selected['removed']),
+    report_page.blocks(depth, selected['removed'], dropped),
+    *(
+      [f'<p>Whole blocks dropped: {escape(", ".join(map(str, dropped)))}.</p>']
+      if dropped
+      else []
+    ),
     f'<p>Attention removed from blocks {escape(blocks)}, in this order, by '
     f'<code>{escape(selected["criterion"])}</code> on '
     f'<code>{escape(selected["target"])}</code> of '
@@ -269,8 +286,9 @@ def _sections(workdir: epath.Path) -> list[str]:
     profile = (analysis or {}).get('profile', {})
     known = [int(k) for row in selected['rounds'] for k in row['scores']]
     depth = len(profile.get('attention_entropy', ()))
-    last = max((*known, *selected['removed']), default=-1)
-    parts += _selection(selected, max(depth, last + 1))
+    dropped = _dropped(workdir)
+    last = max((*known, *selected['removed'], *dropped), default=-1)
+    parts += _selection(selected, dropped, max(depth, last + 1))
   if analysis:
     parts += _analysis(analysis['profile'])
   if (workdir / 'metrics.jsonl').exists():

@@ -179,13 +179,16 @@ def cards(figures: Iterable[tuple[str, str]]) -> str:
   return f'<dl class="cards">{inner}</dl>' if inner else ''
 
 
-def blocks(depth: int, removed: Iterable[int]) -> str:
-  """The row of blocks, those without attention struck out."""
-  gone = set(removed)
+def blocks(
+  depth: int, removed: Iterable[int], dropped: Iterable[int] = ()
+) -> str:
+  """The row of blocks, those without attention or dropped struck out."""
+  state = dict.fromkeys(removed, ', attention removed')
+  state |= dict.fromkeys(dropped, ', dropped')
+  struck = ' class="gone"'
   inner = ''.join(
-    f'<li class="gone" aria-label="block {k}, attention removed">{k}</li>'
-    if k in gone
-    else f'<li aria-label="block {k}">{k}</li>'
+    f'<li{struck if k in state else ""} '
+    f'aria-label="block {k}{state.get(k, "")}">{k}</li>'
     for k in range(depth)
   )
   return f'<ol class="blocks">{inner}</ol>'

@@ -24,11 +24,52 @@ from lambda_vit_jax.typing import Array, Params
 LEAST_IMAGES = 32
 
 
-def changed_blocks(model: Model, dense: Model) -> list[int]:
-  """The blocks in which two models differ, which differ in nothing else.
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+  """Which block of the dense network each modified one was.
+
+  Attributes:
+    origins: the dense index of every block of the modified network.
+    changed: the blocks whose mode is another, by their own index.
+    dense_depth: blocks of the dense network.
+  """
+
+  origins: tuple[int, ...]
+  changed: tuple[int, ...]
+  dense_depth: int
+
+  @property
+  def targets(self) -> tuple[int, ...]:
+    """Per block the dense one whose input the next block should be given.
+
+    Where blocks were dropped behind it, that is the stream behind them;
+    `dense_depth` for the last.
+    """
+    return (*self.origins[1:], self.dense_depth)
+
+  @property
+  def first(self) -> int:
+    """The first block whose attention, or what it reads, is not the dense one.
+
+    The depth where there is none.
+    """
+    depth = len(self.origins)
+    moved = (j for j, origin in enumerate(self.origins) if j != origin)
+    return min((*self.changed, *moved), default=depth)
+
+  @property
+  def first_short(self) -> int:
+    """The first block behind whose MLP the streams differ; likewise."""
+    depth = len(self.origins)
+    short = (j for j, target in enumerate(self.targets) if target != j + 1)
+    return min((*self.changed, *short), default=depth)
+
+
+def pair(model: Model, dense: Model) -> Pairing:
+  """How a modified network was made of a dense one.
 
   Raises:
-    ModelError: one was not made of the other.
+    ModelError: it was not, or differs in more than modes and dropped blocks.
   """
   for one in (model, dense):
     # Refuses what merges tokens or segments.
@@ -42,23 +83,44 @@ def changed_blocks(model: Model, dense: Model) -> list[int]:
         f'the blocks are in modes {list(one.attention_modes)}; what is '
         'corrected is a finished model'
       )
+  origins = _origins(model, dense)
+  changed = []
+  for index, (mode, origin) in enumerate(
+    zip(model.attention_modes, origins, strict=True)
+  ):
+    old = dense.attention_modes[origin]
+    if mode == old:
+      continue
+    changed.append(index)
+    if old != 'full':
+      raise ModelError(
+        f'block {index} is {mode!r} in the first model and {old!r} in the '
+        'second: give the changed model first, then the dense one'
+      )
+  return Pairing(origins, tuple(changed), dense.depth)
+
+
+def _origins(model: Model, dense: Model) -> tuple[int, ...]:
+  """The dense index of every block, of networks that are alike otherwise."""
+  ours, theirs = model.block_origins, dense.block_origins
+  missing = sorted(set(ours) - set(theirs))
+  if missing:
+    raise ModelError(
+      f'the two models differ in depth: the second has no block {missing[0]} '
+      'of the first; give the changed model first, then the dense one'
+    )
+  origins = tuple(theirs.index(origin) for origin in ours)
+  eps = dense.module.norm_eps
+  expected = {'norm_eps': (*(eps[origin] for origin in origins), eps[-1])}
   for field in dataclasses.fields(model.module):
-    one, other = (getattr(m.module, field.name) for m in (model, dense))
+    one = getattr(model.module, field.name)
+    other = expected.get(field.name, getattr(dense.module, field.name))
     if field.name not in _FREE and one != other:
       raise ModelError(
         f'the two models differ in {field.name} ({one} and {other}): give the '
         'dense model that the first was made of, and no folded one'
       )
-  modes = zip(model.attention_modes, dense.attention_modes, strict=True)
-  changed = [index for index, (a, b) in enumerate(modes) if a != b]
-  for index in changed:
-    if dense.attention_modes[index] != 'full':
-      raise ModelError(
-        f'block {index} is {model.attention_modes[index]!r} in the first model '
-        f'and {dense.attention_modes[index]!r} in the second: give the changed '
-        'model first, then the dense one'
-      )
-  return changed
+  return origins
 
 
 # Fields in which a network may differ from the one that it was made of.
@@ -66,6 +128,8 @@ _FREE = (
   'attention_kernel',
   'attention_modes',
   'compensation',
+  # `_origins` says how many blocks there are.
+  'depth',
   'dilution_path',
   'drop_path_rates',
   'linear_inputs',
@@ -90,6 +154,7 @@ class Network:
   def __init__(self, model: Model, placement: Placement):
     self.params: dict[str, Any] = dict(model.params)
     self.streams: list[Array] = []
+    self._done = 0
     self._model = model
     self.placement = placement
     self.placed = placement.replicate(self.params)
@@ -106,10 +171,11 @@ class Network:
     x, _ = programs.embed(stem, outer, images, self.placement)
     self.streams.append(x)
 
-  def run(self, index: int) -> None:
-    """A whole block."""
-    self.attention(index)
-    self.mlp(index)
+  def run_to(self, index: int) -> None:
+    """Runs the blocks that are left in front of a block."""
+    while self._done < index:
+      self.attention(self._done)
+      self.mlp(self._done)
 
   def attention(self, index: int) -> None:
     """The first half of a block."""
@@ -129,6 +195,7 @@ class Network:
     self._advance(
       lambda x: programs.pass_by(block, params, x, one, self.placement)
     )
+    self._done = index + 1
 
   def _advance(self, step: Callable[[Array], Array]) -> None:
     # One after the other: each old stream goes as its new one comes.
@@ -145,7 +212,7 @@ def at_block(
     model: the modified network.
     dense: the dense one.
     images: of both.
-    index: the first block in which they differ.
+    index: a block in front of which the two do not differ.
     size: of a micro-batch.
   """
   here, there = (Network(m, images.placement) for m in (model, dense))
@@ -154,7 +221,6 @@ def at_block(
     for network in (here, there):
       network.embed(batch['image'])
     masks.append(batch['mask'])
-  for before in range(index):
-    for network in (here, there):
-      network.run(before)
+  for network in (here, there):
+    network.run_to(index)
   return here, there, masks

@@ -59,7 +59,7 @@ def check(config: Mapping[str, Any]) -> None:
   _check_select(config, model)
   resolve.method(config)
   warm = resolve.is_warm(config)
-  _check_linearize(config['linearize'], warm)
+  _check_linearize(config['linearize'], warm, model.depth)
   export = config['export']
   exporter.check_settings(
     export['formats'],
@@ -186,7 +186,9 @@ def _check_select(config: Mapping[str, Any], model: Model) -> None:
     )
 
 
-def _check_linearize(settings: Mapping[str, Any], warm: bool) -> None:
+def _check_linearize(
+  settings: Mapping[str, Any], warm: bool, depth: int
+) -> None:
   resolve.optional_count(settings['num_images'], 'linearize.num_images')
   if settings['rank'] is not None:
     resolve.integer(settings['rank'], 'linearize.rank', 1)
@@ -202,3 +204,26 @@ def _check_linearize(settings: Mapping[str, Any], warm: bool) -> None:
     )
   linear.check_ridge(settings['ridge'])
   surgery.check_linear_inputs(settings['inputs'])
+  _check_dropped(settings, warm, depth)
+
+
+def _check_dropped(settings: Mapping[str, Any], warm: bool, depth: int) -> None:
+  key = 'linearize.num_drop_blocks'
+  number = resolve.integer(settings['num_drop_blocks'], key)
+  blocks = tuple(settings['drop_blocks'])
+  if number and blocks:
+    raise UsageError(
+      f'config.{key}={number} and config.linearize.drop_blocks={blocks}: give '
+      'one of the two'
+    )
+  if warm and (number or blocks):
+    raise UsageError(
+      f'config.{"linearize.drop_blocks" if blocks else key}: a warm start has '
+      'all its blocks; set config.method=linearize, or '
+      'config.dilute.start=attention'
+    )
+  if number >= depth:
+    raise UsageError(
+      f'config.{key}={number}: the network has {depth} blocks and must keep one'
+    )
+  surgery.check_layers(blocks, depth)

@@ -69,6 +69,7 @@ FLOORS = (
     'programs',
     'selection',
     'selection_record',
+    'spans',
     'timm_config',
     'trial_linear',
     'wavefront',

@@ -234,6 +234,8 @@ class Model:
     variant: name of the variant it was made from.
     preprocessing: how images become its input.
     class_names: one per class, or empty if unknown.
+    kept_blocks: the variant's blocks that are left, ascending, where some
+      were dropped (`drop_blocks`); empty where none was.
   """
 
   module: ViT
@@ -241,11 +243,17 @@ class Model:
   variant: str
   preprocessing: Preprocessing
   class_names: tuple[str, ...] = ()
+  kept_blocks: tuple[int, ...] = ()
 
   @property
   def depth(self) -> int:
     """Number of blocks."""
     return self.module.depth
+
+  @property
+  def block_origins(self) -> tuple[int, ...]:
+    """Per block its index in the variant, before blocks were dropped."""
+    return self.kept_blocks or tuple(range(self.depth))
 
   @property
   def num_classes(self) -> int:

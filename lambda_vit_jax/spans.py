@@ -1,0 +1,152 @@
+"""Which whole blocks a network needs least, without labels (METHOD 6).
+
+Consecutive blocks that turn the stream by a small angle are the ones to drop
+(Gromov et al., arXiv 2403.17887): with the stream x_l before block l and n
+blocks, the mean over images and tokens of
+
+  d(l, n) = arccos(cos(x_l, x_{l+n})) / π
+
+from one pass of the images, for all l and n at once.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax import compilation, programs
+from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.images import ImageSet, Placement, read_images
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.typing import Array, Params
+
+# Of a squared length, which an all-zero token has not.
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def choose_blocks(
+  model: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  num_blocks: int,
+  *,
+  needed: Collection[int] = (),
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> tuple[int, ...]:
+  """The consecutive blocks that turn the stream least, for `drop_blocks`.
+
+  Args:
+    model: without blocks in mode `diluted`, merging or decoder.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      (and `mask`), without labels.
+    num_blocks: how many.
+    needed: blocks that must stay.
+    memory_gib: working memory per device.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    Ascending indices; the last of the spans where several turn it alike.
+
+  Raises:
+    ModelError: more blocks than can go, or activations that are not finite.
+    DataError: no image, or images of another shape.
+  """
+  shape = (*model.module.image_size, model.module.in_chans)
+  images = read_images(batches, shape, mesh)
+  distances = angles(model, images, memory_gib)
+  return best_span(model, distances, num_blocks, needed)
+
+
+def best_span(
+  model: Model,
+  distances: np.ndarray,
+  num_blocks: int,
+  needed: Collection[int] = (),
+) -> tuple[int, ...]:
+  """`choose_blocks` with the distances known.
+
+  Args:
+    model: see `choose_blocks`.
+    distances: of `angles`.
+    num_blocks: how many.
+    needed: blocks that must stay.
+  """
+  modes = model.attention_modes
+  # A block in mode `identity` doubles the stream.
+  needed = {*needed, *(i for i, mode in enumerate(modes) if mode == 'identity')}
+  mixing = {i for i, mode in enumerate(modes) if mode == 'full'}
+  found: dict[float, tuple[int, ...]] = {}
+  for first in range(model.depth - num_blocks + 1):
+    span = tuple(range(first, first + num_blocks))
+    if needed.isdisjoint(span) and not mixing <= set(span):
+      found[float(distances[first, first + num_blocks])] = span
+  if num_blocks < 0 or not found:
+    raise ModelError(
+      f'{num_blocks} blocks cannot be dropped in a row from {model.depth}: one '
+      'with attention must stay, and those that double the stream or that a '
+      'decoder reads'
+    )
+  return found[min(found)]
+
+
+def angles(
+  model: Model, images: ImageSet, memory_gib: float | None = None
+) -> np.ndarray:
+  """d(l, n) in row l and column l + n, `[depth + 1, depth + 1]` float64.
+
+  Args:
+    model: see `choose_blocks`.
+    images: of the measurement.
+    memory_gib: working memory per device.
+
+  Raises:
+    ModelError: activations that are not finite.
+  """
+  streams: list[Array] = []
+  total = np.zeros((model.depth + 1,) * 2)
+  for index, (before, behind, mask) in programs.walk(
+    model, images, _step, memory_gib
+  ):
+    streams = [*streams, behind] if index else [before, behind]
+    if index == model.depth - 1:
+      sums = _sum_of_angles(tuple(streams), mask, images.placement)
+      total += np.asarray(sums, np.float64)
+  if not np.isfinite(total).all():
+    raise ModelError(
+      'activations are NaN or infinite; check the weights, the dtype and how '
+      'the images are normalised'
+    )
+  return total / images.total
+
+
+@compilation.jit(static_argnames=('block', 'placement'))
+def _step(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  mask: Array,
+  placement: Placement,
+) -> tuple[Array, Any]:
+  output, _ = pieces.run_block(block, params, x)
+  output = jax.lax.with_sharding_constraint(output, placement.batch)
+  return output, (x, output, mask)
+
+
+@compilation.jit(static_argnames=('placement',))
+def _sum_of_angles(
+  streams: tuple[Array, ...], mask: Array, placement: Placement
+) -> Array:
+  """Over the images, of each pair of streams; tokens are averaged."""
+  stack = jnp.stack(streams).astype(jnp.float32)
+  squared = (stack * stack).sum(axis=-1, keepdims=True)
+  stack *= jax.lax.rsqrt(jnp.maximum(squared, _TINY))
+  cosines = jnp.einsum('ibte,jbte->ijbt', stack, stack, precision='highest')
+  # Rounding may leave a cosine above 1. NaN stays NaN.
+  each = jnp.arccos(jnp.clip(cosines, -1.0, 1.0)).mean(axis=-1) / jnp.pi
+  sums = jnp.where(mask, each, 0.0).sum(axis=-1)
+  return jax.lax.with_sharding_constraint(sums, placement.replicated)
