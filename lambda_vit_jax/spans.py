@@ -81,11 +81,12 @@ def best_span(
   needed = {*needed, *(i for i, mode in enumerate(modes) if mode == 'identity')}
   mixing = {i for i, mode in enumerate(modes) if mode == 'full'}
   found: dict[float, tuple[int, ...]] = {}
-  for first in range(model.depth - num_blocks + 1):
+  starts = model.depth - num_blocks + 1 if num_blocks >= 0 else 0
+  for first in range(starts):
     span = tuple(range(first, first + num_blocks))
     if needed.isdisjoint(span) and not mixing <= set(span):
       found[float(distances[first, first + num_blocks])] = span
-  if num_blocks < 0 or not found:
+  if not found:
     raise ModelError(
       f'{num_blocks} blocks cannot be dropped in a row from {model.depth}: one '
       'with attention must stay, and those that double the stream or that a '

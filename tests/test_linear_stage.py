@@ -112,6 +112,63 @@ def test_attentions_can_be_left_out_and_mlps_refit(run, tmp_path):
   assert abs(found(images) - absent(images)).max() > 0.01
 
 
+@pytest.mark.parametrize('given', [False, True])
+def test_whole_blocks_can_be_dropped(run, tmp_path, given):
+  dense = run.load('pretrain')
+  images = list(run.holdout_batches(dense.preprocessing))
+  gone = (0,) if given else lv.choose_blocks(dense, images, 1)
+  other = open_run(
+    tmp_path / 'other',
+    *OPTIONS,
+    '--config.linearize.refit=True',
+    '--config.select.criterion=last',
+    '--config.linearize.drop_blocks=(0,)'
+    if given
+    else '--config.linearize.num_drop_blocks=1',
+  )
+  for name in (
+    'pretrain',
+    'select',
+    'linearize',
+    'export',
+    'evaluate',
+    'report',
+  ):
+    stages.run_stage(other, name)
+  record = json.loads(other.path('linear/model.json').read_text())
+  assert record['linearize']['dropped'] == list(gone)
+  found = linear_stage.load_linear(other)
+  short = lv.drop_blocks(dense, gone)
+  assert found.kept_blocks == short.kept_blocks
+  # The attention of the last block, unless the block itself is gone.
+  layers = () if dense.depth - 1 in gone else (short.depth - 1,)
+  expected = lv.refit(short, dense, images)
+  expected = lv.linearize(
+    expected,
+    images,
+    layers,
+    inputs=('token', 'class_map'),
+    refit=True,
+    dense=dense,
+  )
+  assert found.attention_modes == expected.attention_modes
+  batch = next(run.eval_batches(dense.preprocessing))['image']
+  # The fit on another number of devices.
+  np.testing.assert_allclose(found(batch), expected(batch), atol=1e-3)
+  evaluation = json.loads(other.path('evaluation.json').read_text())
+  assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+  page = other.path('report.html').read_text()
+  assert f'aria-label="block {gone[0]}, dropped"' in page
+
+
+def test_which_blocks_to_drop_is_said_once(tmp_path):
+  number = '--config.linearize.num_drop_blocks=1'
+  with pytest.raises(UsageError, match='give one of the two'):
+    open_run(tmp_path / 'other', number, '--config.linearize.drop_blocks=(0,)')
+  with pytest.raises(UsageError, match='a warm start has all its blocks'):
+    open_run(tmp_path / 'other', number, '--config.dilute.start=linear')
+
+
 def test_a_warm_start_needs_maps(tmp_path):
   with pytest.raises(UsageError, match=r'linearize\.maps=False'):
     open_run(

@@ -1,0 +1,83 @@
+"""Which whole blocks turn the stream least."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import spans
+from lambda_vit_jax.errors import DataError, ModelError
+from lambda_vit_jax.images import read_images
+from lambda_vit_jax.surgery import block_name
+from tests.search_models import batches_of, make_images, make_model, mesh_of
+from tests.test_shorter import shade
+
+IMAGES = make_images()
+
+
+def by_numpy(model):
+  """The mean angles between all streams, of one array with every image."""
+  taps = model.apply(IMAGES)[1]
+  streams = [taps['embedding']]
+  streams += [taps[block_name(i)]['output'] for i in range(model.depth)]
+  streams = [np.asarray(x, np.float64) for x in streams]
+  found = np.zeros((len(streams),) * 2)
+  for i, j in itertools.product(range(len(streams)), repeat=2):
+    a, b = streams[i], streams[j]
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = np.clip((a * b).sum(axis=-1) / lengths, -1.0, 1.0)
+    found[i, j] = np.arccos(cosine).mean() / np.pi
+  return found
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_angles_are_those_of_gathered_streams(tiny_variant, devices):
+  model = lv.prune(make_model(tiny_variant), (1,))
+  images = read_images(batches_of(IMAGES, 20), (8, 8, 1), mesh_of(devices))
+  # Small enough for several micro-batches, the last of them padded.
+  found = spans.angles(model, images, 0.002)
+  # An angle a has a cosine of 1 - a²/2: float32 knows small ones to 3e-4.
+  np.testing.assert_allclose(found, by_numpy(model), atol=2e-4)
+
+
+def test_blocks_that_do_nothing_are_found(tiny_variant):
+  model = make_model(tiny_variant, depth=5)
+  model = shade(shade(model, 2, 0.0), 3, 0.0)
+  assert lv.choose_blocks(model, [IMAGES], 2) == (2, 3)
+  assert lv.choose_blocks(model, [IMAGES], 0) == ()
+  (one,) = lv.choose_blocks(model, [IMAGES], 1)
+  assert one in (2, 3)
+  # A decoder that reads one of them.
+  span = lv.choose_blocks(model, [IMAGES], 2, needed=(3,))
+  assert span in ((0, 1), (1, 2))
+
+
+def test_the_best_span_by_its_definition(tiny_variant, rng):
+  model = make_model(tiny_variant, depth=6)
+  distances = rng.uniform(size=(7, 7))
+  for number in range(1, 6):
+    (first, *_) = spans.best_span(model, distances, number)
+    assert first == np.argmin(np.diagonal(distances, number))
+
+
+def test_blocks_that_must_stay(tiny_variant):
+  model = lv.prune(lv.prune(make_model(tiny_variant), (0,)), (2,), 'absent')
+  # All that is left of attention is in block 1; block 0 doubles the stream.
+  assert lv.choose_blocks(model, [IMAGES], 1) == (2,)
+  with pytest.raises(ModelError, match='2 blocks cannot be dropped in a row'):
+    lv.choose_blocks(model, [IMAGES], 2)
+
+
+def test_bad_input(tiny_variant):
+  model = make_model(tiny_variant)
+  for number in (3, -1):
+    with pytest.raises(ModelError, match='cannot be dropped in a row from 3'):
+      lv.choose_blocks(model, [IMAGES], number)
+  with pytest.raises(DataError, match='image'):
+    lv.choose_blocks(model, [], 1)
+  broken = jax.tree.map(np.array, model.params)
+  broken['block00']['mlp']['fc1']['bias'][:] = np.nan
+  with pytest.raises(ModelError, match='NaN or infinite'):
+    lv.choose_blocks(model.replace(params=broken), [IMAGES], 1)
