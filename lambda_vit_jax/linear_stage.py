@@ -111,7 +111,7 @@ def fit(
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
-  model = _with_outputs_of(drop_blocks(dense, dropped), model)
+  model = with_outputs_of(drop_blocks(dense, dropped), model)
   _tell(run, fits, mlps)
   if run.leader:
     record: dict[str, Any] = {
@@ -167,7 +167,7 @@ def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:
     )
 
 
-def _with_outputs_of(dense: Model, fitted: Model) -> Model:
+def with_outputs_of(dense: Model, fitted: Model) -> Model:
   """The fitted network with the decoder that the fit did not look at."""
   module = dense.module.clone(
     attention_modes=fitted.module.attention_modes,

@@ -114,7 +114,8 @@ def print_results(workdir: str | epath.Path) -> None:
     if dropped:
       console.print(f'whole blocks {dropped} dropped')
     removed = [block for block in selected['removed'] if block not in dropped]
-    console.print(f'attention removed from blocks {removed}')
+    if removed or not dropped:
+      console.print(f'attention removed from blocks {removed}')
   console.print(
     f'report: {epath.Path(workdir) / "report.html"}', soft_wrap=True
   )

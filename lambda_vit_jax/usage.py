@@ -100,8 +100,9 @@ HELP: dict[str, Help] = {
   'linearize': _stage(
     'linearize',
     'Training-free: replaces the chosen attention layers by least-squares\n'
-    'maps, fitted on unlabelled images. Writes linear/. With\n'
-    '--config.method=linearize, `run` takes this stage in place of dilute.',
+    'maps, or leaves out whole blocks; fitted on unlabelled images. Writes\n'
+    'linear/. With --config.method=linearize, `run` takes this stage in\n'
+    'place of dilute.',
     (
       'digits_linear',
       '--config.method=linearize --config.linearize.num_images=512',
@@ -113,6 +114,10 @@ HELP: dict[str, Help] = {
     (
       'digits_refit',
       '--config.linearize.maps=False --config.linearize.refit=True',
+    ),
+    (
+      'digits_shorter',
+      '--config.linearize.num_drop_blocks=3 --config.linearize.refit=True',
     ),
   ),
   'export': _stage(

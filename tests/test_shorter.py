@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import description, refitting, twins
+from lambda_vit_jax import description, linear_stage, refitting, twins
 from lambda_vit_jax.errors import CheckpointError, ModelError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.models.decoders import Decoder
@@ -92,6 +92,19 @@ def test_a_decoder_reads_the_same_blocks(tiny_variant):
   np.testing.assert_allclose(short(IMAGES[:2]), dense(IMAGES[:2]), atol=1e-4)
   with pytest.raises(ModelError, match='the decoder reads block 2'):
     lv.drop_blocks(dense, (2,))
+
+
+def test_what_is_fitted_without_a_decoder_gets_it_back(tiny_variant):
+  dense = make_model(tiny_variant, depth=6)
+  decoder = Decoder('upernet', (0, 2, 3, 5), channels=8)
+  dense = shade(lv.with_decoder(dense, decoder, 3), 4, 0.0)
+  plain = lv.backbone(dense)
+  fitted = lv.refit(lv.drop_blocks(plain, (4,)), plain, [IMAGES])
+  found = linear_stage.with_outputs_of(lv.drop_blocks(dense, (4,)), fitted)
+  assert found.module.segmentation.blocks == (0, 2, 3, 4)
+  assert found.kept_blocks == (0, 1, 2, 3, 5)
+  # The block added nothing, so that there was nothing to make up for.
+  np.testing.assert_allclose(found(IMAGES[:2]), dense(IMAGES[:2]), atol=1e-4)
 
 
 def test_files_know_which_blocks_they_hold(tiny_variant, tmp_path):
