@@ -3,8 +3,11 @@ r"""How long fitting affine maps takes, against evaluating the same images.
   python benchmarks/training_free_cost.py [--images 512]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled before. `refit` leaves the attentions out and fits the MLPs of all blocks from the
-first of them on. Writes docs/benchmarks/training_free_cost.json.
+compiled before. `refit` leaves the attentions out and fits the MLPs of all
+blocks from the first of them on. `drop` chooses 4 whole blocks by the angle
+that they turn the stream by, leaves out those of the middle (random weights
+say nothing about which), and fits the MLPs of the block in front and of all
+behind. Writes docs/benchmarks/training_free_cost.json.
 """
 
 import argparse
@@ -22,10 +25,13 @@ from lambda_vit_jax import benchmark
 from lambda_vit_jax.linearizer import linearize
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import prune
+from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.refitting import refit
+from lambda_vit_jax.spans import choose_blocks
 
 VARIANT = 'deit_small_patch16_224'
 LAYERS = (0, 2, 4, 6, 8)
+DROPPED = (5, 6, 7, 8)
 BATCH = 16
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free_cost.json'
@@ -57,11 +63,16 @@ def measure() -> None:
   def refit_mlps(some: list[np.ndarray]) -> Any:
     return refit(prune(model, LAYERS, 'absent'), model, some).params
 
+  def drop(some: list[np.ndarray]) -> Any:
+    choose_blocks(model, some, len(DROPPED))
+    return refit(drop_blocks(model, DROPPED), model, some).params
+
   ways = {
     'evaluate': evaluate,
     'sequential': lambda some: fit(some, True),
     'at_once': lambda some: fit(some, False),
     'refit': refit_mlps,
+    'drop': drop,
   }
   times: dict[str, list[float]] = {name: [] for name in ways}
   for way in ways.values():
@@ -74,6 +85,7 @@ def measure() -> None:
   result = {
     'variant': VARIANT,
     'layers': LAYERS,
+    'dropped': DROPPED,
     'num_images': options.images,
     'seconds': times,
     'ratio': {

@@ -186,6 +186,23 @@ def test_the_held_out_error_is_measured_on_what_was_held_out():
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize('dead', [False, True])
+def test_errors_of_all_ridges_at_once(dead):
+  x, y = samples()
+  # One input depends on another, and one may not change at all.
+  x[:, 1] = x[:, 0]
+  x[:, 2] = 3.0 if dead else x[:, 2]
+  folds = [moments(x[i::2], y[i::2], 200) for i in range(2)]
+  found = linear.held_out_errors(folds)
+  expected = [
+    folds[0].squared_error(linear.solve(folds[1], ridge))
+    + folds[1].squared_error(linear.solve(folds[0], ridge))
+    for ridge in linear.RIDGES
+  ]
+  # Sums in float64, in another order; the smallest ridge divides by 1e-6.
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_few_noisy_samples_want_a_large_ridge():
   def ridge(count, noise):
     x, y = samples(noise=noise)
