@@ -80,19 +80,7 @@ def fit(
   settings = run.config['linearize']
   searched, batches = task.searched(dense), list(batches)
   dropped = _dropped(run, dense, batches, memory_gib)
-  short = drop_blocks(searched, dropped)
-  if dropped:
-    kept = [index for index in range(dense.depth) if index not in dropped]
-    layers = [kept.index(layer) for layer in layers if layer in kept]
-    run.reporter.say(
-      f'linearize: whole blocks {list(dropped)} dropped; those that stay, '
-      f'{kept}, are called 0 to {len(kept) - 1} from here on'
-    )
-    if settings['refit'] and settings['maps'] and layers:
-      # Maps are fitted to what attentions put out: first a good network.
-      short = refit(
-        short, searched, batches, memory_gib=memory_gib, mesh=run.mesh
-      )
+  short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
   rank = settings['rank']
   with run.reporter.bar('linearize', short.depth) as bar:
     model, fits, mlps = fit_linear(
@@ -151,6 +139,31 @@ def _dropped(
     memory_gib=memory_gib,
     mesh=run.mesh,
   )
+
+
+def _without(
+  run: Run,
+  dense: Model,
+  dropped: Sequence[int],
+  layers: Sequence[int],
+  batches: Sequence[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> tuple[Model, list[int]]:
+  """The network without whole blocks, and where `layers` are in it."""
+  if not dropped:
+    return dense, list(layers)
+  kept = [index for index in range(dense.depth) if index not in dropped]
+  layers = [kept.index(layer) for layer in layers if layer in kept]
+  run.reporter.say(
+    f'linearize: whole blocks {list(dropped)} dropped; those that stay, '
+    f'{kept}, are called 0 to {len(kept) - 1} from here on'
+  )
+  short = drop_blocks(dense, dropped)
+  settings = run.config['linearize']
+  if settings['refit'] and settings['maps'] and layers:
+    # Maps are fitted to what attentions put out: first a good network.
+    short = refit(short, dense, batches, memory_gib=memory_gib, mesh=run.mesh)
+  return short, layers
 
 
 def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:

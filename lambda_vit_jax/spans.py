@@ -9,6 +9,7 @@ blocks, the mean over images and tokens of
 from one pass of the images, for all l and n at once.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -100,6 +101,8 @@ def angles(
 ) -> np.ndarray:
   """d(l, n) in row l and column l + n, `[depth + 1, depth + 1]` float64.
 
+  Zeros below the diagonal.
+
   Args:
     model: see `choose_blocks`.
     images: of the measurement.
@@ -115,8 +118,14 @@ def angles(
   ):
     streams = [*streams, behind] if index else [before, behind]
     if index == model.depth - 1:
-      sums = _sum_of_angles(tuple(streams), mask, images.placement)
-      total += np.asarray(sums, np.float64)
+      # One pair after another: no second copy of all streams.
+      pairs = list(itertools.combinations(range(len(streams)), 2))
+      sums = [
+        _sum_of_angles(streams[i], streams[j], mask, images.placement)
+        for i, j in pairs
+      ]
+      for pair, value in zip(pairs, jax.device_get(sums), strict=True):
+        total[pair] += value
   if not np.isfinite(total).all():
     raise ModelError(
       'activations are NaN or infinite; check the weights, the dtype and how '
@@ -140,14 +149,19 @@ def _step(
 
 @compilation.jit(static_argnames=('placement',))
 def _sum_of_angles(
-  streams: tuple[Array, ...], mask: Array, placement: Placement
+  x: Array, y: Array, mask: Array, placement: Placement
 ) -> Array:
-  """Over the images, of each pair of streams; tokens are averaged."""
-  stack = jnp.stack(streams).astype(jnp.float32)
-  squared = (stack * stack).sum(axis=-1, keepdims=True)
-  stack *= jax.lax.rsqrt(jnp.maximum(squared, _TINY))
-  cosines = jnp.einsum('ibte,jbte->ijbt', stack, stack, precision='highest')
-  # Rounding may leave a cosine above 1. NaN stays NaN.
-  each = jnp.arccos(jnp.clip(cosines, -1.0, 1.0)).mean(axis=-1) / jnp.pi
-  sums = jnp.where(mask, each, 0.0).sum(axis=-1)
-  return jax.lax.with_sharding_constraint(sums, placement.replicated)
+  """Over the images, between two streams; tokens are averaged."""
+  x, y = (_unit(stream.astype(jnp.float32)) for stream in (x, y))
+  # Kahan's form: arccos of a cosine loses small angles to rounding.
+  across, along = (
+    jnp.sqrt(jnp.square(side).sum(axis=-1)) for side in (x - y, x + y)
+  )
+  each = 2.0 / jnp.pi * jnp.arctan2(across, along).mean(axis=1)
+  total = jnp.where(mask, each, 0.0).sum()
+  return jax.lax.with_sharding_constraint(total, placement.replicated)
+
+
+def _unit(x: Array) -> Array:
+  squared = (x * x).sum(axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squared, _TINY))
