@@ -123,7 +123,7 @@ def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
       top1[first] = evaluate.evaluate_program(predict, test)['top1']
       print(f'{length} from {first}: {top1[first]:.4f}', flush=True)
     best = max(top1, key=top1.__getitem__)
-    rows[f'{length} whole blocks'] = {
+    rows[f'{length} blocks mapped, best span by test accuracy'] = {
       'blocks': list(range(best, best + length)),
       'top1': top1[best],
       'macs': model.macs() - length * each + tokens * width**2,

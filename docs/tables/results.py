@@ -168,7 +168,9 @@ def method_tables(of_sets: dict[str, Any]) -> str:
         f'{found["num_images"]:,} test images, three seeds; every trained row '
         'has seen the same number of steps. Differences to `dense` are paired '
         'over the test images (95%). `transfer_entropy` is NOSE; '
-        '`training-free` fits affine maps to 512 unlabeled images; `merging` '
+        '`training-free` fits affine maps to 512 unlabeled images; `blocks '
+        f'dropped` has {found["num_dropped"]} whole blocks less than the dense '
+        'network, and MLPs refit to the same images; `merging` '
         f'merges {found["merge"]["r"]} of 17 tokens behind each attention '
         f'from block {found["merge"]["start"]} on, at evaluation alone. Speed '
         f'is of the first seed, {found["speed_batch"]} images a call, in turn.',
@@ -280,10 +282,12 @@ def block_tables(of_sets: dict[str, Any]) -> str:
         f'## Whole blocks or attention alone: {name}\n\n'
         f'One trained network, {found["images"]} unlabeled images, '
         f'{found["num_images"]:,} test images, no training. An affine map of '
-        'each token takes the place of consecutive blocks (the idea of TOAST, '
-        'written from its description; the span is the best of its length by '
-        'test accuracy), or of the attention of blocks that criterion `affine` '
-        'chooses.',
+        'each token takes the place of consecutive blocks (`mapped`: the idea '
+        'of TOAST, written from its description; the span is the best of its '
+        'length by test accuracy); or blocks are dropped, those that turn the '
+        'stream least (or the best by test accuracy), and MLPs refit to make '
+        'up for them; or maps take the place of the attention of blocks that '
+        'criterion `affine` chooses.',
         table(('replaced', 'blocks', 'top-1 %', 'MMACs'), rows),
         origin('block_maps', 'block_maps.py', found),
       ]
