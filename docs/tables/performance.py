@@ -234,7 +234,9 @@ def fitting_table(found: dict[str, Any]) -> str:
   if 'refit' in ratio:
     refit = (
       ' Leaving the attentions out and refitting the MLPs of all blocks from '
-      f'the first on takes {ratio["refit"]:.1f} times as long.'
+      f'the first on takes {ratio["refit"]:.1f} times as long; choosing '
+      f'{len(found["dropped"])} whole blocks, dropping them from the middle and '
+      f'refitting the MLPs in front and behind, {ratio["drop"]:.1f} times.'
     )
   return '\n\n'.join(
     [
