@@ -155,7 +155,8 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
     best = max(top1, key=top1.__getitem__)
     chosen = {'blocks': list(span), 'macs': short.macs()}
     name = f'{length} blocks dropped'
-    rows[name] = chosen | {'top1': score(short)}
+    plain = score(short)
+    rows[name] = chosen | {'top1': plain}
     rows[f'{name}, refit'] = chosen | {'top1': top1[span[0]]}
     rows[f'{name}, refit, best span by test accuracy'] = {
       'blocks': list(range(best, best + length)),
@@ -163,7 +164,7 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
       'top1': top1[best],
       'by_first': top1,
     }
-    print(length, span, score(short), top1[span[0]], flush=True)
+    print(length, span, plain, top1[span[0]], flush=True)
   return rows
 
 

@@ -247,8 +247,8 @@ def base() -> ml_collections.ConfigDict:
   # Without maps the chosen attentions are left out; worth it with `refit`.
   linearize.maps = True
   # Whole blocks to leave out, attention and MLP: so many in a row, those that
-  # turn the stream least; worth it with `refit`. Set select.num_layers=0 to
-  # leave the other attentions as they are.
+  # turn the stream least; beyond a few with `refit`. Set select.num_layers=0
+  # to leave the other attentions as they are.
   linearize.num_drop_blocks = 0
   # The blocks themselves, instead of their number.
   linearize.drop_blocks = ()

@@ -38,12 +38,19 @@ def pruned_model(run: Run) -> Model:
     CheckpointError: the stage that makes it has not run.
     ModelError: `model.merge` is more than the tokens allow.
   """
-  model = (
-    run.load('dilute')
-    if resolve.method(run.config) == 'dilute'
-    else load_linear(run)
-  )
-  merge = run.merge_schedule(model.module, model.attention_modes)
+  if resolve.method(run.config) == 'dilute':
+    model, dropped = run.load('dilute'), []
+  else:
+    model = load_linear(run)
+    fields = run.read_json(f'{FOLDER}/model.json') or {}
+    dropped = fields.get('linearize', {}).get('dropped', [])
+  # The config counts blocks as the dense network does.
+  modes = list(model.attention_modes)
+  for index in dropped:
+    modes.insert(index, 'absent')
+  merge = run.merge_schedule(model.module.clone(depth=len(modes)), modes)
+  merge = tuple(r for index, r in enumerate(merge) if index not in dropped)
+  merge = merge if any(merge) else ()
   return model.replace(module=model.module.clone(merge=merge))
 
 
@@ -78,8 +85,12 @@ def fit(
     memory_gib: working memory per device.
   """
   settings = run.config['linearize']
-  searched, batches = task.searched(dense), list(batches)
-  dropped = _dropped(run, dense, batches, memory_gib)
+  searched = task.searched(dense)
+  dropped: tuple[int, ...] = ()
+  if settings['num_drop_blocks'] or settings['drop_blocks']:
+    # Read more than once.
+    batches = list(batches)
+    dropped = _dropped(run, dense, layers, batches, memory_gib)
   short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
   rank = settings['rank']
   with run.reporter.bar('linearize', short.depth) as bar:
@@ -120,6 +131,7 @@ def fit(
 def _dropped(
   run: Run,
   dense: Model,
+  layers: Sequence[int],
   batches: Sequence[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> tuple[int, ...]:
@@ -136,6 +148,7 @@ def _dropped(
     batches,
     number,
     needed=() if decoder is None else decoder.blocks,
+    removed=layers,
     memory_gib=memory_gib,
     mesh=run.mesh,
   )
@@ -146,7 +159,7 @@ def _without(
   dense: Model,
   dropped: Sequence[int],
   layers: Sequence[int],
-  batches: Sequence[Mapping[str, Array]],
+  batches: Iterable[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> tuple[Model, list[int]]:
   """The network without whole blocks, and where `layers` are in it."""
@@ -159,6 +172,8 @@ def _without(
     f'{kept}, are called 0 to {len(kept) - 1} from here on'
   )
   short = drop_blocks(dense, dropped)
+  # Before anything is fitted.
+  surgery.check_layers((*layers, *short.removed_layers), short.depth)
   settings = run.config['linearize']
   if settings['refit'] and settings['maps'] and layers:
     # Maps are fitted to what attentions put out: first a good network.

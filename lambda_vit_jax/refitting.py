@@ -195,7 +195,7 @@ def measure(
     block: static, in mode `absent`.
     params: of the block's other half.
     x: the modified stream between the halves, `[batch, tokens, embed]`.
-    target: the dense stream behind the block.
+    target: the dense stream that is wanted behind the block.
     mask: `[batch]`, False for padding.
     folds: see `linear_folds.fold_sums`.
     stop: the token behind the last that counts, None for all.

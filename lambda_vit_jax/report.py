@@ -156,7 +156,10 @@ def _summary(workdir: epath.Path) -> list[str]:
 
 
 def _dropped(workdir: epath.Path) -> list[int]:
-  """The whole blocks that the stage `linearize` left out."""
+  """The whole blocks that the pruned network does without."""
+  config = _read(workdir, 'config.json') or {}
+  if config.get('method') != 'linearize':
+    return []
   fitted = _read(workdir, 'linear/model.json') or {}
   return list(fitted.get('linearize', {}).get('dropped', ()))
 
@@ -165,7 +168,8 @@ def _selection(
   selected: dict[str, Any], dropped: Sequence[int], depth: int
 ) -> list[str]:
   """Which blocks lost their attention, and what spoke for them."""
-  blocks = ', '.join(map(str, selected['order']))
+  removed = [block for block in selected['order'] if block not in dropped]
+  blocks = ', '.join(map(str, removed)) or 'none'
   parts = [
     '<h2>Selection</h2>',
     report_page.blocks(depth, selected['removed'], dropped),

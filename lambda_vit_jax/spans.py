@@ -36,6 +36,7 @@ def choose_blocks(
   num_blocks: int,
   *,
   needed: Collection[int] = (),
+  removed: Collection[int] = (),
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> tuple[int, ...]:
@@ -47,6 +48,7 @@ def choose_blocks(
       (and `mask`), without labels.
     num_blocks: how many.
     needed: blocks that must stay.
+    removed: blocks whose attention goes in any case: one other stays.
     memory_gib: working memory per device.
     mesh: devices that share the images; see `images.read_images`.
 
@@ -57,43 +59,54 @@ def choose_blocks(
     ModelError: more blocks than can go, or activations that are not finite.
     DataError: no image, or images of another shape.
   """
+  found = spans_of(model, num_blocks, needed, removed)
   shape = (*model.module.image_size, model.module.in_chans)
   images = read_images(batches, shape, mesh)
   distances = angles(model, images, memory_gib)
-  return best_span(model, distances, num_blocks, needed)
+  by_angle = {
+    float(distances[first, first + num_blocks]): tuple(found[first])
+    for first in found
+  }
+  return by_angle[min(by_angle)]
 
 
-def best_span(
+def spans_of(
   model: Model,
-  distances: np.ndarray,
   num_blocks: int,
   needed: Collection[int] = (),
-) -> tuple[int, ...]:
-  """`choose_blocks` with the distances known.
+  removed: Collection[int] = (),
+) -> dict[int, range]:
+  """The consecutive blocks that can go, by the first of them.
 
   Args:
-    model: see `choose_blocks`.
-    distances: of `angles`.
+    model: see `choose_blocks`, as all that follow.
     num_blocks: how many.
-    needed: blocks that must stay.
+    needed: blocks.
+    removed: blocks.
+
+  Raises:
+    ModelError: none.
   """
+  if isinstance(num_blocks, bool) or not isinstance(num_blocks, int):
+    raise ModelError(f'num_blocks={num_blocks!r}: a whole number of blocks')
   modes = model.attention_modes
   # A block in mode `identity` doubles the stream.
   needed = {*needed, *(i for i, mode in enumerate(modes) if mode == 'identity')}
-  mixing = {i for i, mode in enumerate(modes) if mode == 'full'}
-  found: dict[float, tuple[int, ...]] = {}
+  mixing = {i for i, mode in enumerate(modes) if mode == 'full'} - {*removed}
   starts = model.depth - num_blocks + 1 if num_blocks >= 0 else 0
-  for first in range(starts):
-    span = tuple(range(first, first + num_blocks))
-    if needed.isdisjoint(span) and not mixing <= set(span):
-      found[float(distances[first, first + num_blocks])] = span
+  spans = {first: range(first, first + num_blocks) for first in range(starts)}
+  found = {
+    first: span
+    for first, span in spans.items()
+    if needed.isdisjoint(span) and not mixing <= set(span)
+  }
   if not found:
     raise ModelError(
       f'{num_blocks} blocks cannot be dropped in a row from {model.depth}: one '
       'with attention must stay, and those that double the stream or that a '
       'decoder reads'
     )
-  return found[min(found)]
+  return found
 
 
 def angles(

@@ -137,6 +137,9 @@ def with_outputs(
   if segments(config):
     wanted = decoder(config, model.depth)
     if found is not None:
+      if model.kept_blocks and not config['segment']['blocks']:
+        # Renumbered where blocks were dropped.
+        wanted = dataclasses.replace(wanted, blocks=found.blocks)
       # Of the weights, whatever the config.
       wanted = dataclasses.replace(wanted, doublings=found.doublings)
       found = dataclasses.replace(found, dropout=wanted.dropout)

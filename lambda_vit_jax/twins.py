@@ -102,6 +102,11 @@ def pair(model: Model, dense: Model) -> Pairing:
 
 def _origins(model: Model, dense: Model) -> tuple[int, ...]:
   """The dense index of every block, of networks that are alike otherwise."""
+  if model.depth < dense.depth and not model.kept_blocks:
+    raise ModelError(
+      f'the two models differ in depth ({model.depth} and {dense.depth}), and '
+      'the first does not say which blocks it kept; make it by drop_blocks'
+    )
   ours, theirs = model.block_origins, dense.block_origins
   missing = sorted(set(ours) - set(theirs))
   if missing:

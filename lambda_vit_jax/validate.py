@@ -25,7 +25,7 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment
-from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.errors import LambdaVitError, UsageError
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -58,7 +58,7 @@ def check(config: Mapping[str, Any]) -> None:
     _check_training(config[stage], stage, keys)
   _check_select(config, model)
   resolve.method(config)
-  warm = resolve.is_warm(config)
+  warm = resolve.is_warm(config) and resolve.method(config) == 'dilute'
   _check_linearize(config['linearize'], warm, model.depth)
   export = config['export']
   exporter.check_settings(
@@ -210,7 +210,10 @@ def _check_linearize(
 def _check_dropped(settings: Mapping[str, Any], warm: bool, depth: int) -> None:
   key = 'linearize.num_drop_blocks'
   number = resolve.integer(settings['num_drop_blocks'], key)
-  blocks = tuple(settings['drop_blocks'])
+  try:
+    blocks = surgery.check_layers(settings['drop_blocks'], depth)
+  except LambdaVitError as error:
+    raise UsageError(f'config.linearize.drop_blocks: {error}') from None
   if number and blocks:
     raise UsageError(
       f'config.{key}={number} and config.linearize.drop_blocks={blocks}: give '
@@ -226,4 +229,3 @@ def _check_dropped(settings: Mapping[str, Any], warm: bool, depth: int) -> None:
     raise UsageError(
       f'config.{key}={number}: the network has {depth} blocks and must keep one'
     )
-  surgery.check_layers(blocks, depth)

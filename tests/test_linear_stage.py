@@ -161,6 +161,33 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
   assert f'aria-label="block {gone[0]}, dropped"' in page
 
 
+def test_merging_counts_blocks_as_the_dense_network_does(run, tmp_path):
+  depth = run.load('pretrain').depth
+  merge = [0] * (depth - 1) + [2]
+  other = open_run(
+    tmp_path / 'other',
+    *OPTIONS,
+    '--config.select.num_layers=0',
+    '--config.linearize.drop_blocks=(0,)',
+    f'--config.model.merge={merge}',
+  )
+  for name in ('pretrain', 'select', 'linearize', 'report'):
+    stages.run_stage(other, name)
+  found = linear_stage.pruned_model(other)
+  assert found.module.merge == tuple(merge[1:])
+  page = other.path('report.html').read_text()
+  assert 'Whole blocks dropped: 0.' in page
+
+
+def test_a_linearized_run_does_not_care_how_a_dilution_would_start(tmp_path):
+  open_run(
+    tmp_path / 'other',
+    *OPTIONS,
+    '--config.linearize.num_drop_blocks=1',
+    '--config.dilute.start=linear',
+  )
+
+
 def test_which_blocks_to_drop_is_said_once(tmp_path):
   number = '--config.linearize.num_drop_blocks=1'
   with pytest.raises(UsageError, match='give one of the two'):

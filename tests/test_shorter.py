@@ -182,6 +182,26 @@ def test_norms_are_shown_what_the_dense_ones_were(tiny_variant):
   )
 
 
+def test_the_last_norm_is_shown_what_it_was_behind_blocks_that_are_gone(
+  tiny_variant,
+):
+  dense = make_model(tiny_variant, depth=4)
+  found = lv.recentre(lv.drop_blocks(dense, (2, 3)), dense, [IMAGES])
+  here, there = (
+    np.asarray(m.apply(IMAGES)[1]['features'], np.float64)
+    for m in (found, dense)
+  )
+  for moment in (np.mean, np.std):
+    # Float32 moments of 75 class tokens.
+    np.testing.assert_allclose(
+      moment(here, axis=0), moment(there, axis=0), atol=1e-3
+    )
+  for name in ('block00', 'block01'):
+    jax.tree.map(
+      np.testing.assert_array_equal, found.params[name], dense.params[name]
+    )
+
+
 def test_maps_and_dropped_blocks_go_together(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1,))
@@ -211,6 +231,9 @@ def test_pairs_of_networks(tiny_variant):
   assert (last.first, last.first_short) == (4, 3)
   same = twins.pair(dense, dense)
   assert same.first == same.first_short == 5
+  unknown = lv.drop_blocks(dense, (1,)).replace(kept_blocks=())
+  with pytest.raises(ModelError, match='does not say which blocks it kept'):
+    twins.pair(unknown, dense)
   # A network that had lost a block before.
   older = lv.drop_blocks(dense, (0,))
   pairing = twins.pair(lv.drop_blocks(dense, (0, 2)), older)

@@ -54,12 +54,14 @@ def test_blocks_that_do_nothing_are_found(tiny_variant):
   assert span in ((0, 1), (1, 2))
 
 
-def test_the_best_span_by_its_definition(tiny_variant, rng):
+def test_the_best_span_by_its_definition(tiny_variant):
   model = make_model(tiny_variant, depth=6)
-  distances = rng.uniform(size=(7, 7))
+  images = read_images([IMAGES], (8, 8, 1), None)
+  distances = spans.angles(model, images)
   for number in range(1, 6):
-    (first, *_) = spans.best_span(model, distances, number)
+    (first, *rest) = lv.choose_blocks(model, [IMAGES], number)
     assert first == np.argmin(np.diagonal(distances, number))
+    assert rest == list(range(first + 1, first + number))
 
 
 def test_blocks_that_must_stay(tiny_variant):
@@ -68,13 +70,21 @@ def test_blocks_that_must_stay(tiny_variant):
   assert lv.choose_blocks(model, [IMAGES], 1) == (2,)
   with pytest.raises(ModelError, match='2 blocks cannot be dropped in a row'):
     lv.choose_blocks(model, [IMAGES], 2)
+  # Attentions that are going to be removed are none to rely on.
+  dense = make_model(tiny_variant)
+  found = spans.spans_of(dense, 1, removed=(0, 1))
+  assert sorted(found) == [0, 1]
+  assert sorted(spans.spans_of(dense, 1)) == [0, 1, 2]
 
 
 def test_bad_input(tiny_variant):
   model = make_model(tiny_variant)
   for number in (3, -1):
     with pytest.raises(ModelError, match='cannot be dropped in a row from 3'):
-      lv.choose_blocks(model, [IMAGES], number)
+      lv.choose_blocks(model, [], number)
+  for number in (1.5, '2', True):
+    with pytest.raises(ModelError, match='a whole number of blocks'):
+      lv.choose_blocks(model, [], number)
   with pytest.raises(DataError, match='image'):
     lv.choose_blocks(model, [], 1)
   broken = jax.tree.map(np.array, model.params)
