@@ -21,6 +21,7 @@ from lambda_vit_jax import (
   convert,
   digests,
   onnx_graph,
+  onnx_vit,
   surgery,
   timm_config,
   weights,
@@ -200,7 +201,7 @@ def write_onnx(path: epath.Path, folded: Model, dtype: str) -> None:
     LambdaVitError: the extra `[onnx]` is not installed, or the model is too
       large for one ONNX file.
   """
-  graph = onnx_graph.build(folded, DTYPES.get(dtype, np.dtype(np.float32)))
+  graph = onnx_vit.build(folded, DTYPES.get(dtype, np.dtype(np.float32)))
   path.write_bytes(onnx_graph.serialize(graph))
 
 

@@ -48,11 +48,6 @@ def segments(config: Mapping[str, Any]) -> bool:
       f'config.select.criterion={criterion!r} needs a class per image; with '
       'task=segment use transfer_entropy, cosine or affine'
     )
-  if 'onnx' in config['export']['formats']:
-    raise UsageError(
-      'config.export.formats: onnx holds networks that classify; with '
-      'task=segment use stablehlo'
-    )
   return True
 
 

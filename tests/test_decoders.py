@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import description, optim, surgery
+from lambda_vit_jax import description, onnx_vit, optim, surgery
 from lambda_vit_jax.errors import CheckpointError, ModelError
 from lambda_vit_jax.export_formats import read_stablehlo
 from lambda_vit_jax.models import decoders, pieces, resampling, segmenter
 from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
 from lambda_vit_jax.models.variants import get_variant
+from tests.test_onnx_graph import run
 
 CLASSES = 5
 LINEAR = Decoder('linear')
@@ -246,6 +247,30 @@ def test_files_keep_the_function(images, tmp_path):
   np.testing.assert_allclose(folded(images), logits, atol=2e-5)
   program = read_stablehlo(tmp_path / 'out' / 'model.stablehlo')
   np.testing.assert_allclose(program(images[:3]), logits[:3], atol=2e-5)
+
+
+@EACH
+@pytest.mark.parametrize('removed', [(), (0, 2)], ids=['dense', 'pruned'])
+def test_onnx_graphs(decoder, removed, images):
+  folded = lv.fold(lv.prune(make(decoder), removed))
+  graph = onnx_vit.build(folded)
+  assert graph.output_shape == (8, 8, CLASSES)
+  # Float32 sums in another order, as with all forms above.
+  np.testing.assert_allclose(
+    run(graph, images), folded(images), rtol=2e-5, atol=2e-5
+  )
+
+
+def test_onnx_where_sides_differ(images):
+  """Neither rows and columns nor grids and images change places."""
+  model = model_lib.create_model(
+    'vit_nano_patch2_8', seed=1, image_size=(8, 16)
+  )
+  model = segmenter.with_decoder(model, UPERNET, CLASSES, 1)
+  wide = np.concatenate([images, images[::-1]], axis=2)
+  logits = run(onnx_vit.build(model), wide)
+  assert logits.shape == (4, 8, 16, CLASSES)
+  np.testing.assert_allclose(logits, model(wide), rtol=2e-5, atol=2e-5)
 
 
 def test_backbone_is_what_the_decoder_reads(images):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lambda_vit_jax import export_formats, exporter, onnx_graph
+from lambda_vit_jax import export_formats, exporter, onnx_vit
 from lambda_vit_jax.errors import CheckpointError, ModelError, UsageError
 from lambda_vit_jax.load import load_export, load_pretrained
 from lambda_vit_jax.models import model as model_lib
@@ -143,7 +143,7 @@ def test_dynamic_arithmetic_goes_into_the_program(pruned, images, tmp_path):
 def test_onnx_dequantises(pruned, images):
   """The file holds the integers; a runtime makes them floats once."""
   folded = model_lib.fold(model_lib.quantize(pruned))
-  graph = onnx_graph.build(folded)
+  graph = onnx_vit.build(folded)
   assert graph.arrays['block00/mlp/fc1/kernel.stored'].dtype == np.int8
   # Float32 sums in another order.
   np.testing.assert_allclose(run(graph, images), folded(images), atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import linear, linear_fitter, onnx_graph
+from lambda_vit_jax import linear, linear_fitter, onnx_vit
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.linearizer import fit_linear
@@ -256,7 +256,7 @@ def test_files_hold_further_inputs(mapped, tmp_path):
 
 
 def test_onnx_graph_with_further_inputs(mapped):
-  logits = run_graph(onnx_graph.build(mapped), IMAGES)
+  logits = run_graph(onnx_vit.build(mapped), IMAGES)
   # The golden files' bound: the same float32 sums in another order.
   assert_close(logits, mapped(IMAGES))
 

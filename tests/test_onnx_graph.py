@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lambda_vit_jax import onnx_graph
+from lambda_vit_jax import onnx_graph, onnx_vit
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.load import load_pretrained
 from lambda_vit_jax.models import model as model_lib
@@ -30,6 +30,17 @@ def softmax(x, axis):
   return weights / weights.sum(axis=axis, keepdims=True)
 
 
+def convolve(x, kernel, bias=None, *, pads):
+  """Channels first: a product for each place of the kernel."""
+  top, left, bottom, right = pads
+  x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+  windows = np.lib.stride_tricks.sliding_window_view(
+    x, kernel.shape[2:], axis=(2, 3)
+  )
+  found = np.einsum('bchwij,ocij->bohw', windows, kernel, optimize=True)
+  return found if bias is None else found + bias[:, None, None]
+
+
 def top_k(x, k, axis, largest, **_):
   order = np.argsort(-x if largest else x, axis=axis, kind='stable')
   order = np.take(order, np.arange(k[0]), axis)
@@ -41,6 +52,7 @@ OPERATORS = {
   'Add': np.add,
   'ArgMax': lambda x, axis, keepdims: x.argmax(axis),
   'Cast': lambda x, to: x.astype({1: np.float32}[to]),
+  'Conv': convolve,
   'Concat': lambda *xs, axis: np.concatenate(xs, axis),
   'Div': np.divide,
   'Equal': np.equal,
@@ -65,6 +77,7 @@ OPERATORS = {
   'ReduceSum': lambda x, axes, keepdims: x.sum(
     axis=tuple(axes), keepdims=bool(keepdims)
   ),
+  'Relu': lambda x: np.maximum(x, 0),
   'Reshape': np.reshape,
   'Shape': lambda x: np.asarray(x.shape, np.int64),
   'Sigmoid': lambda x: 1 / (1 + np.exp(-x)),
@@ -107,7 +120,7 @@ def test_graph_of_every_family_gives_timms_logits(
   save_file(arrays, path)
   for size in member.image_sizes:
     model = load_pretrained(path, variant=member.name, image_size=size)
-    logits = run(onnx_graph.build(model), synthetic_images(size))
+    logits = run(onnx_vit.build(model), synthetic_images(size))
     assert_close(logits, golden[f'{size}/logits'])
 
 
@@ -121,12 +134,12 @@ def pruned():
 @pytest.mark.parametrize('options', [{}, {'norm_before_pool': False}])
 def test_average_pooling(options, images):
   model = model_lib.create_model('vit_nano_patch2_8', pooling='avg', **options)
-  assert_close(run(onnx_graph.build(model), images), model(images))
+  assert_close(run(onnx_vit.build(model), images), model(images))
 
 
 def test_removed_and_linear_blocks(pruned, images):
   folded = model_lib.fold(with_linear(pruned))
-  graph = onnx_graph.build(folded)
+  graph = onnx_vit.build(folded)
   assert_close(run(graph, images), with_linear(pruned)(images))
   # A removed attention leaves nothing behind.
   operators = [node.operator for node in graph.nodes]
@@ -137,7 +150,7 @@ def test_removed_and_linear_blocks(pruned, images):
 
 def test_unfolded_models_are_refused(pruned):
   with pytest.raises(ModelError, match='block 1: fold the model'):
-    onnx_graph.build(pruned)
+    onnx_vit.build(pruned)
 
 
 def test_half_precision_is_stored_where_it_is_exact(pruned, images):
@@ -147,13 +160,13 @@ def test_half_precision_is_stored_where_it_is_exact(pruned, images):
       lambda x: np.asarray(x, np.float16).astype(np.float32), folded.params
     )
   )
-  graph = onnx_graph.build(rounded, 'float16')
+  graph = onnx_vit.build(rounded, 'float16')
   kernel = graph.arrays['block00/mlp/fc1/kernel.stored']
   assert kernel.dtype == np.float16
-  floats = onnx_graph.build(rounded)
+  floats = onnx_vit.build(rounded)
   np.testing.assert_array_equal(run(graph, images), run(floats, images))
   # What float16 would change stays as it is.
-  graph = onnx_graph.build(folded, 'float16')
+  graph = onnx_vit.build(folded, 'float16')
   assert graph.arrays['block00/mlp/fc1/kernel'].dtype == np.float32
 
 
@@ -179,7 +192,7 @@ def test_merged_tokens(tiny_variant, images, fields):
   model = model_lib.Model(module, params, 'tiny', variant.preprocessing((8, 8)))
   # Half of them, and then all of the first set but one.
   merged = model_lib.merge_tokens(model, [8, 0, 3])
-  logits = run(onnx_graph.build(merged), images)
+  logits = run(onnx_vit.build(merged), images)
   # Float32 sums of numbers around 1, in another order.
   np.testing.assert_allclose(logits, merged(images), rtol=1e-4, atol=1e-5)
   assert np.abs(logits - model(images)).max() > 1e-4

@@ -124,14 +124,6 @@ def test_a_wrong_value_of_a_segmentation(key, value):
     validate.check(config)
 
 
-def test_a_format_that_holds_no_decoder():
-  config = changed('export.formats', ('orbax', 'onnx'))
-  validate.check(config)
-  config['task'] = 'segment'
-  with pytest.raises(UsageError, match='onnx'):
-    validate.check(config)
-
-
 def test_a_speedup_is_held_against_the_network():
   config = changed('select.target_speedup', 50)
   config['select']['num_layers'] = None

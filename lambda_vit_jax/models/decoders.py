@@ -38,6 +38,9 @@ POOLS = (1, 2, 3, 6)
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Of the four grids, from the first block that is read to the last."""
 
+EPSILON = 1e-6
+"""Of the norms of `upernet`."""
+
 _MOST_CHANNELS = 1 << 14
 
 
@@ -185,7 +188,7 @@ class ConvUnit(nn.Module):
         dtype=self.dtype,
         name='conv',
       )(x.astype(self.dtype))
-    return nn.relu(LayerNorm(1e-6, self.dtype, name='norm')(x))
+    return nn.relu(LayerNorm(EPSILON, self.dtype, name='norm')(x))
 
 
 class LinearDecoder(nn.Module):
