@@ -1,6 +1,9 @@
 r"""Images per second and multiply-accumulates against r, in turn in one run.
 
   python benchmarks/token_merging.py [--rounds=7] [--batch=16] [--r 0 8 14 24 28]
+  python benchmarks/token_merging.py --segment=linear --image_size=512 \
+    --batch=2 --r 0 16 32 64 80 \
+    --output=docs/benchmarks/token_merging_segment.json
 
 DeiT-S at 224 pixels, float32, random weights and images: the dense network,
 and the paper's larger pruned set with r tokens merged behind each attention
@@ -20,10 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax import benchmark
+from lambda_vit_jax.models.decoders import KINDS, Decoder, spread_blocks
 from lambda_vit_jax.models.model import create_model, merge_tokens, prune
+from lambda_vit_jax.models.segmenter import with_decoder
 
 REMOVED = (0, 2, 4, 6)
 START = 1
+# Of a pixel, as ADE20k has them.
+CLASSES = 150
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/token_merging.json'
 )
@@ -40,7 +47,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
   """Builds, compiles and times every program."""
-  dense = create_model(options.variant)
+  dense = create_model(options.variant, image_size=options.image_size)
+  if options.segment:
+    blocks = spread_blocks(dense.depth) if options.segment == 'upernet' else ()
+    dense = with_decoder(dense, Decoder(options.segment, blocks), CLASSES)
   pruned = prune(dense, options.removed)
   models = {'dense': dense} | {
     f'r={r}': merge_tokens(pruned, r, START) for r in options.r
@@ -69,6 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(name, row['images_per_second'], flush=True)
   return {
     'variant': options.variant,
+    'image_size': options.image_size,
+    'segment': options.segment,
     'removed': options.removed,
     'merge_start': START,
     'batch_size': options.batch,
@@ -88,6 +100,8 @@ def main() -> None:
   # The first of them is what the others are compared with.
   parser.add_argument('--r', type=int, nargs='+', default=[0, 8, 14, 24, 28])
   parser.add_argument('--variant', default='deit_small_patch16_224')
+  parser.add_argument('--image_size', type=int, default=224)
+  parser.add_argument('--segment', choices=KINDS, help='with this decoder')
   parser.add_argument('--removed', type=int, nargs='+', default=REMOVED)
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   options = parser.parse_args()

@@ -178,7 +178,6 @@ def _rebuild(fields: Any) -> Model:
     quantization=quantization,
     segmentation=segmentation,
   )
-  model_lib.check_merging(module, module.merge)
   names = fields.get('class_names', [])
   _require(
     isinstance(names, list)

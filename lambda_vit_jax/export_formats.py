@@ -227,7 +227,7 @@ def difference(reference: Array, found: Array, typical: bool = False) -> float:
   """`max |found - reference| / max(1, max |reference|)`; inf if not finite.
 
   Args:
-    reference: `[batch, num_classes]`.
+    reference: `[batch, ..., num_classes]`.
     found: what should be the same.
     typical: of the median image instead of the worst.
   """
@@ -236,7 +236,7 @@ def difference(reference: Array, found: Array, typical: bool = False) -> float:
   if reference.shape != found.shape:
     return math.inf
   largest = max(1.0, float(np.abs(reference).max()))
-  each = np.abs(found - reference).max(axis=-1) / largest
+  each = np.abs(found - reference).reshape(len(found), -1).max(axis=1) / largest
   worst = float(np.median(each) if typical else each.max())
   return worst if math.isfinite(worst) else math.inf
 

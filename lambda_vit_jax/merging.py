@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.typing import Array, AttentionMode
@@ -128,6 +129,64 @@ def merge(
     jnp.concatenate(merged, axis=-2),
     jnp.concatenate(merged_sizes, axis=-1),
   )
+
+
+def places(matching: Matching, patches: int) -> Array:
+  """Where `merge` puts each patch token, counted from the first of them.
+
+  Args:
+    matching: of these tokens.
+    patches: how many there were.
+
+  Returns:
+    `[..., patches]` int32, below `patches - r`.
+  """
+  # What is left are `kept` of the first set, then the second set.
+  num_first = matching.kept.shape[-1] + matching.merged.shape[-1]
+  num_kept = matching.kept.shape[-1]
+  lead = matching.kept.shape[:-1]
+
+  def numbers(start: int, stop: int) -> Array:
+    return jnp.broadcast_to(jnp.arange(start, stop), (*lead, stop - start))
+
+  goal = jnp.concatenate(
+    [numbers(0, num_kept), num_kept + matching.into], axis=-1
+  )
+  source = jnp.concatenate([matching.kept, matching.merged], axis=-1)
+  first = _take(goal, jnp.argsort(source, axis=-1), axis=-1)
+  second = numbers(num_kept, num_kept + patches // 2)
+  both = jnp.concatenate([first, second], axis=-1).astype(jnp.int32)
+  return both[..., interleaved(patches, num_first)]
+
+
+def interleaved(patches: int, num_first: int) -> np.ndarray:
+  """Of each patch token its place where the first set precedes the second."""
+  index = np.arange(patches)
+  return index // 2 + index % 2 * num_first
+
+
+def follow(owners: Array | None, moved: Array) -> Array:
+  """Where patches are after one more merging.
+
+  Args:
+    owners: the token that each patch is part of, `[..., patches]`; None where
+      nothing has merged yet.
+    moved: `places` of the tokens.
+  """
+  return moved if owners is None else _take(moved, owners, axis=-1)
+
+
+def spread(x: Array, owners: Array | None) -> Array:
+  """Every patch again, each as the token that it is part of.
+
+  Args:
+    x: patch tokens, `[..., tokens, embed]`.
+    owners: `[..., patches]`, of `follow`; None where nothing has merged.
+
+  Returns:
+    `[..., patches, embed]`.
+  """
+  return x if owners is None else _take(x, owners[..., None], axis=-2)
 
 
 def weighted_mean(x: Array, sizes: Array | None) -> Array:

@@ -1,8 +1,10 @@
 """Token merging as ONNX operations: what `merging` computes."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from lambda_vit_jax.merging import interleaved
 
 
 class Add(Protocol):
@@ -12,6 +14,14 @@ class Add(Protocol):
     self, operator: str, *inputs: Any, count: int = 1, **attributes: Any
   ) -> Any:
     """See `onnx_graph.Graph.add`."""
+
+
+class Matching(NamedTuple):
+  """`merging.Matching`, by names of a graph; `kept` is None for no token."""
+
+  kept: str | None
+  merged: str
+  into: str
 
 
 def ones(add: Add, batch: str, tokens: int) -> str:
@@ -35,7 +45,7 @@ def merge(
   tokens: int,
   count: int,
   leading: int,
-) -> tuple[str, str]:
+) -> tuple[str, str, Matching]:
   """Merges `count` tokens away.
 
   Args:
@@ -48,7 +58,7 @@ def merge(
     leading: tokens in front that take no part.
 
   Returns:
-    The stream and the sizes of what is left.
+    The stream and the sizes of what is left, and what was matched.
   """
   num_first = (tokens - leading + 1) // 2
 
@@ -101,6 +111,7 @@ def merge(
     add('Slice', name, *_ints([0], [leading], [1])) for name in (x, sizes)
   )
   merged, merged_sizes = [in_front], [their_sizes]
+  kept = None
   if count < num_first:
     left = num_first - count
     kept = add('Slice', order, *_ints([count], [num_first], [1]))
@@ -114,7 +125,58 @@ def merge(
   return (
     add('Concat', *merged, axis=1),
     add('Concat', *merged_sizes, axis=1),
+    Matching(kept, gone, into),
   )
+
+
+def places(
+  add: Add, matching: Matching, batch: str, patches: int, count: int
+) -> str:
+  """`merging.places`: where each patch token has gone.
+
+  Args:
+    add: appends to a graph.
+    matching: of `merge`.
+    batch: the batch size, `[1]` int64.
+    patches: tokens of the image before.
+    count: of them that were merged away.
+
+  Returns:
+    `[batch, patches]` int64.
+  """
+  num_first = (patches + 1) // 2
+  num_kept = num_first - count
+
+  def numbers(start: int, stop: int) -> str:
+    shape = add('Concat', batch, *_ints([stop - start]), axis=0)
+    return add('Expand', np.arange(start, stop, dtype=np.int64)[None], shape)
+
+  goal = add('Add', matching.into, np.int64(num_kept))
+  source = matching.merged
+  if matching.kept is not None:
+    goal = add('Concat', numbers(0, num_kept), goal, axis=1)
+    source = add('Concat', matching.kept, source, axis=1)
+  _, inverse = add(
+    'TopK', source, *_ints([num_first]), count=2, axis=1, largest=0, sorted=1
+  )
+  first = add('GatherElements', goal, inverse, axis=1)
+  second = numbers(num_kept, num_kept + patches // 2)
+  both = add('Concat', first, second, axis=1)
+  return add('Gather', both, interleaved(patches, num_first), axis=1)
+
+
+def follow(add: Add, owners: str | None, moved: str) -> str:
+  """`merging.follow`."""
+  if owners is None:
+    return moved
+  return add('GatherElements', moved, owners, axis=1)
+
+
+def spread(add: Add, x: str, owners: str | None) -> str:
+  """`merging.spread`."""
+  if owners is None:
+    return x
+  return add('GatherND', x, add('Unsqueeze', owners, *_ints([2])), batch_dims=1)
 
 
 def _ints(*values: list[int]) -> list[np.ndarray]:

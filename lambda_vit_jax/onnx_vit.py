@@ -36,6 +36,8 @@ class _Writer(Layers):
     # Tokens of the stream, and how many patches each of them stands for.
     self.tokens = module.num_tokens
     self.sizes: str | None = None
+    # The token that each patch is part of, where that is read.
+    self.owners: str | None = None
     self.batch = ''
 
   def embed(self, images: str) -> str:
@@ -194,7 +196,7 @@ class _Writer(Layers):
     """The stream with `count` tokens merged away."""
     if self.sizes is None:
       self.sizes = onnx_merging.ones(self.add, self.batch, self.tokens)
-    x, self.sizes = onnx_merging.merge(
+    x, self.sizes, matching = onnx_merging.merge(
       self.add,
       x,
       self.sizes,
@@ -203,6 +205,12 @@ class _Writer(Layers):
       count=count,
       leading=self.module.num_prefix_tokens,
     )
+    if self.module.segmentation is not None:
+      patches = self.tokens - self.module.num_prefix_tokens
+      moved = onnx_merging.places(
+        self.add, matching, self.batch, patches, count
+      )
+      self.owners = onnx_merging.follow(self.add, self.owners, moved)
     self.tokens -= count
     return x
 
@@ -210,6 +218,7 @@ class _Writer(Layers):
     """The patches among the tokens: `[batch, rows, columns, embed]`."""
     module = self.module
     x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
+    x = onnx_merging.spread(self.add, x, self.owners)
     return self.reshape(x, (-1, *module.grid_size, module.embed_dim))
 
   def segment(self, x: str, grids: Sequence[str]) -> str:

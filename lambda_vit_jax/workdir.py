@@ -257,15 +257,13 @@ class Run:
     """
     settings = self.config['model']
     rows, columns = module.grid_size
-    schedule = merging.merge_schedule(
+    return merging.merge_schedule(
       settings['merge'],
       module.depth,
       rows * columns,
       settings['merge_start'],
       modes,
     )
-    model_lib.check_merging(module, schedule)
-    return schedule
 
   def fresh_model(self) -> Model:
     """The config's variant, not yet trained."""

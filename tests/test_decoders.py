@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lambda_vit_jax as lv
@@ -273,6 +274,83 @@ def test_onnx_where_sides_differ(images):
   np.testing.assert_allclose(logits, model(wide), rtol=2e-5, atol=2e-5)
 
 
+@EACH
+def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
+  """Of 16 patches 12 and at the end 7 tokens are left; in every form."""
+  dense = make(decoder)
+  np.testing.assert_array_equal(
+    lv.merge_tokens(dense, 0)(images), dense(images)
+  )
+  merged = lv.merge_tokens(lv.prune(dense, (1,)), [4, 0, 5])
+  logits = merged(images)
+  assert logits.shape == (4, 8, 8, CLASSES)
+  captured, taps = merged.apply(images)
+  np.testing.assert_allclose(captured, logits, atol=2e-5)
+  # Each patch is one of them.
+  for image in np.asarray(taps['features']).reshape(4, 16, -1):
+    assert len(np.unique(image, axis=0)) == 7
+  # Readouts that average the patches see the same.
+  np.testing.assert_allclose(
+    lv.backbone(merged)(images),
+    np.mean(taps['features'], axis=(1, 2)),
+    atol=2e-5,
+  )
+  folded = lv.fold(merged)
+  np.testing.assert_allclose(folded(images), logits, atol=2e-5)
+  np.testing.assert_allclose(
+    run(onnx_vit.build(folded), images), logits, rtol=2e-5, atol=2e-5
+  )
+  lv.export(merged, tmp_path / 'out')
+  program = read_stablehlo(tmp_path / 'out' / 'model.stablehlo')
+  # For any batch size.
+  np.testing.assert_allclose(program(images[:3]), logits[:3], atol=2e-5)
+  exported = lv.load_pretrained(tmp_path / 'out')
+  np.testing.assert_allclose(exported(images), logits, atol=1e-5)
+  assert exported.module.merge == (4, 0, 5)
+  # A decoder works on every patch, whatever the blocks do.
+  plain = segmenter.backbone(merged)
+  added = decoders.count_macs(decoder, (4, 4), 24, CLASSES)
+  assert merged.macs() - plain.macs() == added
+
+
+@EACH
+def test_merging_equal_patches_changes_nothing(decoder):
+  """Tokens that agree in everything are as good as one of several."""
+  model = make(decoder)
+  params = model.params | {'pos_embed': 0 * model.params['pos_embed']}
+  model = model.replace(params=params)
+  halves = np.zeros((1, 8, 8, 1), np.float32)
+  halves[:, 4:] = 1
+  found = lv.merge_tokens(model, [6, 4, 0])(halves)
+  # Softmax over duplicates and over their sizes: other sums.
+  np.testing.assert_allclose(found, model(halves), atol=2e-5)
+  assert np.ptp(found) > 1e-2
+
+
+def test_gradients_pass_through_merged_tokens(images):
+  model = lv.merge_tokens(make(UPERNET), 4)
+
+  def loss(params):
+    logits, _ = model_lib.apply_module(
+      model.module, params, images, capture=False
+    )
+    return (logits**2).mean()
+
+  gradients = jax.grad(loss)(model.params)
+  size = float(optax.tree.norm(gradients))
+  step = 1e-3 / size
+
+  def moved(sign):
+    return loss(
+      jax.tree.map(lambda p, g: p + sign * step * g, model.params, gradients)
+    )
+
+  # Along the gradient the loss grows by its length; a step of 1e-3 in float32
+  # leaves some thousandths of that.
+  slope = (moved(1) - moved(-1)) / 2e-3
+  np.testing.assert_allclose(slope, size, rtol=0.02)
+
+
 def test_backbone_is_what_the_decoder_reads(images):
   model = make(UPERNET)
   plain = lv.backbone(model)
@@ -296,11 +374,6 @@ def test_what_cannot_be(images):
   model = make(UPERNET)
   with pytest.raises(ModelError, match='backbone'):
     pieces.stem_of(model.module)
-  with pytest.raises(ModelError, match='cannot merge'):
-    lv.merge_tokens(model, 1)
-  merging = lv.merge_tokens(lv.create_model('vit_nano_patch2_8'), 1)
-  with pytest.raises(ModelError, match='cannot merge'):
-    lv.with_decoder(merging, LINEAR, 2)
   with pytest.raises(ModelError, match='needs a class'):
     lv.with_decoder(model, LINEAR, 0)
   with pytest.raises(ModelError, match='reads block 5'):

@@ -118,6 +118,60 @@ def test_tokens_are_weighted_means_of_their_sources(case):
   np.testing.assert_array_equal(merged_sizes[:, :leading], weights[:, :leading])
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def places_of(keys, count, leading):
+  matching = merging.match(keys, count, leading)
+  return merging.places(matching, keys.shape[-2] - leading)
+
+
+@hypothesis.settings(max_examples=40)
+@given(cases())
+def test_places_are_where_the_tokens_are(case):
+  _, sizes, keys, leading, count = case
+  tokens = keys.shape[1]
+  units = np.broadcast_to(np.eye(tokens), (2, tokens, tokens))
+  shares, _ = run_merge(units, sizes, keys, leading, count)
+  found = np.asarray(places_of(np.float32(keys), count, leading))
+  # The output token that each patch token has a share in; it is one alone.
+  expected = np.asarray(shares)[:, leading:, leading:].argmax(axis=1)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_patches_are_found_again_behind_several_mergings(rng):
+  x = rng.normal(size=(2, 12, 3)).astype(np.float32)
+  stream, sizes, owners = x, None, None
+  for count in (3, 4, 2):
+    matching = merging.match(stream, count, 1)
+    moved = merging.places(matching, stream.shape[1] - 1)
+    owners = merging.follow(owners, moved)
+    stream, sizes = merging.merge(stream, sizes, matching, 1)
+  for image in range(2):
+    for token in range(stream.shape[1] - 1):
+      sources = np.flatnonzero(np.asarray(owners)[image] == token)
+      assert sizes[image, 1 + token] == len(sources)
+      # The mean of what has merged, by way of three means.
+      np.testing.assert_allclose(
+        stream[image, 1 + token], x[image, 1 + sources].mean(0), **SAME_SUMS
+      )
+  np.testing.assert_array_equal(
+    merging.spread(stream[:, 1:], owners),
+    np.take_along_axis(
+      np.asarray(stream)[:, 1:], np.asarray(owners)[..., None], axis=1
+    ),
+  )
+
+
+def test_spreading_undoes_the_merging_of_equal_tokens(rng):
+  some = rng.normal(size=(2, 4, 24)).astype(np.float32)
+  x = np.repeat(some, 2, axis=1)
+  matching = merging.match(x, 4, 0)
+  merged, _ = merging.merge(x, None, matching, 0)
+  np.testing.assert_array_equal(
+    merging.spread(merged, merging.places(matching, 8)), x
+  )
+  np.testing.assert_array_equal(merging.spread(x, None), x)
+
+
 @hypothesis.settings(max_examples=40)
 @given(cases())
 def test_the_most_similar_go(case):

@@ -287,6 +287,7 @@ def test_the_launcher_passes_on_flags_and_codes(tmp_path):
         '--config.select.trial=linear',
         '--config.linearize.recentre=True',
         '--config.linearize.refit=True',
+        '--config.linearize.num_drop_blocks=1',
       ),
     ),
     (
@@ -318,6 +319,8 @@ def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
       load.load_export(path / 'linear') for path in (double, single)
     )
     assert found.attention_modes == wanted.attention_modes
+    assert 'linear' in found.attention_modes
+    assert found.kept_blocks == wanted.kept_blocks != ()
     # The same sums, in another order, through a least-squares solution.
     for a, b in zip(
       jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True

@@ -193,6 +193,61 @@ def test_the_export_segments(finished, tmp_path):
   assert other.removed_layers == model.removed_layers
 
 
+def test_tokens_merge_without_training(finished, tmp_path):
+  """The trained steps are taken over; the dense network has every token."""
+  run = open_run(
+    tmp_path / 'merging',
+    *SMALL,
+    '--config.model.merge=3',
+    f'--config.resume_from={finished.workdir}',
+  )
+  for name in ('pretrain', 'select', 'dilute', 'export', 'evaluate'):
+    stages.run_stage(run, name)
+  merged, plain = map(linear_stage.pruned_model, (run, finished))
+  assert any(merged.module.merge_counts)
+  images = next(run.eval_batches(merged.preprocessing))['image'][:4]
+  exported = lv.load_pretrained(run.path('export'))
+  np.testing.assert_allclose(exported(images), merged(images), atol=1e-5)
+  np.testing.assert_allclose(
+    lv.merge_tokens(merged, 0)(images), plain(images), atol=1e-5
+  )
+  assert np.abs(merged(images) - plain(images)).max() > 1e-4
+  # Two stages have scored two networks of the same weights.
+  scores, others = (read(r, 'evaluation.json') for r in (run, finished))
+  assert scores['dense'] == others['dense']
+  assert scores['pruned'] != others['pruned']
+
+
+def test_whole_blocks_are_dropped_in_front_of_a_decoder(finished, tmp_path):
+  """And the result is a start, whose decoder stays."""
+  run = open_run(
+    tmp_path / 'shorter',
+    *SMALL,
+    '--config.method=linearize',
+    '--config.select.num_layers=0',
+    '--config.linearize.num_drop_blocks=1',
+    '--config.linearize.refit=True',
+    f'--config.resume_from={finished.workdir}',
+  )
+  for name in ('pretrain', 'select', 'linearize', 'export', 'evaluate'):
+    stages.run_stage(run, name)
+  dense, short = run.load('pretrain'), linear_stage.pruned_model(run)
+  assert (dense.depth, short.depth, len(short.kept_blocks)) == (3, 2, 2)
+  np.testing.assert_array_equal(
+    short.params['decoder']['classify']['kernel'],
+    dense.params['decoder']['classify']['kernel'],
+  )
+  assert read(run, 'evaluation.json')['exported']['num_images'] == 360
+  start = training_stage.starting_model(
+    open_run(tmp_path / 'start', *SMALL, f'--config.init={run.path("export")}')
+  )
+  assert start.kept_blocks == short.kept_blocks
+  np.testing.assert_array_equal(
+    start.params['decoder']['classify']['kernel'],
+    dense.params['decoder']['classify']['kernel'],
+  )
+
+
 def test_a_classifier_becomes_a_start(tmp_path):
   """Also a pruned one, whose blocks stay pruned, at another size."""
   model = lv.prune(lv.create_model('vit_nano_patch2_8'), (1,))
@@ -286,7 +341,6 @@ def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
     ('--config.select.criterion=probe', 'needs a class per image'),
     ('--config.segment.decoder=unet', 'is not known'),
     ('--config.pretrain.schedule=line', 'use cosine or poly'),
-    ('--config.model.merge=4', 'cannot merge'),
     ('--config.data.source=idx_folder:x', 'with task=segment'),
     ('--config.segment.num_classes=20', 'have 2 to 11'),
   ],
@@ -333,10 +387,8 @@ for stage in ('pretrain', 'select', 'dilute', 'export', 'evaluate'):
 """
 
 
-@pytest.mark.slow
-def test_a_trained_network_scores_and_so_does_the_pruned(tmp_path):
-  """Mean IoU of 0.80 and more; without an attention within 0.01 of that."""
-  workdir = tmp_path / 'run'
+def mean_ious(workdir, *more):
+  """Of the networks of a run, in a process of its own."""
   done = subprocess.run(
     [
       sys.executable,
@@ -345,6 +397,7 @@ def test_a_trained_network_scores_and_so_does_the_pruned(tmp_path):
       f'--config={CONFIG}:linear,runlocal',
       f'--workdir={workdir}',
       *TRAINED,
+      *more,
     ],
     cwd=ROOT,
     env=os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)},
@@ -354,12 +407,24 @@ def test_a_trained_network_scores_and_so_does_the_pruned(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   scores = json.loads((workdir / 'evaluation.json').read_text())
-  dense, pruned, exported = (
-    scores[name]['mean_iou'] for name in ('dense', 'pruned', 'exported')
-  )
+  return (scores[name]['mean_iou'] for name in ('dense', 'pruned', 'exported'))
+
+
+@pytest.mark.slow
+def test_a_trained_network_scores_and_so_does_the_pruned(tmp_path):
+  """Mean IoU of 0.80 and more; without an attention within 0.01 of that."""
+  dense, pruned, exported = mean_ious(tmp_path / 'run')
   assert dense >= 0.80
   assert pruned >= dense - 0.01
   assert exported == pytest.approx(pruned, abs=1e-3)
+  # The same weights with 48 of 144 tokens at the end.
+  _, merged, exported = mean_ious(
+    tmp_path / 'merged',
+    f'--config.resume_from={tmp_path / "run"}',
+    '--config.model.merge=32',
+  )
+  assert merged >= dense - 0.01
+  assert exported == pytest.approx(merged, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -200,10 +200,14 @@ def merging_table(found: dict[str, Any]) -> str:
     for name, row in found['rows'].items()
   ]
   first = next(name for name in found['rows'] if name != 'dense')
+  name, title, decoder = 'token_merging', 'Token merging', ''
+  if found.get('segment'):
+    name, title = 'token_merging_segment', 'Token merging in segmentation'
+    decoder = f', {found["image_size"]} pixels, decoder `{found["segment"]}`'
   return '\n\n'.join(
     [
-      '## Token merging\n\n'
-      f'`{found["variant"]}`, attention removed from blocks '
+      f'## {title}\n\n'
+      f'`{found["variant"]}`{decoder}, attention removed from blocks '
       f'{layers(found["removed"])} but for the row `dense`; r tokens merged '
       f'behind each attention from block {found["merge_start"]} on, fewer '
       'where fewer are left. Float32, '
@@ -222,7 +226,7 @@ def merging_table(found: dict[str, Any]) -> str:
         ),
         rows,
       ),
-      origin('token_merging', 'token_merging.py', found),
+      origin(name, 'token_merging.py', found),
     ]
   )
 
@@ -397,6 +401,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'scaling': scaling_table,
   'nose_speed': nose_table,
   'token_merging': merging_table,
+  'token_merging_segment': merging_table,
   'training_free_cost': fitting_table,
   'int8': int8_table,
   'pipeline': pipeline_table,

@@ -132,7 +132,8 @@ class EncoderBlock(nn.Module):
       intermediates: `input`, `norm1` and `attention` (where the mode has
       them; `attention` is what the branch adds at scale 1), the stream
       `after_attention` (merged), `mlp` (what that branch adds) and `output`;
-      `sizes` of the output's tokens once there are any.
+      `sizes` of the output's tokens once there are any, and `places`
+      (`merging.places`) where this block merges.
     """
     taps = {'input': x}
     halved = halvings or 0
@@ -174,6 +175,7 @@ class EncoderBlock(nn.Module):
         leading = self.num_prefix_tokens
         matching = merging.match(keys.mean(axis=1), self.merge, leading)
         stream, sizes = merging.merge(stream, sizes, matching, leading)
+        taps['places'] = merging.places(matching, x.shape[1] - leading)
     elif mode == 'linear':
       # All tokens only where the map reads their mean.
       taps['norm1'] = self._norm('norm1', affine=False)(

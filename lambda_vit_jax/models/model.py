@@ -438,15 +438,6 @@ def prune(
   )
 
 
-def check_merging(module: ViT, schedule: Sequence[int]) -> None:
-  """Raises ModelError where tokens that a decoder reads would merge."""
-  if module.segmentation is not None and any(schedule):
-    raise ModelError(
-      'a model that segments reads every token in its place and cannot merge '
-      'any; set model.merge to 0'
-    )
-
-
 def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
@@ -462,15 +453,13 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
     A new `Model` that shares the parameters.
 
   Raises:
-    ModelError: another form, or more than the tokens allow; a model that
-      segments, whose decoder needs every token in its place.
+    ModelError: another form, or more than the tokens allow.
   """
   module = model.module
   rows, columns = module.grid_size
   schedule = merging.merge_schedule(
     merge, model.depth, rows * columns, start, model.attention_modes
   )
-  check_merging(module, schedule)
   return model.replace(module=module.clone(merge=schedule))
 
 

@@ -21,7 +21,7 @@ def with_decoder(
     A model whose call returns `[batch, height, width, num_classes]`.
 
   Raises:
-    ModelError: blocks that the network lacks, no class, or merged tokens.
+    ModelError: blocks that the network lacks, or no class.
   """
   if num_classes < 1:
     raise ModelError(f'num_classes {num_classes}: segmentation needs a class')
@@ -32,7 +32,6 @@ def with_decoder(
     segmentation=decoder,
     pooling=model.module.pooling,
   )
-  model_lib.check_merging(module, module.merge)
   return plain.replace(
     module=module, params=plain.params | model_lib.init_head(module, seed)
   )

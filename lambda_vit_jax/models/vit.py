@@ -266,13 +266,22 @@ class ViT(nn.Module):
       logits = 0.5 * (logits + self.head_dist(x[:, 1]))
     return logits.astype(jnp.float32), taps
 
-  def grid(self, tokens: Array) -> Array:
-    """The patches among `tokens`: `[batch, rows, columns, embed]`."""
-    patches = tokens[:, self.num_prefix_tokens :]
+  def grid(self, tokens: Array, owners: Array | None = None) -> Array:
+    """The patches among `tokens`: `[batch, rows, columns, embed]`.
+
+    Where tokens have merged, each of the `owners` (`merging.follow`) stands in
+    all its places.
+    """
+    patches = merging.spread(tokens[:, self.num_prefix_tokens :], owners)
     return patches.reshape(patches.shape[0], *self.grid_size, -1)
 
   def segment(
-    self, x: Array, grids: list[Array], halvings: int, key: Array | None
+    self,
+    x: Array,
+    grids: list[Array],
+    halvings: int,
+    key: Array | None,
+    owners: Array | None,
   ) -> tuple[Array, dict[str, Array]]:
     """The last stream, and the grids that are read, to logits per pixel.
 
@@ -281,6 +290,7 @@ class ViT(nn.Module):
       grids: what `upernet` reads, at the stream's scale.
       halvings: see above.
       key: of dropout, None in evaluation.
+      owners: see `grid`.
 
     Returns:
       Logits `[batch, height, width, num_classes]` float32; `tokens` behind
@@ -290,7 +300,7 @@ class ViT(nn.Module):
     norm = self.norm if self.norm_before_pool else self.fc_norm
     # Also where no decoder reads it: selection does.
     tokens = norm(x, halvings)
-    features = self.grid(tokens)
+    features = self.grid(tokens, owners)
     if self.segmentation.kind == 'linear':
       grids = [features]
     logits = self.decoder(grids, fold_key(key, _DROPOUT)).astype(jnp.float32)
@@ -326,7 +336,7 @@ class ViT(nn.Module):
     x = self.embed(images)
     taps: dict[str, Any] = {'embedding': x}
     counts = doublings(self.attention_modes)
-    sizes = None
+    sizes = owners = None
     read = () if self.segmentation is None else self.segmentation.blocks
     grids: list[Array] = []
     for block_index in range(self.depth):
@@ -341,15 +351,18 @@ class ViT(nn.Module):
         sizes,
       )
       sizes = block_taps.get('sizes')
+      if 'places' in block_taps:
+        owners = merging.follow(owners, block_taps['places'])
       for place, tapped in enumerate(read):
         if tapped == block_index and self.segmentation is not None:
           halved = 0 if capture else counts[block_index]
-          grids.append(self.grid(x) * self.segmentation.factor(place, halved))
+          grid = self.grid(x, owners)
+          grids.append(grid * self.segmentation.factor(place, halved))
       if capture:
         taps[block_name(block_index)] = block_taps
     halvings = counts[-1] if counts and not capture else 0
     if self.segmentation is not None:
-      logits, readout = self.segment(x, grids, halvings, drop_path_key)
+      logits, readout = self.segment(x, grids, halvings, drop_path_key, owners)
       readout |= {f'grid{place}': grid for place, grid in enumerate(grids)}
     else:
       logits, readout = self.readout(x, halvings, sizes)

@@ -6,7 +6,9 @@ import onnx
 import onnxruntime
 import pytest
 
+import lambda_vit_jax as lv
 from lambda_vit_jax import exporter
+from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models import model as model_lib
 
 pytestmark = pytest.mark.parity
@@ -53,3 +55,32 @@ def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
     np.testing.assert_allclose(
       found, expected, rtol=0, atol=bound * max(1, np.abs(expected).max())
     )
+
+
+@pytest.mark.parametrize('merge', [0, 'decreasing:10'], ids=str)
+@pytest.mark.parametrize('kind', decoders.KINDS)
+def test_onnxruntime_segments_as_the_model(kind, merge, tmp_path):
+  blocks = decoders.spread_blocks(12) if kind == 'upernet' else ()
+  model = model_lib.create_model(
+    'vit_tiny_patch16_224', image_size=(192, 160), removed_layers=(1, 3)
+  )
+  decoder = decoders.Decoder(kind, blocks, channels=32)
+  model = lv.merge_tokens(lv.with_decoder(model, decoder, 7), merge)
+  exporter.export(model, tmp_path / 'out', formats=('onnx',))
+  path = tmp_path / 'out' / 'model.onnx'
+  onnx.checker.check_model(str(path), full_check=True)
+  session = onnxruntime.InferenceSession(
+    path.read_bytes(), providers=['CPUExecutionProvider']
+  )
+  rng = np.random.default_rng(1)
+  for batch in (1, 3):
+    images = rng.normal(size=(batch, 192, 160, 3)).astype(np.float32)
+    (found,) = session.run(['logits'], {'images': images})
+    with jax.default_matmul_precision('highest'):
+      expected = np.asarray(model(images))
+    assert found.shape == (batch, 192, 160, 7)
+    difference = np.abs(found - expected).max(axis=(1, 2, 3))
+    # The bound. Rounding can turn a near tie between two matches: of
+    # half of the images at least it does not.
+    worst = np.median(difference) if merge else difference.max()
+    assert worst <= 1e-4 * max(1, np.abs(expected).max())

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+import lambda_vit_jax as lv
 from lambda_vit_jax import exporter, position
 from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.load import load_pretrained
@@ -194,6 +195,24 @@ def test_own_small_variant_opens_in_timm(tmp_path):
   )
   stock = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
   assert_difference(timm_logits(stock, images), np.asarray(model(images)), 1e-3)
+
+
+def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
+  """Nothing but another depth: every name and every number is timm's."""
+  model = model_lib.create_model(
+    'vit_tiny_patch16_224', num_classes=10, image_size=64
+  )
+  short = lv.drop_blocks(model, (4, 5, 9))
+  images, logits = images_and_logits(short)
+  exporter.export(short, tmp_path / 'out', formats=('safetensors',))
+  stock = timm.create_model(
+    'vit_tiny_patch16_224', num_classes=10, img_size=64, depth=9
+  )
+  state = load_file(tmp_path / 'out/model.safetensors')
+  stock.load_state_dict(state, strict=True)
+  assert_difference(timm_logits(stock, images), logits, TOLERANCE)
+  stock = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
+  assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
 def test_compact_export_in_timm_by_the_documented_lines(tmp_path):
