@@ -1,7 +1,9 @@
 """Segmentation scores from one exact confusion matrix of integers."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lambda_vit_jax.typing import Array
@@ -24,6 +26,27 @@ def confusion_matrix(
   cells = labels * num_classes + np.asarray(predicted, np.int64).reshape(-1)
   counts = np.bincount(cells[labels >= 0], minlength=num_classes**2)
   return counts.reshape(num_classes, num_classes)
+
+
+def summarize(counts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+  """Adds up `losses.pixel_counts` of batches, exactly but for the loss.
+
+  Returns:
+    `loss` (nats per pixel), `accuracy` (of pixels), `mean_iou` and
+    `num_images`.
+  """
+  matrix, loss, images = np.zeros((), np.int64), 0.0, 0
+  for row in map(jax.device_get, counts):
+    matrix = matrix + np.asarray(row['confusion'], np.int64)
+    loss += float(row['loss'])
+    images += int(row['images'])
+  found = scores(np.atleast_2d(matrix))
+  return {
+    'loss': loss / max(found['num_pixels'], 1),
+    'accuracy': found['pixel_accuracy'],
+    'mean_iou': found['mean_iou'],
+    'num_images': images,
+  }
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:

@@ -23,6 +23,20 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
+def label_loss(logits: Array, labels: Array, smoothing: float) -> Array:
+  """Cross-entropy with labels of images or, `[batch, h, w]`, of pixels.
+
+  Args:
+    logits: `[batch, classes]` or `[batch, height, width, classes]`.
+    labels: int, of the same shape but for the classes.
+    smoothing: share of each target that is spread evenly over all classes.
+  """
+  if labels.ndim > 1:
+    return pixel_cross_entropy(logits, labels, smoothing)
+  targets = smooth_one_hot(labels, logits.shape[-1], smoothing)
+  return cross_entropy(logits, targets)
+
+
 def pixel_cross_entropy(
   logits: Array, labels: Array, smoothing: float = 0.0
 ) -> Array:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax import (
   compilation,
+  confusion,
   dilution,
   losses,
   optim,
@@ -92,7 +93,8 @@ class ShortDilution:
       settings: the config's section `dilute`: the optimizer's keys,
         `learning_rate`, `label_smoothing` and `compensation`.
       make_batches: called for every set; an endless iterator of normalised
-        `image` and `label`, the same each time.
+        `image` and `label`, the same each time. Labels are of images or, for
+        a model that segments, of pixels.
       test_batches: `image`, `label` and `mask`, for the score.
       mesh: devices that share every batch; of each, the batches hold this
         process's part. One device by default.
@@ -126,8 +128,14 @@ class ShortDilution:
       functools.partial(_step, self._module, self._optimizer, smoothing),
       donate_argnums=0,
     )
+    counter, self._summarize = (
+      (losses.evaluation_counts, summarize)
+      if model.module.segmentation is None
+      else (losses.pixel_counts, confusion.summarize)
+    )
     self._counts = compilation.Program(
-      functools.partial(counts_of, losses.evaluation_counts, self._module)
+      functools.partial(counts_of, counter, self._module),
+      **({} if mesh is None else {'out_shardings': sharding.replicated(mesh)}),
     )
 
   def train(self, layers: Iterable[int], steps: int) -> Params:
@@ -156,7 +164,7 @@ class ShortDilution:
   def score(
     self, layers: Iterable[int], params: Params | None = None
   ) -> dict[str, float]:
-    """`top1`, `top5`, `loss` and `num_images` with `layers` removed.
+    """`loss`, `num_images` and more (see `summarize`) with `layers` removed.
 
     Args:
       layers: at λ = 0: `identity`, or `skip` without compensation.
@@ -164,7 +172,7 @@ class ShortDilution:
     """
     params = self._params if params is None else params
     factor = self._factor(tuple(layers), 0.0)
-    return summarize(
+    return self._summarize(
       self._counts(params, batch, factor) for batch in self._test
     )
 
@@ -195,10 +203,7 @@ def _step(
       dilution_factor=dilution_factor,
       capture=False,
     )
-    targets = losses.smooth_one_hot(
-      batch['label'], module.num_classes, smoothing
-    )
-    return losses.cross_entropy(logits, targets)
+    return losses.label_loss(logits, batch['label'], smoothing)
 
   gradients = jax.grad(loss)(params)
   updates, opt_state = optimizer.update(gradients, opt_state, params)
@@ -212,7 +217,7 @@ class Rung:
 
   Attributes:
     steps: of each short dilution.
-    scores: held-out loss per set, in nats per image.
+    scores: held-out loss per set, in nats per image or pixel.
   """
 
   steps: int

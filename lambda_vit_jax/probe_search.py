@@ -40,13 +40,16 @@ def proposals(
   """The set that each static criterion would remove.
 
   Args:
-    model: see `selection.select`.
+    model: see `selection.select`. Of one without classes `loss_increase` has
+      nothing to say.
     batches: with labels, read once per criterion: a list, not an iterator.
     num_layers: of every set.
     **options: of every search (`memory_gib`, `mesh`, `seed`, `warn`).
   """
   found = {}
   for name, own in PROPOSERS.items():
+    if name == 'loss_increase' and not model.num_classes:
+      continue
     found[name] = selection.select(
       model,
       batches,
@@ -76,7 +79,7 @@ def select_by_probe(
   """The proposed set whose short dilution leaves the least held-out loss.
 
   Args:
-    model: the shared start.
+    model: the shared start; of a network that segments its backbone.
     batches: held-out images with labels, for the proposals.
     short: trains and scores; its test batches are held-out images too.
     steps: of the first rung; every further one has twice as many.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax import resolve
+from lambda_vit_jax import resolve, task
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.probe import ShortDilution
 from lambda_vit_jax.probe_search import select_by_probe
@@ -28,7 +28,7 @@ def search(
   Args:
     run: its config's sections `dilute` and `select` say how.
     model: the dense start.
-    batches: the held-out images, for the proposals and for the score.
+    batches: the held-out images and labels, for the proposals and the score.
     size: the budget, one of `selection.select`'s.
     memory_gib: see `selection.select`.
 
@@ -55,8 +55,8 @@ def search(
     run.write_json(PARTIAL, done)
 
   return select_by_probe(
-    model,
-    batches,
+    task.searched(model),
+    [task.for_search(run.config, batch) for batch in batches],
     short,
     steps=steps,
     done={_parse(key): loss for key, loss in done.items()},

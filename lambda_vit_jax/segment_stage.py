@@ -52,28 +52,19 @@ def holdout_scores(
     mesh: the batch is split over it.
     dilution_factor: `[depth]`, for blocks in mode `diluted`.
   """
-  matrix = np.zeros((module.num_classes,) * 2, np.int64)
-  loss = 0.0
-  for batch in batches:
-    placed = sharding.put_batch(batch, mesh)
-    counts = jax.device_get(
-      counts_everywhere(
-        losses.pixel_counts,
-        module,
-        params,
-        placed,
-        dilution_factor,
-        sharding.replicated(mesh),
-      )
+  everywhere = sharding.replicated(mesh)
+  found = confusion.summarize(
+    counts_everywhere(
+      losses.pixel_counts,
+      module,
+      params,
+      sharding.put_batch(batch, mesh),
+      dilution_factor,
+      everywhere,
     )
-    matrix += counts['confusion']
-    loss += float(counts['loss'])
-  found = confusion.scores(matrix)
-  return {
-    'loss': loss / max(found['num_pixels'], 1),
-    'accuracy': found['pixel_accuracy'],
-    'mean_iou': found['mean_iou'],
-  }
+    for batch in batches
+  )
+  return {name: found[name] for name in ('loss', 'accuracy', 'mean_iou')}
 
 
 @compilation.jit(static_argnames='module')

@@ -26,7 +26,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.workdir import Run
 
 
-def selection_batches(
+def _held_out(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """The held-out slice, as masked batches."""
@@ -35,13 +35,15 @@ def selection_batches(
       'config.data.holdout_images=0: selection and analysis read the held-out '
       'slice of the training images; keep at least 128'
     )
-  batches = run.holdout_batches(model.preprocessing, limit)
-  if task.segments(run.config):
-    # A search looks at images; theirs are no labels of images.
-    return (
-      {name: batch[name] for name in ('image', 'mask')} for batch in batches
-    )
-  return batches
+  return run.holdout_batches(model.preprocessing, limit)
+
+
+def selection_batches(
+  run: Run, model: Model, limit: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same as a search reads them."""
+  batches = _held_out(run, model, limit)
+  return (task.for_search(run.config, batch) for batch in batches)
 
 
 def analyze(run: Run) -> None:
@@ -85,8 +87,8 @@ def select(run: Run) -> None:
   name = settings['criterion']
   if name == 'probe':
     # Read by every criterion that proposes a set.
-    held_out = list(selection_batches(run, model, limit))
-    chosen = probe_stage.search(run, model, held_out, size, memory_gib(run))
+    held_out = list(_held_out(run, model, limit))
+    chosen = probe_stage.search(run, dense, held_out, size, memory_gib(run))
   elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
     images = selection_batches(run, model, limit)
     chosen = _search(run, model, images, size)

@@ -18,9 +18,6 @@ from lambda_vit_jax.models.model import Model
 TASKS = ('classify', 'segment')
 """Values of `config.task`."""
 
-# What a class per image needs, and pixels do not have.
-_OF_LABELS = ('loss_increase', 'probe')
-
 
 def segments(config: Mapping[str, Any]) -> bool:
   """Whether the run is for classes of pixels.
@@ -43,10 +40,10 @@ def segments(config: Mapping[str, Any]) -> bool:
           'not mixed; set it to 0'
         )
   criterion = str(config['select']['criterion'])
-  if any(name in criterion for name in _OF_LABELS):
+  if 'loss_increase' in criterion:
     raise UsageError(
       f'config.select.criterion={criterion!r} needs a class per image; with '
-      'task=segment use transfer_entropy, cosine or affine'
+      'task=segment use transfer_entropy, cosine, affine or probe'
     )
   return True
 
@@ -155,3 +152,12 @@ def searched(model: Model) -> Model:
   return (
     model if model.module.segmentation is None else segmenter.backbone(model)
   )
+
+
+def for_search(
+  config: Mapping[str, Any], batch: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A batch as searches read it: classes of pixels are none of images."""
+  if not segments(config):
+    return dict(batch)
+  return {name: batch[name] for name in ('image', 'mask')}

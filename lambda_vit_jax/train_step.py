@@ -134,21 +134,18 @@ def _target(
 ) -> tuple[Array, Callable[[Array], Array]]:
   """The images as mixed, and the loss of their logits against the labels."""
   images, labels = batch['image'], batch['label']
-  if module.segmentation is not None:
-    return images, lambda logits: losses.pixel_cross_entropy(
+  mixes = settings.mixup_alpha or settings.cutmix_alpha
+  if module.segmentation is not None or not mixes:
+    return images, lambda logits: losses.label_loss(
       logits, labels, settings.label_smoothing
     )
-  targets = losses.smooth_one_hot(
-    labels, module.num_classes, settings.label_smoothing
+  images, targets = mixing.mix(
+    images,
+    losses.smooth_one_hot(labels, module.num_classes, settings.label_smoothing),
+    key,
+    mixup_alpha=settings.mixup_alpha,
+    cutmix_alpha=settings.cutmix_alpha,
   )
-  if settings.mixup_alpha or settings.cutmix_alpha:
-    images, targets = mixing.mix(
-      images,
-      targets,
-      key,
-      mixup_alpha=settings.mixup_alpha,
-      cutmix_alpha=settings.cutmix_alpha,
-    )
   return images, lambda logits: losses.cross_entropy(logits, targets)
 
 

@@ -12,8 +12,15 @@ import pytest
 
 import lambda_vit_jax as lv
 from configs import digits
-from lambda_vit_jax import evaluate, probe, probe_search, sharding
+from lambda_vit_jax import (
+  evaluate,
+  probe,
+  probe_search,
+  segment_stage,
+  sharding,
+)
 from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.models.decoders import Decoder
 
 SETTINGS = digits.get_config().dilute.to_dict()
 
@@ -55,10 +62,13 @@ def assert_same_score(found, expected):
   assert found['loss'] == pytest.approx(expected['loss'], abs=1e-5)
 
 
+def mesh_of(devices):
+  grid = np.asarray(jax.devices()[:devices]).reshape(devices, 1)
+  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
 def evaluated(model, test_batches):
-  grid = np.asarray(jax.devices()[:1]).reshape(1, 1)
-  mesh = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
-  return evaluate.evaluate_model(model, test_batches, mesh)
+  return evaluate.evaluate_model(model, test_batches, mesh_of(1))
 
 
 def test_score_is_that_of_the_pruned_model(model, short, test_batches):
@@ -107,6 +117,47 @@ def test_training_lowers_the_loss_and_leaves_the_start_alone(
   after = seen.score((0,), seen.train((0,), 60))
   assert after['loss'] < seen.score((0,))['loss']
   np.testing.assert_array_equal(model.params['norm']['scale'], before)
+
+
+@pytest.mark.parametrize('devices', [None, 2])
+def test_networks_that_segment(model, devices):
+  """Scored as the stage scores them, on pixels that have a class."""
+  pixels = lv.with_decoder(model, Decoder('linear'), 3)
+
+  def with_maps(batch, seed):
+    rng = np.random.default_rng(seed)
+    # Some pixels have no class.
+    maps = rng.integers(-1, 3, (8, 8, 8)).astype(np.int32)
+    return batch | {'label': maps}
+
+  held = [with_maps(b, 3) for b in batches(2, 1, mask=np.arange(8) < 6)]
+  seen = [with_maps(b, 4) for b in batches(1, 2)]
+  short = probe.ShortDilution(
+    pixels,
+    SETTINGS,
+    lambda: itertools.cycle(seen),
+    held,
+    None if devices is None else mesh_of(devices),
+  )
+  start = short.score((0, 2))
+  pruned = lv.prune(pixels, (0, 2))
+  mesh = mesh_of(1)
+  expected = segment_stage.holdout_scores(
+    pruned.module, sharding.replicate(pruned.params, mesh), held, mesh, None
+  )
+  assert start['num_images'] == 12
+  for name, value in expected.items():
+    # Two float32 programs with differently ordered sums.
+    assert start[name] == pytest.approx(value, abs=1e-5)
+  trained = short.train((0, 2), 30)
+  on_seen = probe.ShortDilution(
+    pixels,
+    SETTINGS,
+    lambda: itertools.cycle(seen),
+    [b | {'mask': np.ones(8, bool)} for b in seen],
+  )
+  after = on_seen.score((0, 2), jax.device_get(trained))
+  assert after['loss'] < on_seen.score((0, 2))['loss']
 
 
 @hypothesis.given(st.integers(2, 500), st.floats(1e-5, 1e-1))

@@ -193,6 +193,24 @@ def test_the_export_segments(finished, tmp_path):
   assert other.removed_layers == model.removed_layers
 
 
+def test_short_dilutions_choose_by_the_loss_of_pixels(finished, tmp_path):
+  run = open_run(
+    tmp_path / 'probe',
+    *SMALL,
+    '--config.select.criterion=probe',
+    '--config.select.probe_steps=2',
+    f'--config.resume_from={finished.workdir}',
+  )
+  for name in ('pretrain', 'select'):
+    stages.run_stage(run, name)
+  found = read(run, 'selection.json')
+  assert (found['criterion'], len(found['removed'])) == ('probe', 1)
+  losses = found['set_scores'].values()
+  # Of eleven classes, by a network that is hardly trained: near log 11.
+  assert all(0 < loss < 2 * np.log(11) for loss in losses)
+  assert found['num_samples'] == len(run.holdout_indices())
+
+
 def test_tokens_merge_without_training(finished, tmp_path):
   """The trained steps are taken over; the dense network has every token."""
   run = open_run(
@@ -338,7 +356,7 @@ def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
   [
     ('--config.task=detect', 'config.task='),
     ('--config.pretrain.mixup=0.8', 'are not mixed'),
-    ('--config.select.criterion=probe', 'needs a class per image'),
+    ('--config.select.criterion=loss_increase', 'needs a class per image'),
     ('--config.segment.decoder=unet', 'is not known'),
     ('--config.pretrain.schedule=line', 'use cosine or poly'),
     ('--config.data.source=idx_folder:x', 'with task=segment'),
