@@ -1,0 +1,241 @@
+r"""Every way to remove attention from a network that segments, side by side.
+
+Real digits laid on textures, two classes and the background, 24 x 24 pixels;
+a ViT of 4 blocks and 144 tokens with the decoder `linear`, three seeds. Rows:
+the dense network; without 2 of its 4 attentions NOSE and `probe`, each with
+dilution, and affine maps of the token in place of them without training
+(`training-free`), also with the MLPs refit; one whole block dropped and MLPs
+refit; and all of these with tokens merged on top, at evaluation alone. Mean
+IoU over all test images, sizes, and images per second taken in turn.
+
+  python benchmarks/segmentation_table.py --workdir=runs/segmentation
+
+All trained rows have seen the same number of steps in the end: the dense
+baseline in one schedule, the others in a shorter dense training and a dilution
+from there. What trains nothing starts from the dense network. Every run has
+its own workdir: the script continues where it was stopped. About 20 minutes
+on two CPU cores. Writes docs/benchmarks/segmentation_table.json.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax import (
+  benchmark,
+  linear_stage,
+  main,
+  segment_stage,
+  sharding,
+  stages,
+)
+from lambda_vit_jax.models import variants
+from lambda_vit_jax.models.model import Model, merge_tokens
+from lambda_vit_jax.progress import Reporter
+from lambda_vit_jax.workdir import Run
+
+ROOT = pathlib.Path(__file__).parents[1]
+OUTPUT = ROOT / 'docs/benchmarks/segmentation_table.json'
+CONFIG = 'ade20k_upernet_deit_base.py:linear,runlocal'
+VARIANT = dataclasses.replace(
+  variants.get_variant('vit_nano_patch2_8'),
+  name='scenes',
+  image_size=24,
+  embed_dim=48,
+  depth=4,
+  num_heads=3,
+)
+SEEDS = range(3)
+NUM_LAYERS, NUM_DROPPED, MERGE = 2, 1, 32
+START_STEPS, DILUTION_STEPS, SETTLE_STEPS, PROBE_STEPS = 700, 150, 300, 50
+SPEED_BATCH, SPEED_ROUNDS = 32, 15
+SETTINGS = (
+  f'--config.model.variant={VARIANT.name}',
+  '--config.segment.num_classes=3',
+  '--config.segment.evaluation=whole',
+  '--config.segment.scale=(0.85, 1.2)',
+  '--config.segment.most_of_one=1.0',
+  '--config.segment.photometric=0',
+  '--config.segment.flip=0',
+  '--config.segment.dropout=0',
+  '--config.batch_size=16',
+  '--config.pretrain.learning_rate=3e-3',
+  '--config.pretrain.b2=0.98',
+  '--config.pretrain.warmup_steps=50',
+  '--config.pretrain.drop_path_rate=0',
+  f'--config.select.num_layers={NUM_LAYERS}',
+  f'--config.select.probe_steps={PROBE_STEPS}',
+  '--config.dilute.learning_rate=1e-3',
+  '--config.dilute.warmup_steps=10',
+  f'--config.dilute.dilution_steps={DILUTION_STEPS}',
+  f'--config.dilute.settle_steps={SETTLE_STEPS}',
+  '--config.dilute.drop_path_rate=0',
+  '--config.log_every=50',
+  '--config.checkpoint_every=1000',
+)
+# What trains nothing, from the dense network.
+FITTED = {
+  'training-free': (),
+  'training-free, refit': ('--config.linearize.refit=True',),
+  'block dropped, refit': (
+    '--config.select.num_layers=0',
+    f'--config.linearize.num_drop_blocks={NUM_DROPPED}',
+    '--config.linearize.refit=True',
+  ),
+}
+
+
+def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
+  """A workdir of its own for every run."""
+  workdir = f'{folder}/{name.replace(", ", "-").replace(" ", "-")}-{seed}'
+  _, config, _ = main.parse(
+    [
+      'run',
+      f'--config={ROOT}/configs/{CONFIG}',
+      f'--workdir={workdir}',
+      f'--config.seed={seed}',
+      *SETTINGS,
+      *arguments,
+    ]
+  )
+  return Run(config.to_dict(), workdir, Reporter())
+
+
+def trained(folder: str, name: str, seed: int, steps: int) -> Run:
+  """A dense network."""
+  run = open_run(folder, name, seed, f'--config.pretrain.steps={steps}')
+  stages.run_stage(run, 'pretrain')
+  return run
+
+
+def starting_at(run: Run, folder: str, name: str, *arguments: str) -> Run:
+  """A run that takes over another's dense network as it is."""
+  return open_run(
+    folder,
+    name,
+    run.config['seed'],
+    f'--config.init={run.workdir}',
+    '--config.pretrain.steps=0',
+    *arguments,
+  )
+
+
+def models_of_seed(folder: str, seed: int) -> Iterator[tuple[str, Run, Model]]:
+  """Every row but those that merge tokens."""
+  start = trained(folder, 'start', seed, START_STEPS)
+  total = START_STEPS + DILUTION_STEPS + SETTLE_STEPS
+  dense = trained(folder, 'dense', seed, total)
+  yield 'dense', dense, dense.load('pretrain')
+  for criterion in ('transfer_entropy', 'probe'):
+    run = starting_at(
+      start, folder, criterion, f'--config.select.criterion={criterion}'
+    )
+    for stage in ('pretrain', 'select', 'dilute'):
+      stages.run_stage(run, stage)
+    yield f'{criterion} + dilution', run, run.load('dilute')
+  for name, arguments in FITTED.items():
+    run = starting_at(
+      dense, folder, name, '--config.method=linearize', *arguments
+    )
+    for stage in ('pretrain', 'select', 'linearize'):
+      stages.run_stage(run, stage)
+    yield name, run, linear_stage.load_linear(run)
+
+
+def mean_iou(run: Run, model: Model) -> float:
+  """Over all test images; they are as large as the network's."""
+  return segment_stage.holdout_scores(
+    model.module,
+    sharding.replicate(model.params, run.mesh),
+    run.eval_batches(model.preprocessing),
+    run.mesh,
+    None,
+  )['mean_iou']
+
+
+def rows_of_seed(folder: str, seed: int) -> dict[str, Any]:
+  """Per row its score, its blocks without attention, and its model."""
+  plain, merging = {}, {}
+  for name, run, model in models_of_seed(folder, seed):
+    merged = merge_tokens(model, MERGE)
+    for rows, key, one in (
+      (plain, name, model),
+      (merging, f'{name} + merging', merged),
+    ):
+      rows[key] = {
+        'model': one,
+        'mean_iou': mean_iou(run, one),
+        'modes': list(one.attention_modes),
+        'kept_blocks': list(one.kept_blocks),
+      }
+      print(seed, key, rows[key]['mean_iou'], flush=True)
+  return plain | merging
+
+
+def speed(models: dict[str, Model]) -> dict[str, Any]:
+  """Sizes and images per second of the first seed's models, in turn."""
+  module = models['dense'].module
+  shape = (SPEED_BATCH, *module.image_size, module.in_chans)
+  images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+  calls, sizes = {}, {}
+  for name, model in models.items():
+    calls[name], sizes[name] = benchmark.compile_model(model, images)
+  seconds = benchmark.time_in_turn(calls, SPEED_ROUNDS)
+  found = {}
+  for name, times in seconds.items():
+    ratios = [a / b for a, b in zip(seconds['dense'], times, strict=True)]
+    found[name] = {
+      **{key: sizes[name][key] for key in benchmark.OF_MODEL},
+      'images_per_second': SPEED_BATCH / float(np.median(times)),
+      'over_dense': {
+        'min': min(ratios),
+        'median': float(np.median(ratios)),
+        'max': max(ratios),
+      },
+    }
+  return found
+
+
+def write_table() -> None:
+  """Runs everything that is missing, then writes the JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--workdir', required=True)
+  options = parser.parse_args()
+  variants.VARIANTS[VARIANT.name] = VARIANT
+  # Absolute, since a workdir names the one that it starts from.
+  folder = str(pathlib.Path(options.workdir).absolute())
+  seeds = [rows_of_seed(folder, seed) for seed in SEEDS]
+  found = {
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'device': benchmark.describe_device(),
+    'versions': benchmark.versions(),
+    'config': CONFIG,
+    'settings': SETTINGS,
+    'num_layers': NUM_LAYERS,
+    'num_dropped': NUM_DROPPED,
+    'merge': MERGE,
+    'steps': START_STEPS + DILUTION_STEPS + SETTLE_STEPS,
+    'speed_batch': SPEED_BATCH,
+    'rows': {
+      name: {
+        key: [rows[name][key] for rows in seeds]
+        for key in ('mean_iou', 'modes', 'kept_blocks')
+      }
+      for name in seeds[0]
+    },
+    'speed': speed({name: row['model'] for name, row in seeds[0].items()}),
+  }
+  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  write_table()
