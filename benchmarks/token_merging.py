@@ -2,14 +2,14 @@ r"""Images per second and multiply-accumulates against r, in turn in one run.
 
   python benchmarks/token_merging.py [--rounds=7] [--batch=16] [--r 0 8 14 24 28]
   python benchmarks/token_merging.py --segment=linear --image_size=512 \
-    --batch=2 --r 0 16 32 64 80 \
-    --output=docs/benchmarks/token_merging_segment.json
+    --batch=2 --r 0 16 32 64 80
 
 DeiT-S at 224 pixels, float32, random weights and images: the dense network,
 and the paper's larger pruned set with r tokens merged behind each attention
 from block 1 on. Speed does not depend on the weights; accuracy is not
 measured here. Each round calls every program once, A B C A B C …; ratios to
-r = 0 are of the same round. Writes docs/benchmarks/token_merging.json.
+r = 0 are of the same round. Writes its part of
+docs/benchmarks/token_merging.json.
 """
 
 import argparse
@@ -105,8 +105,10 @@ def main() -> None:
   parser.add_argument('--removed', type=int, nargs='+', default=REMOVED)
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   options = parser.parse_args()
-  found = measure(options)
-  options.output.write_text(json.dumps(found, indent=2) + '\n')
+  output = options.output
+  found = json.loads(output.read_text()) if output.exists() else {}
+  found[options.segment or 'classify'] = measure(options)
+  output.write_text(json.dumps(found, indent=2) + '\n')
 
 
 if __name__ == '__main__':

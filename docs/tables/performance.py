@@ -185,8 +185,12 @@ def scaling_table(found: dict[str, Any]) -> str:
   )
 
 
-def merging_table(found: dict[str, Any]) -> str:
-  """Speed against the tokens that are merged."""
+def merging_tables(of_tasks: dict[str, Any]) -> str:
+  """Speed against the tokens that are merged, of each kind of network."""
+  return '\n\n'.join(map(_merging_table, of_tasks.values()))
+
+
+def _merging_table(found: dict[str, Any]) -> str:
   rows = [
     (
       name,
@@ -200,9 +204,9 @@ def merging_table(found: dict[str, Any]) -> str:
     for name, row in found['rows'].items()
   ]
   first = next(name for name in found['rows'] if name != 'dense')
-  name, title, decoder = 'token_merging', 'Token merging', ''
+  title, decoder = 'Token merging', ''
   if found.get('segment'):
-    name, title = 'token_merging_segment', 'Token merging in segmentation'
+    title = 'Token merging in segmentation'
     decoder = f', {found["image_size"]} pixels, decoder `{found["segment"]}`'
   return '\n\n'.join(
     [
@@ -226,7 +230,7 @@ def merging_table(found: dict[str, Any]) -> str:
         ),
         rows,
       ),
-      origin(name, 'token_merging.py', found),
+      origin('token_merging', 'token_merging.py', found),
     ]
   )
 
@@ -400,8 +404,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'products': products_table,
   'scaling': scaling_table,
   'nose_speed': nose_table,
-  'token_merging': merging_table,
-  'token_merging_segment': merging_table,
+  'token_merging': merging_tables,
   'training_free_cost': fitting_table,
   'int8': int8_table,
   'pipeline': pipeline_table,

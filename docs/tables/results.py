@@ -1,5 +1,6 @@
 """Sections of docs/results.md."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,52 @@ def quality_tables(of_sets: dict[str, Any]) -> str:
     return '\n\n'.join(parts)
 
   return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+def segmentation_table(found: dict[str, Any]) -> str:
+  """Every way to remove attention from a network that segments."""
+  rows = [
+    (
+      name,
+      percent(statistics.mean(found['rows'][name]['mean_iou'])),
+      ' '.join(map(percent, found['rows'][name]['mean_iou'])),
+      f'{row["parameters"] / 1e3:.1f}',
+      f'{row["macs"] / 1e6:.2f}',
+      f'{row["weight_bytes"] / 1e3:.0f}',
+      f'{row["images_per_second"]:.0f}',
+      span(row['over_dense']),
+    )
+    for name, row in found['speed'].items()
+  ]
+  return '\n\n'.join(
+    [
+      '## Ways to remove attention: segmentation\n\n'
+      'Digits on textures, two classes and the background, 360 test images; a '
+      'ViT of 4 blocks and 144 tokens with the decoder `linear`, three seeds. '
+      f'{found["num_layers"]} of 4 attention layers removed, or '
+      f'{found["num_dropped"]} whole block; every trained row has seen '
+      f'{found["steps"]:,} steps. `transfer_entropy` is NOSE on the mean of '
+      'the patches; `training-free` fits affine maps of the token to 128 '
+      'unlabeled images of the dense network; `refit` lets its MLPs make up '
+      f'for what is gone; `merging` merges {found["merge"]} tokens behind each '
+      'attention, at evaluation alone. Speed is of the first seed, '
+      f'{found["speed_batch"]} images a call, in turn.',
+      table(
+        (
+          'row',
+          'mean IoU %',
+          'by seed',
+          'k parameters',
+          'MMACs',
+          'kB',
+          'images/s',
+          'times as fast',
+        ),
+        rows,
+      ),
+      origin('segmentation_table', 'segmentation_table.py', found),
+    ]
+  )
 
 
 def method_tables(of_sets: dict[str, Any]) -> str:
@@ -380,6 +427,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
   'method_table': method_tables,
+  'segmentation_table': segmentation_table,
   'selection_quality': quality_tables,
   'training_free': training_free_tables,
   'block_maps': block_tables,
