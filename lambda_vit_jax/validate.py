@@ -14,7 +14,7 @@ from lambda_vit_jax import (
   criteria,
   exporter,
   linear,
-  merging,
+  merge_plan,
   optim,
   resolve,
   selection,
@@ -108,7 +108,7 @@ def _check_model(config: Mapping[str, Any]) -> Model:
   resolve.compute_dtype(settings)
   resolve.crop_ratio(settings)
   rows, columns = module.grid_size
-  merging.merge_schedule(
+  merge_plan.merge_schedule(
     settings['merge'],
     module.depth,
     rows * columns if _size_is_known(config) else _MANY,

@@ -13,7 +13,7 @@ from etils import epath
 from lambda_vit_jax import (
   checkpoint,
   claim,
-  merging,
+  merge_plan,
   processes,
   resolve,
   sharding,
@@ -257,7 +257,7 @@ class Run:
     """
     settings = self.config['model']
     rows, columns = module.grid_size
-    return merging.merge_schedule(
+    return merge_plan.merge_schedule(
       settings['merge'],
       module.depth,
       rows * columns,

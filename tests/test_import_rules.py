@@ -22,6 +22,7 @@ FLOORS = (
     'linear',
     'linear_folds',
     'losses',
+    'merge_plan',
     'merging',
     'metrics',
     'plots',

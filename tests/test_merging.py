@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import merging
+from lambda_vit_jax import merge_plan, merging
 from lambda_vit_jax.description import describe, rebuild
 from lambda_vit_jax.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models import model as model_lib
@@ -445,7 +445,7 @@ def test_description_keeps_the_schedule(model):
   ],
 )
 def test_schedules(merge, start, expected):
-  found = merging.merge_schedule(merge, 12, 196, start)
+  found = merge_plan.merge_schedule(merge, 12, 196, start)
   assert len(found) == len(expected)
   if isinstance(merge, str) and merge.startswith('decreasing'):
     # Whole numbers beside the line, with its sum.
@@ -461,8 +461,8 @@ def test_published_settings_of_deit_base(r, last):
   modes = ['full'] * 12
   for index in (0, 1, 3, 4, 6):
     modes[index] = 'identity'
-  schedule = merging.merge_schedule(r, 12, 196, 1, modes)
-  counts = merging.merge_counts(schedule, modes, 196)
+  schedule = merge_plan.merge_schedule(r, 12, 196, 1, modes)
+  counts = merge_plan.merge_counts(schedule, modes, 196)
   assert [c for c in counts if c] == [r] * 6 + [last]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from lambda_vit_jax import (
   compilation,
   complexity,
-  merging,
+  merge_plan,
   quantization,
   surgery,
 )
@@ -446,7 +446,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   Args:
     model: left as it is; merging that it has is replaced.
     merge: tokens per block, a list with one number per block, `constant:8` or
-      `decreasing:8` (`merging.merge_schedule`); 0 for none.
+      `decreasing:8` (`merge_plan.merge_schedule`); 0 for none.
     start: the first block that merges.
 
   Returns:
@@ -457,7 +457,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """
   module = model.module
   rows, columns = module.grid_size
-  schedule = merging.merge_schedule(
+  schedule = merge_plan.merge_schedule(
     merge, model.depth, rows * columns, start, model.attention_modes
   )
   return model.replace(module=module.clone(merge=schedule))

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lambda_vit_jax import merging
+from lambda_vit_jax import merge_plan, merging
 from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.attention import AttentionKernel
 from lambda_vit_jax.models.block import EncoderBlock, mixes_tokens
@@ -130,9 +130,9 @@ class ViT(nn.Module):
 
   @property
   def merge_counts(self) -> tuple[int, ...]:
-    """Patch tokens that each block merges away (`merging.merge_counts`)."""
+    """Patch tokens that each block merges away (`merge_plan.merge_counts`)."""
     patches = self.num_tokens - self.num_prefix_tokens
-    return merging.merge_counts(self.merge, self.attention_modes, patches)
+    return merge_plan.merge_counts(self.merge, self.attention_modes, patches)
 
   def block_fields(self, block_index: int) -> dict[str, Any]:
     """The fields of one `EncoderBlock`."""
