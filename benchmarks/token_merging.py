@@ -2,13 +2,13 @@ r"""Images per second and multiply-accumulates against r, in turn in one run.
 
   python benchmarks/token_merging.py [--rounds=7] [--batch=16] [--r 0 8 14 24 28]
   python benchmarks/token_merging.py --segment=linear --image_size=512 \
-    --batch=2 --r 0 16 32 64 80
+    --batch=2 --rounds=5 --r 0 16 32 64 80
 
-DeiT-S at 224 pixels, float32, random weights and images: the dense network,
-and the paper's larger pruned set with r tokens merged behind each attention
-from block 1 on. Speed does not depend on the weights; accuracy is not
-measured here. Each round calls every program once, A B C A B C …; ratios to
-r = 0 are of the same round. Writes its part of
+DeiT-S, at 224 pixels if not told otherwise, float32, random weights and
+images: the dense network, and the paper's larger pruned set with r tokens
+merged behind each attention from block 1 on. Speed does not depend on the
+weights; accuracy is not measured here. Each round calls every program once,
+A B C A B C …; ratios to r = 0 are of the same round. Writes its part of
 docs/benchmarks/token_merging.json.
 """
 

@@ -272,7 +272,8 @@ def _write(
     if merges:
       warnings.append(
         'model.safetensors: programs that know timm alone compute the network '
-        'without its token merging; use model.stablehlo or this package'
+        'without its token merging; use model.stablehlo, model.onnx or this '
+        'package'
       )
     if quantized:
       warnings.append(

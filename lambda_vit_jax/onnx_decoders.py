@@ -112,10 +112,9 @@ def _unit(layers: Layers, x: str, name: str) -> str:
 def _convolve(layers: Layers, x: str, path: str) -> str:
   """3 x 3, zeros around the grid."""
   x = layers.add('Transpose', x, perm=[0, 3, 1, 2])
-  layers.params[f'{path}/kernel'] = np.transpose(
-    layers.params[f'{path}/kernel'], (3, 2, 0, 1)
-  )
-  inputs = [x, layers.parameter(f'{path}/kernel')]
+  name = f'{path}/kernel'
+  kernel = np.transpose(layers.params[name], (3, 2, 0, 1))
+  inputs = [x, layers.graph.parameter(kernel, name, layers.dtype)]
   if f'{path}/bias' in layers.params:
     inputs.append(layers.parameter(f'{path}/bias'))
   x = layers.add('Conv', *inputs, pads=[1, 1, 1, 1])

@@ -13,10 +13,12 @@ class Layers:
   """Adds layers to a graph, by the paths of their parameters."""
 
   def __init__(self, graph: Graph, params: Mapping[str, Any], dtype: np.dtype):
-    """Args:
-    graph: to add to.
-    params: arrays by path.
-    dtype: see `Graph.parameter`.
+    """Adds nothing yet.
+
+    Args:
+      graph: to add to.
+      params: arrays by path.
+      dtype: see `Graph.parameter`.
     """
     self.graph = graph
     self.params = dict(params)

@@ -117,7 +117,8 @@ class ShortDilution:
     self._peak = float(settings['learning_rate'])
     self._make_batches = make_batches
     self._place = place
-    self._test = [place(batch) for batch in test_batches]
+    # On the host: images and maps of a whole slice are gigabytes.
+    self._test = list(test_batches)
     # The rate is an argument of the step: the chain ends in a gradient
     # direction, and one program serves every schedule.
     self._optimizer = optim.make_optimizer(
@@ -164,7 +165,9 @@ class ShortDilution:
   def score(
     self, layers: Iterable[int], params: Params | None = None
   ) -> dict[str, float]:
-    """`loss`, `num_images` and more (see `summarize`) with `layers` removed.
+    """`loss`, `num_images` and more with `layers` removed.
+
+    See `evaluate.summarize`, and `confusion.summarize` where it segments.
 
     Args:
       layers: at λ = 0: `identity`, or `skip` without compensation.
@@ -173,7 +176,7 @@ class ShortDilution:
     params = self._params if params is None else params
     factor = self._factor(tuple(layers), 0.0)
     return self._summarize(
-      self._counts(params, batch, factor) for batch in self._test
+      self._counts(params, self._place(batch), factor) for batch in self._test
     )
 
   def _factor(self, layers: Variant, factor: float) -> Array:

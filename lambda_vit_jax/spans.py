@@ -10,6 +10,7 @@ from one pass of the images, for all l and n at once.
 """
 
 import itertools
+import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -63,11 +64,7 @@ def choose_blocks(
   shape = (*model.module.image_size, model.module.in_chans)
   images = read_images(batches, shape, mesh)
   distances = angles(model, images, memory_gib)
-  by_angle = {
-    float(distances[first, first + num_blocks]): tuple(found[first])
-    for first in found
-  }
-  return by_angle[min(by_angle)]
+  return tuple(found[min(found, key=lambda i: distances[i, i + num_blocks])])
 
 
 def spans_of(
@@ -87,7 +84,8 @@ def spans_of(
   Raises:
     ModelError: none.
   """
-  if isinstance(num_blocks, bool) or not isinstance(num_blocks, int):
+  whole = isinstance(num_blocks, numbers.Integral)
+  if isinstance(num_blocks, bool) or not whole:
     raise ModelError(f'num_blocks={num_blocks!r}: a whole number of blocks')
   modes = model.attention_modes
   # A block in mode `identity` doubles the stream.

@@ -129,7 +129,8 @@ def with_outputs(
   if segments(config):
     wanted = decoder(config, model.depth)
     if found is not None:
-      if model.kept_blocks and not config['segment']['blocks']:
+      alike = found.kind == wanted.kind
+      if alike and model.kept_blocks and not config['segment']['blocks']:
         # Renumbered where blocks were dropped.
         wanted = dataclasses.replace(wanted, blocks=found.blocks)
       # Of the weights, whatever the config.

@@ -314,6 +314,37 @@ def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
 
 
 @EACH
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'num_registers': 2, 'layer_scale': 0.5, 'pooling': 'avg'},
+    {'distilled': True, 'norm_before_pool': False},
+  ],
+  ids=['registers', 'distilled'],
+)
+def test_onnx_graphs_that_merge(decoder, fields, images, rng):
+  """Other leading tokens, and a map of the mean over merged ones."""
+  module = model_lib.make_module(
+    get_variant('vit_nano_patch2_8'),
+    segmentation=decoder,
+    num_classes=CLASSES,
+    attention_modes=('full', 'linear', 'full'),
+    linear_inputs=('token', 'mean', 'class_map'),
+    merge=(8, 0, 3),
+    **fields,
+  )
+  params = jax.tree.map(
+    lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype),
+    model_lib.abstract_params(module),
+  )
+  model = make(decoder).replace(module=module, params=params)
+  graph = onnx_vit.build(lv.fold(model))
+  np.testing.assert_allclose(
+    run(graph, images), model(images), rtol=2e-5, atol=2e-5
+  )
+
+
+@EACH
 def test_merging_equal_patches_changes_nothing(decoder):
   """Tokens that agree in everything are as good as one of several."""
   model = make(decoder)

@@ -163,7 +163,7 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
 
 def test_merging_counts_blocks_as_the_dense_network_does(run, tmp_path):
   depth = run.load('pretrain').depth
-  merge = [0] * (depth - 1) + [2]
+  merge = [1, *[0] * (depth - 2), 2]
   other = open_run(
     tmp_path / 'other',
     *OPTIONS,

@@ -1,5 +1,6 @@
 """Runs that segment, end to end on real digits laid on textures."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,7 +25,8 @@ from lambda_vit_jax import (
   training_stage,
 )
 from lambda_vit_jax.errors import LambdaVitError, UsageError
-from lambda_vit_jax.models.decoders import Decoder
+from lambda_vit_jax.models.decoders import Decoder, spread_blocks
+from lambda_vit_jax.models.variants import VARIANTS, get_variant
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.workdir import Run
 
@@ -296,6 +298,39 @@ def segmenting(tmp_path):
   )
   lv.export(model, tmp_path / 'export', formats=())
   return model, f'--config.init={tmp_path / "export"}'
+
+
+@pytest.mark.parametrize('kinds', [('linear', 'upernet'), ('upernet',) * 2])
+def test_another_decoder_behind_a_shorter_network(kinds, tmp_path, monkeypatch):
+  """Fresh where it is of another kind, and renumbered where it is not."""
+  tall = dataclasses.replace(
+    get_variant('vit_nano_patch2_8'), name='tall', depth=5, image_size=24
+  )
+  monkeypatch.setitem(VARIANTS, 'tall', tall)
+  dense = lv.create_model('tall')
+  for old, new in (kinds, kinds[::-1]):
+    blocks = spread_blocks(5) if old == 'upernet' else ()
+    gone = min(set(range(5)) - {*blocks})
+    model = lv.with_decoder(dense, Decoder(old, blocks, channels=16), 11)
+    folder = tmp_path / f'{old}-{new}'
+    lv.export(lv.drop_blocks(model, (gone,)), folder, formats=())
+    start = training_stage.starting_model(
+      open_run(
+        tmp_path / 'run',
+        '--config.model.variant=tall',
+        f'--config.init={folder}',
+        f'--config.segment.decoder={new}',
+        arguments='runlocal',
+      )
+    )
+    found = start.module.segmentation
+    assert found.kind == new
+    assert start.depth == 4
+    kept = np.array_equal(
+      start.params['decoder']['classify']['kernel'],
+      model.params['decoder']['classify']['kernel'],
+    )
+    assert kept == (old == new)
 
 
 def test_dropout_is_the_configs(segmenting, tmp_path):
