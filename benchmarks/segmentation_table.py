@@ -13,7 +13,7 @@ IoU over all test images, sizes, and images per second taken in turn.
 All trained rows have seen the same number of steps in the end: the dense
 baseline in one schedule, the others in a shorter dense training and a dilution
 from there. What trains nothing starts from the dense network. Every run has
-its own workdir: the script continues where it was stopped. About 20 minutes
+its own workdir: the script continues where it was stopped. About 15 minutes
 on two CPU cores. Writes docs/benchmarks/segmentation_table.json.
 """
 
@@ -55,7 +55,7 @@ VARIANT = dataclasses.replace(
 )
 SEEDS = range(3)
 NUM_LAYERS, NUM_DROPPED, MERGE = 2, 1, 32
-START_STEPS, DILUTION_STEPS, SETTLE_STEPS, PROBE_STEPS = 700, 150, 300, 50
+START_STEPS, DILUTION_STEPS, SETTLE_STEPS, PROBE_STEPS = 1000, 200, 800, 50
 SPEED_BATCH, SPEED_ROUNDS = 32, 15
 SETTINGS = (
   f'--config.model.variant={VARIANT.name}',
@@ -67,17 +67,20 @@ SETTINGS = (
   '--config.segment.flip=0',
   '--config.segment.dropout=0',
   '--config.batch_size=16',
-  '--config.pretrain.learning_rate=3e-3',
-  '--config.pretrain.b2=0.98',
-  '--config.pretrain.warmup_steps=50',
-  '--config.pretrain.drop_path_rate=0',
+  *(
+    f'--config.{stage}.{option}'
+    for stage in ('pretrain', 'dilute')
+    for option in (
+      'learning_rate=3e-3',
+      'b2=0.98',
+      'warmup_steps=50',
+      'drop_path_rate=0',
+    )
+  ),
   f'--config.select.num_layers={NUM_LAYERS}',
   f'--config.select.probe_steps={PROBE_STEPS}',
-  '--config.dilute.learning_rate=1e-3',
-  '--config.dilute.warmup_steps=10',
   f'--config.dilute.dilution_steps={DILUTION_STEPS}',
   f'--config.dilute.settle_steps={SETTLE_STEPS}',
-  '--config.dilute.drop_path_rate=0',
   '--config.log_every=50',
   '--config.checkpoint_every=1000',
 )
