@@ -286,11 +286,10 @@ SPEED_ROWS = (
 )
 
 
-def speed(rows: dict[str, Any]) -> dict[str, Any]:
-  """Sizes and images per second of the first seed's models, in turn."""
-  models = {name: rows[name][2] for name in SPEED_ROWS}
+def speed(models: dict[str, Model], batch: int = SPEED_BATCH) -> dict[str, Any]:
+  """Sizes and images per second of models, in turn; one is `dense`."""
   module = models['dense'].module
-  shape = (SPEED_BATCH, *module.image_size, module.in_chans)
+  shape = (batch, *module.image_size, module.in_chans)
   images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
   calls, sizes = {}, {}
   for name, model in models.items():
@@ -301,7 +300,7 @@ def speed(rows: dict[str, Any]) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(seconds['dense'], times, strict=True)]
     found[name] = {
       **{key: sizes[name][key] for key in benchmark.OF_MODEL},
-      'images_per_second': SPEED_BATCH / float(np.median(times)),
+      'images_per_second': batch / float(np.median(times)),
       'over_dense': {
         'min': min(ratios),
         'median': float(np.median(ratios)),
@@ -335,7 +334,7 @@ def write_table() -> None:
     'speed_batch': SPEED_BATCH,
     'num_images': len(rows[0]['dense'][1]),
     'rows': {name: accuracy(rows, name) for name in rows[0]},
-    'speed': speed(rows[0]),
+    'speed': speed({name: rows[0][name][2] for name in SPEED_ROWS}),
   }
   found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
   found[options.name] = result

@@ -26,8 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from method_table import speed
 
 from lambda_vit_jax import (
   benchmark,
@@ -56,7 +55,7 @@ VARIANT = dataclasses.replace(
 SEEDS = range(3)
 NUM_LAYERS, NUM_DROPPED, MERGE = 2, 1, 32
 START_STEPS, DILUTION_STEPS, SETTLE_STEPS, PROBE_STEPS = 1000, 200, 800, 50
-SPEED_BATCH, SPEED_ROUNDS = 32, 15
+SPEED_BATCH = 32
 SETTINGS = (
   f'--config.model.variant={VARIANT.name}',
   '--config.segment.num_classes=3',
@@ -183,30 +182,6 @@ def rows_of_seed(folder: str, seed: int) -> dict[str, Any]:
   return plain | merging
 
 
-def speed(models: dict[str, Model]) -> dict[str, Any]:
-  """Sizes and images per second of the first seed's models, in turn."""
-  module = models['dense'].module
-  shape = (SPEED_BATCH, *module.image_size, module.in_chans)
-  images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-  calls, sizes = {}, {}
-  for name, model in models.items():
-    calls[name], sizes[name] = benchmark.compile_model(model, images)
-  seconds = benchmark.time_in_turn(calls, SPEED_ROUNDS)
-  found = {}
-  for name, times in seconds.items():
-    ratios = [a / b for a, b in zip(seconds['dense'], times, strict=True)]
-    found[name] = {
-      **{key: sizes[name][key] for key in benchmark.OF_MODEL},
-      'images_per_second': SPEED_BATCH / float(np.median(times)),
-      'over_dense': {
-        'min': min(ratios),
-        'median': float(np.median(ratios)),
-        'max': max(ratios),
-      },
-    }
-  return found
-
-
 def write_table() -> None:
   """Runs everything that is missing, then writes the JSON."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -234,7 +209,9 @@ def write_table() -> None:
       }
       for name in seeds[0]
     },
-    'speed': speed({name: row['model'] for name, row in seeds[0].items()}),
+    'speed': speed(
+      {name: row['model'] for name, row in seeds[0].items()}, SPEED_BATCH
+    ),
   }
   OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
 
