@@ -58,7 +58,7 @@ def make_programs(
   import numpy as np
 
   from lambda_vit_jax import dilution, optim, sharding, surgery
-  from lambda_vit_jax.models import model as model_lib
+  from lambda_vit_jax.models.module import init_params, make_module
   from lambda_vit_jax.train_step import (
     Dilution,
     LossSettings,
@@ -67,7 +67,7 @@ def make_programs(
     prune_state,
   )
 
-  module = model_lib.make_module(variant, drop_path_rate=0.1)
+  module = make_module(variant, drop_path_rate=0.1)
   modes = module.attention_modes
   diluted = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
   pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
@@ -85,7 +85,7 @@ def make_programs(
   def program(network: Any, plan: Any, prune: bool) -> tuple[Callable, float]:
     # A state of its own for each: steps donate theirs.
     start = network if not prune else module
-    state = init_state(model_lib.init_params(start, 0), optimizer, False)
+    state = init_state(init_params(start, 0), optimizer, False)
     if prune:
       state = prune_state(state, LAYERS)
     shardings = sharding.tree_shardings(state, mesh)

@@ -20,7 +20,8 @@ import numpy as np
 from lambda_vit_jax import benchmark, evaluate, sharding
 from lambda_vit_jax.data import pipeline, sources
 from lambda_vit_jax.load import load_pretrained
-from lambda_vit_jax.models.model import Model, quantize
+from lambda_vit_jax.models.changes import quantize
+from lambda_vit_jax.models.model import Model
 
 OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/int8.json'
 BATCH = 40

@@ -46,7 +46,8 @@ from lambda_vit_jax import (
   spans,
   stages,
 )
-from lambda_vit_jax.models.model import Model, merge_tokens
+from lambda_vit_jax.models.changes import merge_tokens
+from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.refitting import refit

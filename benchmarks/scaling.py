@@ -51,14 +51,15 @@ print(json.dumps(times[2:]))
 
 def make_model(depth: int, pixels: int) -> Any:
   """A DeiT-T of another depth or resolution."""
-  from lambda_vit_jax.models import model as model_lib
+  from lambda_vit_jax.models.model import Model
+  from lambda_vit_jax.models.module import init_params, make_module
   from lambda_vit_jax.models.variants import VARIANTS
 
   variant = dataclasses.replace(VARIANTS[VARIANT], depth=depth)
-  module = model_lib.make_module(variant, image_size=pixels)
-  return model_lib.Model(
+  module = make_module(variant, image_size=pixels)
+  return Model(
     module=module,
-    params=model_lib.init_params(module),
+    params=init_params(module),
     variant=VARIANT,
     preprocessing=variant.preprocessing(module.image_size),
   )
@@ -72,7 +73,7 @@ def measure_series(
   import numpy as np
 
   from lambda_vit_jax import benchmark
-  from lambda_vit_jax.models.model import prune
+  from lambda_vit_jax.models.changes import prune
 
   calls, rows = {}, []
   for index, point in enumerate(points):

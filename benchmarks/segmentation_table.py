@@ -37,7 +37,8 @@ from lambda_vit_jax import (
   stages,
 )
 from lambda_vit_jax.models import variants
-from lambda_vit_jax.models.model import Model, merge_tokens
+from lambda_vit_jax.models.changes import merge_tokens
+from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.workdir import Run
 

@@ -99,7 +99,8 @@ def jax_inference(
   import numpy as np
 
   from lambda_vit_jax import benchmark
-  from lambda_vit_jax.models.model import create_model, prune
+  from lambda_vit_jax.models.changes import prune
+  from lambda_vit_jax.models.model import create_model
 
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.normal(size=(batch_size, 224, 224, 3)), jnp.float32)

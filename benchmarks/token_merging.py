@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax import benchmark
+from lambda_vit_jax.models.changes import merge_tokens, prune
 from lambda_vit_jax.models.decoders import KINDS, Decoder, spread_blocks
-from lambda_vit_jax.models.model import create_model, merge_tokens, prune
+from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.segmenter import with_decoder
 
 REMOVED = (0, 2, 4, 6)

@@ -26,7 +26,8 @@ from typing import Any
 
 from lambda_vit_jax import benchmark, evaluate, main, stages
 from lambda_vit_jax.linearizer import fit_linear
-from lambda_vit_jax.models.model import Model, prune
+from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.recentring import recentre
 from lambda_vit_jax.refitting import refit

@@ -23,8 +23,8 @@ import numpy as np
 
 from lambda_vit_jax import benchmark
 from lambda_vit_jax.linearizer import linearize
-from lambda_vit_jax.models import model as model_lib
-from lambda_vit_jax.models.model import prune
+from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.refitting import refit
 from lambda_vit_jax.spans import choose_blocks
@@ -49,7 +49,7 @@ def measure() -> None:
   parser.add_argument('--images', type=int, default=512)
   parser.add_argument('--repeats', type=int, default=1)
   options = parser.parse_args()
-  model = model_lib.create_model(VARIANT)
+  model = create_model(VARIANT)
   shape = (options.images, *model.module.image_size, 3)
   images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from lambda_vit_jax import position, quantization
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import segmenter
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import init_head, is_head, size_pair
 
 
 def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
@@ -19,7 +19,7 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
     ModelError: a size that the patch size does not divide.
   """
   old = model.module
-  size = model_lib.size_pair(image_size, old.patch_size)
+  size = size_pair(image_size, old.patch_size)
   if size == old.image_size:
     return model
   module = old.clone(image_size=size)
@@ -52,12 +52,10 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
     return segmenter.with_decoder(plain, decoder, num_classes, seed)
   module = model.module.clone(num_classes=num_classes)
   params = {
-    name: value
-    for name, value in model.params.items()
-    if not model_lib.is_head(name)
+    name: value for name, value in model.params.items() if not is_head(name)
   }
   if num_classes:
-    head = model_lib.init_head(module.clone(quantization='none'), seed)
+    head = init_head(module.clone(quantization='none'), seed)
     quantized = module.quantization != 'none'
     params |= quantization.quantize_tree(head) if quantized else head
   return model.replace(module=module, params=params, class_names=())

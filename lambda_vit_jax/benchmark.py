@@ -21,7 +21,8 @@ import numpy as np
 
 from lambda_vit_jax import compilation, startup
 from lambda_vit_jax.models.attention import resolve_attention_kernel
-from lambda_vit_jax.models.model import Model, apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.progress import Bar, Reporter
 from lambda_vit_jax.quantization import Matrix, product
 from lambda_vit_jax.typing import Array

@@ -1,7 +1,8 @@
 """How many attention layers a search removes."""
 
 from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.models.model import Model, prune
+from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.models.model import Model
 
 DEFAULT_LAYERS = 5
 

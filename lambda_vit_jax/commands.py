@@ -14,8 +14,8 @@ from etils import epath
 
 from lambda_vit_jax import startup
 from lambda_vit_jax.errors import DataError, UsageError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import make_module, size_of
 from lambda_vit_jax.models.variants import VARIANTS
 from lambda_vit_jax.progress import Reporter
 
@@ -158,12 +158,12 @@ def models(argv: Sequence[str]) -> None:
   for name, variant in sorted(VARIANTS.items()):
     if options.filter not in name:
       continue
-    module = model_lib.make_module(variant)
+    module = make_module(variant)
     model = Model(module, {}, name, variant.preprocessing(module.image_size))
     rows.append(
       {
         'name': name,
-        'parameters': model_lib.size_of(module),
+        'parameters': size_of(module),
         'macs': model.macs(),
         'image_size': variant.image_size,
         'tokens': module.num_tokens,

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.block import DILUTION_PATHS
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, make_module
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.quantization import QUANTIZATIONS
@@ -163,7 +163,7 @@ def _rebuild(fields: Any) -> Model:
   if segmentation is not None:
     _require(num_classes > 0, 'a decoder without classes')
     segmentation = Decoder.from_json(segmentation, variant.depth)
-  module = model_lib.make_module(
+  module = make_module(
     variant,
     num_classes=num_classes,
     image_size=preprocessing.image_size,
@@ -195,7 +195,7 @@ def _rebuild(fields: Any) -> Model:
   )
   return Model(
     module=module,
-    params=model_lib.abstract_params(module),
+    params=abstract_params(module),
     variant=get_variant(fields['variant']).name,
     preprocessing=preprocessing,
     class_names=tuple(names),

@@ -28,6 +28,19 @@ class ModelError(LambdaVitError, ValueError):
   """Sizes, modes or layers that do not make a model."""
 
 
+def not_finite(place: str = '', context: str = '') -> ModelError:
+  """The error of activations that are NaN or infinite.
+
+  Args:
+    place: where they are, such as `block 3`, if it is known.
+    context: what was done to the network, with a space before it.
+  """
+  return ModelError(
+    f'{place}{": " * bool(place)}activations are NaN or infinite{context}; '
+    'check the weights, the dtype and how the images are normalised'
+  )
+
+
 class CheckpointError(LambdaVitError):
   """A checkpoint or weight file that cannot be used."""
 

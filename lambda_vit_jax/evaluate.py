@@ -7,7 +7,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lambda_vit_jax import compilation, losses, processes, sharding
-from lambda_vit_jax.models.model import Model, apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
 

@@ -28,8 +28,8 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import CheckpointError, ModelError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, apply_module
 from lambda_vit_jax.typing import Array, Params
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -95,9 +95,7 @@ def program(model: Model) -> Callable[[Array], Array]:
   """Images to logits, closed over the parameters; traceable."""
 
   def predict(images: Array) -> Array:
-    return model_lib.apply_module(
-      model.module, model.params, images, capture=False
-    )[0]
+    return apply_module(model.module, model.params, images, capture=False)[0]
 
   return predict
 
@@ -116,7 +114,7 @@ def fill_with_zeros(model: Model) -> Model:
       'can stand for; export without zero_fill'
     )
   module = model.module.clone(attention_modes=('full',) * model.depth)
-  shapes = model_lib.abstract_params(module)
+  shapes = abstract_params(module)
   params = dict(model.params)
   for index in model.removed_layers:
     name = surgery.block_name(index)

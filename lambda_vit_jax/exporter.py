@@ -28,7 +28,7 @@ from lambda_vit_jax.errors import (
   nearest,
 )
 from lambda_vit_jax.load import load_export, load_pretrained
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import dequantize, fold, quantize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.quantization import QUANTIZATIONS
 from lambda_vit_jax.typing import Array
@@ -72,12 +72,12 @@ def export(
     formats: of `FORMATS`. `orbax` is what we load ourselves and always there.
     dtype: storage of the portable formats: `float32`, `bfloat16`, `float16`.
       `params/` keeps what the model has. With `int8` the export, `params/`
-      included, is of `models.model.quantize(model, int8_arithmetic)`.
+      included, is of `models.changes.quantize(model, int8_arithmetic)`.
     zero_fill: write zeroed projections in place of removed attentions, so
       that stock timm loads `model.safetensors` with `strict=True`.
     check_images: normalised NHWC images for the comparisons; noise if None.
     extra: more entries for `model.json`, JSON values.
-    int8_arithmetic: `weights` or `dynamic`, see `models.model.quantize`.
+    int8_arithmetic: `weights` or `dynamic`, see `models.changes.quantize`.
 
   Returns:
     `differences` (per format to the exported model; `stock_epsilon`: the
@@ -105,10 +105,8 @@ def export(
   try:
     temporary.mkdir(parents=True)
     report = _write(
-      model_lib.quantize(model, int8_arithmetic)
-      if dtype == formats_lib.INT8
-      else model,
-      model_lib.dequantize(model),
+      quantize(model, int8_arithmetic) if dtype == formats_lib.INT8 else model,
+      dequantize(model),
       temporary,
       formats,
       dtype,
@@ -231,7 +229,7 @@ def _write(
 ) -> dict[str, Any]:
   """Everything into `directory`; `exact` is the model not quantised."""
   model = _plain(model)
-  folded = model_lib.fold(model)
+  folded = fold(model)
   stored, kept = formats_lib.stored_model(folded, dtype)
   images = _check_images(model, check_images)
   with formats_lib.exact_products():

@@ -22,8 +22,8 @@ from lambda_vit_jax import (
   weights,
 )
 from lambda_vit_jax.errors import CheckpointError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, make_module
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.weights import WeightFile
 
@@ -150,14 +150,14 @@ def _model_of(spec: Variant, file: WeightFile) -> Model:
   head = shape('head/kernel')
   if shape('fc_norm/scale') is not None:
     spec = dataclasses.replace(spec, norm_before_pool=False)
-  module = model_lib.make_module(
+  module = make_module(
     spec,
     num_classes=head[1] if head else 0,
     image_size=_image_size(spec, shape('pos_embed')),
   )
   return Model(
     module=module,
-    params=model_lib.abstract_params(module),
+    params=abstract_params(module),
     variant=spec.name,
     preprocessing=spec.preprocessing(module.image_size),
   )

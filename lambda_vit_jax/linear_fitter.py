@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax import compilation, linear, linear_folds, programs
-from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.errors import not_finite
 from lambda_vit_jax.images import ImageSet, Placement
 from lambda_vit_jax.linear import AffineMap, CrossMoments, Sums
 from lambda_vit_jax.linear_folds import FoldMoments
@@ -218,10 +218,7 @@ class Fitter:
     everything = [linear.merged(folds) for folds in zip(*moments, strict=True)]
     whole = linear.merged(everything)
     if not np.isfinite(whole.in_out).all():
-      raise ModelError(
-        f'block {index}: activations are NaN or infinite; check the weights, '
-        'the dtype and how the images are normalised'
-      )
+      raise not_finite(f'block {index}')
     ridge, shared = self._solve(everything)
     if len(moments) == 1:
       self._record(index, ridge, [(whole, shared)])

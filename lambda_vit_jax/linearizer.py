@@ -12,7 +12,7 @@ from lambda_vit_jax import linear, recentring, refitting, surgery
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import ImageSet, read_images
 from lambda_vit_jax.linear_fitter import BlockFit, Fitter, Plan
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.refitting import MlpFit
 from lambda_vit_jax.surgery import block_name
@@ -135,7 +135,7 @@ def fit_linear(
       model, images, layers, plan, sequential, memory_gib, on_progress
     )
   else:
-    found = model_lib.prune(model, layers, 'absent')
+    found = prune(model, layers, 'absent')
   if recentre:
     found = recentring.recentre_on(found, dense, images, memory_gib)
   if refit:

@@ -52,7 +52,7 @@ def load_pretrained(
 
   Returns:
     A model with float32 parameters, whatever the file stores; one of an int8
-    export stays quantised (`models.model.dequantize` undoes that).
+    export stays quantised (`models.changes.dequantize` undoes that).
 
   Raises:
     CheckpointError: weights that are missing, damaged, or do not fit.

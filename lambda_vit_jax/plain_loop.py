@@ -8,8 +8,8 @@ import numpy as np
 from lambda_vit_jax import entropy
 from lambda_vit_jax.entropy import HostMoments
 from lambda_vit_jax.images import ImageSet
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import forward
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.programs import Target, target_values
 from lambda_vit_jax.wavefront import Variant
@@ -43,9 +43,7 @@ def plain_loop(
     module, factor = _loop_module(model, variant, one_program)
     state = entropy.empty(1 if target == 'loss' else _width(module, target))
     for batch in images.micro_batches(micro_batch):
-      logits, taps = model_lib.forward(
-        module, model.params, batch['image'], factor
-      )
+      logits, taps = forward(module, model.params, batch['image'], factor)
       values = _loop_values(target, logits, taps['features'], batch['label'])
       state = entropy.update(state, values, batch['mask'])
     found[variant] = entropy.to_host(state)

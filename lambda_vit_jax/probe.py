@@ -32,7 +32,8 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.evaluate import counts_of, summarize
-from lambda_vit_jax.models.model import Model, apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.wavefront import Variant
 

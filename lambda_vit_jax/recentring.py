@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax import compilation, entropy, programs, twins
 from lambda_vit_jax.entropy import ChannelStatistics, Moments
-from lambda_vit_jax.errors import DataError, ModelError
+from lambda_vit_jax.errors import DataError, not_finite
 from lambda_vit_jax.images import ImageSet, Placement, read_images
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
@@ -174,8 +174,5 @@ def _statistics(
     ),
   ).pooled()
   if not np.isfinite([found.mean, found.std]).all():
-    raise ModelError(
-      'activations are NaN or infinite; check the weights, the dtype and how '
-      'the images are normalised'
-    )
+    raise not_finite()
   return found

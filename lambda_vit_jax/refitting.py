@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax import compilation, linear, linear_folds, programs, twins
-from lambda_vit_jax.errors import DataError, ModelError
+from lambda_vit_jax.errors import DataError, ModelError, not_finite
 from lambda_vit_jax.images import ImageSet, Placement, read_images
 from lambda_vit_jax.linear import AffineMap, Sums
 from lambda_vit_jax.linear_folds import FoldMoments
@@ -213,10 +213,7 @@ def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
   folds = moments.folds
   whole = linear.merged(folds)
   if not (np.isfinite(whole.in_out).all() and np.isfinite(whole.in_in).all()):
-    raise ModelError(
-      f'block {index}: activations are NaN or infinite; check the weights, '
-      'the dtype and how the images are normalised'
-    )
+    raise not_finite(f'block {index}')
   ridge = linear.choose_ridge(folds)
   correction = linear.solve(whole, ridge)
   residual = linear.residual_share(whole, correction)

@@ -21,7 +21,8 @@ from lambda_vit_jax import (
 from lambda_vit_jax.data import masks, transforms
 from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.evaluate import counts_everywhere
-from lambda_vit_jax.models.model import Model, apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
 from lambda_vit_jax.windows import Canvas, Predict, Windowing

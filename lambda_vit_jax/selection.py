@@ -13,13 +13,18 @@ from typing import Any, Literal, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax import bootstrap, criteria, surgery, trial_linear
-from lambda_vit_jax.budget import resolve_num_layers, with_attention
+from lambda_vit_jax import bootstrap, criteria, trial_linear
+from lambda_vit_jax.budget import with_attention
 from lambda_vit_jax.criteria import Criterion, Scores
-from lambda_vit_jax.errors import DataError, UsageError
-from lambda_vit_jax.images import ImageSet, read_images
+from lambda_vit_jax.images import ImageSet
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.programs import Target
+from lambda_vit_jax.selection_checks import (
+  check_budget,
+  check_names,
+  check_resumed,
+  enough_images,
+)
 from lambda_vit_jax.selection_record import Round, Selection
 from lambda_vit_jax.typing import Array
 from lambda_vit_jax.wavefront import Variant, Wavefront
@@ -27,10 +32,6 @@ from lambda_vit_jax.wavefront import Variant, Wavefront
 Sign = Literal['signed', 'absolute']
 Batches = Iterable[Array | Mapping[str, Array]]
 ScoreFunction = Callable[[Variant, tuple[int, ...]], Mapping[int, float]]
-
-# Below this many images a choice is a guess; below two there is no variance.
-FEW_IMAGES = 128
-_FEWEST_IMAGES = 2
 
 _RESAMPLES = 1000
 
@@ -171,10 +172,10 @@ def select(
   )
   images = None
   if name in criteria.NEEDS_IMAGES:
-    images = _enough_images(model, batches, mesh, warn)
+    images = enough_images(model, batches, mesh, warn)
     start = dataclasses.replace(start, num_samples=images.total)
   if resume is not None:
-    start = _check_resumed(start, resume, number)
+    start = check_resumed(start, resume, number)
   if name != 'exhaustive' and len(start.order) == number:
     return start
 
@@ -233,104 +234,6 @@ def nose(
     ModelError: activations that are NaN or infinite; names the block.
   """
   return select(model, batches, num_layers=num_layers, target=target, **options)
-
-
-def check_names(target: str, sign: str) -> None:
-  """Refuses what `select` knows no `target` or `sign` by.
-
-  Raises:
-    UsageError: names the key and what is known.
-  """
-  for value, known, key in (
-    (target, ('logits', 'features'), 'target'),
-    (sign, ('signed', 'absolute'), 'sign'),
-  ):
-    if value not in known:
-      raise UsageError(
-        f'select.{key}={value!r} is not known; use {" or ".join(known)}'
-      )
-
-
-def check_budget(
-  model: Model, name: str, layers: Sequence[int], **budget: Any
-) -> int:
-  """How many layers a search by criterion `name` is to remove.
-
-  Args:
-    model: its sizes; arrays are not looked at.
-    name: of the criterion, without a score.
-    layers: of criterion `given`.
-    **budget: see `budget.resolve_num_layers`.
-
-  Raises:
-    UsageError: an impossible budget.
-    ModelError: layers that are out of range or repeated.
-  """
-  if name == 'given':
-    return _check_given(model, layers)
-  number = resolve_num_layers(model, **budget)
-  if name == 'exhaustive':
-    criteria.all_sets(with_attention(model), number)
-  return number
-
-
-def _check_given(model: Model, layers: Sequence[int]) -> int:
-  if not layers:
-    raise UsageError(
-      'select.criterion=given needs select.layers, the blocks to remove'
-    )
-  surgery.check_layers(layers, model.depth)
-  gone = sorted(set(layers) & set(model.removed_layers))
-  if gone:
-    raise UsageError(f'select.layers: blocks {gone} have no attention')
-  surgery.check_layers((*layers, *model.removed_layers), model.depth)
-  return len(layers)
-
-
-def _enough_images(
-  model: Model,
-  batches: Batches | None,
-  mesh: Mesh | None,
-  warn: Callable[[str], None],
-) -> ImageSet:
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches or (), shape, mesh)
-  total = images.total
-  if total < _FEWEST_IMAGES:
-    raise DataError(
-      f'{total} image cannot show a deviation; give at least {FEW_IMAGES}'
-    )
-  if total < FEW_IMAGES:
-    warn(
-      f'only {total} images: the choice of layers is uncertain below '
-      f'{FEW_IMAGES}; raise select.num_images or data.holdout_images'
-    )
-  return images
-
-
-def _check_resumed(
-  start: Selection, resume: Selection, number: int
-) -> Selection:
-  for name in (
-    'criterion',
-    'target',
-    'sign',
-    'trial',
-    'num_samples',
-    'resamples',
-  ):
-    old, new = getattr(resume, name), getattr(start, name)
-    if old != new:
-      raise UsageError(
-        f'the interrupted search had {name}={old!r}, this one has {new!r}; '
-        'delete the old selection to start again'
-      )
-  if len(resume.order) > number:
-    raise UsageError(
-      f'the interrupted search chose {len(resume.order)} layers already, more '
-      f'than {number}; delete the old selection to start again'
-    )
-  return resume
 
 
 class _Reporting:

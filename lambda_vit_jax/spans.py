@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax import compilation, programs
-from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.errors import ModelError, not_finite
 from lambda_vit_jax.images import ImageSet, Placement, read_images
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -138,10 +138,7 @@ def angles(
       for pair, value in zip(pairs, jax.device_get(sums), strict=True):
         total[pair] += value
   if not np.isfinite(total).all():
-    raise ModelError(
-      'activations are NaN or infinite; check the weights, the dtype and how '
-      'the images are normalised'
-    )
+    raise not_finite()
   return total / images.total
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lambda_vit_jax import compilation, dilution, losses, sharding, surgery
 from lambda_vit_jax.data import mixing
 from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.typing import Array, Params
 
@@ -193,7 +193,7 @@ def make_train_step(
       factor = dilution.factor_vector(
         dilution_plan.factor(state.step), dilution_plan.layers, depth
       )
-    logits, taps = model_lib.apply_module(
+    logits, taps = apply_module(
       module,
       params,
       images,
@@ -203,7 +203,7 @@ def make_train_step(
     )
     loss = loss_of(logits)
     if teacher is not None and settings.distill != 'none':
-      teacher_logits, teacher_taps = model_lib.apply_module(
+      teacher_logits, teacher_taps = apply_module(
         teacher, teacher_params, images, capture=False
       )
       if settings.distill == 'feature':

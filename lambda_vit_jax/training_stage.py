@@ -22,8 +22,10 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import dequantize
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import drop_path_rates
+from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.train_step import Dilution, LossSettings
@@ -63,10 +65,8 @@ def _training_job(
       f'config.{stage}.distill={settings["distill"]!r}: this stage has no '
       'teacher; only `dilute` has one, the dense model'
     )
-  shape = model_lib.get_variant(model.variant).drop_path_shape
-  rates = model_lib.drop_path_rates(
-    settings['drop_path_rate'], model.depth, shape
-  )
+  shape = get_variant(model.variant).drop_path_shape
+  rates = drop_path_rates(settings['drop_path_rate'], model.depth, shape)
   return train.Job(
     stage=stage,
     phases=tuple(
@@ -168,7 +168,7 @@ def starting_model(run: Run) -> Model:
       image_size=resolve.image_size(settings['image_size']),
     )
     # Training changes numbers by less than 8 bits can tell apart.
-    model = model_lib.dequantize(model)
+    model = dequantize(model)
     # Merging is of the pruned model, and by this config.
     model = model.replace(module=model.module.clone(merge=()))
     model = task.with_outputs(run.config, model, run.dataset)

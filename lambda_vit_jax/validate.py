@@ -17,7 +17,7 @@ from lambda_vit_jax import (
   merge_plan,
   optim,
   resolve,
-  selection,
+  selection_checks,
   surgery,
   task,
   tracing,
@@ -26,8 +26,8 @@ from lambda_vit_jax import (
 from lambda_vit_jax.data import sources
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.errors import LambdaVitError, UsageError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, make_module
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.train_step import LossSettings
 from lambda_vit_jax.windows import Windowing
@@ -104,7 +104,7 @@ def _check_model(config: Mapping[str, Any]) -> Model:
   variant = get_variant(settings['variant'])
   # Heads are as wide as the data set has classes; without one, the share of
   # multiply-accumulates that can go is the largest.
-  module = model_lib.make_module(variant, image_size=size, num_classes=0)
+  module = make_module(variant, image_size=size, num_classes=0)
   resolve.compute_dtype(settings)
   resolve.crop_ratio(settings)
   rows, columns = module.grid_size
@@ -117,7 +117,7 @@ def _check_model(config: Mapping[str, Any]) -> Model:
   return Model(
     module,
     # What the search for a number of layers prunes.
-    model_lib.abstract_params(module)
+    abstract_params(module)
     if config['select']['target_speedup'] is not None
     else {},
     variant.name,
@@ -171,7 +171,7 @@ def _check_select(config: Mapping[str, Any], model: Model) -> None:
     )
   if settings['memory_gib'] is not None:
     resolve.number(settings['memory_gib'], 'select.memory_gib')
-  selection.check_names(settings['target'], settings['sign'])
+  selection_checks.check_names(settings['target'], settings['sign'])
   resolve.probe_steps(settings)
   key, value = resolve.budget(settings)
   name = settings['criterion']
@@ -181,7 +181,7 @@ def _check_select(config: Mapping[str, Any], model: Model) -> None:
   # What the weights' own size decides is for the stage.
   if key != 'target_speedup' or name == 'given' or _size_is_known(config):
     size = int(value) if key == 'num_layers' else value
-    selection.check_budget(
+    selection_checks.check_budget(
       model, name, tuple(settings['layers']), **{key: size}
     )
 

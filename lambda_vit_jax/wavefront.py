@@ -25,12 +25,12 @@ import numpy as np
 
 from lambda_vit_jax import entropy, programs
 from lambda_vit_jax.entropy import HostMoments, Moments
-from lambda_vit_jax.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.errors import DataError, ModelError, UsageError, not_finite
 from lambda_vit_jax.images import ImageSet
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import mixes_tokens
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import forward
 from lambda_vit_jax.programs import Target
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params
@@ -319,7 +319,7 @@ class Wavefront:
     how = 'replaced' if self._maps else 'left out'
     context = f' with the attention of {list(variant)} {how}' * bool(variant)
     for batch in self._set.micro_batches(self.micro_batch):
-      _, taps = model_lib.forward(module, params, batch['image'], capture=True)
+      _, taps = forward(module, params, batch['image'], capture=True)
       streams = {
         'the embedding': taps['embedding'],
         **{
@@ -329,10 +329,7 @@ class Wavefront:
       }
       for name, stream in streams.items():
         if not bool(jnp.isfinite(stream).all()):
-          raise ModelError(
-            f'{name}: activations are NaN or infinite{context}; check the '
-            'weights, the dtype and how the images are normalised'
-          )
+          raise not_finite(name, context)
     raise ModelError(
       f'the {self._target} are NaN or infinite{context}; check the head'
     )

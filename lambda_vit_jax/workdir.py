@@ -26,8 +26,7 @@ from lambda_vit_jax.data.dataset import Dataset, split_holdout
 from lambda_vit_jax.errors import LambdaVitError, UsageError
 from lambda_vit_jax.load import load_stage
 from lambda_vit_jax.metrics import MetricsWriter
-from lambda_vit_jax.models import model as model_lib
-from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.progress import Reporter
@@ -268,7 +267,7 @@ class Run:
   def fresh_model(self) -> Model:
     """The config's variant, not yet trained."""
     settings = self.config['model']
-    model = model_lib.create_model(
+    model = create_model(
       settings['variant'],
       num_classes=self.dataset.num_classes,
       image_size=resolve.image_size(settings['image_size']),

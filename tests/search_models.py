@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, make_module
 
 # No multiple of any micro-batch: the last one is padded.
 NUM_IMAGES = 75
@@ -18,7 +19,7 @@ def make_model(variant, depth=3, seed=0, **options):
   Drawn by numpy: initialising with jax would compile a program per model.
   """
   variant = dataclasses.replace(variant, depth=depth)
-  module = model_lib.make_module(variant, **options)
+  module = make_module(variant, **options)
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -29,12 +30,8 @@ def make_model(variant, depth=3, seed=0, **options):
     centre = 1.0 if name in ('scale', 'gamma') else 0.0
     return (centre + rng.normal(size=leaf.shape, scale=0.3)).astype(np.float32)
 
-  params = jax.tree_util.tree_map_with_path(
-    draw, model_lib.abstract_params(module)
-  )
-  return model_lib.Model(
-    module, params, 'tiny', variant.preprocessing(module.image_size)
-  )
+  params = jax.tree_util.tree_map_with_path(draw, abstract_params(module))
+  return Model(module, params, 'tiny', variant.preprocessing(module.image_size))
 
 
 def make_images(count=NUM_IMAGES, seed=0, shape=(8, 8, 1)):

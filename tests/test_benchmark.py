@@ -15,7 +15,9 @@ from lambda_vit_jax import (
   report,
 )
 from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune, quantize
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.models.module import apply_module
 from lambda_vit_jax.progress import Reporter
 from tests.test_stages import arguments
 
@@ -41,11 +43,11 @@ def test_calls_take_turns_and_the_first_rounds_do_not_count():
 @pytest.fixture(scope='module')
 def measured():
   """Two models and a program that holds its weights, at two sizes."""
-  dense = model_lib.create_model('vit_nano_patch2_8', seed=0)
-  pruned = model_lib.prune(dense, (1,))
-  quantized = model_lib.quantize(pruned)
+  dense = create_model('vit_nano_patch2_8', seed=0)
+  pruned = prune(dense, (1,))
+  quantized = quantize(pruned)
   program = benchmark.Program(
-    lambda images: model_lib.apply_module(
+    lambda images: apply_module(
       quantized.module, quantized.params, images, capture=False
     )[0],
     dict.fromkeys(benchmark.OF_MODEL, 7),

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax import compilation, quantization, startup
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  apply_module,
+  make_module,
+)
 from lambda_vit_jax.models.variants import VARIANTS
 
 
@@ -163,13 +167,13 @@ def test_pieces_of_weights_are_not_all_kept_at_once(cutting, monkeypatch):
   variant = dataclasses.replace(
     VARIANTS['deit_tiny_patch16_224'], embed_dim=256, num_heads=4, depth=6
   )
-  module = model_lib.make_module(variant)
-  params = model_lib.abstract_params(module)
+  module = make_module(variant)
+  params = abstract_params(module)
   images = jax.ShapeDtypeStruct((1, *module.image_size, 3), jnp.float32)
 
   def temporary():
     def run(params, images):
-      return model_lib.apply_module(module, params, images)[0]
+      return apply_module(module, params, images)[0]
 
     lowered = compilation.Program(run).lower(params, images)
     return lowered.compile().memory_analysis().temp_size_in_bytes

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from lambda_vit_jax import surgery
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import abstract_params, forward, make_module
 from lambda_vit_jax.models.variants import VARIANTS
 
 # DeiT-S at its own size, with blocks for every case: attention kept, one
@@ -19,7 +20,7 @@ BATCH = 8
 
 
 def compiled(removed=(), mode='identity', variant=SMALL, **options):
-  module = model_lib.make_module(
+  module = make_module(
     variant,
     attention_modes=surgery.modes_without(
       removed, ('full',) * variant.depth, mode
@@ -29,8 +30,8 @@ def compiled(removed=(), mode='identity', variant=SMALL, **options):
   images = jax.ShapeDtypeStruct(
     (BATCH, *module.image_size, module.in_chans), jnp.float32
   )
-  params = model_lib.abstract_params(module)
-  return module, model_lib.forward.lower(module, params, images).compile()
+  params = abstract_params(module)
+  return module, forward.lower(module, params, images).compile()
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +71,7 @@ def test_logits_and_features_are_all_that_leaves(dense):
 
 def test_operations_are_those_that_are_counted(dense, pruned):
   for module, program in (dense, pruned):
-    model = model_lib.Model(module, {}, 'small', None)
+    model = Model(module, {}, 'small', None)
     counted = 2 * BATCH * model.macs(executed=True)
     # Norms, softmax and GELU are not counted: 4% on DeiT-S.
     assert 1.0 <= program.cost_analysis()['flops'] / counted < 1.06

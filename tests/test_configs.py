@@ -7,7 +7,7 @@ import pytest
 
 from lambda_vit_jax import main, resolve
 from lambda_vit_jax.data.augment import Augment
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import make_module
 
 NAMES = sorted(
   path.stem
@@ -62,9 +62,7 @@ def test_config(name, argument):
     for key in keys:
       resolve.duration(config[stage][key], 100, key)
   Augment.from_config(config.data.augment.to_dict())
-  assert model_lib.make_module(
-    config.model.variant, image_size=config.model.image_size
-  )
+  assert make_module(config.model.variant, image_size=config.model.image_size)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from lambda_vit_jax import convert, infer, position
 from lambda_vit_jax.errors import CheckpointError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  count_parameters,
+  make_module,
+)
 from tests.family_members import MEMBERS, synthetic_arrays
 
 
@@ -31,7 +35,7 @@ def numbered(shapes):
 
 
 def module_of(member, modes=None):
-  return model_lib.make_module(member.variant, attention_modes=modes)
+  return make_module(member.variant, attention_modes=modes)
 
 
 def decode(arrays, expected, rules=convert.TIMM):
@@ -55,21 +59,17 @@ MODES = (('full', 'full'), ('identity', 'full'), ('full', 'linear'))
 @pytest.mark.parametrize('modes', MODES, ids=str)
 @pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
 def test_round_trip_is_bit_equal(member, modes):
-  expected = model_lib.abstract_params(module_of(member, modes))
+  expected = abstract_params(module_of(member, modes))
   params = numbered(expected)
   arrays = convert.encode(params)
-  assert sum(a.size for a in arrays.values()) == (
-    model_lib.count_parameters(params)
-  )
+  assert sum(a.size for a in arrays.values()) == (count_parameters(params))
   assert_same(decode(arrays, expected), params)
 
 
 def test_removed_blocks_have_no_arrays():
   variant = dataclasses.replace(MEMBERS[0].variant, depth=3)
-  module = model_lib.make_module(
-    variant, attention_modes=('absent', 'linear', 'full')
-  )
-  params = zeros(model_lib.abstract_params(module))
+  module = make_module(variant, attention_modes=('absent', 'linear', 'full'))
+  params = zeros(abstract_params(module))
   names = set(convert.encode(params))
   assert not [
     n for n in names if n.startswith(('blocks.0.norm1', 'blocks.0.a'))
@@ -96,7 +96,7 @@ def test_every_rule_has_its_own_name_and_parameter(rules):
 
 def google_arrays(member, heads):
   """Google's form of a tiny ViT, made by its own layout rules."""
-  params = numbered(model_lib.abstract_params(module_of(member)))
+  params = numbered(abstract_params(module_of(member)))
   arrays = convert.encode(params, convert.GOOGLE)
   for name, array in list(arrays.items()):
     width = params['cls_token'].shape[-1]
@@ -110,7 +110,7 @@ def google_arrays(member, heads):
 
 def test_google_names_and_heads():
   params, arrays = google_arrays(MEMBERS[0], heads=3)
-  expected = model_lib.abstract_params(module_of(MEMBERS[0]))
+  expected = abstract_params(module_of(MEMBERS[0]))
   assert_same(decode(arrays, expected, convert.GOOGLE), params)
   # The layout in words: q, k, v side by side, head after head.
   kernel = params['block01']['attn']['qkv']['kernel']
@@ -121,7 +121,7 @@ def test_google_names_and_heads():
 
 def tiny():
   """One member with its arrays and the parameters expected of them."""
-  expected = model_lib.abstract_params(module_of(MEMBERS[0]))
+  expected = abstract_params(module_of(MEMBERS[0]))
   return convert.encode(zeros(expected)), expected
 
 
@@ -198,7 +198,7 @@ def test_grouping_of_names():
   ],
 )
 def test_variants_are_recognised_by_their_shapes(name, found):
-  params = model_lib.abstract_params(model_lib.make_module(name))
+  params = abstract_params(make_module(name))
   shapes = {}
   for path, leaf in convert.flatten(params).items():
     (source,), transform = convert.source_names(path)

@@ -13,8 +13,14 @@ from lambda_vit_jax import description, onnx_vit, optim, surgery
 from lambda_vit_jax.errors import CheckpointError, ModelError
 from lambda_vit_jax.export_formats import read_stablehlo
 from lambda_vit_jax.models import decoders, pieces, resampling, segmenter
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  apply_module,
+  forward,
+  make_module,
+)
 from lambda_vit_jax.models.variants import get_variant
 from tests.test_onnx_graph import run
 
@@ -60,7 +66,7 @@ def test_one_function_in_every_form(decoder, images):
       layers, dense.attention_modes, 'diluted'
     )
   )
-  last, last_taps = model_lib.forward(
+  last, last_taps = forward(
     diluted, dense.params, images, jnp.array([0.0, 1.0, 0.0]), capture=True
   )
   pruned = lv.prune(dense, layers)
@@ -152,14 +158,14 @@ def test_eight_bits_leave_the_decoder_alone(images):
 
 def test_the_usual_size_of_upernet():
   """Shapes of the recipe for a ViT-B at 512 pixels."""
-  module = model_lib.make_module(
+  module = make_module(
     'deit_base_patch16_224',
     image_size=512,
     num_classes=150,
     segmentation=Decoder('upernet', spread_blocks(12)),
   )
   assert module.segmentation.blocks == (2, 5, 8, 11)
-  params = model_lib.abstract_params(module)['decoder']
+  params = abstract_params(module)['decoder']
   assert params['neck0']['kernel'].shape == (768, 768)
   assert params['rescale3']['kernel'].shape == (3, 3, 768, 768)
   assert params['lateral2']['conv']['kernel'].shape == (768, 512)
@@ -167,8 +173,8 @@ def test_the_usual_size_of_upernet():
   assert params['fuse']['conv']['kernel'].shape == (3, 3, 4 * 512, 512)
   assert params['classify']['kernel'].shape == (512, 150)
   out = jax.eval_shape(
-    lambda p, x: model_lib.apply_module(module, p, x, capture=False)[0],
-    model_lib.abstract_params(module),
+    lambda p, x: apply_module(module, p, x, capture=False)[0],
+    abstract_params(module),
     jax.ShapeDtypeStruct((2, 512, 512, 3), jnp.float32),
   )
   assert out.shape == (2, 512, 512, 150)
@@ -220,7 +226,7 @@ def test_dropout_is_for_training(images):
   key = jax.random.key(0)
 
   def logits(key):
-    return model_lib.apply_module(
+    return apply_module(
       model.module, model.params, images, drop_path_key=key, capture=False
     )[0]
 
@@ -264,9 +270,7 @@ def test_onnx_graphs(decoder, removed, images):
 
 def test_onnx_where_sides_differ(images):
   """Neither rows and columns nor grids and images change places."""
-  model = model_lib.create_model(
-    'vit_nano_patch2_8', seed=1, image_size=(8, 16)
-  )
+  model = create_model('vit_nano_patch2_8', seed=1, image_size=(8, 16))
   model = segmenter.with_decoder(model, UPERNET, CLASSES, 1)
   wide = np.concatenate([images, images[::-1]], axis=2)
   logits = run(onnx_vit.build(model), wide)
@@ -324,7 +328,7 @@ def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
 )
 def test_onnx_graphs_that_merge(decoder, fields, images, rng):
   """Other leading tokens, and a map of the mean over merged ones."""
-  module = model_lib.make_module(
+  module = make_module(
     get_variant('vit_nano_patch2_8'),
     segmentation=decoder,
     num_classes=CLASSES,
@@ -335,7 +339,7 @@ def test_onnx_graphs_that_merge(decoder, fields, images, rng):
   )
   params = jax.tree.map(
     lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype),
-    model_lib.abstract_params(module),
+    abstract_params(module),
   )
   model = make(decoder).replace(module=module, params=params)
   graph = onnx_vit.build(lv.fold(model))
@@ -362,9 +366,7 @@ def test_gradients_pass_through_merged_tokens(images):
   model = lv.merge_tokens(make(UPERNET), 4)
 
   def loss(params):
-    logits, _ = model_lib.apply_module(
-      model.module, params, images, capture=False
-    )
+    logits, _ = apply_module(model.module, params, images, capture=False)
     return (logits**2).mean()
 
   gradients = jax.grad(loss)(model.params)
@@ -443,7 +445,7 @@ def test_a_description_is_not_trusted(change):
 
 def test_whatever_the_other_tokens_are(rng):
   """Registers, a distillation token, a norm behind the pooling."""
-  module = model_lib.make_module(
+  module = make_module(
     get_variant('vit_nano_patch2_8'),
     segmentation=LINEAR,
     num_classes=CLASSES,
@@ -454,10 +456,10 @@ def test_whatever_the_other_tokens_are(rng):
   )
   params = jax.tree.map(
     lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype),
-    model_lib.abstract_params(module),
+    abstract_params(module),
   )
   images = rng.normal(size=(1, 8, 8, 1)).astype(np.float32)
-  logits, taps = model_lib.forward(module, params, images, capture=True)
+  logits, taps = forward(module, params, images, capture=True)
   assert logits.shape == (1, 8, 8, CLASSES)
   # The patches are the last tokens.
   np.testing.assert_array_equal(

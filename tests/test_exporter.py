@@ -21,7 +21,14 @@ from lambda_vit_jax.errors import (
   UsageError,
 )
 from lambda_vit_jax.load import load_export, load_pretrained
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import fold, prune
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  count_parameters,
+  init_params,
+  make_module,
+)
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.family_members import MEMBERS
 from tests.test_convert import assert_same, numbered
@@ -31,8 +38,8 @@ FILES = ('safetensors',)
 
 
 @pytest.fixture(scope='module')
-def pruned() -> model_lib.Model:
-  model = model_lib.create_model(NANO, seed=3, removed_layers=(1,))
+def pruned() -> Model:
+  model = create_model(NANO, seed=3, removed_layers=(1,))
   return model.replace(class_names=tuple('abcdefghij'))
 
 
@@ -54,7 +61,7 @@ def with_linear(model, block_index=0):
   modes = list(model.attention_modes)
   modes[block_index] = 'linear'
   module = model.module.clone(attention_modes=tuple(modes))
-  fresh = model_lib.init_params(module, 5)
+  fresh = init_params(module, 5)
   name = f'block{block_index:02d}'
   linear = jax.tree.map(lambda x: x + 0.1, fresh[name]['attn'])
   block = {'attn': linear, **{k: fresh[name][k] for k in ('norm2', 'mlp')}}
@@ -173,7 +180,7 @@ def test_stablehlo_runs_without_our_code_for_any_batch(
 
 def test_safetensors_reloads_folded_with_its_epsilons(exported, pruned):
   folder, _ = exported
-  folded = model_lib.fold(pruned)
+  folded = fold(pruned)
   model = load_pretrained(folder / 'model.safetensors')
   assert model.attention_modes == folded.attention_modes
   assert model.module.norm_eps == folded.module.norm_eps
@@ -197,15 +204,15 @@ def test_safetensors_round_trip_of_every_family(
 ):
   monkeypatch.setitem(VARIANTS, member.name, member.variant)
   modes = tuple('identity' if i in removed else 'full' for i in range(2))
-  module = model_lib.make_module(member.variant, attention_modes=modes)
-  params = numbered(model_lib.abstract_params(module))
-  model = model_lib.Model(
+  module = make_module(member.variant, attention_modes=modes)
+  params = numbered(abstract_params(module))
+  model = Model(
     module=module,
     params=params,
     variant=member.name,
     preprocessing=member.variant.preprocessing(module.image_size),
   )
-  folded = model_lib.fold(model)
+  folded = fold(model)
   export_formats.write_safetensors(tmp_path, folded, zero_fill=False)
   # Twice: what comes out of a file goes into the next unchanged.
   for folder in (tmp_path, tmp_path / 'again'):
@@ -217,9 +224,9 @@ def test_safetensors_round_trip_of_every_family(
 
 
 def test_folded_is_the_same_function(pruned, images):
-  dense = model_lib.create_model(NANO, seed=4)
-  model = model_lib.prune(dense, (0, 1))
-  folded = model_lib.fold(model)
+  dense = create_model(NANO, seed=4)
+  model = prune(dense, (0, 1))
+  folded = fold(model)
   # The issue's bound for float32: rounding of another order of magnitude.
   assert export_formats.difference(model(images), folded(images)) < 1e-5
   with jax.enable_x64(True):
@@ -244,11 +251,9 @@ def test_zero_fill_computes_the_same_with_every_array_there(
   )
   assert report['differences']['safetensors'] < 1e-5
   path = tmp_path / 'out' / 'model.safetensors'
-  dense = model_lib.make_module(NANO)
+  dense = make_module(NANO)
   names = convert.encode(
-    jax.tree.map(
-      lambda s: np.zeros(s.shape, s.dtype), model_lib.abstract_params(dense)
-    )
+    jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_params(dense))
   )
   arrays = load_file(path)
   assert {n: a.shape for n, a in arrays.items()} == {
@@ -356,15 +361,15 @@ def test_stock_epsilon_is_measured_and_warned_about(tmp_path, pruned):
 
 
 def test_deit_b_pruned_by_five_is_small_enough():
-  module = model_lib.make_module(
+  module = make_module(
     'deit_base_patch16_224',
     attention_modes=['absent'] * 5 + ['full'] * 7,
   )
-  params = model_lib.abstract_params(module)
-  count = model_lib.count_parameters(params)
+  params = abstract_params(module)
+  count = count_parameters(params)
   # METHOD, section 1.
   assert round(count / 1e6, 2) == 74.75
-  model = model_lib.Model(
+  model = Model(
     module=module,
     params=params,
     variant='deit_base_patch16_224',

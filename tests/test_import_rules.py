@@ -69,6 +69,7 @@ FLOORS = (
     'profile',
     'programs',
     'selection',
+    'selection_checks',
     'selection_record',
     'spans',
     'timm_config',

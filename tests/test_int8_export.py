@@ -11,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 from lambda_vit_jax import export_formats, exporter, onnx_vit
 from lambda_vit_jax.errors import CheckpointError, ModelError, UsageError
 from lambda_vit_jax.load import load_export, load_pretrained
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import dequantize, fold, quantize
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.models.module import abstract_params, make_module
 from tests.test_convert import assert_same
 from tests.test_exporter import NANO
 from tests.test_onnx_graph import run
@@ -21,7 +23,7 @@ FILES = ('safetensors', 'stablehlo')
 
 @pytest.fixture(scope='module')
 def pruned():
-  return model_lib.create_model(NANO, seed=3, removed_layers=(1,))
+  return create_model(NANO, seed=3, removed_layers=(1,))
 
 
 @pytest.fixture(scope='module')
@@ -32,13 +34,13 @@ def exported(pruned, tmp_path_factory):
 
 def test_the_folder_is_the_quantised_model(exported, pruned, images):
   folder, report = exported
-  expected = model_lib.quantize(pruned)
+  expected = quantize(pruned)
   for where in (folder, folder / 'model.safetensors'):
     found = load_pretrained(where)
     folded = where != folder
     assert_same(
       found.params,
-      (model_lib.fold(expected) if folded else expected).params,
+      (fold(expected) if folded else expected).params,
     )
     # Another order of float32 sums.
     np.testing.assert_allclose(found(images), expected(images), atol=1e-5)
@@ -59,21 +61,21 @@ def test_the_folder_is_the_quantised_model(exported, pruned, images):
 def test_an_integer_is_a_byte(exported, pruned):
   folder, report = exported
   bytes_of_tree = sum(
-    leaf.nbytes for leaf in jax.tree.leaves(model_lib.quantize(pruned).params)
+    leaf.nbytes for leaf in jax.tree.leaves(quantize(pruned).params)
   )
   # Headers with names, offsets and the description twice.
   assert report['bytes']['model.safetensors'] < bytes_of_tree + 10_000
   program = (folder / 'model.stablehlo').read_bytes()
-  kernel = model_lib.fold(model_lib.quantize(pruned)).params
+  kernel = fold(quantize(pruned)).params
   assert np.asarray(kernel['block00']['mlp']['fc1']['kernel']).tobytes() in (
     program
   )
 
 
 def test_deit_s_is_a_quarter():
-  module = model_lib.make_module('deit_small_patch16_224')
-  full = model_lib.abstract_params(module)
-  small = model_lib.abstract_params(module.clone(quantization='weights'))
+  module = make_module('deit_small_patch16_224')
+  full = abstract_params(module)
+  small = abstract_params(module.clone(quantization='weights'))
   sizes = [
     sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     for tree in (full, small)
@@ -85,7 +87,7 @@ def test_deit_s_is_a_quarter():
 def test_scales_stand_beside_weights(exported, pruned):
   folder, _ = exported
   arrays = load_file(folder / 'model.safetensors')
-  folded = model_lib.dequantize(model_lib.fold(model_lib.quantize(pruned)))
+  folded = dequantize(fold(quantize(pruned)))
   for name, path in (
     ('blocks.0.attn.qkv', ('block00', 'attn', 'qkv')),
     ('blocks.1.mlp.fc2', ('block01', 'mlp', 'fc2')),
@@ -142,7 +144,7 @@ def test_dynamic_arithmetic_goes_into_the_program(pruned, images, tmp_path):
 
 def test_onnx_dequantises(pruned, images):
   """The file holds the integers; a runtime makes them floats once."""
-  folded = model_lib.fold(model_lib.quantize(pruned))
+  folded = fold(quantize(pruned))
   graph = onnx_vit.build(folded)
   assert graph.arrays['block00/mlp/fc1/kernel.stored'].dtype == np.int8
   # Float32 sums in another order.
@@ -160,11 +162,11 @@ def test_what_does_not_go_together(pruned, tmp_path):
   with pytest.raises(UsageError, match="int8_arithmetic='fast'"):
     export(int8_arithmetic='fast')
   with pytest.raises(ModelError, match='the model is quantised'):
-    export(model_lib.quantize(pruned), dtype='float32')
+    export(quantize(pruned), dtype='float32')
   assert list(tmp_path.iterdir()) == []
 
 
 def test_an_int8_export_is_no_start_of_training_but_its_floats_are(exported):
   folder, _ = exported
-  model = model_lib.dequantize(load_pretrained(folder))
+  model = dequantize(load_pretrained(folder))
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(model.params))

@@ -12,9 +12,9 @@ from lambda_vit_jax import linear, linear_fitter, onnx_vit
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
 from lambda_vit_jax.linearizer import fit_linear
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.models.module import abstract_params, size_of
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.wavefront import Wavefront
 from tests.search_models import batches_of, make_images, make_model, mesh_of
@@ -78,8 +78,8 @@ def test_the_rest_of_the_model_is_shared(tiny_variant):
   assert set(found.params['block01']) == {'attn', 'norm2', 'mlp', 'ls2'}
   assert found.params['block00'] is model.params['block00']
   assert 'ls1' in model.params['block01']
-  assert found.num_parameters == model_lib.size_of(found.module)
-  shapes = model_lib.abstract_params(found.module)
+  assert found.num_parameters == size_of(found.module)
+  shapes = abstract_params(found.module)
   assert jax.tree.structure(shapes) == jax.tree.structure(found.params)
 
 
@@ -203,9 +203,9 @@ def mapped(request, tiny_variant):
 
 
 def test_sizes_with_further_inputs(mapped, tiny_variant):
-  shapes = model_lib.abstract_params(mapped.module)
+  shapes = abstract_params(mapped.module)
   assert jax.tree.structure(shapes) == jax.tree.structure(mapped.params)
-  assert mapped.num_parameters == model_lib.size_of(mapped.module)
+  assert mapped.num_parameters == size_of(mapped.module)
   mean = 'mean' in mapped.module.linear_inputs
   own = 'class_map' in mapped.module.linear_inputs
   last = 2 if mean else 1

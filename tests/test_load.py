@@ -18,7 +18,9 @@ from lambda_vit_jax import checkpoint, convert, hub
 from lambda_vit_jax.description import describe
 from lambda_vit_jax.errors import CheckpointError, LambdaVitError, ModelError
 from lambda_vit_jax.load import load_pretrained, load_stage
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.module import abstract_params, make_module
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.family_members import MEMBERS
 from tests.test_convert import google_arrays
@@ -27,8 +29,8 @@ NANO = 'vit_nano_patch2_8'
 
 
 @pytest.fixture(scope='module')
-def nano() -> model_lib.Model:
-  return model_lib.create_model(NANO, seed=3)
+def nano() -> Model:
+  return create_model(NANO, seed=3)
 
 
 @pytest.fixture
@@ -169,7 +171,7 @@ def test_another_image_size_resizes_the_positions(path, nano):
 
 
 def test_weights_of_another_image_size_keep_it(tmp_path):
-  model = model_lib.create_model(NANO, image_size=12)
+  model = create_model(NANO, image_size=12)
   save_file(convert.encode(model.params), tmp_path / 'model.safetensors')
   assert load_pretrained(tmp_path).module.image_size == (12, 12)
 
@@ -220,7 +222,7 @@ def test_a_workdir_gives_its_newest_stage(tmp_path, nano):
   # Nothing finished of the next stage yet.
   (tmp_path / 'checkpoints' / 'dilute').mkdir()
   assert_same(load_pretrained(tmp_path).params, nano.params)
-  pruned = model_lib.prune(nano, (1,))
+  pruned = prune(nano, (1,))
   save('dilute', pruned)
   model = load_pretrained(tmp_path)
   assert model.attention_modes == pruned.attention_modes
@@ -280,7 +282,7 @@ def test_a_folder_with_two_weight_files(path):
 def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
   for member in MEMBERS[-2:]:
     monkeypatch.setitem(VARIANTS, member.name, member.variant)
-  params = model_lib.abstract_params(model_lib.make_module(MEMBERS[-1].variant))
+  params = abstract_params(make_module(MEMBERS[-1].variant))
   params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params)
   save_file(convert.encode(params), tmp_path / 'model.safetensors')
   text = refused(tmp_path)

@@ -16,14 +16,15 @@ import lambda_vit_jax as lv
 from lambda_vit_jax import merge_plan, merging
 from lambda_vit_jax.description import describe, rebuild
 from lambda_vit_jax.errors import LambdaVitError, ModelError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.attention import (
   Attention,
   LinearAttention,
   attend,
 )
-from lambda_vit_jax.models.model import merge_tokens
+from lambda_vit_jax.models.changes import fold, merge_tokens, prune
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import forward, init_params, make_module
 
 # Float32 programs of the same sums in another order: a few units in the last
 # place of numbers around 1.
@@ -37,14 +38,14 @@ def make_model(tiny_variant, **options):
   variant = dataclasses.replace(
     tiny_variant, **{k: v for k, v in options.items() if k != 'modes'}
   )
-  module = model_lib.make_module(variant, attention_modes=options.get('modes'))
+  module = make_module(variant, attention_modes=options.get('modes'))
   keys = iter(jax.random.split(jax.random.key(1), 200))
   # Away from zero biases, which would hide a dropped one.
   params = jax.tree.map(
     lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape),
-    model_lib.init_params(module, 0),
+    init_params(module, 0),
   )
-  return model_lib.Model(
+  return Model(
     module, params, 'vit_nano_patch2_8', variant.preprocessing((8, 8))
   )
 
@@ -297,9 +298,7 @@ def test_the_model_counts_its_tokens(tiny_variant, fields, modes):
   np.testing.assert_allclose(merged(IMAGES), logits, **SAME_SUMS)
   assert np.abs(merged(IMAGES) - plain(IMAGES)).max() > 1e-3
   # Folding does not know of merging.
-  np.testing.assert_allclose(
-    model_lib.fold(merged)(IMAGES), logits, **SAME_SUMS
-  )
+  np.testing.assert_allclose(fold(merged)(IMAGES), logits, **SAME_SUMS)
   remat = merged.replace(module=merged.module.clone(remat=True))
   np.testing.assert_allclose(remat(IMAGES), logits, **SAME_SUMS)
 
@@ -377,10 +376,8 @@ def test_diluted_blocks_pass_sizes_on_and_merge_nothing(model):
   pruned = merged.clone(attention_modes=('full', 'identity', 'full'))
   assert diluted.merge_counts == pruned.merge_counts == (3, 0, 3)
   factor = jnp.zeros(3)
-  found, _ = model_lib.forward(diluted, model.params, IMAGES, factor)
-  expected, _ = model_lib.forward(
-    pruned, model_lib.prune(model, [1]).params, IMAGES
-  )
+  found, _ = forward(diluted, model.params, IMAGES, factor)
+  expected, _ = forward(pruned, prune(model, [1]).params, IMAGES)
   np.testing.assert_allclose(found, expected, **SAME_SUMS)
 
 
@@ -492,7 +489,7 @@ def test_what_cannot_be_merged_is_one_line(model, merge, start, line):
 
 
 def test_pruned_blocks_leave_tokens_to_the_others(model):
-  pruned = model_lib.prune(model, [1])
+  pruned = prune(model, [1])
   assert merge_tokens(pruned, [8, 4, 4]).module.merge_counts == (8, 0, 4)
 
 
@@ -508,4 +505,4 @@ def test_searches_and_fits_say_that_they_need_it_off(model):
       look()
   assert merge_tokens(merged, 0).module == model.module
   with pytest.raises(ModelError, match='one number per block'):
-    model_lib.make_module('vit_nano_patch2_8', merge=8)
+    make_module('vit_nano_patch2_8', merge=8)

@@ -11,7 +11,17 @@ from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 import lambda_vit_jax.models.layers as layers
 from lambda_vit_jax import surgery
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import fold, prune
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  apply_module,
+  count_parameters,
+  forward,
+  init_params,
+  make_module,
+  size_of,
+)
 from lambda_vit_jax.models.variants import VARIANTS
 
 # Two float32 programs of the same sums in another order differ by a few
@@ -21,16 +31,14 @@ SAME_SUMS = {'rtol': 1e-5, 'atol': 2e-6}
 
 @pytest.fixture(scope='module')
 def model(tiny_variant):
-  module = model_lib.make_module(tiny_variant)
-  params = model_lib.init_params(module, 0)
+  module = make_module(tiny_variant)
+  params = init_params(module, 0)
   # Away from zero biases, which would hide a dropped one.
   keys = iter(jax.random.split(jax.random.key(1), 200))
   params = jax.tree.map(
     lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params
   )
-  return model_lib.Model(
-    module, params, 'tiny', tiny_variant.preprocessing((8, 8))
-  )
+  return Model(module, params, 'tiny', tiny_variant.preprocessing((8, 8)))
 
 
 def _diluted(model, factor, **options):
@@ -59,9 +67,9 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
 )
 def test_published_sizes(name, removed, parameters, gmacs):
   modes = surgery.modes_without(removed, ('full',) * 12)
-  module = model_lib.make_module(name, attention_modes=modes)
-  shapes = model_lib.abstract_params(module)
-  model = model_lib.Model(module, shapes, name, None)
+  module = make_module(name, attention_modes=modes)
+  shapes = abstract_params(module)
+  model = Model(module, shapes, name, None)
   assert model.num_parameters == parameters
   assert round(model.macs() / 1e9, 4) == gmacs
   assert model.removed_layers == removed
@@ -71,10 +79,10 @@ def test_executed_macs_leave_out_what_the_readout_does_not_read():
   # METHOD / issue: 1.191 with 5 removed, 1.238 with 6 (DeiT-B), 1.158 (S).
   def ratio(name, removed):
     def macs(layers):
-      module = model_lib.make_module(
+      module = make_module(
         name, attention_modes=surgery.modes_without(layers, ('full',) * 12)
       )
-      return model_lib.Model(module, {}, name, None).macs(executed=True)
+      return Model(module, {}, name, None).macs(executed=True)
 
     return round(macs(()) / macs(removed), 3)
 
@@ -87,9 +95,9 @@ def test_executed_macs_leave_out_what_the_readout_does_not_read():
 def test_every_variant_has_the_size_that_the_closed_form_says(name):
   # Two blocks tell a mistake as well as forty do, and trace faster.
   variant = dataclasses.replace(VARIANTS[name], depth=2)
-  module = model_lib.make_module(variant, attention_modes=('full', 'linear'))
-  shapes = model_lib.abstract_params(module)
-  assert model_lib.size_of(module) == model_lib.count_parameters(shapes)
+  module = make_module(variant, attention_modes=('full', 'linear'))
+  shapes = abstract_params(module)
+  assert size_of(module) == count_parameters(shapes)
 
 
 def test_factor_one_is_the_dense_block(model):
@@ -132,7 +140,7 @@ def test_attention_has_no_gradient_at_factor_zero(model):
   module = model.module.clone(attention_modes=('full', 'diluted', 'full'))
 
   def loss(params):
-    logits, _ = model_lib.apply_module(
+    logits, _ = apply_module(
       module, params, IMAGES, dilution_factor=jnp.array([1.0, 0.0, 1.0])
     )
     return (logits**2).sum()
@@ -146,10 +154,10 @@ def test_attention_has_no_gradient_at_factor_zero(model):
 
 def test_one_trace_serves_the_whole_schedule(model):
   module = model.module.clone(attention_modes=('diluted',) * 3)
-  before = model_lib.forward.cache_size()
+  before = forward.cache_size()
   for factor in np.linspace(1, 0, 7, dtype=np.float32):
-    model_lib.forward(module, model.params, IMAGES, jnp.full((3,), factor))
-  assert model_lib.forward.cache_size() == before + 1
+    forward(module, model.params, IMAGES, jnp.full((3,), factor))
+  assert forward.cache_size() == before + 1
 
 
 def test_skip_leaves_the_stream_alone(model):
@@ -166,9 +174,14 @@ def test_reading_the_class_token_alone_changes_no_logit(model):
   np.testing.assert_allclose(model(IMAGES), model.apply(IMAGES)[0], **SAME_SUMS)
 
 
+def test_no_images_have_no_logits(model):
+  images = np.zeros((0, *model.module.image_size, model.module.in_chans))
+  assert model(images).shape == (0, model.num_classes)
+
+
 def test_folding_is_the_same_function(model):
-  pruned = model_lib.prune(model, (0, 2))
-  folded = model_lib.fold(pruned)
+  pruned = prune(model, (0, 2))
+  folded = fold(pruned)
   assert folded.attention_modes == ('absent', 'full', 'absent')
   # Scaling by powers of two is exact; epsilon is divided by 4^k.
   np.testing.assert_allclose(pruned(IMAGES), folded(IMAGES), **SAME_SUMS)
@@ -178,15 +191,15 @@ def test_folding_in_float64(model):
   with jax.enable_x64(True):
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), model.params)
     module = model.module.clone(dtype=jnp.float64)
-    wide = model_lib.prune(model.replace(module=module, params=params), (0, 2))
+    wide = prune(model.replace(module=module, params=params), (0, 2))
     images = jnp.asarray(IMAGES, jnp.float64)
 
     def features(m):
       m = m.replace(module=m.module.clone(num_classes=0))
-      taps = model_lib.apply_module(m.module, m.params, images)[1]
+      taps = apply_module(m.module, m.params, images)[1]
       return np.asarray(taps['features'])
 
-    folded = model_lib.fold(wide)
+    folded = fold(wide)
     assert features(wide).dtype == np.float64
     # Every factor is a power of two, so even float64 agrees to the bit.
     assert np.max(np.abs(features(wide) - features(folded))) <= 1e-12
@@ -194,8 +207,8 @@ def test_folding_in_float64(model):
 
 def test_pruning_is_pure_and_idempotent(model):
   before = model.num_parameters
-  pruned = model_lib.prune(model, (1,))
-  again = model_lib.prune(pruned, (1,))
+  pruned = prune(model, (1,))
+  again = prune(pruned, (1,))
   assert model.num_parameters == before
   assert again.attention_modes == pruned.attention_modes
   assert jax.tree.structure(again.params) == jax.tree.structure(pruned.params)
@@ -216,17 +229,17 @@ def test_pruning_is_pure_and_idempotent(model):
 )
 def test_impossible_layers_are_refused(model, layers, message):
   with pytest.raises(ModelError, match=message):
-    model_lib.prune(model, layers)
+    prune(model, layers)
 
 
 def test_image_size_must_fit_the_patch(tiny_variant):
   with pytest.raises(ModelError, match='not divisible by the patch size 2'):
-    model_lib.make_module(tiny_variant, image_size=7)
+    make_module(tiny_variant, image_size=7)
 
 
 def test_unknown_variant_names_the_nearest():
   with pytest.raises(ModelError, match='deit_small_patch16_224'):
-    model_lib.create_model('deit_smal_patch16_224')
+    create_model('deit_smal_patch16_224')
 
 
 def test_gelu_is_exact(rng):
@@ -317,10 +330,10 @@ class TestWithoutIntermediates:
   )
   def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
     variant = dataclasses.replace(tiny_variant, layer_scale=0.5)
-    module = model_lib.make_module(variant, attention_modes=modes, **options)
-    params = model_lib.init_params(module, 0)
-    with_taps, taps = model_lib.forward(module, params, IMAGES, capture=True)
-    without, features = model_lib.forward(module, params, IMAGES)
+    module = make_module(variant, attention_modes=modes, **options)
+    params = init_params(module, 0)
+    with_taps, taps = forward(module, params, IMAGES, capture=True)
+    without, features = forward(module, params, IMAGES)
     np.testing.assert_allclose(without, with_taps, **SAME_SUMS)
     np.testing.assert_allclose(
       features['features'], taps['features'], **SAME_SUMS
@@ -332,8 +345,8 @@ class TestWithoutIntermediates:
     )
     params = surgery.prune_tree(model.params, (0,))
     factor = jnp.asarray([1.0, 0.3, 0.6])
-    expected = model_lib.forward(module, params, IMAGES, factor, capture=True)
-    found = model_lib.forward(module, params, IMAGES, factor)
+    expected = forward(module, params, IMAGES, factor, capture=True)
+    found = forward(module, params, IMAGES, factor)
     np.testing.assert_allclose(found[0], expected[0], **SAME_SUMS)
 
 
@@ -344,7 +357,7 @@ def test_rematerialisation_changes_no_gradient(model):
     )
 
     def loss(params):
-      logits, _ = model_lib.apply_module(
+      logits, _ = apply_module(
         module,
         params,
         IMAGES,
@@ -382,10 +395,10 @@ class TestParameters:
     params = surgery.prune_tree(model.params, ())
     params['block01']['mlp']['fc1']['kernel'] = jnp.ones((24, 95))
     with pytest.raises(ScopeParamShapeError, match='/block01/mlp/fc1'):
-      model_lib.apply_module(model.module, params, IMAGES)
+      apply_module(model.module, params, IMAGES)
 
   def test_a_missing_one_is_refused(self, model):
     params = surgery.prune_tree(model.params, ())
     del params['block01']['norm1']['bias']
     with pytest.raises(ScopeParamNotFoundError, match='bias'):
-      model_lib.apply_module(model.module, params, IMAGES)
+      apply_module(model.module, params, IMAGES)

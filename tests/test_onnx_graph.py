@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 from lambda_vit_jax import onnx_graph, onnx_vit
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.load import load_pretrained
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import fold, merge_tokens
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.module import init_params, make_module
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.family_members import MEMBERS, synthetic_arrays, synthetic_images
 from tests.test_exporter import with_linear
@@ -126,19 +128,17 @@ def test_graph_of_every_family_gives_timms_logits(
 
 @pytest.fixture(scope='module')
 def pruned():
-  return model_lib.create_model(
-    'vit_nano_patch2_8', seed=3, removed_layers=(1,)
-  )
+  return create_model('vit_nano_patch2_8', seed=3, removed_layers=(1,))
 
 
 @pytest.mark.parametrize('options', [{}, {'norm_before_pool': False}])
 def test_average_pooling(options, images):
-  model = model_lib.create_model('vit_nano_patch2_8', pooling='avg', **options)
+  model = create_model('vit_nano_patch2_8', pooling='avg', **options)
   assert_close(run(onnx_vit.build(model), images), model(images))
 
 
 def test_removed_and_linear_blocks(pruned, images):
-  folded = model_lib.fold(with_linear(pruned))
+  folded = fold(with_linear(pruned))
   graph = onnx_vit.build(folded)
   assert_close(run(graph, images), with_linear(pruned)(images))
   # A removed attention leaves nothing behind.
@@ -154,7 +154,7 @@ def test_unfolded_models_are_refused(pruned):
 
 
 def test_half_precision_is_stored_where_it_is_exact(pruned, images):
-  folded = model_lib.fold(pruned)
+  folded = fold(pruned)
   rounded = folded.replace(
     params=jax.tree.map(
       lambda x: np.asarray(x, np.float16).astype(np.float32), folded.params
@@ -179,19 +179,19 @@ def test_half_precision_is_stored_where_it_is_exact(pruned, images):
 )
 def test_merged_tokens(tiny_variant, images, fields):
   variant = dataclasses.replace(tiny_variant, **fields)
-  module = model_lib.make_module(
+  module = make_module(
     variant,
     attention_modes=('full', 'linear', 'full'),
     linear_inputs=('token', 'mean', 'class_map'),
   )
-  params = model_lib.init_params(module, 0)
+  params = init_params(module, 0)
   # The maps start as zeros.
   params['block01']['attn'] = jax.tree.map(
     lambda leaf: leaf + 0.1, params['block01']['attn']
   )
-  model = model_lib.Model(module, params, 'tiny', variant.preprocessing((8, 8)))
+  model = Model(module, params, 'tiny', variant.preprocessing((8, 8)))
   # Half of them, and then all of the first set but one.
-  merged = model_lib.merge_tokens(model, [8, 0, 3])
+  merged = merge_tokens(model, [8, 0, 3])
   logits = run(onnx_vit.build(merged), images)
   # Float32 sums of numbers around 1, in another order.
   np.testing.assert_allclose(logits, merged(images), rtol=1e-4, atol=1e-5)

@@ -9,8 +9,8 @@ import pytest
 
 from lambda_vit_jax import compilation, products, surgery
 from lambda_vit_jax.compilation import Program
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.layers import gelu
+from lambda_vit_jax.models.module import apply_module, init_params, make_module
 from lambda_vit_jax.models.variants import VARIANTS
 
 
@@ -108,12 +108,12 @@ def test_a_network_in_pieces(cutting, monkeypatch):
 
   def compiled(removed):
     modes = surgery.modes_without(removed, ('full',) * 3)
-    module = model_lib.make_module(variant, attention_modes=modes)
-    params = model_lib.init_params(module, 0)
+    module = make_module(variant, attention_modes=modes)
+    params = init_params(module, 0)
     images = jnp.linspace(-1, 1, batch * 64 * 64 * 3).reshape(batch, 64, 64, 3)
 
     def logits(params, images):
-      return model_lib.apply_module(module, params, images, capture=False)[0]
+      return apply_module(module, params, images, capture=False)[0]
 
     program = Program(logits).lower(params, images).compile()
     return program(params, images), program

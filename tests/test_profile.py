@@ -9,7 +9,7 @@ import pytest
 
 from lambda_vit_jax.entropy import gaussian_entropy
 from lambda_vit_jax.errors import DataError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
 from lambda_vit_jax.profile import entropy_profile
 from tests.search_models import batches_of, make_images, make_model, mesh_of
 
@@ -59,7 +59,7 @@ def test_profile_is_that_of_gathered_activations(model, taps, devices):
 
 
 def test_blocks_without_attention_have_none(model):
-  profile = entropy_profile(model_lib.prune(model, (1,)), [IMAGES])
+  profile = entropy_profile(prune(model, (1,)), [IMAGES])
   assert profile.attention_entropy[1] is None
   assert profile.cosine_similarity[1] is None
   assert profile.mlp_entropy[1] is not None

@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as arrays
 
 from lambda_vit_jax import adapt, convert, linearizer, quantization
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import dequantize, fold, prune, quantize
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.models.module import abstract_params, forward, make_module
 from tests.test_convert import assert_same
 from tests.test_exporter import with_linear
 
@@ -28,9 +30,7 @@ MATRICES = arrays.arrays(
 @pytest.fixture(scope='module')
 def model():
   """Attention, an affine map, a removed attention; no bias is zero."""
-  found = with_linear(
-    model_lib.create_model(NANO, seed=3, removed_layers=(1,)), 0
-  )
+  found = with_linear(create_model(NANO, seed=3, removed_layers=(1,)), 0)
   return found.replace(params=jax.tree.map(lambda x: x + 0.01, found.params))
 
 
@@ -110,7 +110,7 @@ def test_a_product_is_as_close_as_its_rounding_allows(arithmetic, rng):
 
 def test_only_matrices_are_quantised(model):
   flat = convert.flatten(model.params)
-  found = convert.flatten(model_lib.quantize(model).params)
+  found = convert.flatten(quantize(model).params)
   matrices = {path for path in flat if path.endswith('kernel')}
   assert 'patch_embed/kernel' in matrices
   assert 'block00/attn/linear/kernel' in matrices
@@ -132,20 +132,20 @@ def test_only_matrices_are_quantised(model):
 
 
 def test_the_tree_is_what_the_module_declares(model):
-  quantized = model_lib.quantize(model)
-  declared = model_lib.abstract_params(quantized.module)
+  quantized = quantize(model)
+  declared = abstract_params(quantized.module)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), declared) == jax.tree.map(
     lambda x: (x.shape, x.dtype), quantized.params
   )
 
 
 def test_quantising_twice_and_back_is_quantising_once(model):
-  once = model_lib.quantize(model)
-  assert_same(model_lib.quantize(once, 'dynamic').params, once.params)
-  back = model_lib.dequantize(once)
+  once = quantize(model)
+  assert_same(quantize(once, 'dynamic').params, once.params)
+  back = dequantize(once)
   assert back.module == model.module
   # The integers are found again; 127·s / 127 may be s's neighbour.
-  again = convert.flatten(model_lib.quantize(back).params)
+  again = convert.flatten(quantize(back).params)
   for path, leaf in convert.flatten(once.params).items():
     one_bit = 2**-23 if path.endswith('kernel_scale') else 0
     np.testing.assert_allclose(again[path], leaf, rtol=one_bit, err_msg=path)
@@ -154,26 +154,26 @@ def test_quantising_twice_and_back_is_quantising_once(model):
 def test_weights_arithmetic_is_the_network_of_the_rounded_matrices(
   model, images
 ):
-  quantized = model_lib.quantize(model)
+  quantized = quantize(model)
   # The same sums, scaled before or after: float32 rounding.
   np.testing.assert_allclose(
-    quantized(images), model_lib.dequantize(quantized)(images), atol=1e-5
+    quantized(images), dequantize(quantized)(images), atol=1e-5
   )
 
 
 def test_logits_are_as_close_as_the_gradient_says(model, images):
   """|Δ logit| <= Σ |∂ logit / ∂ W| · s / 2, to first order."""
   gradients = jax.jacrev(
-    lambda params: model_lib.forward(model.module, params, images)[0]
+    lambda params: forward(model.module, params, images)[0]
   )(model.params)
-  scales = convert.flatten(model_lib.quantize(model).params)
+  scales = convert.flatten(quantize(model).params)
   bound = np.zeros((len(images), model.num_classes))
   for path, gradient in convert.flatten(gradients).items():
     if path.endswith('kernel'):
       half = np.asarray(scales[f'{path}_scale']) / 2
       axes = tuple(range(2, gradient.ndim))
       bound += (np.abs(gradient) * half).sum(axis=axes)
-  quantized = model_lib.quantize(model)
+  quantized = quantize(model)
   error = np.abs(quantized(images) - model(images))
   # The bound takes every rounding at its worst and adds them all up; what is
   # of second order is far below.
@@ -183,7 +183,7 @@ def test_logits_are_as_close_as_the_gradient_says(model, images):
 
 def test_dynamic_arithmetic_is_as_close_as_its_steps(model, images):
   logits = np.asarray(model(images))
-  found = model_lib.quantize(model, 'dynamic')(images)
+  found = quantize(model, 'dynamic')(images)
   # Each product has a relative error of about 1/127 per term, of random
   # sign; six products lie behind one another.
   assert np.abs(found - logits).max() < 6 / 127 * np.abs(logits).max()
@@ -196,7 +196,7 @@ def test_floats_of_one_matrix_at_a_time_lie_in_memory(
   """XLA's buffers: what the float model needs, and one product's own."""
 
   def temporary(model):
-    program = model_lib.forward.lower(model.module, model.params, images)
+    program = forward.lower(model.module, model.params, images)
     return program.compile().memory_analysis().temp_size_in_bytes
 
   module = model.module
@@ -207,7 +207,7 @@ def test_floats_of_one_matrix_at_a_time_lie_in_memory(
     # The widest activations as int8, and sums of their size as int32.
     'dynamic': (1 + 4) * len(images) * module.num_tokens * hidden,
   }
-  quantized = model_lib.quantize(model, arithmetic)
+  quantized = quantize(model, arithmetic)
   assert temporary(quantized) <= temporary(model) + own[arithmetic]
 
 
@@ -228,7 +228,7 @@ def test_bfloat16_reads_the_same_integers(model, images):
   np.testing.assert_array_equal(
     integers.astype(jnp.bfloat16).astype(jnp.int8), integers
   )
-  quantized = model_lib.quantize(model)
+  quantized = quantize(model)
   half = quantized.replace(module=quantized.module.clone(dtype=jnp.bfloat16))
   expected = np.asarray(quantized(images))
   # Some ten products of activations rounded to 2^-9, as without integers.
@@ -239,31 +239,31 @@ def test_bfloat16_reads_the_same_integers(model, images):
 @pytest.mark.parametrize('arithmetic', ARITHMETIC)
 def test_folding_and_quantising_commute(model, images, arithmetic):
   """The halves go to the scales, which lose no bit of them."""
-  folded = model_lib.fold(model_lib.quantize(model, arithmetic))
-  other = model_lib.quantize(model_lib.fold(model), arithmetic)
+  folded = fold(quantize(model, arithmetic))
+  other = quantize(fold(model), arithmetic)
   assert folded.module == other.module
   assert_same(folded.params, other.params)
   assert folded.params['block02']['mlp']['fc2']['kernel'].dtype == jnp.int8
 
 
 def test_pruning_a_quantised_model(model):
-  quantized = model_lib.quantize(model_lib.create_model(NANO, seed=1))
-  pruned = model_lib.prune(quantized, (0, 1))
-  declared = model_lib.abstract_params(pruned.module)
+  quantized = quantize(create_model(NANO, seed=1))
+  pruned = prune(quantized, (0, 1))
+  declared = abstract_params(pruned.module)
   assert jax.tree.structure(declared) == jax.tree.structure(pruned.params)
 
 
 def test_another_head_is_quantised_too(model, images):
-  found = adapt.with_num_classes(model_lib.quantize(model), 4)
-  declared = model_lib.abstract_params(found.module)
+  found = adapt.with_num_classes(quantize(model), 4)
+  declared = abstract_params(found.module)
   assert jax.tree.structure(declared) == jax.tree.structure(found.params)
   assert np.abs(found(images)).max() > 0
 
 
 def test_what_does_not_exist_is_refused(model, images):
   with pytest.raises(ModelError, match="int8 arithmetic 'int4'"):
-    model_lib.quantize(model, 'int4')
+    quantize(model, 'int4')
   with pytest.raises(ModelError, match="quantization 'int8'"):
-    model_lib.make_module(NANO, quantization='int8')
+    make_module(NANO, quantization='int8')
   with pytest.raises(ModelError, match='the model is quantised'):
-    linearizer.linearize(model_lib.quantize(model), [images], (2,))
+    linearizer.linearize(quantize(model), [images], (2,))

@@ -17,7 +17,12 @@ from lambda_vit_jax import surgery
 from lambda_vit_jax.data import mixing
 from lambda_vit_jax.data.augment import Augment, training_pixels
 from lambda_vit_jax.models import layers
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import (
+  apply_module,
+  drop_path_rates,
+  init_params,
+  make_module,
+)
 from lambda_vit_jax.preprocessing import Preprocessing
 
 NUMBER = 4000
@@ -42,8 +47,8 @@ def test_drop_path_drops_whole_branches_at_its_rate(rate):
 
 
 def test_rates_over_depth():
-  assert model_lib.drop_path_rates(0.1, 3, 'linear') == (0.0, 0.05, 0.1)
-  assert model_lib.drop_path_rates(0.1, 3, 'constant') == (0.1,) * 3
+  assert drop_path_rates(0.1, 3, 'linear') == (0.0, 0.05, 0.1)
+  assert drop_path_rates(0.1, 3, 'constant') == (0.1,) * 3
 
 
 @pytest.fixture(scope='module')
@@ -53,9 +58,9 @@ def dropped(tiny_variant):
   A function of the mode of block 1; with `skip`, `identity` and `absent` its
   attention is left out, and so is its row.
   """
-  module = model_lib.make_module(tiny_variant, drop_path_rate=0.5)
+  module = make_module(tiny_variant, drop_path_rate=0.5)
   module = module.clone(drop_path_rates=(0.5,) * module.depth)
-  params = model_lib.init_params(module, 0)
+  params = init_params(module, 0)
   images = np.random.default_rng(0).normal(size=(64, 8, 8, 1))
 
   @functools.cache
@@ -64,7 +69,7 @@ def dropped(tiny_variant):
     tree = params
     if mode in surgery.NO_ATTENTION:
       tree = surgery.prune_tree(params, (1,))
-    _, taps = model_lib.apply_module(
+    _, taps = apply_module(
       module.clone(attention_modes=modes),
       tree,
       jnp.asarray(images, jnp.float32),

@@ -15,7 +15,7 @@ import pytest
 from lambda_vit_jax import checkpoint, resume, sharding, tracing, train
 from lambda_vit_jax.errors import CheckpointError, StoppedError, UsageError
 from lambda_vit_jax.metrics import MetricsWriter, read_metrics
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import init_params
 from lambda_vit_jax.progress import Reporter
 from tests import xla_flags
 from tests.test_train import assert_same_bits, job, make_batches, mesh
@@ -34,7 +34,7 @@ def run(job, workdir, mesh, keep=9, **changes):
   try:
     params = train.fit(
       job,
-      lambda: model_lib.init_params(job.phases[0].module, 0),
+      lambda: init_params(job.phases[0].module, 0),
       checkpointer,
       mesh,
       MetricsWriter(workdir),

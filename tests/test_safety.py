@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lambda_vit_jax import main, resolve, surgery
 from lambda_vit_jax.errors import LambdaVitError
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import make_module
+from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.preprocessing import Preprocessing
 from lambda_vit_jax.selection_record import Selection
 
@@ -156,10 +157,10 @@ _NAMES = st.sampled_from(['vit_nano_patch2_8', 'vit_mini_patch7_28'])
 def test_a_module_has_the_sizes_asked_for_or_is_refused(
   name, num_classes, size, layers
 ):
-  spec = model_lib.get_variant(name)
+  spec = get_variant(name)
   full = ('full',) * spec.depth
   module = _attempt(
-    lambda: model_lib.make_module(
+    lambda: make_module(
       name,
       num_classes=num_classes,
       image_size=size,

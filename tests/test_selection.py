@@ -17,7 +17,7 @@ from lambda_vit_jax.entropy import HostMoments
 from lambda_vit_jax.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.errors import ModelError as LayerError
 from lambda_vit_jax.images import read_images
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
 from lambda_vit_jax.plain_loop import plain_loop
 from lambda_vit_jax.selection import choose, nose, nose_order, select
 from lambda_vit_jax.selection_record import Selection
@@ -193,7 +193,7 @@ def test_progress_counts_candidates_down(model):
 
 
 def test_layers_that_are_gone_are_no_candidates(model):
-  pruned = model_lib.prune(model, (0,))
+  pruned = prune(model, (0,))
   found = nose(pruned, [IMAGES], num_layers=2)
   assert 0 not in found.rounds[0].scores
   assert set(found.removed) < {1, 2, 3}
@@ -306,10 +306,10 @@ def test_budgets(tiny_variant):
   assert resolve_num_layers(model) == 5
   assert resolve_num_layers(model, removal_ratio=0.42) == 5
   assert resolve_num_layers(model, num_layers=11) == 11
-  pruned = model_lib.prune(model, (3, 4))
+  pruned = prune(model, (3, 4))
   assert resolve_num_layers(pruned, removal_ratio=0.42) == 3
   for number in (1, 4, 11):
-    ratio = model.macs() / model_lib.prune(model, range(number)).macs()
+    ratio = model.macs() / prune(model, range(number)).macs()
     assert resolve_num_layers(model, target_speedup=ratio) == number
     assert resolve_num_layers(model, target_speedup=ratio - 1e-6) == number
   for bad, words in (
@@ -406,7 +406,7 @@ def test_bad_options(model):
   for layers in ((0, 0), (4,), (0, 1, 2, 3)):
     with pytest.raises(LayerError):
       select(model, None, criterion='given', layers=layers)
-  pruned = model_lib.prune(model, (1,))
+  pruned = prune(model, (1,))
   with pytest.raises(UsageError, match=r'blocks \[1\] have no attention'):
     select(pruned, None, criterion='given', layers=(1,))
   with pytest.raises(DataError, match='needs a label'):

@@ -21,7 +21,11 @@ from lambda_vit_jax import (
 )
 from lambda_vit_jax.errors import UsageError
 from lambda_vit_jax.metrics import MetricsWriter, read_metrics
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  init_params,
+  make_module,
+)
 from lambda_vit_jax.models.variants import Variant
 from lambda_vit_jax.progress import Reporter
 from lambda_vit_jax.train_step import Dilution, LossSettings
@@ -59,7 +63,7 @@ def mesh():
 @pytest.fixture(scope='module')
 def job(tiny_variant):
   """Three steps of dilution, two without the diluted attentions."""
-  module = model_lib.make_module(tiny_variant, drop_path_rate=0.2)
+  module = make_module(tiny_variant, drop_path_rate=0.2)
   modes = module.attention_modes
   diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
   pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
@@ -108,7 +112,7 @@ def run(job, workdir, mesh, batches=None):
   try:
     return train.fit(
       job,
-      lambda: model_lib.init_params(job.phases[0].module, 0),
+      lambda: init_params(job.phases[0].module, 0),
       checkpointer,
       mesh,
       MetricsWriter(workdir),
@@ -130,7 +134,7 @@ def assert_same_bits(tree, other):
 
 def test_removed_attention_leaves_the_tree(undisturbed, job):
   params, _ = undisturbed
-  expected = model_lib.abstract_params(job.phases[1].module)
+  expected = abstract_params(job.phases[1].module)
   assert jax.tree.structure(params) == jax.tree.structure(expected)
   for layer in LAYERS:
     assert set(params[surgery.block_name(layer)]) == {'norm2', 'mlp'}
@@ -210,7 +214,7 @@ def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
   )
   state = persistence.restore_or_init(
     stay,
-    lambda: model_lib.init_params(stay.phases[0].module, 0),
+    lambda: init_params(stay.phases[0].module, 0),
     type('Empty', (), {'latest_step': lambda self: None})(),
     mesh,
     Reporter(quiet=True),
@@ -237,7 +241,7 @@ def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
 def test_distillation_and_averaging_train_the_average(
   job, mesh, tmp_path, kind
 ):
-  teacher = model_lib.make_module(tiny_of(job))
+  teacher = make_module(tiny_of(job))
   taught = dataclasses.replace(
     job,
     phases=tuple(
@@ -250,7 +254,7 @@ def test_distillation_and_averaging_train_the_average(
     ),
     dilution=Dilution(LAYERS, 1),
     loss=LossSettings(distill=kind, distill_weight=1.0, ema_decay=0.5),
-    teacher=(teacher, model_lib.init_params(teacher, 0)),
+    teacher=(teacher, init_params(teacher, 0)),
   )
   average = run(taught, tmp_path, mesh)
   # The average is what comes back; its attention left with the parameters'.

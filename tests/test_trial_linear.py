@@ -10,7 +10,7 @@ import pytest
 from lambda_vit_jax import linearizer, trial_linear
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import quantize
 from lambda_vit_jax.selection import choose, nose, select
 from lambda_vit_jax.selection_record import Selection
 from lambda_vit_jax.surgery import block_name
@@ -247,7 +247,7 @@ def test_images_and_models_that_no_map_fits(tiny_variant):
   ):
     nose(model, [IMAGES[:4]], num_layers=1, **OPTIONS)
   with pytest.raises(ModelError, match='quantised'):
-    nose(model_lib.quantize(model), [IMAGES], num_layers=1, **OPTIONS)
+    nose(quantize(model), [IMAGES], num_layers=1, **OPTIONS)
 
 
 def test_the_block_with_nan_is_named(tiny_variant):

@@ -7,7 +7,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import dilution, linear_stage, surgery
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.module import abstract_params, forward
 from lambda_vit_jax.train_step import Dilution
 from tests.search_models import make_images, make_model
 
@@ -38,10 +38,10 @@ def phase_logits(models, index, factor):
     params = surgery.keep_maps(params, phase.linear)
     params = surgery.prune_tree(params, phase.removed)
   module = phases[index].module
-  shapes = model_lib.abstract_params(module)
+  shapes = abstract_params(module)
   assert jax.tree.structure(shapes) == jax.tree.structure(params)
   vector = dilution.factor_vector(factor, LAYERS, dense.depth)
-  return model_lib.forward(module, params, IMAGES, vector)[0]
+  return forward(module, params, IMAGES, vector)[0]
 
 
 def test_begins_as_the_dense_model(models):

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lambda_vit_jax import entropy, programs
 from lambda_vit_jax.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.images import read_images
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
 from lambda_vit_jax.plain_loop import plain_loop
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.wavefront import Wavefront
@@ -185,7 +185,7 @@ def test_four_programs_serve_searches_of_any_length(
     wavefront.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
     removed = tuple(sorted((*removed, block)))
   # Blocks that lack attention in the model share the programs, too.
-  pruned = model_lib.prune(model, (3,))
+  pruned = prune(model, (3,))
   Wavefront(pruned, image_set(mesh_of(devices))).evaluate([(), (0,)])
   assert compilations() - before <= 4
 

@@ -284,7 +284,8 @@ class PatchEmbed(nn.Module):
     if self.use_bias:
       bias = parameter(self, 'bias', nn.initializers.zeros, (self.embed_dim,))
       tokens = tokens + bias.astype(self.dtype)
-    return tokens.reshape(batch, -1, self.embed_dim)
+    count = (height // size) * (width // size)
+    return tokens.reshape(batch, count, self.embed_dim)
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:

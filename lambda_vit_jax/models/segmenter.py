@@ -1,9 +1,9 @@
 """From a network that classifies to one that segments, and back to neither."""
 
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models import model as model_lib
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.module import init_head, is_head
 
 
 def with_decoder(
@@ -33,7 +33,7 @@ def with_decoder(
     pooling=model.module.pooling,
   )
   return plain.replace(
-    module=module, params=plain.params | model_lib.init_head(module, seed)
+    module=module, params=plain.params | init_head(module, seed)
   )
 
 
@@ -44,9 +44,7 @@ def backbone(model: Model) -> Model:
   searches look at where a decoder reads the patches alone.
   """
   params = {
-    name: value
-    for name, value in model.params.items()
-    if not model_lib.is_head(name)
+    name: value for name, value in model.params.items() if not is_head(name)
   }
   module = model.module.clone(num_classes=0, segmentation=None)
   if model.module.segmentation is not None:

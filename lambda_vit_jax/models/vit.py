@@ -273,7 +273,7 @@ class ViT(nn.Module):
     all its places.
     """
     patches = merging.spread(tokens[:, self.num_prefix_tokens :], owners)
-    return patches.reshape(patches.shape[0], *self.grid_size, -1)
+    return patches.reshape(patches.shape[0], *self.grid_size, patches.shape[-1])
 
   def segment(
     self,

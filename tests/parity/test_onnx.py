@@ -9,7 +9,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax import exporter
 from lambda_vit_jax.models import decoders
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.model import create_model
 
 pytestmark = pytest.mark.parity
 
@@ -25,7 +25,7 @@ NAMES = (
 @pytest.mark.parametrize('name', NAMES)
 def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
   options = {} if 'mini' in name else {'image_size': 112}
-  model = model_lib.create_model(name, removed_layers=(1, 3), **options)
+  model = create_model(name, removed_layers=(1, 3), **options)
   report = exporter.export(
     model, tmp_path / 'out', formats=('onnx',), dtype=dtype
   )
@@ -61,7 +61,7 @@ def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
 @pytest.mark.parametrize('kind', decoders.KINDS)
 def test_onnxruntime_segments_as_the_model(kind, merge, tmp_path):
   blocks = decoders.spread_blocks(12) if kind == 'upernet' else ()
-  model = model_lib.create_model(
+  model = create_model(
     'vit_tiny_patch16_224', image_size=(192, 160), removed_layers=(1, 3)
   )
   decoder = decoders.Decoder(kind, blocks, channels=32)

@@ -16,7 +16,13 @@ import lambda_vit_jax as lv
 from lambda_vit_jax import exporter, position
 from lambda_vit_jax.errors import CheckpointError
 from lambda_vit_jax.load import load_pretrained
-from lambda_vit_jax.models import model as model_lib
+from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.module import (
+  abstract_params,
+  count_parameters,
+  make_module,
+)
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.family_members import synthetic_arrays, synthetic_images
 from tests.parity.make_golden import run, timm_model
@@ -76,11 +82,9 @@ def test_table_is_that_of_timm(name):
       architecture(name), num_classes=variant.num_classes
     )
   config = timm.models.get_pretrained_cfg(name)
-  module = model_lib.make_module(variant)
-  params = model_lib.abstract_params(module)
-  assert model_lib.count_parameters(params) == sum(
-    p.numel() for p in model.parameters()
-  )
+  module = make_module(variant)
+  params = abstract_params(module)
+  assert count_parameters(params) == sum(p.numel() for p in model.parameters())
   assert (3, variant.image_size, variant.image_size) == config.input_size
   assert variant.num_classes == config.num_classes
   assert variant.mean == tuple(config.mean)
@@ -127,12 +131,12 @@ def test_position_grid_is_resized_like_timm(target, prefix, rng):
   np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def pruned_model(name: str = 'vit_tiny_patch16_224') -> model_lib.Model:
-  model = model_lib.create_model(name, num_classes=10, image_size=64)
-  return model_lib.prune(model, (1, 3, 4, 6, 9))
+def pruned_model(name: str = 'vit_tiny_patch16_224') -> Model:
+  model = create_model(name, num_classes=10, image_size=64)
+  return prune(model, (1, 3, 4, 6, 9))
 
 
-def images_and_logits(model: model_lib.Model) -> tuple[np.ndarray, np.ndarray]:
+def images_and_logits(model: Model) -> tuple[np.ndarray, np.ndarray]:
   images = synthetic_images(model.module.image_size[0])
   with jax.default_matmul_precision('highest'):
     return images, np.asarray(model(images))
@@ -186,8 +190,8 @@ def set_epsilons(model: torch.nn.Module, norm_eps: list[float]) -> None:
 
 
 def test_own_small_variant_opens_in_timm(tmp_path):
-  model = model_lib.create_model('vit_mini_patch2_8')
-  model = model_lib.prune(model, (0, 2))
+  model = create_model('vit_mini_patch2_8')
+  model = prune(model, (0, 2))
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
   exporter.export(
@@ -199,9 +203,7 @@ def test_own_small_variant_opens_in_timm(tmp_path):
 
 def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
   """Nothing but another depth: every name and every number is timm's."""
-  model = model_lib.create_model(
-    'vit_tiny_patch16_224', num_classes=10, image_size=64
-  )
+  model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
   short = lv.drop_blocks(model, (4, 5, 9))
   images, logits = images_and_logits(short)
   exporter.export(short, tmp_path / 'out', formats=('safetensors',))
