@@ -27,7 +27,6 @@ from lambda_vit_jax.linear import AffineMap, Sums
 from lambda_vit_jax.linear_folds import FoldMoments
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
-from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.surgery import block_name
 from lambda_vit_jax.typing import Array, Params
@@ -163,20 +162,6 @@ def check_images(images: ImageSet) -> None:
     )
 
 
-def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
-  """What `fc2` reads, `[batch, tokens, hidden]`, of the stream between halves.
-
-  Args:
-    block: static.
-    params: of the block.
-    x: `[batch, tokens, embed]`.
-  """
-  norm, first = params['norm2'], params['mlp']['fc1']
-  normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
-  hidden = normal @ first['kernel'] + first['bias']
-  return ACTIVATIONS[block.activation](hidden)
-
-
 @compilation.jit(static_argnames=('block', 'folds', 'stop', 'placement'))
 def measure(
   block: EncoderBlock,
@@ -202,7 +187,7 @@ def measure(
     placement: of the batch.
   """
   output, _ = pieces.run_block(block, params, x)
-  hidden = hidden_layer(block, params, x)[:, :stop]
+  hidden = pieces.hidden_layer(block, params, x)[:, :stop]
   gap = (target - output)[:, :stop]
   keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
   sums = linear_folds.fold_sums(hidden, gap, keep, folds)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
 from lambda_vit_jax.typing import Array, AttentionMode, Params
@@ -87,6 +88,20 @@ def run_block(
   """The stream behind a block, and its intermediates (see `EncoderBlock`)."""
   result: Any = block.apply({'params': params}, x, read_tokens=read_tokens)
   return result
+
+
+def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
+  """What `fc2` reads: `[batch, tokens, hidden]`, of the stream between halves.
+
+  Args:
+    block: static.
+    params: of the block.
+    x: `[batch, tokens, embed]`.
+  """
+  norm, first = params['norm2'], params['mlp']['fc1']
+  normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
+  hidden = normal @ first['kernel'] + first['bias']
+  return ACTIVATIONS[block.activation](hidden)
 
 
 def readout(
