@@ -7,6 +7,7 @@ a long wait and a large allocation.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import resource
@@ -130,9 +131,14 @@ def _read_selection(folder: pathlib.Path) -> Any:
   return selection_stage.removed_layers(run, 3)
 
 
+@functools.cache
+def _nano() -> Model:
+  return lv.create_model(NANO)
+
+
 def _read_image(folder: pathlib.Path) -> Any:
   (path,) = folder.iterdir()
-  array, _ = commands._read_image(str(path), lv.create_model(NANO))
+  array, _ = commands._read_image(str(path), _nano())
   return array.tobytes()
 
 

@@ -63,7 +63,7 @@ def test_the_correction_is_that_of_ridge_regression(tiny_variant, index):
   taps = partly.apply(IMAGES)[1][block_name(index)]
   block = pieces.block_of(model.module, index, 'absent')
   x = np.asarray(taps['after_attention'])
-  hidden = refitting.hidden_layer(block, params[block_name(index)], x)
+  hidden = pieces.hidden_layer(block, params[block_name(index)], x)
   read = model.module.read_tokens if index == 2 else None
   hidden = np.asarray(hidden, np.float64)[:, :read]
   there = np.asarray(dense.apply(IMAGES)[1][block_name(index)]['output'])
@@ -106,7 +106,7 @@ def test_the_hidden_layer_is_what_the_mlp_reads(tiny_variant):
   taps = model.apply(IMAGES)[1]['block01']
   params = model.params['block01']
   block = pieces.block_of(model.module, 1, 'absent')
-  hidden = refitting.hidden_layer(block, params, taps['after_attention'])
+  hidden = pieces.hidden_layer(block, params, taps['after_attention'])
   second = params['mlp']['fc2']
   np.testing.assert_allclose(
     hidden @ second['kernel'] + second['bias'], taps['mlp'], atol=1e-5

@@ -138,11 +138,15 @@ def make_module(
 
 def init_params(module: ViT, seed: int | Array = 0) -> Params:
   """Fresh float32 parameters, from an int seed or a typed key."""
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  return _init(module, jax.random.key(seed) if isinstance(seed, int) else seed)
+
+
+@functools.partial(jax.jit, static_argnames=('module',))
+def _init(module: ViT, key: Any) -> Params:
   images = jnp.zeros((1, *module.image_size, module.in_chans))
   factor = jnp.ones(module.depth)
-  init = jax.jit(functools.partial(module.init, dilution_factor=factor))
-  return init(key, images)['params']
+  params: Params = module.init(key, images, dilution_factor=factor)['params']
+  return params
 
 
 def is_head(name: str) -> bool:
