@@ -1,7 +1,7 @@
 r"""One table per data set: every way to remove attention, side by side.
 
 Rows, with 6 of 12 attention layers removed and three seeds: the dense network;
-NOSE, `probe` and (digits) every other static criterion, each with dilution;
+NOSE, `probe` and every other static criterion, each with dilution;
 training-free (the dense network with affine maps, 512 unlabeled images); blocks
 dropped (the dense network without 4 whole blocks, chosen by the angle that they
 turn the stream by, and MLPs refit to the same images); and these with tokens
@@ -18,7 +18,7 @@ baseline in one cosine, the others in a shorter dense training and a dilution
 from there. Sets that criteria share are diluted once. Every run has its own
 workdir: the script continues where it was stopped, and with the workdir of
 `fashion_mnist_table.py` it takes over that script's `start`, `dense` and NOSE.
-About 40 minutes each on one CPU core.
+About 40 minutes for digits on one CPU core, 100 for Fashion-MNIST on two.
 Writes its part of docs/benchmarks/method_table.json.
 """
 
@@ -76,8 +76,6 @@ class DataSet:
   start: str
   dense: str
   dilution: tuple[str, ...]
-  # Of the static criteria, whose sets are diluted: all where it is empty.
-  static: tuple[str, ...] = ()
 
 
 DATA_SETS = {
@@ -98,8 +96,6 @@ DATA_SETS = {
       '--config.dilute.dilution_steps=5ep',
       '--config.dilute.settle_steps=10ep',
     ),
-    # The others would take another hour and a half on one core.
-    static=(NOSE,),
   ),
 }
 
@@ -163,15 +159,8 @@ class Runs:
     stages.run_stage(run, 'pretrain')
     stages.run_stage(run, 'select')
     chosen = checkpoint.read_json(run.path('selection.json'))['removed']
-    wanted = self._data.static or probe_search.PROPOSERS
-    found = {
-      name: layers
-      for name, layers in checkpoint.read_json(path).items()
-      if name in wanted
-    }
-    return {
-      name: tuple(layers) for name, layers in (found | {PROBE: chosen}).items()
-    }
+    found = checkpoint.read_json(path) | {PROBE: chosen}
+    return {name: tuple(layers) for name, layers in found.items()}
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
     """The start, diluted without `layers`."""

@@ -235,8 +235,7 @@ def method_tables(of_sets: dict[str, Any]) -> str:
           ),
           shown,
         ),
-        ('Not every' if found['settings'].get('static') else 'Every')
-        + ' criterion after full dilution, the best first:',
+        'Every criterion after full dilution, the best first:',
         table(
           ('row', 'removed, by seed', 'top-1 %', 'by seed', 'difference'),
           criteria,
