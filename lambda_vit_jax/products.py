@@ -62,6 +62,8 @@ def constant(x: Array, value: int) -> Array:
   Else a CPU's schedule does so with all matrices of the network at once, and
   constants are folded: more memory than the network itself takes.
   """
+  if not x.size:
+    return jnp.full((1, 1), value, jnp.int32)
   first = jax.lax.slice(jax.lax.stop_gradient(x), (0, 0), (1, 1))
   bits = jax.lax.bitcast_convert_type(first.astype(jnp.float32), jnp.int32)
   return jax.lax.clamp(jnp.int32(value), bits, jnp.int32(value))

@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
+from jax import export
 
 import lambda_vit_jax.models.layers as layers
 from lambda_vit_jax import surgery
 from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models.changes import fold, prune
+from lambda_vit_jax.models.changes import (
+  fold,
+  merge_tokens,
+  prune,
+  quantize,
+)
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.module import (
   abstract_params,
@@ -174,9 +180,27 @@ def test_reading_the_class_token_alone_changes_no_logit(model):
   np.testing.assert_allclose(model(IMAGES), model.apply(IMAGES)[0], **SAME_SUMS)
 
 
-def test_no_images_have_no_logits(model):
-  images = np.zeros((0, *model.module.image_size, model.module.in_chans))
-  assert model(images).shape == (0, model.num_classes)
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda model: model,
+    lambda model: merge_tokens(model, 1),
+    quantize,
+    lambda model: quantize(model, 'dynamic'),
+  ],
+  ids=['plain', 'merged', 'int8', 'int8 dynamic'],
+)
+def test_the_batch_may_be_empty_or_a_symbol(model, change):
+  changed = change(model)
+  shape = (*model.module.image_size, model.module.in_chans)
+  assert changed(np.zeros((0, *shape))).shape == (0, model.num_classes)
+  assert changed.apply(np.zeros((0, *shape)))[0].shape[0] == 0
+  sizes = export.symbolic_shape(f'b,{",".join(map(str, shape))}')
+  exported = export.export(jax.jit(lambda images: changed(images)))(
+    jax.ShapeDtypeStruct(sizes, np.float32)
+  )
+  found = exported.call(IMAGES)
+  np.testing.assert_allclose(found, changed(IMAGES), **SAME_SUMS)
 
 
 def test_folding_is_the_same_function(model):

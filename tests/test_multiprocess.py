@@ -291,7 +291,7 @@ def assert_same_selection(double, single):
 
 @pytest.mark.slow
 def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
-  """Their images are halved, and so are the pixels without a class."""
+  """Each process has half of the images, and counts their pixels."""
   single, double = tmp_path / 'one', tmp_path / 'two'
 
   def words(stage, workdir):
@@ -312,6 +312,8 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
   codes, said = finish(start(words('select', double)))
   assert codes == [0, 0], said
   assert_same_selection(double, single)
+  found = json.loads((double / 'selection.json').read_text())
+  assert len(found['set_scores']) > 1
 
 
 @pytest.mark.slow

@@ -6,11 +6,7 @@ Whole blocks are dropped by `lambda_vit_jax.models.shorter`.
 from collections.abc import Iterable
 from typing import Any
 
-from lambda_vit_jax import (
-  merge_plan,
-  quantization,
-  surgery,
-)
+from lambda_vit_jax import merge_plan, quantization, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.typing import AttentionMode

@@ -6,10 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lambda_vit_jax import (
-  complexity,
-  surgery,
-)
+from lambda_vit_jax import complexity, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.module import (
@@ -112,11 +109,7 @@ class Model:
 
   def __call__(self, images: Array) -> Array:
     """Normalised NHWC float32 images to logits `[batch, num_classes]`."""
-    images = jnp.asarray(images)
-    if images.ndim and not len(images):
-      # As numpy's functions do; products are not made for no rows.
-      return self(jnp.zeros((1, *images.shape[1:]), images.dtype))[:0]
-    return forward(self.module, self.params, images)[0]
+    return forward(self.module, self.params, jnp.asarray(images))[0]
 
   def apply(
     self,

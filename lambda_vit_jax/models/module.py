@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import (
-  compilation,
-  quantization,
-  surgery,
-)
+from lambda_vit_jax import compilation, quantization, surgery
 from lambda_vit_jax.errors import ModelError
 from lambda_vit_jax.models.block import HAS_ATTENTION
 from lambda_vit_jax.models.variants import Variant, get_variant
