@@ -30,20 +30,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_vit_jax import (
-  benchmark,
-  evaluate,
-  linearizer,
-  main,
-  selection,
-  spans,
-)
+from lambda_vit_jax import main
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.shorter import drop_blocks
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.refitting import refit
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.selection import nose
+from lambda_vit_jax.training_free import block_spans, linear_maps
+from lambda_vit_jax.training_free.mlp_refit import refit
 
 OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/block_maps.json'
 IMAGES = 512
@@ -120,7 +116,7 @@ def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
     for first in range(network.depth - length + 1):
       affine = fit(streams[first], streams[first + length])
       predict = without_blocks(network, first, length, affine)
-      top1[first] = evaluate.evaluate_program(predict, test)['top1']
+      top1[first] = accuracy.evaluate_program(predict, test)['top1']
       print(f'{length} from {first}: {top1[first]:.4f}', flush=True)
     best = max(top1, key=top1.__getitem__)
     rows[f'{length} blocks mapped, best span by test accuracy'] = {
@@ -140,12 +136,12 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
   """
 
   def score(one: Model) -> float:
-    found = evaluate.evaluate_model(one, iter(test), run.mesh)
+    found = accuracy.evaluate_model(one, iter(test), run.mesh)
     return float(found['top1'])
 
   rows = {}
   for length in SPANS:
-    span = spans.choose_blocks(model, images, length)
+    span = block_spans.choose_blocks(model, images, length)
     short = drop_blocks(model, span)
     top1 = {}
     for first in range(model.depth - length + 1):
@@ -170,17 +166,17 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
 
 def attention_rows(run: Run, model: Model, images: list, test: list) -> Any:
   """`linearize`, blocks chosen by `affine`."""
-  order = selection.select(
+  order = nose.select(
     model, images, criterion='affine', num_layers=max(COUNTS)
   ).order
   rows = {}
   for count in COUNTS:
     for kind, inputs in INPUTS.items():
       layers = order[:count]
-      fitted = linearizer.linearize(model, images, layers, inputs=inputs)
+      fitted = linear_maps.linearize(model, images, layers, inputs=inputs)
       rows[f'{count} attention layers, {kind}'] = {
         'blocks': sorted(layers),
-        'top1': evaluate.evaluate_model(fitted, iter(test), run.mesh)['top1'],
+        'top1': accuracy.evaluate_model(fitted, iter(test), run.mesh)['top1'],
         'macs': fitted.macs(),
       }
       print(count, kind, rows[f'{count} attention layers, {kind}'], flush=True)
@@ -205,7 +201,7 @@ def measure() -> None:
   model = run.load('pretrain')
   images = list(run.holdout_batches(model.preprocessing, IMAGES))
   test = list(run.eval_batches(model.preprocessing))
-  dense = evaluate.evaluate_model(model, iter(test), run.mesh)
+  dense = accuracy.evaluate_model(model, iter(test), run.mesh)
   result = {
     'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
     'device': benchmark.describe_device(),

@@ -19,9 +19,12 @@ import pathlib
 
 import numpy as np
 
-from lambda_vit_jax import benchmark, checkpoint, evaluate, main, stages
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.runtime.progress import Reporter
 
 # Two-sided 95% quantile of Student's t with 4 degrees of freedom.
 T_95_OF_5_SEEDS = 2.776
@@ -44,20 +47,20 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
   run = Run(config.to_dict(), workdir, Reporter())
   score = run.path('score.json')
   if score.exists():
-    return checkpoint.read_json(score)
-  stages.run_stage(run, 'pretrain')
+    return orbax_store.read_json(score)
+  registry.run_stage(run, 'pretrain')
   if layers:
-    stages.run_stage(run, 'select')
+    registry.run_stage(run, 'select')
   else:
-    checkpoint.write_json(run.path('selection.json'), {'removed': []})
-  stages.run_stage(run, 'dilute')
+    orbax_store.write_json(run.path('selection.json'), {'removed': []})
+  registry.run_stage(run, 'dilute')
   start, end = (
-    evaluate.evaluate_model(
+    accuracy.evaluate_model(
       model, run.eval_batches(model.preprocessing), run.mesh
     )
     for model in (run.load('pretrain'), run.load('dilute'))
   )
-  removed = checkpoint.read_json(run.path('selection.json'))['removed']
+  removed = orbax_store.read_json(run.path('selection.json'))['removed']
   result = {
     'start': start['top1'],
     'top1': end['top1'],
@@ -65,7 +68,7 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
     'num_images': end['num_images'],
     'removed': removed,
   }
-  checkpoint.write_json(score, result)
+  orbax_store.write_json(score, result)
   return result
 
 

@@ -57,9 +57,11 @@ def make_programs(
   import jax
   import numpy as np
 
-  from lambda_vit_jax import dilution, optim, sharding, surgery
-  from lambda_vit_jax.models.module import init_params, make_module
-  from lambda_vit_jax.train_step import (
+  from lambda_vit_jax.models import surgery
+  from lambda_vit_jax.models.build import init_params, make_module
+  from lambda_vit_jax.runtime import sharding
+  from lambda_vit_jax.training import dilution, optim
+  from lambda_vit_jax.training.step import (
     Dilution,
     LossSettings,
     init_state,
@@ -148,7 +150,8 @@ def main() -> int:
   flags = parser.parse_args()
   os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-  from lambda_vit_jax import benchmark, startup
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.runtime import startup
 
   # As the stages do.
   startup.keep_memory()

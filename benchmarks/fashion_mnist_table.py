@@ -26,10 +26,13 @@ import pathlib
 import jax
 import numpy as np
 
-from lambda_vit_jax import benchmark, checkpoint, evaluate, main, stages
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
 
 SEEDS = range(3)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,23 +106,23 @@ def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
   run = open_run(options, arm, seed)
   score = run.path('score.json')
   if score.exists():
-    return checkpoint.read_json(score)
-  stages.run_stage(run, 'pretrain')
+    return orbax_store.read_json(score)
+  registry.run_stage(run, 'pretrain')
   stage, removed = 'pretrain', []
   if arm.num_layers:
-    stages.run_stage(run, 'select')
-    stages.run_stage(run, 'dilute')
+    registry.run_stage(run, 'select')
+    registry.run_stage(run, 'dilute')
     stage = 'dilute'
-    removed = checkpoint.read_json(run.path('selection.json'))['removed']
+    removed = orbax_store.read_json(run.path('selection.json'))['removed']
   model = run.load(stage)
-  result = evaluate.evaluate_model(
+  result = accuracy.evaluate_model(
     model, run.eval_batches(model.preprocessing), run.mesh
   )
   right = hits(run, model)
   if round(result['top1'] * len(right)) != right.sum():
     raise AssertionError('two ways to count disagree')
   result |= {'removed': removed, 'hits': np.packbits(right).tobytes().hex()}
-  checkpoint.write_json(score, result)
+  orbax_store.write_json(score, result)
   return result
 
 

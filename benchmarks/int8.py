@@ -3,7 +3,7 @@
   python benchmarks/int8.py [--batch_size=16] [--rounds=15]
 
 The dense model that ships with the package, as it is and quantised in both
-ways (`lambda_vit_jax.quantization`): top-1, loss and the largest difference of
+ways (`lambda_vit_jax.models.quantization`): top-1, loss and the largest difference of
 a logit over all test images, then images per second in turn, A B C A B C ….
 Figures are medians over the rounds; a ratio is the median of the rounds'
 ratios, with their extremes. Writes docs/benchmarks/int8.json.
@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax import benchmark, evaluate, sharding
-from lambda_vit_jax.data import pipeline, sources
-from lambda_vit_jax.load import load_pretrained
-from lambda_vit_jax.models.changes import quantize
+from lambda_vit_jax.checkpoints.load import load_pretrained
+from lambda_vit_jax.data import pipeline
+from lambda_vit_jax.data.sources import registry
+from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.models.edits import quantize
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.runtime import sharding
 
 OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/int8.json'
 BATCH = 40
@@ -39,7 +41,7 @@ def span(values: np.ndarray) -> dict[str, float]:
 def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
   """Accuracy of each, and how far its logits are from the first one's."""
   dense = models['float32']
-  dataset = sources.open_dataset('digits', None)
+  dataset = registry.open_dataset('digits', None)
   batches = list(
     pipeline.eval_batches(
       dataset.test,
@@ -53,7 +55,7 @@ def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
   mesh = sharding.make_mesh(1)
   rows: dict[str, dict[str, Any]] = {}
   for name, model in models.items():
-    rows[name] = dict(evaluate.evaluate_model(model, batches, mesh))
+    rows[name] = dict(accuracy.evaluate_model(model, batches, mesh))
     rows[name]['largest_difference'] = max(
       float(np.abs(model(b['image']) - dense(b['image'])).max())
       for b in batches

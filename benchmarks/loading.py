@@ -55,7 +55,7 @@ class Peak:
 def write(variant: str, path: str) -> None:
   from safetensors.numpy import save_file
 
-  from lambda_vit_jax import convert
+  from lambda_vit_jax.checkpoints import convert
   from lambda_vit_jax.models.model import create_model
 
   save_file(convert.encode(create_model(variant).params), path)
@@ -64,7 +64,7 @@ def write(variant: str, path: str) -> None:
 def load(variant: str, path: str) -> None:
   import jax
 
-  from lambda_vit_jax.load import load_pretrained
+  from lambda_vit_jax.checkpoints.load import load_pretrained
 
   jax.devices()  # The back end's start belongs to no model.
   before = resident_bytes()
@@ -84,7 +84,7 @@ def new_process(*arguments: str) -> str:
 
 
 def main() -> int:
-  from lambda_vit_jax import benchmark
+  from lambda_vit_jax.evaluation import benchmark
 
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--variant', default='deit_base_patch16_224')

@@ -3,7 +3,7 @@
   lambda-vit pretrain --config=configs/digits.py:scratch --workdir=runs/dense
   python benchmarks/make_digits_asset.py --workdir=runs/dense
 
-Writes `lambda_vit_jax/assets/vit_mini_patch2_8_digits.safetensors`, and beside
+Writes `lambda_vit_jax/checkpoints/builtin/vit_mini_patch2_8_digits.safetensors`, and beside
 it a JSON with the config, the seed and the accuracy.
 """
 
@@ -14,9 +14,10 @@ import pathlib
 
 from safetensors.numpy import save_file
 
-from lambda_vit_jax import benchmark, checkpoint, convert, evaluate
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.checkpoints import convert, orbax_store
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.runtime.progress import Reporter
 
 ASSETS = pathlib.Path(__file__).parents[1] / 'lambda_vit_jax' / 'assets'
 NAME = 'vit_mini_patch2_8_digits'
@@ -27,10 +28,10 @@ def write_asset() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', default='runs/dense')
   workdir = pathlib.Path(parser.parse_args().workdir)
-  config = checkpoint.read_json(workdir / 'config.json')
+  config = orbax_store.read_json(workdir / 'config.json')
   run = Run(config, str(workdir), Reporter())
   model = run.load('pretrain')
-  scores = evaluate.evaluate_model(
+  scores = accuracy.evaluate_model(
     model, run.eval_batches(model.preprocessing), run.mesh
   )
   save_file(convert.encode(model.params), ASSETS / f'{NAME}.safetensors')

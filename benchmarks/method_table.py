@@ -36,22 +36,18 @@ import jax.numpy as jnp
 import numpy as np
 from fashion_mnist_table import PRUNED, SETTINGS, hits, paired
 
-from lambda_vit_jax import (
-  benchmark,
-  checkpoint,
-  linearizer,
-  main,
-  probe_search,
-  selection,
-  spans,
-  stages,
-)
-from lambda_vit_jax.models.changes import merge_tokens
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.models.edits import merge_tokens
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.shorter import drop_blocks
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.refitting import refit
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.selection import nose, probe
+from lambda_vit_jax.training_free import block_spans, linear_maps
+from lambda_vit_jax.training_free.mlp_refit import refit
 
 ROOT = pathlib.Path(__file__).parents[1]
 OUTPUT = ROOT / 'docs/benchmarks/method_table.json'
@@ -130,7 +126,7 @@ class Runs:
     """`start` or `dense`, trained."""
     steps = getattr(self._data, name)
     run = self._open(name, f'--config.pretrain.steps={steps}')
-    stages.run_stage(run, 'pretrain')
+    registry.run_stage(run, 'pretrain')
     return run
 
   def _removing(self, name: str, *arguments: str) -> Run:
@@ -150,16 +146,14 @@ class Runs:
     )
     path = run.path('proposals.json')
     if not path.exists():
-      stages.run_stage(run, 'pretrain')
+      registry.run_stage(run, 'pretrain')
       model = run.load('pretrain')
       images = list(run.holdout_batches(model.preprocessing))
-      checkpoint.write_json(
-        path, probe_search.proposals(model, images, NUM_LAYERS)
-      )
-    stages.run_stage(run, 'pretrain')
-    stages.run_stage(run, 'select')
-    chosen = checkpoint.read_json(run.path('selection.json'))['removed']
-    found = checkpoint.read_json(path) | {PROBE: chosen}
+      orbax_store.write_json(path, probe.proposals(model, images, NUM_LAYERS))
+    registry.run_stage(run, 'pretrain')
+    registry.run_stage(run, 'select')
+    chosen = orbax_store.read_json(run.path('selection.json'))['removed']
+    found = orbax_store.read_json(path) | {PROBE: chosen}
     return {name: tuple(layers) for name, layers in found.items()}
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
@@ -176,18 +170,18 @@ class Runs:
       f'--config.select.layers={layers}',
     )
     for stage in ('pretrain', 'select', 'dilute'):
-      stages.run_stage(run, stage)
+      registry.run_stage(run, stage)
     return run
 
 
 def right(run: Run, model: Model, key: str) -> np.ndarray:
   """`hits`, kept in the workdir under `key`."""
   path = run.path('hits.json')
-  found = checkpoint.read_json(path) if path.exists() else {}
+  found = orbax_store.read_json(path) if path.exists() else {}
   if key not in found:
     found[key] = np.packbits(hits(run, model)).tobytes().hex()
     found['num_images'] = len(hits(run, model))
-    checkpoint.write_json(path, found)
+    orbax_store.write_json(path, found)
   bits = np.unpackbits(np.frombuffer(bytes.fromhex(found[key]), np.uint8))
   return bits[: found['num_images']].astype(bool)
 
@@ -196,11 +190,11 @@ def training_free(run: Run) -> tuple[tuple[int, ...], Model]:
   """The dense network with affine maps for some of its attentions."""
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
-  layers = selection.select(
+  layers = nose.select(
     dense, images, num_layers=NUM_LAYERS, resamples=0, **TRAINING_FREE
   ).removed
   unlabeled = [{key: b[key] for key in ('image', 'mask')} for b in images]
-  return layers, linearizer.linearize(dense, unlabeled, layers)
+  return layers, linear_maps.linearize(dense, unlabeled, layers)
 
 
 def blocks_dropped(run: Run) -> tuple[tuple[int, ...], Model]:
@@ -208,7 +202,7 @@ def blocks_dropped(run: Run) -> tuple[tuple[int, ...], Model]:
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
   unlabeled = [{key: b[key] for key in ('image', 'mask')} for b in images]
-  blocks = spans.choose_blocks(dense, unlabeled, NUM_DROPPED)
+  blocks = block_spans.choose_blocks(dense, unlabeled, NUM_DROPPED)
   return blocks, refit(drop_blocks(dense, blocks), dense, unlabeled)
 
 

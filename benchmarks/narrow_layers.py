@@ -28,11 +28,12 @@ import numpy as np
 from neighbour_maps import FOLDS
 from stepwise import Network, Table, open_run
 
-from lambda_vit_jax import linear, surgery
-from lambda_vit_jax.linear import CrossMoments
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.typing import Array, Params
+from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free.least_squares import CrossMoments
 
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/narrow_layers.json'
@@ -58,12 +59,12 @@ def hidden_of(
 
 
 @jax.jit
-def hidden_sums(hidden: Array) -> linear.Sums:
+def hidden_sums(hidden: Array) -> least_squares.Sums:
   """`linear.batch_sums` of the hidden channels with themselves, by fold."""
   split = hidden.reshape(-1, FOLDS, *hidden.shape[1:])
   split = jnp.swapaxes(split, 0, 1).reshape(FOLDS, -1, hidden.shape[-1])
   keep = jnp.ones(split.shape[:2], bool)
-  return jax.vmap(linear.batch_sums)(split, split, keep)
+  return jax.vmap(least_squares.batch_sums)(split, split, keep)
 
 
 def narrow_mlp(
@@ -75,14 +76,16 @@ def narrow_mlp(
     CrossMoments.from_sums(tuple(leaf[fold] for leaf in sums))
     for fold in range(FOLDS)
   ]
-  whole = linear.merged(folds)
+  whole = least_squares.merged(folds)
   energy = whole.out_out / whole.count + whole.mean_in**2
   order = np.argsort(energy)
   gone, kept = np.split(order, [round(share * len(order))])
   second = {k: np.array(v, np.float64) for k, v in params['mlp']['fc2'].items()}
   if compensate:
     parts = [_between(fold, kept, gone) for fold in folds]
-    affine = linear.solve(linear.merged(parts), linear.choose_ridge(parts))
+    affine = least_squares.solve(
+      least_squares.merged(parts), least_squares.choose_ridge(parts)
+    )
     second['kernel'][kept] += affine.kernel @ second['kernel'][gone]
     second['bias'] += affine.bias @ second['kernel'][gone]
   second['kernel'][gone] = 0.0

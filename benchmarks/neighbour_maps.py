@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import linear
-from lambda_vit_jax.linear import AffineMap, CrossMoments
+from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import normalize
-from lambda_vit_jax.typing import Array, Params
+from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 FOLDS = 4
 NEIGHBOURHOODS = ('none', 'depthwise', 'separable', 'local mean', 'all eight')
@@ -27,7 +27,7 @@ SHIFTS = tuple(
   if (row, column) != (0, 0)
 )
 # Of the neighbours' kernels where they are structured.
-RIDGES = linear.RIDGES[::2]
+RIDGES = least_squares.RIDGES[::2]
 TURNS = 5
 
 
@@ -94,7 +94,7 @@ def columns_of(part: str, width: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=('block', 'grid'))
 def measure_block(
   block: EncoderBlock, params: Params, x: Array, grid: tuple[int, int]
-) -> list[linear.Sums]:
+) -> list[least_squares.Sums]:
   """`linear.batch_sums` of class token and patches, a leading axis of folds."""
   _, taps = pieces.run_block(block, params, x)
   leading = x.shape[1] - grid[0] * grid[1]
@@ -108,7 +108,7 @@ def measure_block(
   for tokens in (slice(leading), slice(leading, None)):
     parts = [by_fold(v[:, tokens]) for v in (inputs, taps['attention'])]
     keep = jnp.ones(parts[0].shape[:2], bool)
-    found.append(jax.vmap(linear.batch_sums)(*parts, keep))
+    found.append(jax.vmap(least_squares.batch_sums)(*parts, keep))
   return found
 
 
@@ -127,7 +127,9 @@ def pick(moments: CrossMoments, columns: np.ndarray) -> CrossMoments:
 def full_map(folds: Sequence[CrossMoments], columns: np.ndarray) -> AffineMap:
   """Least squares on some of the inputs, with zeros for the others."""
   parts = [pick(fold, columns) for fold in folds]
-  found = linear.solve(linear.merged(parts), linear.choose_ridge(parts))
+  found = least_squares.solve(
+    least_squares.merged(parts), least_squares.choose_ridge(parts)
+  )
   kernel = np.zeros_like(folds[0].in_out)
   kernel[columns] = found.kernel
   return AffineMap(kernel, found.bias)
@@ -220,18 +222,20 @@ def structured_map(
   folds: Sequence[CrossMoments], base: np.ndarray, how: str
 ) -> AffineMap:
   """`solve_structured` with both ridges chosen by held-out folds."""
-  first = linear.choose_ridge([pick(fold, base) for fold in folds])
+  first = least_squares.choose_ridge([pick(fold, base) for fold in folds])
 
   def error(ridge: float) -> float:
     total = 0.0
     for index, held_out in enumerate(folds):
-      others = linear.merged(f for i, f in enumerate(folds) if i != index)
+      others = least_squares.merged(
+        f for i, f in enumerate(folds) if i != index
+      )
       affine = solve_structured(others, base, (first, ridge), how)
       total += held_out.squared_error(affine)
     return total
 
   best = min(RIDGES, key=error)
-  return solve_structured(linear.merged(folds), base, (first, best), how)
+  return solve_structured(least_squares.merged(folds), base, (first, best), how)
 
 
 def fit_maps(
@@ -258,7 +262,9 @@ def fit_maps(
     around = columns_of(neighbourhood, width)
     return full_map(folds, np.concatenate([base, around]))
 
-  everything = [linear.merged(folds) for folds in zip(*groups, strict=True)]
+  everything = [
+    least_squares.merged(folds) for folds in zip(*groups, strict=True)
+  ]
   if 'class_map' not in inputs:
     return (fit(everything),) * 2
   shared = full_map(everything, base)

@@ -40,12 +40,13 @@ import numpy as np
 from neighbour_maps import FOLDS, NEIGHBOURHOODS, fit_maps, measure_block
 from stepwise import Maps, Network, Table, open_run
 
-from lambda_vit_jax import linear, selection, surgery
-from lambda_vit_jax.linear import AffineMap, CrossMoments
-from lambda_vit_jax.models import pieces
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import pieces, surgery
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.typing import Array, Params
+from lambda_vit_jax.selection import nose
+from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/neighbourhood.json'
@@ -96,12 +97,14 @@ def fit_in_sequence(
         for group in jax.device_get(sums)
       ]
       maps[index] = fit_maps(groups, inputs, neighbourhood)
-      wholes = [linear.merged(group) for group in groups]
+      wholes = [least_squares.merged(group) for group in groups]
       error = sum(
         whole.squared_error(affine)
         for whole, affine in zip(wholes, maps[index], strict=True)
       )
-      residuals.append(error / float(linear.merged(wholes).out_out.sum()))
+      residuals.append(
+        error / float(least_squares.merged(wholes).out_out.sum())
+      )
     x = network.step(index, x, maps)[1]
   return maps, residuals
 
@@ -251,7 +254,7 @@ def measure() -> None:
   table = Table(*open_run(__doc__), OUTPUT)
   table.row('dense', table.network, 0, {}, macs=table.model.macs())
   for criterion, (choice, counts) in CHOICES.items():
-    order = selection.select(
+    order = nose.select(
       table.model,
       table.batches,
       num_layers=max(counts),

@@ -25,12 +25,13 @@ import jax
 import numpy as np
 
 import lambda_vit_jax
-from lambda_vit_jax import criteria, startup
-from lambda_vit_jax.images import ImageSet, read_images
+from lambda_vit_jax.analysis.images import ImageSet, read_images
 from lambda_vit_jax.models.model import Model, create_model
-from lambda_vit_jax.plain_loop import plain_loop
-from lambda_vit_jax.selection import choose
-from lambda_vit_jax.wavefront import Variant, Wavefront
+from lambda_vit_jax.runtime import startup
+from lambda_vit_jax.selection import criteria
+from lambda_vit_jax.selection.nose import choose
+from lambda_vit_jax.selection.plain_loop import plain_loop
+from lambda_vit_jax.selection.trials import Variant, Wavefront
 
 VARIANT = 'deit_tiny_patch16_224'
 NUM_LAYERS = 5

@@ -174,10 +174,10 @@ def our_batches(
   folder: str, batch_size: int, workers: int, read: list[int]
 ) -> Iterator:
   """Endless batches, float32 `[batch, 224, 224, 3]`, normalised and erased."""
-  from lambda_vit_jax.data import folder as folder_source
+  from lambda_vit_jax.core.preprocessing import Preprocessing
   from lambda_vit_jax.data import pipeline
   from lambda_vit_jax.data.augment import RECIPES
-  from lambda_vit_jax.preprocessing import Preprocessing
+  from lambda_vit_jax.data.sources import image_folder as folder_source
 
   root = pathlib.Path(folder) / 'train'
   files = sorted(str(path.relative_to(root)) for path in root.glob('*/*.jpg'))

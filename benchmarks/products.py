@@ -50,8 +50,8 @@ def calls_of(
   import jax.numpy as jnp
   import numpy as np
 
-  from lambda_vit_jax import quantization
-  from lambda_vit_jax.quantization import Matrix
+  from lambda_vit_jax.models import quantization
+  from lambda_vit_jax.models.quantization import Matrix
 
   rng = np.random.default_rng(0)
   left = jnp.asarray(rng.normal(size=(rows, inputs)), jnp.float32)
@@ -71,7 +71,7 @@ def forms(
   """Calls that wait for their results."""
   import jax
 
-  from lambda_vit_jax import compilation
+  from lambda_vit_jax.runtime import compilation
 
   programs = {
     'default': jax.jit(whole),
@@ -128,7 +128,8 @@ def main() -> None:
   # Before JAX starts: its pool has as many threads as there are cores.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 
-  from lambda_vit_jax import benchmark, compilation, startup
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.runtime import compilation, startup
 
   startup.keep_memory()
   found: dict[str, Any] = {}

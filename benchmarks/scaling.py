@@ -51,8 +51,8 @@ print(json.dumps(times[2:]))
 
 def make_model(depth: int, pixels: int) -> Any:
   """A DeiT-T of another depth or resolution."""
+  from lambda_vit_jax.models.build import init_params, make_module
   from lambda_vit_jax.models.model import Model
-  from lambda_vit_jax.models.module import init_params, make_module
   from lambda_vit_jax.models.variants import VARIANTS
 
   variant = dataclasses.replace(VARIANTS[VARIANT], depth=depth)
@@ -72,8 +72,8 @@ def measure_series(
   import jax.numpy as jnp
   import numpy as np
 
-  from lambda_vit_jax import benchmark
-  from lambda_vit_jax.models.changes import prune
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.models.edits import prune
 
   calls, rows = {}, []
   for index, point in enumerate(points):
@@ -152,7 +152,8 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   options = parser.parse_args()
 
-  from lambda_vit_jax import benchmark, startup
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.runtime import startup
 
   startup.keep_memory()
   found: dict[str, Any] = {

@@ -28,19 +28,15 @@ from typing import Any
 import jax
 from method_table import speed
 
-from lambda_vit_jax import (
-  benchmark,
-  linear_stage,
-  main,
-  segment_stage,
-  sharding,
-  stages,
-)
+from lambda_vit_jax import main
+from lambda_vit_jax.cli.stages import evaluate_masks, linearize, registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models import variants
-from lambda_vit_jax.models.changes import merge_tokens
+from lambda_vit_jax.models.edits import merge_tokens
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.runtime.progress import Reporter
 
 ROOT = pathlib.Path(__file__).parents[1]
 OUTPUT = ROOT / 'docs/benchmarks/segmentation_table.json'
@@ -115,7 +111,7 @@ def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
 def trained(folder: str, name: str, seed: int, steps: int) -> Run:
   """A dense network."""
   run = open_run(folder, name, seed, f'--config.pretrain.steps={steps}')
-  stages.run_stage(run, 'pretrain')
+  registry.run_stage(run, 'pretrain')
   return run
 
 
@@ -142,20 +138,20 @@ def models_of_seed(folder: str, seed: int) -> Iterator[tuple[str, Run, Model]]:
       start, folder, criterion, f'--config.select.criterion={criterion}'
     )
     for stage in ('pretrain', 'select', 'dilute'):
-      stages.run_stage(run, stage)
+      registry.run_stage(run, stage)
     yield f'{criterion} + dilution', run, run.load('dilute')
   for name, arguments in FITTED.items():
     run = starting_at(
       dense, folder, name, '--config.method=linearize', *arguments
     )
     for stage in ('pretrain', 'select', 'linearize'):
-      stages.run_stage(run, stage)
-    yield name, run, linear_stage.load_linear(run)
+      registry.run_stage(run, stage)
+    yield name, run, linearize.load_linear(run)
 
 
 def mean_iou(run: Run, model: Model) -> float:
   """Over all test images; they are as large as the network's."""
-  return segment_stage.holdout_scores(
+  return evaluate_masks.holdout_scores(
     model.module,
     sharding.replicate(model.params, run.mesh),
     run.eval_batches(model.preprocessing),

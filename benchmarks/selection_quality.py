@@ -5,7 +5,7 @@ after removal (`skip`: the branch is left out; `linear`: the best affine map in
 its place) and after a short dilution of the same steps, batches and schedule
 for every set. Three networks, trained from scratch with seeds 0, 1 and 2; five
 random draws each. Sets that criteria share are run once, and one compilation
-serves all of them (`lambda_vit_jax.probe`).
+serves all of them (`lambda_vit_jax.selection.short_dilution`).
 
   python benchmarks/selection_quality.py --name=digits \
     --config=configs/digits.py:scratch --workdir=runs/quality_digits \
@@ -23,20 +23,17 @@ import pathlib
 
 import numpy as np
 
-from lambda_vit_jax import (
-  benchmark,
-  checkpoint,
-  evaluate,
-  linearizer,
-  main,
-  selection,
-  stages,
-)
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.probe import ShortDilution
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.wavefront import Variant
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.selection import nose
+from lambda_vit_jax.selection.short_dilution import ShortDilution
+from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.training_free import linear_maps
 
 ROOT = pathlib.Path(__file__).parents[1]
 OUTPUT = ROOT / 'docs/benchmarks/selection_quality.json'
@@ -82,7 +79,7 @@ def open_run(options: argparse.Namespace, seed: int) -> Run:
     ]
   )
   run = Run(config.to_dict(), workdir, Reporter())
-  stages.run_stage(run, 'pretrain')
+  registry.run_stage(run, 'pretrain')
   return run
 
 
@@ -93,12 +90,12 @@ Choices = dict[str, dict[int, Variant]]
 def choices(run: Run, model: Model) -> Choices:
   """What each criterion removes; all but `exhaustive` layer by layer."""
   path = run.path('choices.json')
-  found = checkpoint.read_json(path) if path.exists() else {}
+  found = orbax_store.read_json(path) if path.exists() else {}
   batches = list(run.holdout_batches(model.preprocessing))
   for name, options in CRITERIA.items():
     if name not in found:
       kind = name.split(',')[0].split(' ')[0]
-      chosen = selection.select(
+      chosen = nose.select(
         model,
         batches,
         criterion=kind,
@@ -111,7 +108,7 @@ def choices(run: Run, model: Model) -> Choices:
         **options,
       )
       found[name] = list(chosen.order)
-      checkpoint.write_json(path, found)
+      orbax_store.write_json(path, found)
   chosen = {
     name: {size: tuple(sorted(found[name][:size])) for size in SIZES}
     for name in CRITERIA
@@ -120,11 +117,11 @@ def choices(run: Run, model: Model) -> Choices:
     key = f'{EXHAUSTIVE} {size}'
     if key not in found:
       found[key] = list(
-        selection.select(
+        nose.select(
           model, batches, criterion=EXHAUSTIVE, num_layers=size
         ).removed
       )
-      checkpoint.write_json(path, found)
+      orbax_store.write_json(path, found)
     chosen.setdefault(EXHAUSTIVE, {})[size] = tuple(found[key])
   return chosen
 
@@ -134,7 +131,7 @@ def measure_sets(
 ) -> dict[Variant, dict[str, float]]:
   """Accuracy and loss of every set, in the three forms."""
   path = run.path(f'sets-{steps}.json')
-  done = checkpoint.read_json(path) if path.exists() else {}
+  done = orbax_store.read_json(path) if path.exists() else {}
   settings = run.config['dilute']
   train = list(
     itertools.islice(run.train_batches(model.preprocessing, 0), steps)
@@ -153,10 +150,10 @@ def measure_sets(
     for index, layers in enumerate(sets):
       key = ','.join(map(str, layers))
       if key not in done:
-        fitted = linearizer.linearize(model, unlabelled, layers)
+        fitted = linear_maps.linearize(model, unlabelled, layers)
         forms = {
           'skip': plain.score(layers),
-          'linear': evaluate.evaluate_model(fitted, test, run.mesh),
+          'linear': accuracy.evaluate_model(fitted, test, run.mesh),
           'diluted': probe.score(layers, probe.train(layers, steps)),
         }
         done[key] = {
@@ -164,7 +161,7 @@ def measure_sets(
           for form, result in forms.items()
           for value in ('top1', 'loss')
         }
-        checkpoint.write_json(path, done)
+        orbax_store.write_json(path, done)
       bar.update(index + 1)
   return {layers: done[','.join(map(str, layers))] for layers in sets}
 
@@ -220,7 +217,7 @@ def write_table() -> None:
     run = open_run(options, seed)
     model = run.load('pretrain')
     dense.append(
-      evaluate.evaluate_model(
+      accuracy.evaluate_model(
         model, run.eval_batches(model.preprocessing), run.mesh
       )
     )

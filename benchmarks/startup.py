@@ -164,7 +164,7 @@ def main() -> int:
     / calls['with_cache'][kind]['median']
     for kind in ('wall', 'processor', 'wall_and_trace')
   }
-  from lambda_vit_jax import benchmark
+  from lambda_vit_jax.evaluation import benchmark
 
   results = {
     'date': datetime.date.today().isoformat(),

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from neighbour_maps import PARTS, columns_of, features
 
-from lambda_vit_jax import benchmark, main
-from lambda_vit_jax.linear import AffineMap
+from lambda_vit_jax import main
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.typing import Array, Params
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training_free.least_squares import AffineMap
 
 IMAGES = 512
 # Small enough for a block's activations to stay in a core's cache.

@@ -98,8 +98,8 @@ def jax_inference(
   import jax.numpy as jnp
   import numpy as np
 
-  from lambda_vit_jax import benchmark
-  from lambda_vit_jax.models.changes import prune
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.models.edits import prune
   from lambda_vit_jax.models.model import create_model
 
   rng = np.random.default_rng(0)
@@ -127,7 +127,8 @@ def matmuls(model: Any, batch_size: int) -> dict[str, Callable[[], Any]]:
   import jax
   import jax.numpy as jnp
 
-  from lambda_vit_jax import compilation, quantization
+  from lambda_vit_jax.models import quantization
+  from lambda_vit_jax.runtime import compilation
 
   rows, inner, columns = matmul_shape(model.module, batch_size)
   left = jnp.ones((rows, inner), jnp.float32)
@@ -154,9 +155,10 @@ def jax_training(
   import jax
   import numpy as np
 
-  from lambda_vit_jax import optim, sharding
   from lambda_vit_jax.models.model import create_model
-  from lambda_vit_jax.train_step import (
+  from lambda_vit_jax.runtime import sharding
+  from lambda_vit_jax.training import optim
+  from lambda_vit_jax.training.step import (
     Dilution,
     LossSettings,
     init_state,
@@ -299,7 +301,8 @@ def main() -> None:
 
   import torch
 
-  from lambda_vit_jax import benchmark, startup
+  from lambda_vit_jax.evaluation import benchmark
+  from lambda_vit_jax.runtime import startup
 
   startup.keep_memory()
   torch.set_num_threads(options.threads)

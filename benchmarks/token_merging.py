@@ -22,11 +22,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax import benchmark
-from lambda_vit_jax.models.changes import merge_tokens, prune
+from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.models.adapt import with_decoder
 from lambda_vit_jax.models.decoders import KINDS, Decoder, spread_blocks
+from lambda_vit_jax.models.edits import merge_tokens, prune
 from lambda_vit_jax.models.model import create_model
-from lambda_vit_jax.models.segmenter import with_decoder
 
 REMOVED = (0, 2, 4, 6)
 START = 1

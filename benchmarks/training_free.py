@@ -24,15 +24,17 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lambda_vit_jax import benchmark, evaluate, main, stages
-from lambda_vit_jax.linearizer import fit_linear
-from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax import main
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax.recentring import recentre
-from lambda_vit_jax.refitting import refit
-from lambda_vit_jax.selection import select
-from lambda_vit_jax.workdir import Run
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.selection.nose import select
+from lambda_vit_jax.training_free.linear_maps import fit_linear
+from lambda_vit_jax.training_free.mlp_refit import refit
+from lambda_vit_jax.training_free.norm_recentring import recentre
 
 OUTPUT = (
   pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free.json'
@@ -81,7 +83,7 @@ class Table:
     self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
 
   def score(self, model: Model) -> dict[str, float]:
-    found = evaluate.evaluate_model(model, iter(self._test), self._run.mesh)
+    found = accuracy.evaluate_model(model, iter(self._test), self._run.mesh)
     return {'top1': found['top1'], 'loss': found['loss']}
 
   def row(self, key: str, measure: Any) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def measure() -> None:
     ]
   )
   run = Run(config.to_dict(), options.workdir, Reporter())
-  stages.run_stage(run, 'pretrain')
+  registry.run_stage(run, 'pretrain')
   write_rows(Table(options.name, run), options.kinds, options.criteria)
 
 

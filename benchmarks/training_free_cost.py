@@ -21,13 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_vit_jax import benchmark
-from lambda_vit_jax.linearizer import linearize
-from lambda_vit_jax.models.changes import prune
+from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.shorter import drop_blocks
-from lambda_vit_jax.refitting import refit
-from lambda_vit_jax.spans import choose_blocks
+from lambda_vit_jax.training_free.block_spans import choose_blocks
+from lambda_vit_jax.training_free.linear_maps import linearize
+from lambda_vit_jax.training_free.mlp_refit import refit
 
 VARIANT = 'deit_small_patch16_224'
 LAYERS = (0, 2, 4, 6, 8)

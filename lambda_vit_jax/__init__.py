@@ -13,30 +13,30 @@ Names are loaded when first used, so that importing the package is free.
 import importlib
 from typing import Any
 
-from lambda_vit_jax.version import __version__
+__version__ = '0.1.0'
 
 _PUBLIC = {
   'Model': 'models.model',
-  'Selection': 'selection',
-  'backbone': 'models.segmenter',
-  'choose_blocks': 'spans',
+  'Selection': 'selection.nose',
+  'backbone': 'models.adapt',
+  'choose_blocks': 'training_free.block_spans',
   'create_model': 'models.model',
-  'dequantize': 'models.changes',
+  'dequantize': 'models.edits',
   'drop_blocks': 'models.shorter',
-  'entropy_profile': 'profile',
-  'export': 'exporter',
-  'fold': 'models.changes',
-  'linearize': 'linearizer',
-  'load_export': 'exporter',
-  'load_pretrained': 'load',
-  'merge_tokens': 'models.changes',
-  'nose': 'selection',
-  'prune': 'models.changes',
-  'quantize': 'models.changes',
-  'recentre': 'recentring',
-  'refit': 'refitting',
-  'spectrum': 'fourier',
-  'with_decoder': 'models.segmenter',
+  'entropy_profile': 'analysis.profile',
+  'export': 'exporters.export',
+  'fold': 'models.edits',
+  'linearize': 'training_free.linear_maps',
+  'load_export': 'exporters.export',
+  'load_pretrained': 'checkpoints.load',
+  'merge_tokens': 'models.edits',
+  'nose': 'selection.nose',
+  'prune': 'models.edits',
+  'quantize': 'models.edits',
+  'recentre': 'training_free.norm_recentring',
+  'refit': 'training_free.mlp_refit',
+  'spectrum': 'analysis.spectrum',
+  'with_decoder': 'models.adapt',
 }
 
 __all__ = ['__version__', *_PUBLIC]

@@ -20,14 +20,15 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lambda_vit_jax import resolve, supervise
-from lambda_vit_jax import usage as usage_lib
-from lambda_vit_jax.errors import (
+from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli import help as usage_lib
+from lambda_vit_jax.core.errors import (
   LambdaVitError,
   StoppedError,
   UsageError,
   nearest,
 )
+from lambda_vit_jax.runtime import supervise
 
 STAGES = {
   'run': 'all stages, from the first unfinished one on',
@@ -206,23 +207,23 @@ def _full_keys(arguments: Sequence[str]) -> list[str]:
   files = [a for a in arguments if a.startswith('--config=')]
   values = _define_flags(files)
   values(['lambda-vit', *files])
-  return list(resolve.flatten(values.config.to_dict()))
+  return list(config_values.flatten(values.config.to_dict()))
 
 
 def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
   """A budget that is set by flag clears the default of the others."""
   given = [
     name
-    for name in resolve.BUDGETS
+    for name in config_values.BUDGETS
     if any(a.startswith(f'--config.select.{name}=') for a in arguments)
   ]
   if len(given) > 1:
     raise UsageError(
       f'{" and ".join(given)} are both set; give exactly one of '
-      f'{", ".join(resolve.BUDGETS)}'
+      f'{", ".join(config_values.BUDGETS)}'
     )
   if given:
-    for name in resolve.BUDGETS:
+    for name in config_values.BUDGETS:
       if name != given[0]:
         config.select[name] = None
 
@@ -242,21 +243,23 @@ def _run_stage(
   stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
 ) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from lambda_vit_jax import interrupt, outcome, processes, stages, startup
-  from lambda_vit_jax.progress import Reporter
-  from lambda_vit_jax.report import print_benchmark, print_results
-  from lambda_vit_jax.workdir import Run
+  from lambda_vit_jax.cli import outcome
+  from lambda_vit_jax.cli.report.build import print_benchmark, print_results
+  from lambda_vit_jax.cli.stages import registry
+  from lambda_vit_jax.cli.workdir import Run
+  from lambda_vit_jax.runtime import processes, signals, startup
+  from lambda_vit_jax.runtime.progress import Reporter
 
-  interrupt.raise_on_signals()
+  signals.raise_on_signals()
   startup.keep_memory()
   startup.use_cache()
   reporter = Reporter(values.quiet, processes.is_leader())
   run = Run(config.to_dict(), values.workdir, reporter)
   done = []
   try:
-    for name in stages.needed(run) if stage == 'run' else (stage,):
+    for name in registry.needed(run) if stage == 'run' else (stage,):
       start = time.perf_counter()
-      ran = stages.run_stage(run, name)
+      ran = registry.run_stage(run, name)
       done.append((name, ran, time.perf_counter() - start))
   except Exception:
     run.withdraw()
@@ -297,7 +300,7 @@ def _run_in_job(
   def work() -> int:
     # What libraries log about a broken job is replaced by our line.
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    from lambda_vit_jax import processes
+    from lambda_vit_jax.runtime import processes
 
     def join_and_run() -> None:
       processes.join(
@@ -316,9 +319,10 @@ def _run_in_job(
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from lambda_vit_jax import commands, interrupt
+  from lambda_vit_jax.cli import commands
+  from lambda_vit_jax.runtime import signals
 
-  interrupt.raise_on_signals()
+  signals.raise_on_signals()
   commands.COMMANDS[name](arguments)
 
 
@@ -404,7 +408,7 @@ def _describe(error: Exception) -> str:
       'again'
     )
   if 'jax' in sys.modules:
-    from lambda_vit_jax import processes
+    from lambda_vit_jax.runtime import processes
 
     if processes.is_lost(error):
       return processes.lost_line()

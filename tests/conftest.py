@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from tests import xla_flags
+from tests.support import xla_flags
 
 # Before JAX starts its backend. What tests start inherits them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -41,7 +41,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def cutting(monkeypatch) -> None:
   """Lets our programs cut products, which they do on one device alone."""
-  from lambda_vit_jax import compilation
+  from lambda_vit_jax.runtime import compilation
 
   if not compilation.compiler_options():
     pytest.skip('this processor or compiler has no options to test')

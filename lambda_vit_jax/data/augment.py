@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from lambda_vit_jax.core.errors import UsageError, nearest
+from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import transforms
-from lambda_vit_jax.data.dataset import Record
 from lambda_vit_jax.data.randaugment import Patch, draw_patch, parse_policy
-from lambda_vit_jax.errors import UsageError, nearest
-from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.data.sources.dataset import Record
 
 _GREATEST = {
   'rotation': 360,

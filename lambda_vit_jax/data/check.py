@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax.data.dataset import Dataset, ImageSource
+from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.data.masks import MaskError, MaskRules
-from lambda_vit_jax.data.sources import open_dataset, open_masks
+from lambda_vit_jax.data.sources.dataset import Dataset, ImageSource
+from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
 from lambda_vit_jax.data.transforms import UndecodableError, load, open_image
-from lambda_vit_jax.display import Shown, Table
-from lambda_vit_jax.errors import DataError
 
 # Images handed to the threads at a time, which bounds memory.
 _AT_ONCE = 256

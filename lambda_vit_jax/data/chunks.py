@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import transforms
 from lambda_vit_jax.data.randaugment import Patch
-from lambda_vit_jax.preprocessing import Preprocessing
 
 Batch = dict[str, np.ndarray]
 

@@ -12,10 +12,10 @@ import math
 import numpy as np
 from PIL import Image
 
+from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.data import transforms
 from lambda_vit_jax.data.transforms import UndecodableError
-from lambda_vit_jax.errors import DataError, UsageError
-from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
 
 _LARGEST_CLASS = 1 << 15
 # What most data sets write for a pixel without a class.

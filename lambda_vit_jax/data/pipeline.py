@@ -21,15 +21,15 @@ import grain
 import numpy as np
 from absl import flags
 
+from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import chunks as chunks_lib
 from lambda_vit_jax.data.augment import RECIPES, Recipe
 from lambda_vit_jax.data.chunks import Batch, Chunk
-from lambda_vit_jax.data.dataset import ImageSource
 from lambda_vit_jax.data.masks import MaskError
 from lambda_vit_jax.data.randaugment import Patch
+from lambda_vit_jax.data.sources.dataset import ImageSource
 from lambda_vit_jax.data.transforms import UndecodableError
-from lambda_vit_jax.errors import DataError, UsageError
-from lambda_vit_jax.preprocessing import Preprocessing
 
 # Chunks hold about this many pixels: 20 images of 224 px, 256 of 64 px.
 _CHUNK_PIXELS = 2**20

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from lambda_vit_jax.errors import UsageError
+from lambda_vit_jax.core.errors import UsageError
 
 MAX_MAGNITUDE = 10.0
 """Magnitudes are clipped to 0..10; at 10 an operation is at its strongest."""

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.data import masks, transforms
-from lambda_vit_jax.data.dataset import Record
 from lambda_vit_jax.data.masks import MaskRules
-from lambda_vit_jax.errors import UsageError
-from lambda_vit_jax.preprocessing import IGNORED, Preprocessing
+from lambda_vit_jax.data.sources.dataset import Record
 
 # Crops that are tried until none of the classes fills too much.
 _TRIES = 10

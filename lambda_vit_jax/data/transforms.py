@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from lambda_vit_jax.errors import DataError
-from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.preprocessing import Preprocessing
 
 RESAMPLING = {
   'bilinear': Image.Resampling.BILINEAR,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax.merging import weighted_mean
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.layers import (
   Dense,
   accumulation_dtype,
@@ -14,8 +14,8 @@ from lambda_vit_jax.models.layers import (
   matrix_param,
   parameter,
 )
-from lambda_vit_jax.quantization import product_parts
-from lambda_vit_jax.typing import Array
+from lambda_vit_jax.models.quantization import product_parts
+from lambda_vit_jax.models.token_merging import weighted_mean
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
 

@@ -20,7 +20,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lambda_vit_jax import merging
+from lambda_vit_jax.core.typing import Array, AttentionMode
+from lambda_vit_jax.models import token_merging
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
@@ -34,7 +35,6 @@ from lambda_vit_jax.models.layers import (
   drop_path,
   fold_key,
 )
-from lambda_vit_jax.typing import Array, AttentionMode
 
 DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
 """From attention to the identity, or by way of an affine map:
@@ -70,7 +70,7 @@ class EncoderBlock(nn.Module):
     dilution_path: what mode `diluted` leads from and to, see `DILUTION_PATHS`.
     merge: patch tokens that mode `full` merges away behind its attention.
     num_prefix_tokens: leading tokens that are never merged.
-    quantization: of the matrices, see `lambda_vit_jax.quantization`.
+    quantization: of the matrices, see `lambda_vit_jax.models.quantization`.
   """
 
   num_heads: int
@@ -173,9 +173,9 @@ class EncoderBlock(nn.Module):
       if self.merge and read_tokens is None:
         # With `read_tokens` there is nothing left that would read the others.
         leading = self.num_prefix_tokens
-        matching = merging.match(keys.mean(axis=1), self.merge, leading)
-        stream, sizes = merging.merge(stream, sizes, matching, leading)
-        taps['places'] = merging.places(matching, x.shape[1] - leading)
+        matching = token_merging.match(keys.mean(axis=1), self.merge, leading)
+        stream, sizes = token_merging.merge(stream, sizes, matching, leading)
+        taps['places'] = token_merging.places(matching, x.shape[1] - leading)
     elif mode == 'linear':
       # All tokens only where the map reads their mean.
       taps['norm1'] = self._norm('norm1', affine=False)(

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax.errors import ModelError, nearest
+from lambda_vit_jax.core.errors import ModelError, nearest
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.layers import Dense, LayerNorm, small_init
 from lambda_vit_jax.models.resampling import (
   pooling_matrix,
@@ -27,7 +28,6 @@ from lambda_vit_jax.models.resampling import (
   resize,
   size_of_grid,
 )
-from lambda_vit_jax.typing import Array
 
 KINDS = ('linear', 'upernet')
 """Values of `Decoder.kind`."""

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
-from lambda_vit_jax import products
-from lambda_vit_jax.quantization import SCALE, Matrix, product
-from lambda_vit_jax.typing import Array
+from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.models.quantization import SCALE, Matrix, product
+from lambda_vit_jax.runtime import matmul
 
 kernel_init = nn.initializers.xavier_uniform()
 small_init = nn.initializers.truncated_normal(0.02)
@@ -229,7 +229,7 @@ class MlpBlock(nn.Module):
       return fc2(activation(fc1(x)))
     first, first_bias = fc1.weights(width)
     second, second_bias = fc2.weights(self.hidden_dim)
-    flat = products.perceptron(
+    flat = matmul.perceptron(
       x.astype(self.dtype).reshape(-1, width),
       first.values.astype(self.dtype),
       first_bias,

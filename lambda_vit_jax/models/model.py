@@ -6,10 +6,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lambda_vit_jax import complexity, surgery
-from lambda_vit_jax.errors import ModelError
-from lambda_vit_jax.models import decoders
-from lambda_vit_jax.models.module import (
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.typing import (
+  Array,
+  AttentionMode,
+  Intermediates,
+  Params,
+)
+from lambda_vit_jax.models import decoders, surgery
+from lambda_vit_jax.models import macs as macs_lib
+from lambda_vit_jax.models.build import (
   count_parameters,
   forward,
   init_params,
@@ -17,8 +24,6 @@ from lambda_vit_jax.models.module import (
 )
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.preprocessing import Preprocessing
-from lambda_vit_jax.typing import Array, AttentionMode, Intermediates, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Model:
         module.segmentation, module.grid_size, module.embed_dim, outputs
       )
       outputs = 0
-    return decoding + complexity.count_macs(
+    return decoding + macs_lib.count_macs(
       modes=module.attention_modes,
       tokens=module.num_tokens,
       patches=rows * columns,

@@ -8,12 +8,12 @@ arguments. All functions are traceable and none is jitted.
 
 from typing import Any
 
-from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
+from lambda_vit_jax.models.surgery import ATTENTION_PARTS, block_name
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.surgery import ATTENTION_PARTS, block_name
-from lambda_vit_jax.typing import Array, AttentionMode, Params
 
 
 def stem_of(module: ViT) -> ViT:

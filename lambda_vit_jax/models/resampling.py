@@ -8,7 +8,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.typing import Array
+from lambda_vit_jax.core.typing import Array
 
 
 @functools.cache

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterable
 
-from lambda_vit_jax import surgery
-from lambda_vit_jax.errors import ModelError
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.surgery import block_name
+from lambda_vit_jax.models.surgery import block_name
 
 
 def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from lambda_vit_jax import preprocessing
-from lambda_vit_jax.errors import ModelError, nearest
-from lambda_vit_jax.preprocessing import Preprocessing
+from lambda_vit_jax.core import preprocessing
+from lambda_vit_jax.core.errors import ModelError, nearest
+from lambda_vit_jax.core.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lambda_vit_jax import merge_plan, merging
-from lambda_vit_jax.models import decoders
+from lambda_vit_jax.core.typing import Array, AttentionMode
+from lambda_vit_jax.models import decoders, merge_schedule, token_merging
 from lambda_vit_jax.models.attention import AttentionKernel
 from lambda_vit_jax.models.block import EncoderBlock, mixes_tokens
 from lambda_vit_jax.models.layers import (
@@ -23,8 +23,7 @@ from lambda_vit_jax.models.layers import (
   small_init,
 )
 from lambda_vit_jax.models.resampling import resize
-from lambda_vit_jax.surgery import block_name, doublings
-from lambda_vit_jax.typing import Array, AttentionMode
+from lambda_vit_jax.models.surgery import block_name, doublings
 
 # Behind the places of all blocks, whose keys are folded from the same one.
 _DROPOUT = 1 << 16
@@ -55,7 +54,7 @@ class ViT(nn.Module):
     merge: patch tokens that each block is to merge away, empty for none; see
       `merge_counts` for what they do.
     quantization: `none`, or how products with matrices of 8-bit integers are
-      computed, `weights` or `dynamic` (`lambda_vit_jax.quantization`).
+      computed, `weights` or `dynamic` (`lambda_vit_jax.models.quantization`).
     segmentation: what decodes the tokens to a class per pixel, in place of the
       head; None for a network that classifies.
   """
@@ -132,7 +131,9 @@ class ViT(nn.Module):
   def merge_counts(self) -> tuple[int, ...]:
     """Patch tokens that each block merges away (`merge_plan.merge_counts`)."""
     patches = self.num_tokens - self.num_prefix_tokens
-    return merge_plan.merge_counts(self.merge, self.attention_modes, patches)
+    return merge_schedule.merge_counts(
+      self.merge, self.attention_modes, patches
+    )
 
   def block_fields(self, block_index: int) -> dict[str, Any]:
     """The fields of one `EncoderBlock`."""
@@ -251,7 +252,7 @@ class ViT(nn.Module):
       pooled = x[:, 0]
     else:
       leading = self.num_prefix_tokens
-      pooled = merging.weighted_mean(
+      pooled = token_merging.weighted_mean(
         x[:, leading:], None if sizes is None else sizes[:, leading:]
       )
     if not self.norm_before_pool:
@@ -272,7 +273,7 @@ class ViT(nn.Module):
     Where tokens have merged, each of the `owners` (`merging.follow`) stands in
     all its places.
     """
-    patches = merging.spread(tokens[:, self.num_prefix_tokens :], owners)
+    patches = token_merging.spread(tokens[:, self.num_prefix_tokens :], owners)
     return patches.reshape(patches.shape[0], *self.grid_size, patches.shape[-1])
 
   def segment(
@@ -352,7 +353,7 @@ class ViT(nn.Module):
       )
       sizes = block_taps.get('sizes')
       if 'places' in block_taps:
-        owners = merging.follow(owners, block_taps['places'])
+        owners = token_merging.follow(owners, block_taps['places'])
       for place, tapped in enumerate(read):
         if tapped == block_index and self.segmentation is not None:
           halved = 0 if capture else counts[block_index]

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 from timm.data import auto_augment
 
-from tests.augment_cases import FILLS, cases, images
+from tests.support.augment_cases import FILLS, cases, images
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'augment.npz'
 

@@ -15,7 +15,7 @@ import timm
 import timm.layers
 import torch
 
-from tests.family_members import (
+from tests.support.family_members import (
   MEMBERS,
   Member,
   synthetic_arrays,

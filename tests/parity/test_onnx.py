@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import exporter
+from lambda_vit_jax.exporters import export
 from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models.model import create_model
 
@@ -26,7 +26,7 @@ NAMES = (
 def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
   options = {} if 'mini' in name else {'image_size': 112}
   model = create_model(name, removed_layers=(1, 3), **options)
-  report = exporter.export(
+  report = export.export(
     model, tmp_path / 'out', formats=('onnx',), dtype=dtype
   )
   path = tmp_path / 'out' / 'model.onnx'
@@ -66,7 +66,7 @@ def test_onnxruntime_segments_as_the_model(kind, merge, tmp_path):
   )
   decoder = decoders.Decoder(kind, blocks, channels=32)
   model = lv.merge_tokens(lv.with_decoder(model, decoder, 7), merge)
-  exporter.export(model, tmp_path / 'out', formats=('onnx',))
+  export.export(model, tmp_path / 'out', formats=('onnx',))
   path = tmp_path / 'out' / 'model.onnx'
   onnx.checker.check_model(str(path), full_check=True)
   session = onnxruntime.InferenceSession(

@@ -13,19 +13,20 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import exporter, position
-from lambda_vit_jax.errors import CheckpointError
-from lambda_vit_jax.load import load_pretrained
-from lambda_vit_jax.models.changes import prune
-from lambda_vit_jax.models.model import Model, create_model
-from lambda_vit_jax.models.module import (
+from lambda_vit_jax.checkpoints.load import load_pretrained
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.exporters import export
+from lambda_vit_jax.models import position
+from lambda_vit_jax.models.build import (
   abstract_params,
   count_parameters,
   make_module,
 )
+from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
-from tests.family_members import synthetic_arrays, synthetic_images
 from tests.parity.make_golden import run, timm_model
+from tests.support.family_members import synthetic_arrays, synthetic_images
 
 pytestmark = pytest.mark.parity
 
@@ -153,7 +154,7 @@ def timm_logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
 def test_stock_timm_loads_a_zero_filled_export(name, tmp_path):
   model = pruned_model(name)
   images, logits = images_and_logits(model)
-  report = exporter.export(
+  report = export.export(
     model, tmp_path / 'out', formats=('safetensors',), zero_fill=True
   )
   config = json.loads((tmp_path / 'out/config.json').read_text())
@@ -194,7 +195,7 @@ def test_own_small_variant_opens_in_timm(tmp_path):
   model = prune(model, (0, 2))
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
-  exporter.export(
+  export.export(
     model, tmp_path / 'out', formats=('safetensors',), zero_fill=True
   )
   stock = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
@@ -206,7 +207,7 @@ def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
   model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
   short = lv.drop_blocks(model, (4, 5, 9))
   images, logits = images_and_logits(short)
-  exporter.export(short, tmp_path / 'out', formats=('safetensors',))
+  export.export(short, tmp_path / 'out', formats=('safetensors',))
   stock = timm.create_model(
     'vit_tiny_patch16_224', num_classes=10, img_size=64, depth=9
   )
@@ -220,7 +221,7 @@ def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
 def test_compact_export_in_timm_by_the_documented_lines(tmp_path):
   model = pruned_model()
   images, logits = images_and_logits(model)
-  exporter.export(model, tmp_path / 'out', formats=('safetensors',))
+  export.export(model, tmp_path / 'out', formats=('safetensors',))
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
   code = page.read_text().split('```python\n')[1].split('```')[0]
   scope = {}

@@ -1,0 +1,230 @@
+"""What each block's attention and MLP put out: entropy, cosine, affinity.
+
+METHOD, sections 3 and 4. Two compiled programs serve all blocks: one for
+blocks with attention, one for those without.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis import blocks as blocks_lib
+from lambda_vit_jax.analysis import entropy
+from lambda_vit_jax.analysis.entropy import ChannelStatistics, HostMoments
+from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.core.tables import Shown, Table
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.runtime import compilation
+
+# Keeps a zero vector's cosine finite.
+_TINY = 1e-30
+
+
+@compilation.jit(static_argnames=('block', 'placement'))
+def _measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  mask: Array,
+  placement: Placement,
+) -> tuple[Array, dict[str, Any]]:
+  """A block, and the moments of what its branches add."""
+  x, taps = pieces.run_block(block, params, x)
+  measured = {'mlp': taps['mlp']}
+  if 'attention' in taps:
+    measured['attention'] = taps['attention']
+    measured['cosine'] = _cosine(taps['input'], taps['after_attention'])
+  return x, {
+    name: blocks_lib.pooled_moments(features, mask, placement)
+    for name, features in measured.items()
+  }
+
+
+def _cosine(a: Array, b: Array) -> Array:
+  """`[..., embed]` to the cosine of each token, `[..., 1]` float32."""
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  dot = (a * b).sum(axis=-1, keepdims=True)
+  norms = (a * a).sum(axis=-1, keepdims=True) * (b * b).sum(
+    axis=-1, keepdims=True
+  )
+  return dot * jax.lax.rsqrt(norms + _TINY)
+
+
+def _moments_per_block(
+  model: Model, images: ImageSet, memory_gib: float | None
+) -> list[dict[str, HostMoments]]:
+  found: list[dict[str, HostMoments]] = [{} for _ in range(model.depth)]
+  for index, measured in blocks_lib.walk(model, images, _measure, memory_gib):
+    for name, moments in measured.items():
+      host = entropy.to_host(moments)
+      old = found[index].get(name)
+      found[index][name] = (
+        host if old is None else entropy.merge_host(old, host)
+      )
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyProfile(Shown):
+  """Entropy over depth.
+
+  Attributes:
+    attention_entropy: H of what each attention adds to the stream, images
+      and tokens pooled, in nats; None where there is no attention or all its
+      channels are dead.
+    mlp_entropy: the same of each MLP.
+    correlation: Pearson's r of the two over the blocks that have both; None
+      with fewer than three of them.
+    cosine_similarity: mean cosine of each attention's input x and x + attn.
+    dead_channels: channels left out, per `blockNN.attention` and `.mlp`.
+    num_images: images looked at.
+  """
+
+  attention_entropy: tuple[float | None, ...]
+  mlp_entropy: tuple[float | None, ...]
+  correlation: float | None
+  cosine_similarity: tuple[float | None, ...]
+  dead_channels: dict[str, tuple[int, ...]]
+  num_images: int
+
+  def to_json(self) -> dict[str, Any]:
+    """A plain dict, as in `analysis.json`."""
+    return {
+      'attention_entropy': list(self.attention_entropy),
+      'mlp_entropy': list(self.mlp_entropy),
+      'correlation': self.correlation,
+      'cosine_similarity': list(self.cosine_similarity),
+      'dead_channels': {k: list(v) for k, v in self.dead_channels.items()},
+      'num_images': self.num_images,
+    }
+
+  def table(self) -> Table:
+    """One row per block."""
+    columns = (
+      self.attention_entropy,
+      self.mlp_entropy,
+      self.cosine_similarity,
+    )
+    return Table(
+      title=f'entropy over depth, {self.num_images} images',
+      header=('block', 'attention (nats)', 'MLP (nats)', 'cosine'),
+      rows=[
+        (str(index), *('' if v is None else f'{v:.4g}' for v in row))
+        for index, row in enumerate(zip(*columns, strict=True))
+      ],
+      caption=(
+        ''
+        if self.correlation is None
+        else f'correlation of attention and MLP: {self.correlation:.3f}'
+      ),
+    )
+
+  def plot(self) -> Any:
+    """Both entropies and the cosine over depth, as a matplotlib `Figure`."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
+    axes = figure.add_subplot()
+    blocks = range(len(self.mlp_entropy))
+    axes.plot(blocks, _gaps(self.attention_entropy), 'o-', label='attention')
+    axes.plot(blocks, _gaps(self.mlp_entropy), 's-', label='MLP')
+    axes.set_xlabel('block')
+    axes.set_ylabel('entropy (nats)')
+    axes.legend(frameon=False)
+    cosine = axes.twinx()
+    cosine.plot(blocks, _gaps(self.cosine_similarity), '.--', color='C2')
+    cosine.set_ylabel('cosine of x and x + attn', color='C2')
+    return figure
+
+
+def _gaps(values: Iterable[float | None]) -> list[float]:
+  return [np.nan if value is None else value for value in values]
+
+
+def entropy_profile(
+  model: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> EntropyProfile:
+  """Entropy of every attention and MLP output (METHOD, section 3).
+
+  Args:
+    model: in any modes but `diluted`.
+    batches: an iterable of normalised NHWC arrays (a ragged last one is
+      fine) or of dicts with `image` and `mask`.
+    memory_gib: activations held at a time, per device.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    An `EntropyProfile`: entropies per block in nats (METHOD, 3), None where
+    every channel is dead.
+
+  Raises:
+    DataError: no image, or images of another shape.
+    ModelError: the model merges tokens.
+    UsageError: a `memory_gib` that is no positive number.
+  """
+  shape = (*model.module.image_size, model.module.in_chans)
+  images = read_images(batches, shape, mesh)
+  found = _moments_per_block(model, images, memory_gib)
+  dead: dict[str, tuple[int, ...]] = {}
+  layers: dict[str, list[float | None]] = {'attention': [], 'mlp': []}
+  for name, entropies in layers.items():
+    for index, moments in enumerate(found):
+      if name not in moments:
+        entropies.append(None)
+        continue
+      statistics = moments[name].pooled()
+      entropies.append(_entropy(statistics))
+      if statistics.dead.any():
+        dead[f'block{index:02d}.{name}'] = tuple(
+          int(channel) for channel in np.flatnonzero(statistics.dead)
+        )
+  return EntropyProfile(
+    attention_entropy=tuple(layers['attention']),
+    mlp_entropy=tuple(layers['mlp']),
+    correlation=_correlation(layers['attention'], layers['mlp']),
+    cosine_similarity=tuple(_mean_cosine(moments) for moments in found),
+    dead_channels=dead,
+    num_images=images.total,
+  )
+
+
+def _entropy(statistics: ChannelStatistics) -> float | None:
+  if statistics.dead.all():
+    return None
+  return entropy.gaussian_entropy(statistics.std, statistics.dead)
+
+
+def _mean_cosine(moments: dict[str, HostMoments]) -> float | None:
+  if 'cosine' not in moments:
+    return None
+  return float(moments['cosine'].pooled().mean[0])
+
+
+def _correlation(a: list[float | None], b: list[float | None]) -> float | None:
+  pairs = [pair for pair in zip(a, b, strict=True) if None not in pair]
+  if len(pairs) < 3:
+    return None
+  table = np.asarray(pairs, np.float64)
+  if not (table.std(axis=0) > 0.0).all():
+    return None
+  return float(np.asarray(np.corrcoef(table, rowvar=False))[0, 1])
+
+
+def cosine_similarity(
+  model: Model, images: ImageSet, memory_gib: float | None = None
+) -> dict[int, float]:
+  """Mean cosine of attention input x and x + attn, per block that has one."""
+  found = _moments_per_block(model, images, memory_gib)
+  cosines = {i: _mean_cosine(moments) for i, moments in enumerate(found)}
+  return {i: cosine for i, cosine in cosines.items() if cosine is not None}

@@ -1,0 +1,214 @@
+"""Which spatial frequencies each block's features hold.
+
+The paper's claim is that models without some attention keep more of the high
+ones. Token grids of any shape, square or oblong.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis.images import Placement, read_images
+from lambda_vit_jax.core.tables import Shown, Table
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.runtime import compilation
+
+# Log amplitude of a coefficient that is exactly zero.
+_SMALLEST = 1e-30
+
+
+def log_amplitude(grids: Array) -> Array:
+  """`[..., rows, columns, channels]` to `log |FFT2|`, traceable.
+
+  Returns:
+    `[..., rows, columns]` float32, averaged over the channels; the zero
+    frequency is at [0, 0].
+  """
+  coefficients = jnp.fft.fft2(grids.astype(jnp.float32), axes=(-3, -2))
+  return jnp.log(jnp.maximum(jnp.abs(coefficients), _SMALLEST)).mean(axis=-1)
+
+
+def radial_bins(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+  """Assigns every pixel of a two-dimensional FFT to a bin of frequency.
+
+  The frequency of a pixel is the root mean square of those along the axes
+  (an axis of one pixel does not count), so that the corner, the highest of
+  both, is π like the ends of the axes of a one-dimensional signal.
+
+  Returns:
+    Frequencies `[bins]` in radians per token, ascending from 0, at most π;
+    and the bin of each pixel, `[rows, columns]` int. No bin is empty.
+  """
+  axes = max(1, (rows > 1) + (columns > 1))
+  along = [2.0 * math.pi * np.fft.fftfreq(size) for size in (rows, columns)]
+  square = along[0][:, None] ** 2 + along[1][None, :] ** 2
+  radius = np.sqrt(square / axes)
+  steps = max(max(rows, columns) // 2, 1)
+  nearest = np.rint(radius / math.pi * steps).astype(int)
+  used, index = np.unique(nearest, return_inverse=True)
+  return used * math.pi / steps, index.reshape(rows, columns)
+
+
+def radial_profile(amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Log amplitude `[..., rows, columns]` to its mean per bin, less that at 0.
+
+  Returns:
+    Frequencies `[bins]` and `[..., bins]`, whose first entry is 0.
+  """
+  frequencies, index = radial_bins(*amplitude.shape[-2:])
+  member = np.eye(len(frequencies))[index.reshape(-1)]
+  flat = amplitude.reshape(*amplitude.shape[:-2], -1)
+  profile = flat @ (member / member.sum(axis=0))
+  return frequencies, profile - profile[..., :1]
+
+
+@compilation.jit(static_argnames=('block', 'placement', 'grid', 'prefix'))
+def _measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  mask: Array,
+  placement: Placement,
+  *,
+  grid: tuple[int, int],
+  prefix: int,
+) -> tuple[Array, Array]:
+  """A block, and the sum over images of its output's log amplitude."""
+  del placement
+  x, _ = pieces.run_block(block, params, x)
+  patches = x[:, prefix:].reshape(x.shape[0], *grid, x.shape[-1])
+  amplitude = log_amplitude(patches)
+  return x, jnp.where(mask[:, None, None], amplitude, 0.0).sum(axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Shown):
+  """Relative log amplitude of each block's output.
+
+  Attributes:
+    frequencies: of the bins, radians per token, from 0 to at most π.
+    relative_log_amplitude: per block and bin, the mean of log |FFT2| over
+      images, channels and the bin's pixels, less that at frequency 0.
+    grid_size: rows and columns of the token grid.
+    num_images: images looked at.
+  """
+
+  frequencies: tuple[float, ...]
+  relative_log_amplitude: tuple[tuple[float, ...], ...]
+  grid_size: tuple[int, int]
+  num_images: int
+
+  @property
+  def high_frequency(self) -> tuple[float, ...]:
+    """Relative log amplitude of the highest bin, per block."""
+    return tuple(row[-1] for row in self.relative_log_amplitude)
+
+  def to_json(self) -> dict[str, Any]:
+    """A plain dict, as in `analysis.json`."""
+    return {
+      'frequencies': list(self.frequencies),
+      'relative_log_amplitude': [
+        list(row) for row in self.relative_log_amplitude
+      ],
+      'grid_size': list(self.grid_size),
+      'num_images': self.num_images,
+    }
+
+  def table(self) -> Table:
+    """One row per block."""
+    rows, columns = self.grid_size
+    return Table(
+      title='log amplitude relative to frequency 0',
+      header=('block', *(f'{f / math.pi:.2f}π' for f in self.frequencies)),
+      rows=[
+        (str(index), *(f'{value:.2f}' for value in row))
+        for index, row in enumerate(self.relative_log_amplitude)
+      ],
+      caption=f'{self.num_images} images, grid {rows} × {columns}',
+    )
+
+  def plot(
+    self, *others: 'Spectrum', labels: Sequence[str] = ('dense', 'pruned')
+  ) -> Any:
+    """The last block's spectrum, and the highest frequency over depth.
+
+    Args:
+      *others: spectra to draw beside this one.
+      labels: of this one and the others.
+
+    Returns:
+      A matplotlib `Figure`.
+    """
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8.0, 3.4), layout='constrained')
+    last, depth = figure.subplots(1, 2)
+    for index, spectrum_ in enumerate((self, *others)):
+      label = labels[index] if index < len(labels) else str(index)
+      last.plot(
+        np.asarray(spectrum_.frequencies) / math.pi,
+        spectrum_.relative_log_amplitude[-1],
+        marker='.',
+        label=label,
+      )
+      depth.plot(spectrum_.high_frequency, marker='.', label=label)
+    last.set_xlabel('frequency (π per token)')
+    last.set_ylabel('relative log amplitude, last block')
+    depth.set_xlabel('block')
+    depth.set_ylabel('at the highest frequency')
+    if others:
+      last.legend(frameon=False)
+    return figure
+
+
+def spectrum(
+  model: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> Spectrum:
+  """Spectrum of the patch tokens behind every block.
+
+  The relative log amplitude of their two-dimensional Fourier transform (the
+  paper's analysis of what pruned models keep).
+
+  Args:
+    model: in any modes but `diluted`.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      and `mask`.
+    memory_gib: activations held at a time, per device.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    A `Spectrum`, per block; it shows itself as a table and has `plot()`.
+
+  Raises:
+    DataError: no image, or images of another shape.
+    ModelError: the model merges tokens.
+    UsageError: a `memory_gib` that is no positive number.
+  """
+  module = model.module
+  images = read_images(batches, (*module.image_size, module.in_chans), mesh)
+  step = functools.partial(
+    _measure, grid=module.grid_size, prefix=module.num_prefix_tokens
+  )
+  total = np.zeros((model.depth, *module.grid_size))
+  for index, amplitude in blocks.walk(model, images, step, memory_gib):
+    total[index] += np.asarray(amplitude, np.float64)
+  frequencies, profile = radial_profile(total / images.total)
+  return Spectrum(
+    frequencies=tuple(frequencies.tolist()),
+    relative_log_amplitude=tuple(tuple(row) for row in profile.tolist()),
+    grid_size=module.grid_size,
+    num_images=images.total,
+  )

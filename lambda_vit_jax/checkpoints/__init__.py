@@ -1,0 +1,1 @@
+"""Weights in: timm, Google, DeiT, the hub, Orbax and our exports."""

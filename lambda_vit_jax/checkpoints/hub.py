@@ -1,0 +1,71 @@
+"""Weights from the Hugging Face hub, through `huggingface_hub` (extra)."""
+
+import re
+
+from etils import epath
+
+from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
+from lambda_vit_jax.models.variants import get_variant
+
+_NAME = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
+_FILES = ('config.json', 'model.safetensors')
+
+
+def is_hub_name(where: str) -> bool:
+  """Whether `where` asks for the hub: `hf-hub:OWNER/NAME[@REVISION]`."""
+  return where.startswith(('hf-hub:', 'hf_hub:'))
+
+
+def download(where: str) -> epath.Path:
+  """Fetches `config.json` and `model.safetensors`, or finds them cached.
+
+  Args:
+    where: `hf-hub:OWNER/NAME[@REVISION]`.
+
+  Returns:
+    The folder of the hub's cache that holds both. Nothing is fetched that is
+    there already; `HF_HUB_OFFLINE=1` forbids fetching.
+
+  Raises:
+    CheckpointError: a malformed or unknown name, no network, or
+      `huggingface_hub` is not installed.
+  """
+  match = _NAME.fullmatch(where)
+  if match is None:
+    raise CheckpointError(
+      f'{where}: not a name on the hub; write hf-hub:timm/NAME'
+    )
+  repository, revision = match.groups()
+  owner, _, name = repository.partition('/')
+  if owner == 'timm':
+    try:
+      get_variant(name)
+    except LambdaVitError as error:
+      raise CheckpointError(f'{where}: {error}') from None
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise CheckpointError(
+      f'{where}: needs the package huggingface_hub; install it (pip install '
+      "'lambda_vit_jax[hub]'), or download the folder and give its path"
+    ) from None
+  try:
+    paths = [
+      huggingface_hub.hf_hub_download(repository, file, revision=revision)
+      for file in _FILES
+    ]
+  except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+    raise CheckpointError(f'{where}: {_explain(error)}') from error
+  return epath.Path(paths[-1]).parent
+
+
+def _explain(error: Exception) -> str:
+  kind = type(error).__name__
+  if 'RepositoryNotFound' in kind or 'GatedRepo' in kind:
+    return 'the hub has no such public model; check the name'
+  if 'EntryNotFound' in kind and 'Local' not in kind:
+    return 'the model has no config.json and model.safetensors'
+  return (
+    f'not in the local cache, and the hub cannot be reached ({kind}); connect '
+    'to the network once, or download the folder and give its path'
+  )

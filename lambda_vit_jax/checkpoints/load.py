@@ -1,0 +1,295 @@
+"""Weights from anywhere to a `Model`: one door, strict behind it."""
+
+import importlib.resources
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import jax
+from etils import epath
+
+from lambda_vit_jax.checkpoints import (
+  description,
+  hub,
+  orbax_store,
+  pretrained,
+  readers,
+)
+from lambda_vit_jax.checkpoints.quiet_read import UnreadableError, read_quietly
+from lambda_vit_jax.core import digests
+from lambda_vit_jax.core.errors import CheckpointError, nearest
+from lambda_vit_jax.models import adapt_trees
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.variants import VARIANTS, get_variant
+
+_LOG = logging.getLogger(__name__)
+
+
+_BUILTIN = 'builtin:'
+
+
+def load_pretrained(
+  where: str | epath.PathLike,
+  variant: str | None = None,
+  num_classes: int | None = None,
+  image_size: int | Sequence[int] | None = None,
+) -> Model:
+  """A model from weights, ours or another program's.
+
+  Args:
+    where: a `.safetensors` file or a folder with one (`config.json` is read
+      where there is one), `hf-hub:timm/NAME`, a `.pth` of DeiT (read by
+      PyTorch without running it), a `.npz` of Google's, an `export/` folder,
+      a workdir, or `builtin:NAME` for weights that come with the package.
+    variant: a name of `lambda-vit models`; otherwise read from what lies
+      beside the weights, or from the arrays' shapes where they fit one alone.
+    num_classes: the weights' own by default. Where it differs the head is
+      initialised afresh, which is logged; 0 drops it.
+    image_size: pixels, divisible by the patch size; the weights' own by
+      default. Where it differs the position embedding is resized.
+
+  Returns:
+    A model with float32 parameters, whatever the file stores; one of an int8
+    export stays quantised (`models.changes.dequantize` undoes that).
+
+  Raises:
+    CheckpointError: weights that are missing, damaged, or do not fit.
+    ModelError: an unknown variant, or an impossible size.
+  """
+  if variant is not None:
+    get_variant(variant)
+  text = str(where)
+  if hub.is_hub_name(text):
+    model = pretrained.load_folder(hub.download(text), variant)
+  else:
+    path = epath.Path(_builtin(text) if text.startswith(_BUILTIN) else where)
+    if path.is_dir():
+      model = _load_directory(path, variant)
+    elif path.exists():
+      model = pretrained.load_file(path, variant)
+    else:
+      raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
+  return _adapt(model, num_classes, image_size, text)
+
+
+def load_export(directory: str | epath.PathLike) -> Model:
+  """The model of an `export/` folder, from `params/` and `model.json` alone.
+
+  Args:
+    directory: what the stage `export` or `lv.export` wrote (METHOD, section 7);
+      may be `gs://…`.
+
+  Returns:
+    A model with parameters as they were stored.
+
+  Raises:
+    CheckpointError: not an export, or a damaged one.
+  """
+  directory = epath.Path(directory)
+  path = directory / 'model.json'
+  if not path.exists():
+    raise CheckpointError(
+      f'{directory}: no export here (model.json is missing); run the stage '
+      '`export` first'
+    )
+  readers.check_link(path)
+  fields = orbax_store.read_object(path)
+  model = description.rebuild(fields, str(path))
+  if not (directory / 'params').exists():
+    raise CheckpointError(
+      f'{directory / "params"}: missing; export again with `orbax` among the '
+      'formats'
+    )
+  readers.check_link(directory / 'params')
+  _check_file(directory, fields, 'params')
+  return model.replace(params=_restore(directory / 'params', model.params))
+
+
+def check_exported(directory: epath.Path, name: str) -> None:
+  """Compares one file of an export with its digest in `model.json`.
+
+  Raises:
+    CheckpointError: it, or `model.json`, was changed since the export.
+  """
+  _check_file(
+    directory, orbax_store.read_object(directory / 'model.json'), name
+  )
+
+
+def _check_file(directory: epath.Path, fields: Any, name: str) -> None:
+  where = str(directory / 'model.json')
+  digests.check_seal(fields, where, 'export the model again')
+  if 'files' in fields:
+    digests.check_files(directory, fields['files'], name)
+
+
+def _restore(path: epath.Path, abstract: Any) -> Any:
+  """Parameters from an Orbax folder, onto the first device."""
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  shardings = jax.tree.map(lambda _: device, abstract)
+  path = orbax_store.absolute(path)
+  wanted = orbax_store.abstract_like(abstract, shardings)
+
+  def read() -> Any:
+    with orbax_store.orbax().StandardCheckpointer(
+      multiprocessing_options=orbax_store.alone()
+    ) as checkpointer:
+      return checkpointer.restore(path, wanted)
+
+  try:
+    return read_quietly(read)
+  except UnreadableError as error:
+    raise CheckpointError(
+      f'{path}: not the parameters that model.json describes ({error}); '
+      'export the model again'
+    ) from error
+
+
+def _builtin(where: str) -> str:
+  """The path of weights that are part of the package."""
+  name = where.removeprefix(_BUILTIN)
+  known = _builtin_names()
+  if name not in known:
+    raise CheckpointError(
+      f'{where}: no such weights in the package{nearest(name, known)}; known '
+      f'are {", ".join(known)}'
+    )
+  return str(_assets() / f'{name}.safetensors')
+
+
+def _assets() -> Traversable:
+  return importlib.resources.files('lambda_vit_jax.checkpoints.builtin')
+
+
+def _builtin_names() -> list[str]:
+  """Weights that are part of the package."""
+  return [
+    pathlib.PurePath(file.name).stem
+    for file in _assets().iterdir()
+    if file.name.endswith('.safetensors')
+  ]
+
+
+def _load_directory(path: epath.Path, variant: str | None) -> Model:
+  if (path / 'model.json').exists():
+    return pretrained.check_variant(load_export(path), variant, str(path))
+  if (path / 'checkpoints').exists() or (path / 'export').exists():
+    return pretrained.check_variant(_load_workdir(path), variant, str(path))
+  return pretrained.load_folder(path, variant)
+
+
+def _load_workdir(workdir: epath.Path) -> Model:
+  """What a run ended with: its export, else its newest checkpoint."""
+  if (workdir / 'export' / 'model.json').exists():
+    return load_export(workdir / 'export')
+  for stage in ('dilute', 'linear', 'pretrain'):
+    if stage == 'linear':
+      if (workdir / stage / 'model.json').exists():
+        return load_export(workdir / stage)
+      continue
+    directory = workdir / 'checkpoints' / stage
+    if orbax_store.newest_step(directory) is None:
+      continue
+    model = load_stage(workdir, stage)
+    if 'diluted' not in model.attention_modes:
+      return model
+    _LOG.warning(
+      '%s: dilution has not ended; the dense model is taken', directory
+    )
+  raise CheckpointError(
+    f'{workdir}: a workdir without a finished checkpoint; run the stage '
+    '`pretrain` first'
+  )
+
+
+def load_stage(
+  workdir: str | epath.PathLike,
+  stage: str,
+  best: bool = False,
+  finished: bool = False,
+) -> Model:
+  """The model of a training stage's newest checkpoint.
+
+  Each process of a job reads for itself, onto its first device.
+
+  Args:
+    workdir: a run's folder.
+    stage: `pretrain` or `dilute`.
+    best: take the kept checkpoint with the highest accuracy on images that
+      were held out; there is one at λ = 0 alone.
+    finished: refuse a stage that has not come to its end.
+
+  Returns:
+    A model with the averaged parameters where the stage kept an average.
+
+  Raises:
+    CheckpointError: no checkpoint of that stage, an unusable one, or one of
+      a stage that is to be finished and is not.
+  """
+  directory = epath.Path(workdir) / 'checkpoints' / stage
+  if directory.exists():
+    checkpointer = orbax_store.Checkpointer(directory, reader=True)
+    step = checkpointer.best_step() if best else checkpointer.latest_step()
+    if step is not None:
+      meta = checkpointer.read_meta(step)
+      total = meta.get('total_steps', step)
+      if finished and step < total:
+        raise CheckpointError(
+          f'{directory}: stands at step {step} of {total}; run the stage '
+          f'`{stage}` to its end first'
+        )
+      return _load_step(checkpointer, step, meta)
+    checkpointer.close()
+  raise CheckpointError(
+    f'{directory}: no finished checkpoint; run the stage `{stage}` first'
+  )
+
+
+def _load_step(
+  checkpointer: orbax_store.Checkpointer, step: int, meta: Mapping[str, Any]
+) -> Model:
+  where = str(checkpointer.directory / str(step))
+  model = description.rebuild(meta.get('model'), where)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  item = 'ema' if meta.get('has_ema') else 'params'
+  abstract = orbax_store.abstract_like(
+    model.params, jax.tree.map(lambda _: device, model.params)
+  )
+  params = checkpointer.restore(step, {item: abstract})[item]
+  checkpointer.close()
+  return model.replace(params=params)
+
+
+def _adapt(
+  model: Model,
+  num_classes: int | None,
+  image_size: int | Sequence[int] | None,
+  where: str,
+) -> Model:
+  """`model` at another image size and with another head, where asked for."""
+  if image_size is not None:
+    model = adapt_trees.with_image_size(model, image_size)
+  if num_classes is not None and num_classes != model.num_classes:
+    if num_classes:
+      _LOG.warning(
+        '%s: the head for %d classes is initialised afresh (the weights have '
+        '%d)',
+        where,
+        num_classes,
+        model.num_classes,
+      )
+    model = adapt_trees.with_num_classes(model, num_classes)
+  return model
+
+
+def _offer(text: str) -> str:
+  """The nearest names for something that is no path."""
+  name = pathlib.PurePath(text).name
+  base = name.split('.')[0]
+  if base in _builtin_names():
+    return f'; did you mean {_BUILTIN}{base}?'
+  if base in VARIANTS and VARIANTS[base].weights:
+    return f'; did you mean {VARIANTS[base].weights}?'
+  return nearest(base, VARIANTS)

@@ -1,0 +1,214 @@
+"""Weight files to models: which variant, which size, and nothing left over."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+from etils import epath
+
+from lambda_vit_jax.checkpoints import (
+  convert,
+  description,
+  infer,
+  orbax_store,
+  readers,
+  timm_config,
+)
+from lambda_vit_jax.checkpoints.readers import WeightFile
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.build import abstract_params, make_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.variants import Variant, get_variant
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_variant(model: Model, variant: str | None, where: str) -> Model:
+  """Returns `model` if it is of the variant asked for.
+
+  Raises:
+    CheckpointError: it is of another.
+  """
+  if variant is not None and get_variant(variant).name != model.variant:
+    raise CheckpointError(
+      f'{where}: holds a {model.variant}, not a {variant}; leave the variant '
+      'out, or choose other weights'
+    )
+  return model
+
+
+def load_folder(path: epath.Path, variant: str | None) -> Model:
+  """A folder of another program: one weight file, perhaps `config.json`.
+
+  Raises:
+    CheckpointError: no weight file, or several; see `load_file`.
+  """
+  files = sorted(
+    file for file in path.iterdir() if file.suffix in readers.SUFFIXES
+  )
+  if not files:
+    raise CheckpointError(
+      f'{path}: holds no weight file ({", ".join(readers.SUFFIXES)}), no '
+      'export and no run'
+    )
+  if len(files) > 1:
+    names = ', '.join(file.name for file in files)
+    raise CheckpointError(
+      f'{path}: holds {len(files)} weight files ({names}); name the one to load'
+    )
+  readers.check_link(files[0])
+  return load_file(files[0], variant)
+
+
+def load_file(path: epath.Path, variant: str | None) -> Model:
+  """The model of one weight file, at its own size and with its own head.
+
+  Raises:
+    CheckpointError: damaged, of an unknown or ambiguous variant, or not
+      exactly the arrays that the variant has.
+  """
+  with _local(path) as local, readers.open_weights(local) as file:
+    file = dataclasses.replace(file, path=str(path))
+    if file.description is not None:
+      own = description.rebuild(file.description, str(path))
+      own = check_variant(own, variant, str(path))
+      file = _without_zero_fill(file, own)
+      hint = '; the file is damaged, export the model again'
+    else:
+      spec = _variant_of(path, file, variant)
+      file = _without_old_head(file)
+      own = _model_of(spec, file)
+      hint = _hint(spec, file)
+    params = convert.decode(
+      file.shapes,
+      file.read,
+      own.params,
+      f'{path} as {own.variant}',
+      file.rules,
+      hint,
+      place=jnp.asarray,
+    )
+  return own.replace(params=params)
+
+
+@contextlib.contextmanager
+def _local(path: epath.Path) -> Iterator[pathlib.Path]:
+  """The file where it is, or a copy of a remote one while it is read."""
+  if '://' not in str(path):
+    yield pathlib.Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / path.name
+    with path.open('rb') as source, copy.open('wb') as target:
+      shutil.copyfileobj(source, target)
+    yield copy
+
+
+def _variant_of(
+  path: epath.Path, file: WeightFile, variant: str | None
+) -> Variant:
+  """The variant asked for, with what `config.json` adds; else found out."""
+  config = path.parent / 'config.json'
+  if config.exists() and file.rules is convert.TIMM:
+    readers.check_link(config)
+    found = timm_config.read_variant(orbax_store.read_json(config), str(config))
+    wanted = found.name if variant is None else get_variant(variant).name
+    if wanted.split('.')[0] == found.name.split('.')[0]:
+      return dataclasses.replace(found, name=wanted)
+    raise CheckpointError(
+      f'{config}: describes a {found.name}, not a {variant}; leave the '
+      'variant out, or choose other weights'
+    )
+  if variant is None:
+    variant = infer.infer_variant(file.shapes, file.rules, str(path))
+  return get_variant(variant)
+
+
+def _hint(spec: Variant, file: WeightFile) -> str:
+  """For the end of a report: what the arrays do look like."""
+  others = [
+    name
+    for name in infer.candidates(file.shapes, file.rules)
+    if name != spec.name
+  ]
+  return f'; its arrays fit {", ".join(others)}' if others else ''
+
+
+def _model_of(spec: Variant, file: WeightFile) -> Model:
+  """The model that a foreign file holds, with shapes for parameters."""
+
+  def shape(name: str) -> convert.Shape | None:
+    return infer.parameter_shape(file.shapes, name, file.rules)
+
+  head = shape('head/kernel')
+  if shape('fc_norm/scale') is not None:
+    spec = dataclasses.replace(spec, norm_before_pool=False)
+  module = make_module(
+    spec,
+    num_classes=head[1] if head else 0,
+    image_size=_image_size(spec, shape('pos_embed')),
+  )
+  return Model(
+    module=module,
+    params=abstract_params(module),
+    variant=spec.name,
+    preprocessing=spec.preprocessing(module.image_size),
+  )
+
+
+def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
+  """Pixels that a position embedding is for: the variant's, else a square."""
+  if positions is None or len(positions) != 3:
+    return spec.image_size
+  side = math.isqrt(max(positions[1] - infer.num_prefix(spec), 1))
+  fits = infer.num_positions(spec, (side, side)) == positions[1]
+  return side * spec.patch_size if fits else spec.image_size
+
+
+def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
+  """Leaves out the zeros that stand for removed attentions (zero_fill).
+
+  Raises:
+    CheckpointError: they are not zeros.
+  """
+  if file.description is None or not file.description.get('zero_filled'):
+    return file
+  shapes = dict(file.shapes)
+  for block_index in own.removed_layers:
+    for part in surgery.ATTENTION_PARTS:
+      prefix = f'blocks.{block_index}.{part}.'
+      for name in [name for name in shapes if name.startswith(prefix)]:
+        del shapes[name]
+        if '.proj.' in name and file.read(name).any():
+          raise CheckpointError(
+            f'{file.path}: {name} is not zero, but block {block_index} is '
+            'described as removed; export the model again'
+          )
+  return dataclasses.replace(file, shapes=shapes)
+
+
+def _without_old_head(file: WeightFile) -> WeightFile:
+  """Leaves out the layer between norm and head of old ImageNet-21k files.
+
+  It belongs to their head, which goes with it: a model of the same function
+  no longer exists elsewhere either (timm dropped both).
+  """
+  extra = [name for name in file.shapes if name.startswith('pre_logits/')]
+  if not extra:
+    return file
+  _LOG.warning('%s: pre_logits and the head behind it are left out', file.path)
+  return dataclasses.replace(
+    file,
+    shapes={
+      name: shape
+      for name, shape in file.shapes.items()
+      if not name.startswith(('pre_logits/', 'head/'))
+    },
+  )

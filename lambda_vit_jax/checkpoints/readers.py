@@ -1,0 +1,262 @@
+"""Weight files of other programs, opened without reading or running them.
+
+Every reader gives the shapes of all arrays at once and each array when asked
+for, so that only one lies in memory twice.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+from etils import epath
+
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.core import digests
+from lambda_vit_jax.core.errors import CheckpointError
+
+SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
+"""Files that hold weights."""
+
+METADATA_KEY = 'lambda_vit_jax'
+"""Where the header of our safetensors files keeps the model's description."""
+
+DIGEST_KEY = 'sha256'
+"""Where the header keeps the digest of the arrays and of that description."""
+
+_GOOGLE_PREFIX = 'opt/target/'
+
+
+def check_link(path: epath.Path) -> None:
+  """Refuses a link out of its folder, but for those of the hub's cache.
+
+  Raises:
+    CheckpointError: a file of a folder that somebody gave points elsewhere.
+  """
+  if '://' in str(path) or not os.path.islink(path):
+    return
+  target = pathlib.Path(os.path.realpath(path))
+  folder = pathlib.Path(os.path.realpath(path.parent))
+  allowed = [folder]
+  if folder.parent.name == 'snapshots':
+    # models--OWNER--NAME/snapshots/REVISION/FILE -> ../../blobs/DIGEST.
+    allowed.append(folder.parents[1] / 'blobs')
+  if not any(target.is_relative_to(place) for place in allowed):
+    raise CheckpointError(
+      f'{path}: is a link out of its folder, which is not followed; copy the '
+      'file, or name it itself'
+    )
+
+
+# What zipfile and numpy raise for archives they cannot parse.
+_NPZ_ERRORS = (
+  OSError,
+  EOFError,
+  KeyError,
+  NotImplementedError,
+  RuntimeError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+  """An open weight file.
+
+  Attributes:
+    path: for messages.
+    shapes: shape of every array, by name.
+    read: returns the array of a name.
+    rules: the table of `convert` that its names follow.
+    description: what our own files say about their model, else None.
+  """
+
+  path: str
+  shapes: Mapping[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+  rules: convert.Rules = convert.TIMM
+  description: Mapping[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
+  """Opens a weight file by its suffix; arrays can be read until the end.
+
+  Raises:
+    CheckpointError: missing, truncated, of an unknown kind, or a `.pth` that
+      cannot be read safely here.
+  """
+  if not path.is_file():
+    raise CheckpointError(f'{path}: no such file')
+  if path.suffix == '.safetensors':
+    yield _open_safetensors(path)
+  elif path.suffix == '.npz':
+    with path.open('rb') as raw:
+      yield _open_npz(path, raw)
+  elif path.suffix in SUFFIXES:
+    yield _open_pickle(path)
+  else:
+    raise CheckpointError(
+      f'{path}: not a weight file; known are {", ".join(SUFFIXES)}'
+    )
+
+
+def _open_safetensors(path: pathlib.Path) -> WeightFile:
+
+  def read(name: str) -> np.ndarray:
+    # Opened anew for each array: the pages of a mapped file count as memory
+    # until it is closed.
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return file.get_tensor(name)
+
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      names = list(file.keys())
+      shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+      metadata = file.metadata() or {}
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise CheckpointError(
+      f'{path}: not a complete safetensors file ({error}); get it again'
+    ) from error
+  description = None
+  text = metadata.get(METADATA_KEY)
+  if text is not None:
+    try:
+      description = json.loads(text)
+    except ValueError:
+      raise CheckpointError(
+        f'{path}: its header describes no model ({METADATA_KEY} is not JSON); '
+        'export the model again'
+      ) from None
+    _check_digest(path, metadata, names, read, text)
+  return WeightFile(str(path), shapes, read, description=description)
+
+
+def _check_digest(
+  path: pathlib.Path,
+  metadata: Mapping[str, str],
+  names: Iterable[str],
+  read: Callable[[str], np.ndarray],
+  text: str,
+) -> None:
+  """Compares one of our files with the digest in its header, if it has one.
+
+  Raises:
+    CheckpointError: numbers or description are not those that were exported.
+  """
+  expected = metadata.get(DIGEST_KEY)
+  try:
+    if expected in (None, digests.of_arrays(names, read, text)):
+      return
+  except (TypeError, ValueError, safetensors.SafetensorError) as error:
+    raise CheckpointError(
+      f'{path}: holds arrays that cannot be read ({error}); export the model '
+      'again'
+    ) from error
+  raise CheckpointError(
+    f'{path}: changed since it was exported (its {DIGEST_KEY} is of another '
+    'content); export the model again'
+  )
+
+
+def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
+  """Google's archives; object arrays (pickles) are refused by numpy."""
+  try:
+    file = np.load(raw, allow_pickle=False)
+    names = file.files
+    shapes = {name: _npy_shape(file, name) for name in names}
+  except (*_NPZ_ERRORS, AttributeError) as error:
+    raise CheckpointError(
+      f'{path}: not a complete .npz archive of plain arrays ({error}); get it '
+      'again'
+    ) from error
+
+  def read(name: str) -> np.ndarray:
+    try:
+      return file[prefix + name]
+    except (*_NPZ_ERRORS, MemoryError) as error:
+      raise CheckpointError(
+        f'{path}: {name} is damaged ({error}); get the file again'
+      ) from error
+
+  prefix = ''
+  if any(name.startswith(_GOOGLE_PREFIX) for name in names):
+    # A training checkpoint: its optimizer's state is no part of the model.
+    prefix = _GOOGLE_PREFIX
+    names = [name for name in names if name.startswith(prefix)]
+  return WeightFile(
+    str(path),
+    {name.removeprefix(prefix): shapes[name] for name in names},
+    read,
+    rules=convert.GOOGLE,
+  )
+
+
+def _npy_shape(file: Any, name: str) -> tuple[int, ...]:
+  """The shape in the header of one member, nothing else of it read."""
+  with file.zip.open(f'{name}.npy') as member:
+    version = np.lib.format.read_magic(member)
+    read_header = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read_header(member)
+  if dtype.hasobject:
+    raise ValueError(f'{name} holds pickled objects')
+  return shape
+
+
+def _open_pickle(path: pathlib.Path) -> WeightFile:
+  """A PyTorch file, through torch's reader that runs no code."""
+  try:
+    import torch
+  except ImportError:
+    raise CheckpointError(
+      f'{path}: a PyTorch pickle, which only PyTorch can read safely; '
+      "install it (pip install 'lambda_vit_jax[torch]'), or convert the file "
+      'where PyTorch is: safetensors.torch.save_file(torch.load(path, '
+      "weights_only=True)['model'], 'model.safetensors')"
+    ) from None
+  try:
+    loaded = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:
+    # torch raises many kinds for what it refuses or cannot parse.
+    reason = ' '.join(str(error).split())[:160]
+    raise CheckpointError(
+      f'{path}: not a plain PyTorch state dict, refused without running it '
+      f'({reason})'
+    ) from error
+  for key in ('model', 'state_dict'):
+    if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+      loaded = loaded[key]
+  if not isinstance(loaded, Mapping) or not all(
+    isinstance(value, torch.Tensor) for value in loaded.values()
+  ):
+    raise CheckpointError(f'{path}: holds no state dict of tensors')
+  tensors = {_modern_name(str(name)): value for name, value in loaded.items()}
+  return WeightFile(
+    str(path),
+    {name: tuple(value.shape) for name, value in tensors.items()},
+    lambda name: tensors[name].float().numpy(),
+  )
+
+
+def _modern_name(name: str) -> str:
+  """Timm's name for LayerScale, which DeiT III files call `gamma_1`."""
+  return name.replace('.gamma_1', '.ls1.gamma').replace(
+    '.gamma_2', '.ls2.gamma'
+  )

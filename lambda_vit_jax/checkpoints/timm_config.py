@@ -1,0 +1,133 @@
+"""`config.json` of timm's models on the Hugging Face hub, read and written."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.variants import Variant, get_variant
+
+_ARGUMENTS = {
+  'patch_size': 'patch_size',
+  'embed_dim': 'embed_dim',
+  'depth': 'depth',
+  'num_heads': 'num_heads',
+  'mlp_ratio': 'mlp_ratio',
+  'init_values': 'layer_scale',
+  'reg_tokens': 'num_registers',
+  'pre_norm': 'pre_norm',
+  'global_pool': 'pooling',
+}
+"""timm's constructor arguments, and the fields of `Variant` they set."""
+
+# Said elsewhere in the file, or by the arrays themselves.
+_REDUNDANT = ('img_size', 'in_chans', 'num_classes', 'fc_norm')
+
+
+def read_variant(config: Any, where: str) -> Variant:
+  """The variant that a `config.json` stands for, its preprocessing included.
+
+  Args:
+    config: the parsed JSON.
+    where: the file, for messages.
+
+  Raises:
+    CheckpointError: another architecture, or an argument that our models do
+      not have.
+  """
+  if not isinstance(config, Mapping) or not isinstance(
+    config.get('architecture'), str
+  ):
+    raise CheckpointError(
+      f'{where}: names no `architecture`; give the variant yourself'
+    )
+  arguments = dict(config.get('model_args') or {})
+  if 'global_pool' in config:
+    arguments.setdefault('global_pool', config['global_pool'])
+  fields: dict[str, Any] = {}
+  for name, value in arguments.items():
+    if name == 'no_embed_class':
+      fields['position_on_class'] = not value
+    elif name in _ARGUMENTS:
+      fields[_ARGUMENTS[name]] = value
+    elif name not in _REDUNDANT:
+      raise CheckpointError(f'{where}: model_args.{name} is not supported')
+  if fields.get('pooling', 'token') not in ('token', 'avg'):
+    raise CheckpointError(
+      f'{where}: global_pool {fields["pooling"]!r} is not supported; known '
+      'are token and avg'
+    )
+  try:
+    fields |= _read_preprocessing(config.get('pretrained_cfg') or {})
+    name = config['architecture']
+    tag = (config.get('pretrained_cfg') or {}).get('tag')
+    variant = get_variant(f'{name}.{tag}' if tag else name)
+    return dataclasses.replace(variant, **fields)
+  except LambdaVitError as error:
+    raise CheckpointError(f'{where}: {error}') from None
+  except (TypeError, ValueError, IndexError, KeyError) as error:
+    raise CheckpointError(f'{where}: not a timm config ({error})') from None
+
+
+def _read_preprocessing(pretrained: Mapping[str, Any]) -> dict[str, Any]:
+  fields: dict[str, Any] = {}
+  for ours in ('mean', 'std'):
+    if ours in pretrained:
+      fields[ours] = tuple(float(value) for value in pretrained[ours])
+      if not all(map(math.isfinite, fields[ours])):
+        raise ValueError(f'{ours} is not finite')
+  if 'crop_pct' in pretrained:
+    fields['crop_ratio'] = float(pretrained['crop_pct'])
+  if pretrained.get('interpolation') in ('bicubic', 'bilinear'):
+    fields['interpolation'] = pretrained['interpolation']
+  if 'input_size' in pretrained:
+    _, height, width = pretrained['input_size']
+    if height == width:
+      fields['image_size'] = int(height)
+  return fields
+
+
+def write_config(model: Model) -> dict[str, Any]:
+  """Timm's `config.json` of a model, so that stock timm builds its shape.
+
+  A variant that timm has no name for is written as the arguments that make
+  it out of a plain one.
+  """
+  module, preprocessing = model.module, model.preprocessing
+  variant = get_variant(model.variant)
+  stock = get_variant(variant.timm_name or variant.name.split('.')[0])
+  arguments: dict[str, Any] = {}
+  for argument, name in _ARGUMENTS.items():
+    value = getattr(module, name)
+    if value != getattr(stock, name):
+      arguments[argument] = value
+  if module.position_on_class != stock.position_on_class:
+    arguments['no_embed_class'] = not module.position_on_class
+  if module.pooling == 'avg':
+    arguments['fc_norm'] = not module.norm_before_pool
+  if module.image_size != (stock.image_size, stock.image_size):
+    arguments['img_size'] = list(module.image_size)
+  heads = ['head', 'head_dist'] if module.distilled else 'head'
+  # Timm knows the backbone alone of a model that segments.
+  num_classes = module.num_classes if module.segmentation is None else 0
+  return {
+    'architecture': stock.name,
+    'num_classes': num_classes,
+    'num_features': module.embed_dim,
+    'global_pool': module.pooling,
+    'model_args': arguments,
+    'pretrained_cfg': {
+      'custom_load': False,
+      'input_size': [module.in_chans, *module.image_size],
+      'fixed_input_size': True,
+      'interpolation': preprocessing.interpolation,
+      'crop_pct': preprocessing.crop_ratio,
+      'mean': list(preprocessing.mean),
+      'std': list(preprocessing.std),
+      'num_classes': num_classes,
+      'first_conv': 'patch_embed.proj',
+      'classifier': heads,
+    },
+  }

@@ -1,0 +1,90 @@
+"""What a stage tells at its end: JSON for programs, a hint for a person."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.training.metrics import read_metrics
+
+# What each stage writes, and how a stage of training is summed up.
+_FILES = {
+  'analyze': 'analysis.json',
+  'select': 'selection.json',
+  'linearize': 'linear/model.json',
+  'export': 'export/model.json',
+  'evaluate': 'evaluation.json',
+  'benchmark': 'benchmark.json',
+}
+_TRAINED = ('pretrain', 'dilute')
+_OF_A_RUN = ('select', 'evaluate', 'benchmark')
+
+
+def result_of(run: Run, stage: str) -> Any:
+  """The content of the file that a stage wrote; its last metrics line."""
+  if stage in _TRAINED:
+    path = run.path('metrics.jsonl')
+    rows = read_metrics(path) if path.exists() else []
+    return next((r for r in reversed(rows) if r.get('stage') == stage), None)
+  path = run.path(_FILES[stage]) if stage in _FILES else None
+  return orbax_store.read_object(path) if path and path.exists() else None
+
+
+def to_json(
+  run: Run, stage: str, done: Sequence[tuple[str, bool, float]]
+) -> dict[str, Any]:
+  """What `--json` prints.
+
+  Args:
+    run: the workdir.
+    stage: as on the command line; `run` for all.
+    done: per stage its name, whether it ran, and its seconds.
+
+  Returns:
+    `stage`, `workdir`, `stages` (`stage`, `status`: `done` or `already done`,
+    `seconds`), `result` (the content of the stage's file; for `run` one entry
+    for each of `select`, `evaluate`, `benchmark`), `report` (a path, or null)
+    and `next` (the first unfinished stage, or null).
+  """
+  page = run.path('report.html')
+  return {
+    'stage': stage,
+    'workdir': str(run.workdir),
+    'stages': [
+      {
+        'stage': name,
+        'status': 'done' if ran else 'already done',
+        'seconds': round(seconds, 3),
+      }
+      for name, ran, seconds in done
+    ],
+    'result': (
+      {name: result_of(run, name) for name in _OF_A_RUN}
+      if stage == 'run'
+      else result_of(run, stage)
+    ),
+    'report': str(page) if page.exists() else None,
+    'next': next_stage(run, stage),
+  }
+
+
+def next_stage(run: Run, stage: str) -> str | None:
+  """The first unfinished stage; None behind `report` and `run`."""
+  if stage in ('run', 'report'):
+    return None
+  try:
+    return next(
+      name
+      for name in registry.needed(run)
+      if not registry.STAGES[name].finished(run)
+    )
+  except LambdaVitError:
+    return None
+
+
+def hint(name: str, argv: Sequence[str]) -> str:
+  """The command line for stage `name`, after one with `argv`."""
+  return f'next: {shlex.join(["lambda-vit", name, *argv[1:]])}'

@@ -1,0 +1,1 @@
+"""`report.html`: tables, plots and the page around them."""

@@ -1,0 +1,105 @@
+"""The figures of `benchmark.json` as a table, for a terminal and the page."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import rich.console
+import rich.table
+
+from lambda_vit_jax.cli.report.html import Cell
+
+COLUMNS = (
+  'model',
+  'batch',
+  'images/s',
+  'least',
+  'most',
+  'GFLOP/s',
+  'of matrix product',
+  'peak memory',
+  'compile s',
+)
+
+
+def si(value: float, unit: str = '') -> str:
+  """A number with a prefix: `4.60 G`."""
+  for factor, prefix in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= factor:
+      return f'{value / factor:.2f} {prefix}{unit}'
+  return f'{value:.0f} {unit}'.strip()
+
+
+def cells(measured: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
+  """A row per model and batch size, in the order of `COLUMNS`.
+
+  Args:
+    measured: the contents of `benchmark.json`. What it lacks is a dash.
+  """
+  by_size = {row['batch_size']: row for row in measured.get('sweep', ())}
+  by_size[measured['batch_size']] = measured
+  return [
+    _row(name, size, by_size[size][name])
+    for size in sorted(by_size)
+    for name in ('dense', 'pruned', 'exported')
+    if name in by_size[size]
+  ]
+
+
+def _row(name: str, size: int, row: Mapping[str, Any]) -> tuple[Cell, ...]:
+  rates = row.get('images_per_second', {})
+
+  def cell(value: float | None, form: Callable[[float], str]) -> Cell:
+    return Cell('–') if value is None else Cell(form(value), value)
+
+  def rate(which: str) -> Cell:
+    return cell(rates.get(which), lambda value: f'{value:.1f}')
+
+  return (
+    Cell(name, name),
+    Cell(str(size), size),
+    rate('median'),
+    rate('min'),
+    rate('max'),
+    cell(row.get('flops_per_second'), lambda value: f'{value / 1e9:.2f}'),
+    cell(row.get('fraction_of_matmul'), lambda value: f'{100 * value:.1f} %'),
+    cell(row.get('peak_bytes'), lambda value: si(value, 'B')),
+    cell(row.get('compile_seconds'), lambda value: f'{value:.2f}'),
+  )
+
+
+def conditions(measured: Mapping[str, Any]) -> str:
+  """One line on how the figures came about."""
+  parts = [
+    measured['device'],
+    measured['dtype'],
+    f'{measured["attention_kernel"]} attention'
+    if 'attention_kernel' in measured
+    else '',
+    f'{measured["rounds"]} rounds in turn' if 'rounds' in measured else '',
+    measured['date'],
+    ' '.join(
+      f'{name} {measured["versions"][name]}'
+      for name in ('jax', 'jaxlib')
+      if name in measured.get('versions', {})
+    ),
+  ]
+  return ', '.join(part for part in parts if part)
+
+
+def show(measured: Mapping[str, Any]) -> None:
+  """The table and its conditions on stdout."""
+  console = rich.console.Console(file=sys.stdout, highlight=False)
+  if not console.is_terminal:
+    console.width = 120
+  table = rich.table.Table(*COLUMNS)
+  for column in table.columns[1:]:
+    column.justify = 'right'
+  for row in cells(measured):
+    table.add_row(*(cell.text for cell in row))
+  console.print(table)
+  console.print(conditions(measured), soft_wrap=True)
+  console.print(
+    f'pruned over dense at batch {measured["batch_size"]}: '
+    f'{measured["speedup"]:.3f}'
+  )

@@ -1,0 +1,1 @@
+"""The stages of `lambda-vit`, one file each, and their registry."""

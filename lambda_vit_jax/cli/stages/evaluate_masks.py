@@ -1,0 +1,218 @@
+"""Stages of runs that segment: held-out scores, evaluation, and pictures."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.data import masks, transforms
+from lambda_vit_jax.data.transforms import UndecodableError
+from lambda_vit_jax.evaluation import confusion, sliding_windows
+from lambda_vit_jax.evaluation.accuracy import counts_everywhere
+from lambda_vit_jax.evaluation.sliding_windows import Canvas, Predict, Windowing
+from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.runtime import compilation, sharding
+from lambda_vit_jax.training import losses
+
+FOLDER = 'pictures'
+"""Where the pictures of the report lie, in the workdir."""
+
+# Images that are decoded at a time, ahead of the network.
+_AT_ONCE = 16
+_PICTURE_SIDE = 256
+_GAP = 4
+
+
+def holdout_scores(
+  module: ViT,
+  params: Params,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: Mesh,
+  dilution_factor: Array | None,
+) -> dict[str, float]:
+  """`loss`, `accuracy` (of pixels) and `mean_iou` of images in one window.
+
+  Args:
+    module: the network.
+    params: on the mesh already, in any sharding.
+    batches: `image`, `label` per pixel, and `mask`; this process's part.
+    mesh: the batch is split over it.
+    dilution_factor: `[depth]`, for blocks in mode `diluted`.
+  """
+  everywhere = sharding.replicated(mesh)
+  found = confusion.summarize(
+    counts_everywhere(
+      losses.pixel_counts,
+      module,
+      params,
+      sharding.put_batch(batch, mesh),
+      dilution_factor,
+      everywhere,
+    )
+    for batch in batches
+  )
+  return {name: found[name] for name in ('loss', 'accuracy', 'mean_iou')}
+
+
+@compilation.jit(static_argnames='module')
+def _forward(module: ViT, params: Params, images: Array) -> Array:
+  return apply_module(module, params, images, capture=False)[0]
+
+
+def predictor(model: Model, mesh: Mesh) -> Predict:
+  """The model over a mesh: this process's windows to their logits."""
+  params = sharding.replicate(model.params, mesh)
+
+  def predict(images: np.ndarray) -> np.ndarray:
+    batch = sharding.put_batch({'image': images}, mesh)
+    logits = _forward(model.module, params, batch['image'])
+    shards = {
+      shard.index[0].start or 0: shard.data
+      for shard in logits.addressable_shards
+    }
+    return np.concatenate([np.asarray(shards[k]) for k in sorted(shards)])
+
+  return predict
+
+
+def _canvases(
+  run: Run, model: Model, indices: np.ndarray, windowing: Windowing
+) -> Iterator[Canvas]:
+  """Test images of this process, decoded ahead in threads."""
+  rules = task.mask_rules(run.config, run.dataset)
+  skip = run.config['data']['skip_undecodable']
+
+  def make(index: int) -> Canvas | None:
+    try:
+      return sliding_windows.make_canvas(
+        run.dataset.test, index, model.preprocessing, rules, windowing
+      )
+    except UndecodableError as error:
+      if not skip:
+        raise
+      run.reporter.warn(str(error))
+      return None
+
+  with futures.ThreadPoolExecutor() as pool:
+    for start in range(0, len(indices), _AT_ONCE):
+      found = pool.map(make, indices[start : start + _AT_ONCE].tolist())
+      yield from (canvas for canvas in found if canvas is not None)
+
+
+def evaluate(
+  run: Run,
+  models: Mapping[str, Model],
+  exported: Callable[[Any], Any],
+  advance: Callable[[int], None],
+) -> dict[str, Any]:
+  """Scores over every test image; the pictures of the report beside them.
+
+  Args:
+    run: its config says how images become windows.
+    models: `dense` and `pruned`.
+    exported: a program that takes a batch of windows.
+    advance: called with the number of images done.
+
+  Returns:
+    For each of the models, and for `exported`, see `windows.evaluate`.
+  """
+  settings = run.config['segment']
+  model = models['pruned']
+  stride = settings['stride']
+  windowing = Windowing.of(
+    settings['evaluation'],
+    None if stride is None else config_values.integer(stride, 'segment.stride'),
+    model.preprocessing.image_size,
+  )
+  count = jax.process_count()
+  indices = np.arange(len(run.dataset.test))[jax.process_index() :: count]
+  shown = config_values.integer(settings['pictures'], 'segment.pictures')
+  programs: dict[str, Predict] = {
+    name: predictor(model, run.mesh) for name, model in models.items()
+  }
+  programs['exported'] = lambda images: np.asarray(exported(images))
+  if run.leader and run.path(FOLDER).exists():
+    # Those of another evaluation, which the report would show. The others
+    # write theirs behind an exchange with this process.
+    run.path(FOLDER).rmtree()
+  results, kept = {}, {}
+  for name, predict in programs.items():
+    seen: dict[int, np.ndarray] = {}
+
+    def keep(
+      index: int, labels: np.ndarray, seen: dict[int, np.ndarray] = seen
+    ) -> None:
+      if index < shown:
+        seen[index] = labels
+
+    results[name] = sliding_windows.evaluate(
+      predict,
+      _canvases(run, model, indices, windowing),
+      model.preprocessing,
+      run.dataset.num_classes,
+      run.batch_size // count,
+      lambda images: advance(images * count),
+      keep,
+    )
+    kept[name] = seen
+  _write_pictures(run, kept)
+  return results
+
+
+def _write_pictures(
+  run: Run, kept: Mapping[str, Mapping[int, np.ndarray]]
+) -> None:
+  """Each process writes those of its own images."""
+  from PIL import Image
+
+  if not kept['dense']:
+    return
+  folder = run.path(FOLDER)
+  folder.mkdir(parents=True, exist_ok=True)
+  rules = task.mask_rules(run.config, run.dataset)
+  for index, dense in kept['dense'].items():
+    record = run.dataset.test[index]
+    image = transforms.load(transforms.open_image(record['image']), 3)
+    truth = rules.read(record['label'], image.size)
+    parts = [np.asarray(image)]
+    parts += [colours(x) for x in (truth, dense, kept['pruned'][index])]
+    size = masks.scaled(image.size, _PICTURE_SIDE / max(image.size))
+    strip = Image.new('RGB', (4 * size[0] + 3 * _GAP, size[1]), 'white')
+    for place, part in enumerate(parts):
+      # Areas of one colour stay so.
+      how = Image.Resampling.NEAREST if place else Image.Resampling.BICUBIC
+      strip.paste(
+        Image.fromarray(part).resize(size, how), (place * (size[0] + _GAP), 0)
+      )
+    file = io.BytesIO()
+    strip.save(file, 'PNG')
+    (folder / f'{index:04d}.png').write_bytes(file.getvalue())
+
+
+def colours(labels: np.ndarray) -> np.ndarray:
+  """A colour per class, far from those of its neighbours; none is black.
+
+  Args:
+    labels: int `[height, width]`, negative where there is no class.
+
+  Returns:
+    uint8 `[height, width, 3]`.
+  """
+  classes = np.arange(int(labels.max(initial=0)) + 1)
+  # Hues by the golden ratio, with a lightness that alternates.
+  hue = 2 * np.pi * (classes * 0.6180339887498949 % 1)
+  turns = hue[:, None] + 2 * np.pi / 3 * np.arange(3)
+  light = np.where(classes % 2, 150, 105)[:, None]
+  palette = np.clip(light + 95 * np.cos(turns), 0, 255).astype(np.uint8)
+  return np.where(
+    (labels < 0)[..., None], np.uint8(0), palette[np.maximum(labels, 0)]
+  )

@@ -1,0 +1,249 @@
+"""The stage `linearize`, what follows from it, and which model a run ends with.
+
+`config.method` is `dilute` (training makes the pruned model) or `linearize`
+(least-squares maps do, without training or labels; METHOD, section 6).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.exporters import export
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.shorter import drop_blocks
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.training import dilution
+from lambda_vit_jax.training.job import Phase
+from lambda_vit_jax.training_free import block_spans
+from lambda_vit_jax.training_free.linear_maps import fit_linear
+from lambda_vit_jax.training_free.map_fitter import BlockFit
+from lambda_vit_jax.training_free.mlp_refit import MlpFit, refit
+
+FOLDER = 'linear'
+
+
+def pruned_model(run: Run) -> Model:
+  """The model that export, evaluation and benchmark are about.
+
+  Raises:
+    CheckpointError: the stage that makes it has not run.
+    ModelError: `model.merge` is more than the tokens allow.
+  """
+  if config_values.method(run.config) == 'dilute':
+    model, dropped = run.load('dilute'), []
+  else:
+    model = load_linear(run)
+    fields = run.read_json(f'{FOLDER}/model.json') or {}
+    dropped = fields.get('linearize', {}).get('dropped', [])
+  # The config counts blocks as the dense network does.
+  modes = list(model.attention_modes)
+  for index in dropped:
+    modes.insert(index, 'absent')
+  merge = run.merge_schedule(model.module.clone(depth=len(modes)), modes)
+  merge = tuple(r for index, r in enumerate(merge) if index not in dropped)
+  merge = merge if any(merge) else ()
+  return model.replace(module=model.module.clone(merge=merge))
+
+
+def load_linear(run: Run) -> Model:
+  """What the stage `linearize` left.
+
+  Raises:
+    CheckpointError: nothing yet.
+  """
+  folder = run.path(FOLDER)
+  if not (folder / 'model.json').exists():
+    raise CheckpointError(
+      f'{folder}: nothing fitted; run the stage `linearize` first'
+    )
+  return run.with_options(load.load_export(folder))
+
+
+def fit(
+  run: Run,
+  dense: Model,
+  layers: Sequence[int],
+  batches: Iterable[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> None:
+  """Fits maps, MLPs or both and writes `linear/`, in the form of an export.
+
+  Args:
+    run: the workdir.
+    dense: with attention in `layers`.
+    layers: chosen blocks, of which those that are dropped count no more.
+    batches: images; labels are not looked at.
+    memory_gib: working memory per device.
+  """
+  settings = run.config['linearize']
+  searched = task.searched(dense)
+  dropped: tuple[int, ...] = ()
+  if settings['num_drop_blocks'] or settings['drop_blocks']:
+    # Read more than once.
+    batches = list(batches)
+    dropped = _dropped(run, dense, layers, batches, memory_gib)
+  short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
+  rank = settings['rank']
+  with run.reporter.bar('linearize', short.depth) as bar:
+    model, fits, mlps = fit_linear(
+      short,
+      batches,
+      layers,
+      sequential=bool(settings['sequential']),
+      ridge=settings['ridge'],
+      rank=None
+      if rank is None
+      else config_values.integer(rank, 'linearize.rank', 1),
+      inputs=tuple(settings['inputs']),
+      recentre=bool(settings['recentre']),
+      refit=bool(settings['refit']),
+      maps=bool(settings['maps']),
+      dense=searched,
+      memory_gib=memory_gib,
+      mesh=run.mesh,
+      on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
+    )
+  model = with_outputs_of(drop_blocks(dense, dropped), model)
+  _tell(run, fits, mlps)
+  if run.leader:
+    record: dict[str, Any] = {
+      'sequential': bool(settings['sequential']),
+      'rank': rank,
+      'recentre': bool(settings['recentre']),
+      'refit': bool(settings['refit']),
+      'maps': bool(settings['maps']),
+      'dropped': list(dropped),
+      'blocks': [dataclasses.asdict(row) for row in fits],
+      'mlps': [dataclasses.asdict(row) for row in mlps],
+    }
+    export.export(
+      model, run.path(FOLDER), formats=(), extra={'linearize': record}
+    )
+
+
+def _dropped(
+  run: Run,
+  dense: Model,
+  layers: Sequence[int],
+  batches: Sequence[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> tuple[int, ...]:
+  """The whole blocks to leave out: those given, or so many that are chosen."""
+  settings = run.config['linearize']
+  number = config_values.integer(
+    settings['num_drop_blocks'], 'linearize.num_drop_blocks'
+  )
+  if not number:
+    return surgery.check_layers(settings['drop_blocks'], dense.depth)
+  decoder = dense.module.segmentation
+  return block_spans.choose_blocks(
+    task.searched(dense),
+    batches,
+    number,
+    needed=() if decoder is None else decoder.blocks,
+    removed=layers,
+    memory_gib=memory_gib,
+    mesh=run.mesh,
+  )
+
+
+def _without(
+  run: Run,
+  dense: Model,
+  dropped: Sequence[int],
+  layers: Sequence[int],
+  batches: Iterable[Mapping[str, Array]],
+  memory_gib: float | None,
+) -> tuple[Model, list[int]]:
+  """The network without whole blocks, and where `layers` are in it."""
+  if not dropped:
+    return dense, list(layers)
+  kept = [index for index in range(dense.depth) if index not in dropped]
+  layers = [kept.index(layer) for layer in layers if layer in kept]
+  run.reporter.say(
+    f'linearize: whole blocks {list(dropped)} dropped; those that stay, '
+    f'{kept}, are called 0 to {len(kept) - 1} from here on'
+  )
+  short = drop_blocks(dense, dropped)
+  # Before anything is fitted.
+  surgery.check_layers((*layers, *short.removed_layers), short.depth)
+  settings = run.config['linearize']
+  if settings['refit'] and settings['maps'] and layers:
+    # Maps are fitted to what attentions put out: first a good network.
+    short = refit(short, dense, batches, memory_gib=memory_gib, mesh=run.mesh)
+  return short, layers
+
+
+def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:
+  """Says how well each block was replaced."""
+  for row in fits:
+    run.reporter.say(
+      f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
+      f"attention's variance is affine (ridge {row.ridge:g})"
+    )
+  for mlp in mlps:
+    run.reporter.say(
+      f'refit: block {mlp.block_index}: its MLP makes up for '
+      f'{1 - mlp.residual:.1%} of what the stream lacks (ridge {mlp.ridge:g})'
+    )
+
+
+def with_outputs_of(dense: Model, fitted: Model) -> Model:
+  """The fitted network with the decoder that the fit did not look at."""
+  module = dense.module.clone(
+    attention_modes=fitted.module.attention_modes,
+    linear_inputs=fitted.module.linear_inputs,
+  )
+  return dense.replace(module=module, params=dense.params | fitted.params)
+
+
+def warm_phases(
+  dense: ViT,
+  fitted: ViT,
+  layers: tuple[int, ...],
+  *,
+  halfway: int,
+  diluting: int,
+  total: int,
+) -> tuple[Phase, ...]:
+  """Attention to affine map, map to identity, then without either.
+
+  Args:
+    dense: with the compensation that is wanted.
+    fitted: with `layers` in mode `linear`.
+    layers: diluted blocks.
+    halfway: the step at which the maps have taken over.
+    diluting: the step at which the maps are gone.
+    total: the last step.
+  """
+  modes = dilution.diluted_modes(layers, dense.attention_modes)
+  module = dense.clone(
+    attention_modes=modes, linear_inputs=fitted.linear_inputs
+  )
+  pruned = surgery.modes_without(
+    layers, dense.attention_modes, dilution.final_mode(dense.compensation)
+  )
+  return (
+    Phase(module.clone(dilution_path='to_linear'), until=halfway),
+    Phase(
+      module.clone(dilution_path='from_linear'), until=diluting, linear=layers
+    ),
+    Phase(dense.clone(attention_modes=pruned), until=total, removed=layers),
+  )
+
+
+def with_maps(dense: Params, fitted: Params, layers: Sequence[int]) -> Params:
+  """The dense parameters, and beside each attention in `layers` its map."""
+  found = dict(dense)
+  for layer in layers:
+    name = surgery.block_name(layer)
+    block = dense[name]
+    attn = block['attn'] | fitted[name]['attn']
+    found[name] = block | {'attn': attn}
+  return found

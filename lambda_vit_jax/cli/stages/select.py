@@ -1,0 +1,166 @@
+"""The stages that look at the dense model: `analyze`, and `select`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_vit_jax.analysis import blocks, profile, spectrum
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.stages import select_probe
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import digests
+from lambda_vit_jax.core.errors import CheckpointError, UsageError
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.runtime import processes
+from lambda_vit_jax.selection import budget, criteria, nose
+
+
+def _held_out(
+  run: Run, model: Model, limit: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The held-out slice, as masked batches."""
+  if not len(run.holdout_indices(limit)):
+    raise UsageError(
+      'config.data.holdout_images=0: selection and analysis read the held-out '
+      'slice of the training images; keep at least 128'
+    )
+  return run.holdout_batches(model.preprocessing, limit)
+
+
+def selection_batches(
+  run: Run, model: Model, limit: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same as a search reads them."""
+  batches = _held_out(run, model, limit)
+  return (task.for_search(run.config, batch) for batch in batches)
+
+
+def analyze(run: Run) -> None:
+  """Entropy profile and spectrum of the dense model."""
+  model = task.searched(run.load('pretrain'))
+  limit = config_values.optional_count(
+    run.config['analyze']['num_images'], 'analyze.num_images'
+  )
+  # Read twice.
+  batches = list(selection_batches(run, model, limit))
+  run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
+  memory = memory_gib(run)
+  measured = {
+    'profile': profile.entropy_profile(
+      model, batches, memory, run.mesh
+    ).to_json(),
+    'spectrum': spectrum.spectrum(model, batches, memory, run.mesh).to_json(),
+  }
+  run.write_json('analysis.json', measured)
+
+
+def memory_gib(run: Run) -> float | None:
+  """Memory for activations: the config's, else what the poorest has."""
+  given = run.config['select']['memory_gib']
+  if given is not None or jax.process_count() == 1:
+    return given
+  return min(processes.gather(blocks.default_gib()))
+
+
+# The rounds of a search so far.
+_PARTIAL = 'selection.part.json'
+
+
+def select(run: Run) -> None:
+  """Chooses the layers to remove; writes after every round."""
+  settings = run.config['select']
+  dense = run.load('pretrain')
+  model = task.searched(dense)
+  limit = config_values.optional_count(
+    settings['num_images'], 'select.num_images'
+  )
+  size = _budget(settings, dense)
+  name = settings['criterion']
+  if name == 'probe':
+    # Read by every criterion that proposes a set.
+    held_out = list(_held_out(run, model, limit))
+    chosen = select_probe.search(run, dense, held_out, size, memory_gib(run))
+  elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
+    images = selection_batches(run, model, limit)
+    chosen = _search(run, model, images, size)
+  else:
+    chosen = _search(run, model, (), size)
+  run.write_json('selection.json', digests.seal(chosen.to_json()))
+  if run.leader:
+    for partial in (_PARTIAL, select_probe.PARTIAL):
+      run.path(partial).unlink(missing_ok=True)
+  run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
+
+
+def _budget(settings: Mapping[str, Any], dense: Model) -> dict[str, Any]:
+  """The budget of `config.select`, as `selection.select` takes it."""
+  key, value = config_values.budget(settings)
+  if key == 'num_layers':
+    return {key: int(value)}
+  if key == 'target_speedup' and settings['criterion'] != 'given':
+    # Of the whole network: a search does not see a decoder.
+    number = budget.resolve_num_layers(dense, target_speedup=value)
+    return {'num_layers': number}
+  return {key: value}
+
+
+def _search(
+  run: Run,
+  model: Model,
+  batches: Iterable[dict[str, np.ndarray]],
+  size: Mapping[str, Any],
+) -> nose.Selection:
+  """NOSE or a static criterion; goes on behind the last finished round."""
+  settings = run.config['select']
+  found = run.read_json(_PARTIAL)
+  begun = None if found is None else nose.Selection.from_json(found)
+  with run.reporter.bar('select', 100) as bar:
+
+    def show(state: nose.Progress) -> None:
+      share = state.images_done / max(state.images, 1)
+      rounds = (state.round_index + share) / max(state.num_rounds, 1)
+      bar.update(round(100 * rounds), f'% {state.candidates} candidates left')
+
+    return nose.select(
+      model,
+      batches,
+      criterion=settings['criterion'],
+      target=settings['target'],
+      sign=settings['sign'],
+      trial=settings['trial'],
+      layers=tuple(settings['layers']),
+      memory_gib=memory_gib(run),
+      seed=config_values.integer(run.config['seed'], 'seed'),
+      mesh=run.mesh,
+      resume=begun,
+      on_round=lambda found: run.write_json(_PARTIAL, found.to_json()),
+      on_progress=show,
+      warn=run.reporter.warn,
+      **size,
+    )
+
+
+def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
+  """The layers of `selection.json`, checked.
+
+  Raises:
+    CheckpointError: no usable selection.
+  """
+  path = run.path('selection.json')
+  found = processes.from_leader(lambda: orbax_store.read_object(path))
+  if 'removed' not in found:
+    raise CheckpointError(
+      f'{path}: has no key `removed`; delete it to have '
+      'the stage `select` run again'
+    )
+  digests.check_seal(
+    found,
+    str(path),
+    f'delete its key {digests.KEY} to use it as it is now, or the file to have '
+    'the stage `select` run again',
+  )
+  return surgery.check_layers(found['removed'], depth)

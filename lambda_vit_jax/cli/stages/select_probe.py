@@ -1,0 +1,78 @@
+"""`select` with `criterion=probe`: resumable after every short dilution."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.selection.probe import select_by_probe
+from lambda_vit_jax.selection.record import Selection
+from lambda_vit_jax.selection.short_dilution import ShortDilution
+from lambda_vit_jax.selection.trials import Variant
+
+PARTIAL = 'probe.part.json'
+
+
+def search(
+  run: Run,
+  model: Model,
+  batches: Sequence[Mapping[str, np.ndarray]],
+  size: Mapping[str, Any],
+  memory_gib: float | None,
+) -> Selection:
+  """Rates every static criterion's set by short dilutions.
+
+  Args:
+    run: its config's sections `dilute` and `select` say how.
+    model: the dense start.
+    batches: the held-out images and labels, for the proposals and the score.
+    size: the budget, one of `selection.select`'s.
+    memory_gib: see `selection.select`.
+
+  Raises:
+    UsageError: `select.probe_steps` is below 2.
+  """
+  steps = config_values.probe_steps(run.config['select'])
+  settings = run.config['dilute']
+  peak = config_values.peak_learning_rate(settings, run.batch_size, 'dilute')
+  short = ShortDilution(
+    model,
+    {**settings, 'learning_rate': peak},
+    lambda: run.train_batches(model.preprocessing, 0),
+    batches,
+    run.mesh,
+  )
+  done: dict[str, float] = run.read_json(PARTIAL) or {}
+
+  def keep(layers: Variant, length: int, loss: float) -> None:
+    run.reporter.say(
+      f'select: {list(layers)} after {length} steps: loss {loss:.4f}'
+    )
+    done[_key(layers, length)] = loss
+    run.write_json(PARTIAL, done)
+
+  return select_by_probe(
+    task.searched(model),
+    [task.for_search(run.config, batch) for batch in batches],
+    short,
+    steps=steps,
+    done={_parse(key): loss for key, loss in done.items()},
+    on_score=keep,
+    memory_gib=memory_gib,
+    mesh=run.mesh,
+    seed=config_values.integer(run.config['seed'], 'seed'),
+    warn=run.reporter.warn,
+    **size,
+  )
+
+
+def _key(layers: Variant, steps: int) -> str:
+  return f'{",".join(map(str, layers))}@{steps}'
+
+
+def _parse(key: str) -> tuple[Variant, int]:
+  layers, _, steps = key.partition('@')
+  return tuple(int(layer) for layer in layers.split(',')), int(steps)

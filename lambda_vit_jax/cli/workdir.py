@@ -1,0 +1,311 @@
+"""A run's folder: its config, its data, and the models its stages left."""
+
+import functools
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.checkpoints.load import load_stage
+from lambda_vit_jax.cli import config_check, config_values, task, workdir_config
+from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.typing import AttentionMode
+from lambda_vit_jax.data import pipeline
+from lambda_vit_jax.data.augment import Recipe
+from lambda_vit_jax.data.sources.dataset import Dataset, split_holdout
+from lambda_vit_jax.models import merge_schedule as merge_schedule_lib
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.runtime import processes, sharding
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training.metrics import MetricsWriter
+from lambda_vit_jax.training.trackers import make_trackers
+
+
+def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
+  """The newest checkpointed step of a stage, None where there is none."""
+  return orbax_store.newest_step(epath.Path(workdir) / 'checkpoints' / stage)
+
+
+class Run:
+  """One workdir with its config; everything heavy is made when first used."""
+
+  def __init__(
+    self, config: Mapping[str, Any], workdir: str, reporter: Reporter
+  ):
+    """Opens a workdir, or makes it.
+
+    Raises:
+      LambdaVitError: the workdir is a file or cannot be written.
+      UsageError: a value that no stage would take, or another one than results
+        in the workdir were made with; names the keys.
+      ModelError: sizes that do not make a model.
+    """
+    self.config = config
+    self.reporter = reporter
+    self.workdir = orbax_store.absolute(workdir)
+    self.leader = processes.is_leader()
+    config_check.check(config)
+    self._new = processes.from_leader(
+      lambda: workdir_config.claim(self.workdir, _plain(config))
+    )
+    self._check_shared()
+    trackers: tuple[Any, ...] = ()
+    if self.leader:
+      trackers = make_trackers(_plain(config), self.workdir)
+    self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
+
+  def withdraw(self) -> None:
+    """Leaves no trace where a command failed before it wrote anything."""
+    if self.leader and self._new:
+      workdir_config.withdraw(self.workdir)
+
+  def _check_shared(self) -> None:
+    """Has every process see a file that the leader has just written.
+
+    Raises:
+      UsageError: the processes were given different configs.
+      LambdaVitError: the workdir is not the same folder for all.
+    """
+    if jax.process_count() == 1:
+      return
+    configs = processes.gather(_plain(self.config))
+    keys = sorted(
+      {
+        key
+        for c in configs
+        for key in config_values.differing_keys(configs[0], c)
+      }
+    )
+    if keys:
+      raise UsageError(
+        f'the processes were given different values of {", ".join(keys)}; '
+        'start all with the same flags'
+      )
+    token = processes.from_leader(lambda: uuid.uuid4().hex)
+    path = self.path(f'.job-{token}')
+    if self.leader:
+      path.write_text(token)
+    processes.barrier()
+    seen = processes.gather(path.exists())
+    if self.leader:
+      path.unlink()
+    if not all(seen):
+      blind = [index for index, sees in enumerate(seen) if not sees]
+      raise LambdaVitError(
+        f'--workdir={self.workdir}: processes {blind} do not see what process '
+        '0 writes there; it must lie on storage that all share (NFS, gs://…)'
+      )
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    """All devices of all processes."""
+    return sharding.make_mesh(
+      config_values.integer(self.config['mesh']['fsdp'], 'mesh.fsdp', least=1)
+    )
+
+  @functools.cached_property
+  def batch_size(self) -> int:
+    """Images of one step over all processes."""
+    size = config_values.integer(
+      self.config['batch_size'], 'batch_size', least=1
+    )
+    sharding.check_batch_size(size, self.mesh)
+    return size
+
+  @functools.cached_property
+  def dataset(self) -> Dataset:
+    """The data set, opened."""
+    return task.open_dataset(self.config)
+
+  @functools.cached_property
+  def recipe(self) -> Recipe:
+    """What a stored record becomes, in training and in evaluation."""
+    return task.recipe(self.config, self.dataset)
+
+  @functools.cached_property
+  def _split(self) -> tuple[np.ndarray, np.ndarray]:
+    data = self.config['data']
+    labels = self.dataset.train.labels
+    used = np.arange(len(labels))
+    if data['train_images'] is not None:
+      limit = config_values.integer(
+        data['train_images'], 'data.train_images', 1
+      )
+      if limit > len(labels):
+        raise UsageError(
+          f'config.data.train_images={limit}: there are only {len(labels)}'
+        )
+      used = split_holdout(labels, limit)[1]
+    train, held = split_holdout(
+      labels[used],
+      config_values.integer(data['holdout_images'], 'data.holdout_images'),
+    )
+    return used[train], used[held]
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Optimisation steps that see as many images as there are to train on."""
+    return max(1, len(self.train_indices) // self.batch_size)
+
+  def train_batches(
+    self, preprocessing: Preprocessing, start_step: int
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's endless training batches from a step on."""
+    data = self.config['data']
+    return pipeline.train_batches(
+      self.dataset.train,
+      self.train_indices,
+      preprocessing,
+      self.recipe,
+      batch_size=self.batch_size,
+      seed=config_values.integer(self.config['seed'], 'seed'),
+      start_step=start_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      repeats=data['repeats'],
+      workers=data['workers'],
+      skip_undecodable=data['skip_undecodable'],
+    )
+
+  def eval_batches(
+    self, preprocessing: Preprocessing, limit: int | None = None
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every test image once (or the first `limit`), padded and masked."""
+    total = len(self.dataset.test)
+    return self._batches(
+      self.dataset.test, np.arange(total)[:limit], preprocessing
+    )
+
+  @property
+  def train_indices(self) -> np.ndarray:
+    """Training images that the network learns from."""
+    return self._split[0]
+
+  def holdout_indices(self, limit: int | None = None) -> np.ndarray:
+    """Training images kept out of training, for selection."""
+    return self._split[1][:limit]
+
+  def holdout_batches(
+    self,
+    preprocessing: Preprocessing,
+    limit: int | None = None,
+    alone: bool = False,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """The held-out training images in the evaluation transform.
+
+    Args:
+      preprocessing: the model's.
+      limit: only the first so many.
+      alone: all of them to this process, not its part.
+    """
+    return self._batches(
+      self.dataset.train, self.holdout_indices(limit), preprocessing, alone
+    )
+
+  def _batches(
+    self,
+    split: Any,
+    indices: np.ndarray,
+    preprocessing: Preprocessing,
+    alone: bool = False,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.eval_batches(
+      split,
+      indices,
+      preprocessing,
+      batch_size=self.batch_size,
+      process_index=0 if alone else jax.process_index(),
+      process_count=1 if alone else jax.process_count(),
+      workers=self.config['data']['workers'],
+      skip_undecodable=self.config['data']['skip_undecodable'],
+      recipe=self.recipe,
+    )
+
+  def load(self, stage: str) -> Model:
+    """The model that `pretrain` or `dilute` left, in the compute dtype.
+
+    Raises:
+      CheckpointError: the stage has not come to its end, or see `load_stage`.
+    """
+    return self.with_options(load_stage(self.workdir, stage, finished=True))
+
+  def with_options(self, model: Model, **options: Any) -> Model:
+    """`model` with the config's dtype and rematerialisation."""
+    settings = self.config['model']
+    dtype = config_values.compute_dtype(settings)
+    module = model.module.clone(
+      dtype=jnp.dtype(dtype), remat=bool(settings['remat']), **options
+    )
+    return model.replace(module=module)
+
+  def merge_schedule(
+    self, module: ViT, modes: Sequence[AttentionMode] | None
+  ) -> tuple[int, ...]:
+    """The config's token merging, for `module` with its blocks in `modes`.
+
+    The dense model has none: what `pretrain` trains, and what selection and
+    fits look at. None where it is not known yet which attentions will go.
+
+    Raises:
+      ModelError: not a schedule, or more than the tokens allow.
+    """
+    settings = self.config['model']
+    rows, columns = module.grid_size
+    return merge_schedule_lib.merge_schedule(
+      settings['merge'],
+      module.depth,
+      rows * columns,
+      settings['merge_start'],
+      modes,
+    )
+
+  def fresh_model(self) -> Model:
+    """The config's variant, not yet trained."""
+    settings = self.config['model']
+    model = create_model(
+      settings['variant'],
+      num_classes=self.dataset.num_classes,
+      image_size=config_values.image_size(settings['image_size']),
+      seed=config_values.integer(self.config['seed'], 'seed'),
+    )
+    return task.with_outputs(self.config, model, self.dataset)
+
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes a file of this run; the leading process does."""
+    if self.leader:
+      orbax_store.write_json(self.path(name), value)
+
+  def read_json(self, name: str) -> dict[str, Any] | None:
+    """What the leading process reads, None where there is no such file.
+
+    Raises:
+      CheckpointError: malformed.
+    """
+    path = self.path(name)
+    return processes.from_leader(
+      lambda: orbax_store.read_object(path) if path.exists() else None
+    )
+
+  def path(self, name: str) -> epath.Path:
+    """A file or folder of this run."""
+    return self.workdir / name
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    key: (
+      _plain(value)
+      if isinstance(value, Mapping)
+      else list(value)
+      if isinstance(value, tuple)
+      else value
+    )
+    for key, value in config.items()
+  }

@@ -1,0 +1,128 @@
+"""`config.json`: which values a workdir was made with, and which still bind.
+
+A value binds once a result is there that was computed with it, or from such a
+result. Until then today's value takes its place.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.configs import common
+from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+
+FILE = 'config.json'
+
+_SEARCH = ('selection.json', 'selection.part.json', 'probe.part.json')
+_LINEAR = ('linear/model.json',)
+_DILUTED = ('checkpoints/dilute',)
+# What is measured goes beside the speed, too.
+_SCORES = ('evaluation.json', 'benchmark.json')
+_LAST = ('export/model.json', *_SCORES)
+_ALL = (
+  'checkpoints/pretrain',
+  'analysis.json',
+  *_SEARCH,
+  *_LINEAR,
+  *_DILUTED,
+  *_LAST,
+)
+
+
+def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
+  """Makes the workdir this config's; a job's leading process does.
+
+  Args:
+    workdir: a folder, or where to make one.
+    config: with JSON values.
+
+  Returns:
+    Whether it belonged to no config before.
+
+  Raises:
+    LambdaVitError: the workdir is a file or cannot be written.
+    UsageError: results in it were made with other values; names them.
+  """
+  path = workdir / FILE
+  if workdir.exists() and not workdir.is_dir():
+    raise LambdaVitError(f'--workdir={workdir}: is a file; choose a folder')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      orbax_store.write_json(path, config)
+      return True
+    saved = orbax_store.read_object(path)
+    differing = config_values.differences(
+      saved, config, common.base().to_dict()
+    )
+    binding = [
+      text
+      for key, text in differing.items()
+      if any(_is_there(workdir, name) for name in _readers(key, saved))
+    ]
+    if binding:
+      raise UsageError(
+        f'--workdir={workdir}: made with other values: {"; ".join(binding)}; '
+        'use a new --workdir, or the old values'
+      )
+    if differing:
+      orbax_store.write_json(path, config)
+  except OSError as error:
+    raise LambdaVitError(
+      f'--workdir={workdir}: not writable ({error.strerror or error}); '
+      'choose another'
+    ) from error
+  return False
+
+
+def withdraw(workdir: epath.Path) -> None:
+  """Undoes the first `claim` of a workdir that still holds nothing else."""
+  if [path.name for path in workdir.iterdir()] == [FILE]:
+    (workdir / FILE).unlink()
+
+
+def _is_there(workdir: epath.Path, name: str) -> bool:
+  path = workdir / name
+  if name.startswith('checkpoints/'):
+    return orbax_store.newest_step(path) is not None
+  return path.exists()
+
+
+def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
+  """The results that a value went into, or would have.
+
+  Args:
+    key: its full key.
+    saved: the config that results were made with, which says which stages
+      were on the way from one to the next.
+  """
+  linear = saved.get('method') == 'linearize'
+  if config_values.is_below(key, 'analyze'):
+    return ('analysis.json',)
+  if config_values.is_below(key, 'select'):
+    return (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
+  if config_values.is_below(key, 'linearize'):
+    warm = saved.get('dilute', {}).get('start') == 'linear'
+    return (
+      *_LINEAR,
+      *(_DILUTED if warm else ()),
+      *(_LAST if linear or warm else ()),
+    )
+  if config_values.is_below(key, 'dilute'):
+    # Criterion `probe` dilutes.
+    probing = saved.get('select', {}).get('criterion') == 'probe'
+    return (
+      *(_SEARCH if probing else ()),
+      *_DILUTED,
+      *(() if linear else _LAST),
+    )
+  if key in ('model.merge', 'model.merge_start'):
+    return (*_DILUTED, *_LAST)
+  if key == 'method' or config_values.is_below(key, 'export'):
+    return _LAST
+  if key in ('segment.evaluation', 'segment.stride', 'segment.pictures'):
+    return _SCORES
+  return _ALL

@@ -1,0 +1,1 @@
+"""Errors, types, JSON files and tables; nothing here touches a device."""

@@ -1,0 +1,1 @@
+"""Data sets on disk and in TFDS, one file per kind of source."""

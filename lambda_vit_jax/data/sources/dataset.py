@@ -1,0 +1,104 @@
+"""What every data source gives: two labelled, random-access image splits."""
+
+import dataclasses
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from lambda_vit_jax.core.errors import UsageError
+
+
+class Record(TypedDict):
+  """One image as stored, with its label and its place in the split.
+
+  Attributes:
+    image: an encoded file (PNG, JPEG) as bytes, or a uint8 array
+      `[height, width]` or `[height, width, 3]`.
+    label: class number, 0-based; where pixels have classes, the mask: an
+      encoded file, or an array of class indices `[height, width]`.
+    index: the record's place in its split, 0-based.
+  """
+
+  image: bytes | np.ndarray
+  label: Any
+  index: int
+
+
+class ImageSource(Protocol):
+  """One split. Reading is thread-safe; the object can be pickled."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """`[len(self)]` int32 class numbers, in the order of the records.
+
+    Zeros where images have no class of their own.
+    """
+    ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...
+
+  def describe(self, index: int) -> str:
+    """Names a record for an error message: its file, or split and place."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A data set: `open_dataset` makes it, the pipeline reads it.
+
+  Attributes:
+    name: the source it was opened from, as in `data.source`.
+    class_names: one name per class, in the order of the labels.
+    train: the training split.
+    test: the held-out split.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  train: ImageSource
+  test: ImageSource
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+
+def split_holdout(
+  labels: np.ndarray, num_holdout: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cuts a fixed, stratified slice off a split (for selection, METHOD 4).
+
+  Each class gives its share of `num_holdout` by largest remainder. The draw
+  depends on `labels` and `num_holdout` only, never on a seed.
+
+  Args:
+    labels: `[n]` class numbers.
+    num_holdout: size of the slice, from 0 to n.
+
+  Returns:
+    `(train_indices, holdout_indices)`, int64, ascending, disjoint, together
+    all of 0..n-1.
+
+  Raises:
+    UsageError: `num_holdout` is negative or above n.
+  """
+  labels = np.asarray(labels)
+  if not 0 <= num_holdout <= len(labels):
+    raise UsageError(
+      f'data.holdout_images = {num_holdout} must lie in 0..{len(labels)}, the '
+      'number of training images.'
+    )
+  # RandomState's stream is frozen for good, Generator's is not (NEP 19).
+  order = np.random.RandomState(0).permutation(len(labels))
+  classes, counts = np.unique(labels, return_counts=True)
+  share = counts * (num_holdout / max(len(labels), 1))
+  quota = np.floor(share).astype(int)
+  largest_remainder = np.argsort(quota - share, kind='stable')
+  quota[largest_remainder[: num_holdout - quota.sum()]] += 1
+  held = np.zeros(len(labels), bool)
+  for label, count in zip(classes, quota, strict=True):
+    held[order[labels[order] == label][:count]] = True
+  return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,0 +1,125 @@
+"""Opens a data set by name: the value of `data.source`."""
+
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.data.sources.dataset import Dataset
+
+SOURCES = ('digits', 'image_folder:DIR', 'idx_folder:DIR', 'tfds:NAME')
+"""The forms that `open_dataset` takes."""
+
+
+def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
+  """Opens one of the `SOURCES`.
+
+  Args:
+    source: `digits`, `image_folder:DIR`, `idx_folder:DIR` or `tfds:NAME`.
+    cache_dir: where prepared data is kept; by default `lambda_vit_jax` in
+      `$XDG_CACHE_HOME` or in `~/.cache`.
+
+  Returns:
+    The data set. Nothing but file names, headers and small files is read.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+    DataError: the data is missing, inconsistent or unreadable.
+  """
+  kind, where = check_source(source)
+  # Each kind's imports are slow and its own, so only what is needed loads.
+  if kind == 'digits':
+    from lambda_vit_jax.data.sources.digits import open_digits
+
+    return open_digits(_cache_dir(cache_dir))
+  if kind == 'image_folder':
+    from lambda_vit_jax.data.sources.image_folder import open_image_folder
+
+    return open_image_folder(where)
+  if kind == 'idx_folder':
+    from lambda_vit_jax.data.sources.idx_folder import open_idx_folder
+
+    return open_idx_folder(where)
+  from lambda_vit_jax.data.sources.tfds import open_tfds
+
+  return open_tfds(where, _cache_dir(cache_dir))
+
+
+def check_source(source: str) -> tuple[str, str]:
+  """The kind of one of the `SOURCES`, and what follows it; opens nothing.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+  """
+  found = _split(source, SOURCES)
+  if found is None:
+    masks = source.partition(':')[0] == 'segmentation_folder'
+    hint = '; masks need task=segment' if masks else ''
+    raise UsageError(
+      f'data.source is {source!r}; it must be one of '
+      f'{", ".join(SOURCES)}{hint}.'
+    )
+  return found
+
+
+def _split(source: str, forms: Sequence[str]) -> tuple[str, str] | None:
+  """`KIND` or `KIND:WHERE` by the forms that are known."""
+  kind, colon, where = source.partition(':')
+  for form in forms:
+    known, argument, _ = form.partition(':')
+    if kind == known and bool(where) == bool(argument) == bool(colon):
+      return kind, where
+  return None
+
+
+MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
+"""The forms that `open_masks` takes."""
+
+
+def open_masks(source: str, num_classes: int | None = None) -> Dataset:
+  """Opens one of the `MASK_SOURCES`: images with a class per pixel.
+
+  Args:
+    source: `digits` (laid on textures), `segmentation_folder:DIR` or
+      `tfds:NAME`.
+    num_classes: None where the data set says it.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+    DataError: the data is missing, inconsistent or unreadable.
+  """
+  kind, where = check_masks(source)
+  if kind == 'digits':
+    from lambda_vit_jax.data.sources.digit_scenes import open_digit_scenes
+
+    return open_digit_scenes(num_classes)
+  if kind == 'segmentation_folder':
+    from lambda_vit_jax.data.sources.mask_folder import open_segmentation_folder
+
+    return open_segmentation_folder(where, num_classes)
+  from lambda_vit_jax.data.sources.tfds_masks import open_tfds_masks
+
+  return open_tfds_masks(where, num_classes)
+
+
+def check_masks(source: str) -> tuple[str, str]:
+  """`check_source` of the `MASK_SOURCES`.
+
+  Raises:
+    UsageError: `source` has none of these forms.
+  """
+  found = _split(source, MASK_SOURCES)
+  if found is None:
+    raise UsageError(
+      f'data.source is {source!r}; with task=segment it must be one of '
+      f'{", ".join(MASK_SOURCES)}.'
+    )
+  return found
+
+
+def _cache_dir(cache_dir: str | None) -> epath.Path:
+  if cache_dir:
+    return epath.Path(cache_dir).expanduser()
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return epath.Path(home).expanduser() / 'lambda_vit_jax'

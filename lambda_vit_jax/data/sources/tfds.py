@@ -1,0 +1,246 @@
+"""Reads prepared TFDS data sets as random-access records, no TensorFlow.
+
+TFDS parses the ArrayRecord files; the image stays the encoded bytes it was
+stored as (`SkipDecoding`) and is decoded by the pipeline with Pillow.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import uuid
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.data.sources.dataset import Dataset, Record
+
+# A split of at most this many bytes is parsed once and held in memory: for
+# tiny images parsing a record costs more than decoding it.
+_HELD_BYTES = 2**25
+# Reading the labels of a split means reading the split; from this number of
+# images on they are kept in the cache.
+_CACHED_FROM = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+  """One split of a prepared data set.
+
+  Attributes:
+    name: the data set and split, for messages.
+    records: TFDS's data source; gives `{image_key: bytes, label_key: int}`.
+    image_key: name of the image feature.
+    label_key: name of the label feature.
+    labels_file: where the labels of a large split are cached.
+    is_small: whether all records are held in memory once read.
+    cure: what a user should do about a record that cannot be read.
+  """
+
+  name: str
+  records: Any
+  image_key: str
+  label_key: str
+  labels_file: str | None = None
+  is_small: bool = False
+  cure: str = 'prepare the data set again'
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> Record:
+    record = self._held[index] if self.is_small else self._read(index)
+    return Record(
+      image=record[self.image_key],
+      label=int(record[self.label_key]),
+      index=index,
+    )
+
+  def describe(self, index: int) -> str:
+    return f'{self.name}, record {index}'
+
+  @functools.cached_property
+  def _held(self) -> list[dict[str, Any]]:
+    return [self._read(index) for index in range(len(self))]
+
+  def _read(self, index: int) -> dict[str, Any]:
+    try:
+      return self.records[int(index)]
+    # ArrayRecord and the protobuf parser raise many types for bad bytes.
+    except Exception as error:
+      raise DataError(
+        f'{self.describe(index)} cannot be read '
+        f'({type(error).__name__}: {one_line(error)}); {self.cure}.'
+      ) from error
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """`[len(self)]` int32; reads the whole split once if not cached."""
+    cached = epath.Path(self.labels_file) if self.labels_file else None
+    if cached is not None and cached.exists():
+      with cached.open('rb') as file:
+        return np.load(file, allow_pickle=False)
+    labels = np.fromiter(
+      (self._read(index)[self.label_key] for index in range(len(self))),
+      np.int32,
+      count=len(self),
+    )
+    if cached is not None:
+      cached.parent.mkdir(parents=True, exist_ok=True)
+      unfinished = cached.parent / f'{cached.name}.{uuid.uuid4().hex}'
+      with unfinished.open('wb') as file:
+        np.save(file, labels)
+      unfinished.replace(cached)
+    return labels
+
+
+def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
+  """Opens `tfds:NAME`, a data set prepared as ArrayRecord.
+
+  `NAME` is TFDS's, with optional config and version (`name/config:1.0.0`);
+  it is looked for in `TFDS_DATA_DIR`, else in TFDS's default folder. The
+  test split is `test`, or `validation` where `test` is missing or has no
+  labels (ImageNet).
+
+  Raises:
+    DataError: not prepared, in another file format, or not a labelled set
+      of 8-bit images.
+  """
+  return dataset_of_builder(f'tfds:{name}', open_builder(name), cache_dir)
+
+
+def open_builder(name: str) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared data set.
+
+  Raises:
+    DataError: an unknown name, or not prepared.
+  """
+  data_dir = os.environ.get('TFDS_DATA_DIR') or None
+  try:
+    builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+  # TFDS has no common base class for "unknown" and "not found".
+  except Exception as error:
+    raise DataError(
+      f'tfds:{name} cannot be opened ({one_line(error)}); check the name, '
+      'and TFDS_DATA_DIR for where it was prepared.'
+    ) from error
+  if not builder.info.splits:
+    raise DataError(
+      f'tfds:{name} is not prepared in {builder.data_path}; run `tfds build '
+      f'{name} --file_format=array_record` or set TFDS_DATA_DIR.'
+    )
+  return builder
+
+
+def dataset_of_builder(
+  name: str,
+  builder: tfds.core.DatasetBuilder,
+  cache_dir: epath.Path,
+  cure: str = TfdsSource.cure,
+) -> Dataset:
+  """The train and test splits of a prepared builder.
+
+  Args:
+    name: the data set's, for messages.
+    builder: prepared as ArrayRecord.
+    cache_dir: where the labels of large splits are kept.
+    cure: what a user should do about records that cannot be read.
+
+  Raises:
+    DataError: no image or class feature, no train or test split, or files
+      that do not allow random access.
+  """
+  image_key, label_key = _image_and_label(name, builder.info.features)
+  splits = {
+    split: TfdsSource(
+      name=f'{name} {split}',
+      records=data_source(name, builder, split),
+      image_key=image_key,
+      label_key=label_key,
+      labels_file=_labels_file(cache_dir, builder, split),
+      is_small=0 < builder.info.splits[split].num_bytes <= _HELD_BYTES,
+      cure=cure,
+    )
+    for split in ('train', 'test', 'validation')
+    if split in builder.info.splits and builder.info.splits[split].num_examples
+  }
+  if 'test' in splits and splits['test'][0]['label'] < 0:
+    del splits['test']
+  test = splits.get('test', splits.get('validation'))
+  if 'train' not in splits or test is None:
+    raise DataError(
+      f'{name} has the splits {", ".join(builder.info.splits)}; a labelled '
+      'train split and a labelled test or validation split are needed.'
+    )
+  class_names = tuple(builder.info.features[label_key].names)
+  return Dataset(name, class_names, splits['train'], test)
+
+
+def _image_and_label(name: str, features: Any) -> tuple[str, str]:
+  features = dict(features or {})
+  images = [
+    key
+    for key, feature in features.items()
+    if isinstance(feature, tfds.features.Image)
+    and not isinstance(feature, tfds.features.LabeledImage)
+  ]
+  labels = [
+    key
+    for key, feature in features.items()
+    if isinstance(feature, tfds.features.ClassLabel)
+  ]
+  image_key = 'image' if 'image' in images else next(iter(images), None)
+  label_key = 'label' if 'label' in labels else next(iter(labels), None)
+  if image_key is None or label_key is None:
+    raise DataError(
+      f'{name} has the features {", ".join(features) or "none"}; one image '
+      'and one class label are needed.'
+    )
+  if features[image_key].np_dtype != np.uint8:
+    raise DataError(
+      f'{name} stores {features[image_key].np_dtype} images; 8-bit images '
+      'are needed.'
+    )
+  return image_key, label_key
+
+
+def data_source(
+  name: str, builder: tfds.core.DatasetBuilder, split: str
+) -> Any:
+  """TFDS's records of a split by index, with images as encoded bytes.
+
+  Raises:
+    DataError: files that do not allow random access.
+  """
+  encoded = {
+    key: tfds.decode.SkipDecoding()
+    for key, feature in builder.info.features.items()
+    if isinstance(feature, tfds.features.Image)
+  }
+  try:
+    return builder.as_data_source(split, decoders=encoded)
+  # NotImplementedError, or ValueError and RuntimeError of older files.
+  except Exception as error:
+    raise DataError(
+      f'{name} in {builder.data_path} does not allow random access '
+      f'({one_line(error)}); prepare it with --file_format=array_record.'
+    ) from error
+
+
+def _labels_file(
+  cache_dir: epath.Path, builder: tfds.core.DatasetBuilder, split: str
+) -> str | None:
+  num_examples = builder.info.splits[split].num_examples
+  if num_examples < _CACHED_FROM:
+    return None
+  place = f'{builder.data_path} {builder.info.full_name} {split} {num_examples}'
+  digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+  return os.fspath(cache_dir / 'labels' / f'{digest}.npy')
+
+
+def one_line(error: Exception) -> str:
+  """The start of an error's text, without line ends."""
+  return ' '.join(str(error).split())[:200]

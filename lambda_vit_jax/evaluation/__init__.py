@@ -1,0 +1,1 @@
+"""Accuracy, IoU, sliding windows and speed."""

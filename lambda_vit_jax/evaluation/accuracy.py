@@ -1,0 +1,159 @@
+"""Exact accuracy over every image of a split."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.runtime import compilation, processes, sharding
+from lambda_vit_jax.training import losses
+
+Predict = Callable[[Array], Array]
+"""Normalised NHWC images to logits."""
+
+Counter = Callable[[Array, Array, Array], dict[str, Array]]
+"""Logits, labels and the mask of a batch to sums, see `losses`."""
+
+
+def counts_of(
+  counter: Counter,
+  module: ViT,
+  params: Params,
+  batch: Mapping[str, Array],
+  dilution_factor: Array | None = None,
+) -> dict[str, Array]:
+  """What `counter` finds in the logits of a batch; traceable."""
+  logits, _ = apply_module(
+    module,
+    params,
+    batch['image'],
+    dilution_factor=dilution_factor,
+    capture=False,
+  )
+  return counter(logits, batch['label'], batch['mask'])
+
+
+@compilation.jit(static_argnames=('counter', 'module', 'everywhere'))
+def counts_everywhere(
+  counter: Counter,
+  module: ViT,
+  params: Params,
+  batch: Mapping[str, Array],
+  dilution_factor: Array | None,
+  everywhere: NamedSharding,
+) -> dict[str, Array]:
+  """The same over a mesh, with the sums on each of its devices."""
+  counts = counts_of(counter, module, params, batch, dilution_factor)
+  return jax.lax.with_sharding_constraint(counts, everywhere)
+
+
+_counts_of_logits = jax.jit(losses.evaluation_counts)
+
+
+def summarize(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
+  """Adds per-batch counts up in float64.
+
+  Returns:
+    `top1`, `top5` (fractions), `loss` (nats per image) and `num_images`.
+  """
+  return _summary([_totals(counts)])
+
+
+def _totals(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
+  totals = {'correct1': 0, 'correct5': 0, 'loss': 0.0, 'images': 0}
+  for row in counts:
+    for name, value in jax.device_get(row).items():
+      totals[name] += float(value) if name == 'loss' else int(value)
+  return totals
+
+
+def _summary(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+  totals = {name: sum(part[name] for part in parts) for name in parts[0]}
+  images = max(totals['images'], 1)
+  return {
+    'top1': totals['correct1'] / images,
+    'top5': totals['correct5'] / images,
+    'loss': totals['loss'] / images,
+    'num_images': totals['images'],
+  }
+
+
+def evaluate_model(
+  model: Model,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: Mesh,
+  advance: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+  """Accuracy of a model over padded, masked batches.
+
+  Args:
+    model: its parameters are copied to every device.
+    batches: `image`, `label` and `mask` of equal shapes; see
+      `data.pipeline.eval_batches`.
+    mesh: the batch is split over it.
+    advance: called with the number of images done.
+
+  Returns:
+    See `summarize`.
+  """
+  params = sharding.replicate(model.params, mesh)
+  return evaluate_params(model.module, params, batches, mesh, advance=advance)
+
+
+def evaluate_params(
+  module: ViT,
+  params: Params,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: Mesh,
+  dilution_factor: Array | None = None,
+  advance: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+  """The same for parameters that are on the mesh already, in any sharding.
+
+  Args:
+    module: the network.
+    params: its parameters.
+    batches: in a job of several processes, this one's part of each.
+    mesh: the batch is split over it.
+    dilution_factor: `[depth]`, for a module with blocks in mode `diluted`.
+    advance: called with the number of images done, of all processes.
+  """
+  everywhere = sharding.replicated(mesh)
+  rows = []
+  for batch in batches:
+    placed = sharding.put_batch(batch, mesh)
+    rows.append(
+      counts_everywhere(
+        losses.evaluation_counts,
+        module,
+        params,
+        placed,
+        dilution_factor,
+        everywhere,
+      )
+    )
+    advance(len(placed['label']))
+  return summarize(rows)
+
+
+def evaluate_program(
+  predict: Predict,
+  batches: Iterable[dict[str, np.ndarray]],
+  advance: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+  """The same for an opaque program (an exported one) that returns logits.
+
+  Each process of a job runs it on its own part of the batches; what they
+  counted is added up.
+  """
+  rows = []
+  for batch in batches:
+    logits = np.asarray(predict(batch['image']), np.float32)
+    rows.append(_counts_of_logits(logits, batch['label'], batch['mask']))
+    advance(len(batch['label']) * jax.process_count())
+  return _summary(processes.gather(_totals(rows)))

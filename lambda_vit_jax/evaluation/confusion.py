@@ -1,0 +1,73 @@
+"""Segmentation scores from one exact confusion matrix of integers."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_vit_jax.core.typing import Array
+
+
+def confusion_matrix(
+  labels: Array, predicted: Array, num_classes: int
+) -> np.ndarray:
+  """Pixels by truth (rows) and prediction (columns), exact.
+
+  Args:
+    labels: ints of any shape; negative ones are left out.
+    predicted: ints of the same shape, 0 to `num_classes - 1`.
+    num_classes: side of the matrix.
+
+  Returns:
+    `[num_classes, num_classes]` int64.
+  """
+  labels = np.asarray(labels, np.int64).reshape(-1)
+  cells = labels * num_classes + np.asarray(predicted, np.int64).reshape(-1)
+  counts = np.bincount(cells[labels >= 0], minlength=num_classes**2)
+  return counts.reshape(num_classes, num_classes)
+
+
+def summarize(counts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+  """Adds up `losses.pixel_counts` of batches, exactly but for the loss.
+
+  Returns:
+    `loss` (nats per pixel), `accuracy` (of pixels), `mean_iou` and
+    `num_images`.
+  """
+  matrix, loss, images = np.zeros((), np.int64), 0.0, 0
+  for row in map(jax.device_get, counts):
+    matrix = matrix + np.asarray(row['confusion'], np.int64)
+    loss += float(row['loss'])
+    images += int(row['images'])
+  found = scores(np.atleast_2d(matrix))
+  return {
+    'loss': loss / max(found['num_pixels'], 1),
+    'accuracy': found['pixel_accuracy'],
+    'mean_iou': found['mean_iou'],
+    'num_images': images,
+  }
+
+
+def scores(matrix: np.ndarray) -> dict[str, Any]:
+  """What a confusion matrix of integers says.
+
+  Returns:
+    `mean_iou`: mean over the classes that occur in truth or prediction, of
+    the intersection over the union of their pixels; `pixel_accuracy`: share
+    of the pixels that are right; `iou`: per class, None where it does not
+    occur; `num_pixels`: all that counted. 0 where there is none.
+  """
+  right = np.diagonal(matrix)
+  union = matrix.sum(axis=0) + matrix.sum(axis=1) - right
+  found = union > 0
+  iou = right[found] / union[found]
+  per_class = np.full(len(matrix), np.nan)
+  per_class[found] = iou
+  total = int(matrix.sum())
+  return {
+    'mean_iou': float(iou.mean()) if found.any() else 0.0,
+    'pixel_accuracy': int(right.sum()) / total if total else 0.0,
+    'iou': [None if np.isnan(v) else float(v) for v in per_class],
+    'num_pixels': total,
+  }

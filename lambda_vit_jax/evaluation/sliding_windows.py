@@ -1,0 +1,298 @@
+"""Segmentation of images of any size, window by window, with exact scores.
+
+Every image becomes a canvas (`data.masks`): `whole` makes it fit one window of
+the model's size, `slide` covers that size and slides a window over it. Logits
+are averaged where windows overlap, interpolated to the size of the image as
+it is stored, and compared there with its mask. The network sees batches of
+windows of one shape; what follows it is compiled for rounded-up sizes, with
+the true ones as arguments, so that few programs serve a data set.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.data import masks, pipeline, transforms
+from lambda_vit_jax.data.masks import MaskError, MaskRules
+from lambda_vit_jax.data.sources.dataset import ImageSource
+from lambda_vit_jax.data.transforms import UndecodableError
+from lambda_vit_jax.evaluation import confusion
+from lambda_vit_jax.runtime import processes
+
+MODES = ('whole', 'slide')
+"""Values of `segment.evaluation`."""
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Windows `[batch, height, width, channels]` of one batch size to logits."""
+
+# Sizes of what is compiled are multiples of this.
+_ROUND = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Windowing:
+  """How an image is cut.
+
+  Attributes:
+    mode: one of `MODES`.
+    stride: pixels from window to window, along height and width.
+  """
+
+  mode: str
+  stride: tuple[int, int]
+
+  def __post_init__(self):
+    if self.mode not in MODES:
+      raise UsageError(
+        f'config.segment.evaluation={self.mode!r} is not known; use '
+        f'{" or ".join(MODES)}'
+      )
+
+  @classmethod
+  def of(
+    cls, mode: str, stride: int | None, window: tuple[int, int]
+  ) -> 'Windowing':
+    """With two thirds of the window as the stride where none is given.
+
+    Raises:
+      UsageError: a stride that would leave gaps.
+    """
+    height, width = window
+    if stride is None:
+      return cls(mode, (max(1, 2 * height // 3), max(1, 2 * width // 3)))
+    if not 1 <= stride <= min(window):
+      raise UsageError(
+        f'config.segment.stride={stride}: windows of {height} x {width} pixels '
+        f'leave gaps beyond {min(window)}'
+      )
+    return cls(mode, (stride, stride))
+
+
+@dataclasses.dataclass
+class Canvas:
+  """One image on its way.
+
+  Attributes:
+    index: its place in the split.
+    size: (width, height) that it is scaled to.
+    labels: `[height, width]`, as stored.
+    corners: (left, top) of its windows.
+    windows: uint8 pixels of each.
+    logits: of the windows that are done.
+  """
+
+  index: int
+  size: tuple[int, int]
+  labels: np.ndarray
+  corners: list[tuple[int, int]]
+  windows: list[np.ndarray]
+  logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+def make_canvas(
+  source: ImageSource,
+  index: int,
+  preprocessing: Preprocessing,
+  rules: MaskRules,
+  windowing: Windowing,
+) -> Canvas:
+  """Decodes an image and its mask, and cuts the windows.
+
+  Raises:
+    DataError: a mask that does not belong to its image; named.
+    UndecodableError: not an image; named.
+  """
+  record = source[index]
+  try:
+    image = transforms.load(
+      transforms.open_image(record['image']), preprocessing.channels
+    )
+    labels = rules.read(record['label'], image.size)
+  except UndecodableError as error:
+    message = pipeline.undecodable(source, index, error)
+    raise UndecodableError(message) from error
+  except MaskError as error:
+    raise pipeline.of_record(source, index, error) from error
+  window = preprocessing.image_size
+  scale = masks.fitting if windowing.mode == 'whole' else masks.covering
+  size = masks.scaled(image.size, scale(image.size, window))
+  corners = [
+    (left, top)
+    for top in masks.window_starts(size[1], window[0], windowing.stride[0])
+    for left in masks.window_starts(size[0], window[1], windowing.stride[1])
+  ]
+  cut = [masks.cut(image, size, corner, preprocessing) for corner in corners]
+  return Canvas(index, size, labels, corners, cut)
+
+
+def label_map(canvas: Canvas) -> np.ndarray:
+  """The most probable class of every pixel of the image as it is stored.
+
+  Args:
+    canvas: with the logits of all its windows.
+
+  Returns:
+    int32 of the shape of its labels.
+  """
+  height, width = canvas.labels.shape
+  logits = np.stack(canvas.logits)
+  found = _combine(
+    logits,
+    np.array([(top, left) for left, top in canvas.corners], np.int32),
+    np.array(canvas.size[::-1], np.int32),
+    np.array((height, width), np.int32),
+    canvas=_rounded(np.maximum(canvas.size[::-1], logits.shape[1:3]).tolist()),
+    target=_rounded((height, width)),
+  )
+  return np.asarray(found)[:height, :width]
+
+
+def _rounded(size: Any) -> tuple[int, int]:
+  height, width = (-(-int(n) // _ROUND) * _ROUND for n in size)
+  return height, width
+
+
+@functools.partial(jax.jit, static_argnames=('canvas', 'target'))
+def _combine(
+  logits: Array,
+  corners: Array,
+  size: Array,
+  shape: Array,
+  *,
+  canvas: tuple[int, int],
+  target: tuple[int, int],
+) -> Array:
+  """Windows to classes.
+
+  Args:
+    logits: `[windows, height, width, classes]`.
+    corners: (top, left) of each.
+    size: (height, width) of the canvas that holds an image.
+    shape: (height, width) of the image as stored.
+    canvas: at least `size`, static.
+    target: at least `shape`, static.
+  """
+  number, height, width, classes = logits.shape
+  total: Any = jnp.zeros((*canvas, classes), jnp.float32)
+  count: Any = jnp.zeros((*canvas, 1), jnp.float32)
+  one = jnp.ones((height, width, 1), jnp.float32)
+  for k in range(number):
+    corner = (corners[k, 0], corners[k, 1], jnp.int32(0))
+    total = _add(total, logits[k], corner)
+    count = _add(count, one, corner)
+  mean = total / jnp.maximum(count, 1.0)
+  left, right, across = _places(target[1], shape[1], size[1])
+
+  def strip(rows: tuple[Array, Array, Array]) -> Array:
+    """Classes of some rows: never the logits of a whole large image."""
+    upper, lower, down = rows
+    part = _mix(mean, upper, lower, down[:, None, None], axis=0)
+    part = _mix(part, left, right, across[:, None], axis=1)
+    return part.argmax(axis=-1).astype(jnp.int32)
+
+  rows = _places(target[0], shape[0], size[0])
+  strips = jax.tree.map(lambda places: places.reshape(-1, _ROUND), rows)
+  return jax.lax.map(strip, strips).reshape(target)
+
+
+def _mix(x: Any, low: Array, high: Array, share: Array, axis: int) -> Any:
+  """Linear interpolation between two places along an axis."""
+  first, second = jnp.take(x, low, axis), jnp.take(x, high, axis)
+  return first * (1.0 - share) + second * share
+
+
+def _add(total: Any, part: Array, corner: tuple[Array, ...]) -> Any:
+  there = jax.lax.dynamic_slice(total, corner, part.shape)
+  return jax.lax.dynamic_update_slice(total, there + part, corner)
+
+
+def _places(
+  count: int, new_size: Array, size: Array
+) -> tuple[Array, Array, Array]:
+  """Neighbours and weight of the second, for `count` interpolated pixels."""
+  ratio = size.astype(jnp.float32) / new_size.astype(jnp.float32)
+  last = (size - 1).astype(jnp.float32)
+  places = (jnp.arange(count, dtype=jnp.float32) + 0.5) * ratio - 0.5
+  places = jnp.clip(places, 0.0, last)
+  low = jnp.floor(places)
+  index = low.astype(jnp.int32)
+  return index, jnp.minimum(index + 1, size - 1), places - low
+
+
+def _batches(
+  canvases: Iterator[Canvas], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[np.ndarray, list[Canvas]]]:
+  """Normalised windows, and the canvas of each; the last may be short."""
+  owners: list[Canvas] = []
+  windows: list[np.ndarray] = []
+  for canvas in canvases:
+    for pixels in canvas.windows:
+      array = np.empty(pixels.shape, np.float32)
+      transforms.normalise(pixels, preprocessing, array)
+      owners.append(canvas)
+      windows.append(array)
+      if len(windows) == batch_size:
+        yield np.stack(windows), owners
+        owners, windows = [], []
+    canvas.windows = []
+  if windows:
+    yield np.stack(windows), owners
+
+
+def evaluate(
+  predict: Predict,
+  canvases: Iterator[Canvas],
+  preprocessing: Preprocessing,
+  num_classes: int,
+  batch_size: int,
+  advance: Callable[[int], None] = lambda images: None,
+  keep: Callable[[int, np.ndarray], None] = lambda index, labels: None,
+) -> dict[str, Any]:
+  """Mean intersection over union and pixel accuracy over all images.
+
+  Args:
+    predict: takes exactly `batch_size` windows. In a job of several processes
+      all of them call it equally often.
+    canvases: of this process's images.
+    preprocessing: the model's.
+    num_classes: of a pixel.
+    batch_size: windows of one call, of this process.
+    advance: called with the number of images done, of this process.
+    keep: called with every image's index and classes.
+
+  Returns:
+    `confusion.scores` of the one matrix over all processes, and `num_images`.
+  """
+  matrix = np.zeros((num_classes, num_classes), np.int64)
+  images = 0
+  batches = _batches(canvases, preprocessing, batch_size)
+  shape = (batch_size, *preprocessing.image_size, preprocessing.channels)
+  while True:
+    windows, owners = next(batches, (np.zeros((0, *shape[1:]), np.float32), []))
+    if not any(processes.gather(bool(owners))):
+      break
+    padding = [(0, batch_size - len(windows)), (0, 0), (0, 0), (0, 0)]
+    logits = predict(np.pad(windows, padding))
+    for canvas, row in zip(owners, logits, strict=False):
+      canvas.logits.append(np.asarray(row, np.float32))
+      if len(canvas.logits) < len(canvas.corners):
+        continue
+      found = label_map(canvas)
+      canvas.logits = []
+      matrix += confusion.confusion_matrix(canvas.labels, found, num_classes)
+      images += 1
+      keep(canvas.index, found)
+      advance(1)
+  parts = processes.gather([matrix.tolist(), images])
+  whole = np.sum([np.array(part[0], np.int64) for part in parts], axis=0)
+  return confusion.scores(whole) | {
+    'num_images': sum(part[1] for part in parts)
+  }

@@ -1,0 +1,1 @@
+"""Weights out: safetensors, StableHLO, ONNX."""

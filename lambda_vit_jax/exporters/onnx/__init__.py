@@ -1,0 +1,1 @@
+"""A ViT as an ONNX graph, written node by node."""

@@ -1,0 +1,284 @@
+"""A folded model as an ONNX graph, written out operation by operation.
+
+A tracer would leave hundreds of nodes that compute shapes; this is the graph
+that a person would draw, some twenty nodes a block, which runtimes recognise
+and fuse. It is a second description of `models.vit`: the export compares its
+logits with the model's each time it writes one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.exporters.onnx import decoders, token_merging
+from lambda_vit_jax.exporters.onnx.graph import Graph, Node
+from lambda_vit_jax.exporters.onnx.layers import Layers
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.surgery import block_name
+
+_SQRT_HALF = 0.5**0.5
+_QUICK = 1.702
+
+
+class _Writer(Layers):
+  """Adds a model to a graph, part after part."""
+
+  def __init__(self, model: Model, dtype: np.dtype):
+    module = model.module
+    pixels = () if module.segmentation is None else module.image_size
+    graph = Graph(
+      (*module.image_size, module.in_chans),
+      (*pixels, module.num_classes or module.embed_dim),
+    )
+    super().__init__(graph, convert.flatten(model.params), dtype)
+    self.module = module
+    # Tokens of the stream, and how many patches each of them stands for.
+    self.tokens = module.num_tokens
+    self.sizes: str | None = None
+    # The token that each patch is part of, where that is read.
+    self.owners: str | None = None
+    self.batch = ''
+
+  def embed(self, images: str) -> str:
+    """Patches, tokens in front, positions."""
+    module, size = self.module, self.module.patch_size
+    rows, columns = module.grid_size
+    x = self.reshape(images, (-1, rows, size, columns, size, module.in_chans))
+    x = self.add('Transpose', x, perm=[0, 1, 3, 2, 4, 5])
+    inputs = size * size * module.in_chans
+    x = self.reshape(x, (-1, rows * columns, inputs))
+    self.params['patch_embed/kernel'] = np.reshape(
+      self.params['patch_embed/kernel'], (inputs, -1)
+    )
+    x = self.dense(x, 'patch_embed')
+    prefix = np.concatenate(
+      [
+        self.params[name]
+        for name in ('cls_token', 'dist_token', 'reg_token')
+        if name in self.params
+      ],
+      axis=1,
+    )
+    count = prefix.shape[1]
+    positions = np.asarray(self.params['pos_embed'])
+    if module.position_on_class:
+      prefix = prefix + positions[:, :count]
+      positions = positions[:, count:]
+    x = self.add(
+      'Add', x, self.graph.parameter(positions, 'positions', self.dtype)
+    )
+    self.batch = self.slice(self.add('Shape', images), 0, 1, 0)
+    shape = self.add(
+      'Concat',
+      self.batch,
+      np.asarray([count, module.embed_dim], np.int64),
+      axis=0,
+    )
+    prefix = self.add(
+      'Expand', self.graph.parameter(prefix, 'prefix', self.dtype), shape
+    )
+    x = self.add('Concat', prefix, x, axis=1)
+    if module.pre_norm:
+      x = self.norm(x, 'norm_pre', module.pre_norm_eps)
+    return x
+
+  def attention(
+    self, x: str, path: str, queries: int | None
+  ) -> tuple[str, str]:
+    """What the attention gives, and its keys."""
+    module = self.module
+    width, heads = module.embed_dim, module.num_heads
+    head_dim = width // heads
+    x = self.dense(x, f'{path}/qkv')
+    x = self.reshape(x, (-1, self.tokens, 3, heads, head_dim))
+    x = self.add('Transpose', x, perm=[2, 0, 3, 1, 4])
+    query, key, value = (
+      self.add('Squeeze', part, np.asarray([0], np.int64))
+      for part in self.add('Split', x, count=3, axis=0)
+    )
+    query = self.leading(query, queries, 2)
+    query = self.add('Mul', query, np.float32(head_dim**-0.5))
+    scores = self.add(
+      'MatMul', query, self.add('Transpose', key, perm=[0, 1, 3, 2])
+    )
+    if self.sizes is not None:
+      logs = self.add('Log', self.sizes)
+      logs = self.add('Unsqueeze', logs, np.asarray([1, 2], np.int64))
+      scores = self.add('Add', scores, logs)
+    weights = self.add('Softmax', scores, axis=-1)
+    x = self.add(
+      'Transpose', self.add('MatMul', weights, value), perm=[0, 2, 1, 3]
+    )
+    rows = self.tokens if queries is None else queries
+    x = self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
+    return x, key
+
+  def mean(self, x: str, keepdims: int) -> str:
+    """Over all tokens, or the patches, each as often as its size says."""
+    if self.sizes is None:
+      return self.add('ReduceMean', x, axes=[1], keepdims=keepdims)
+    sizes = self.sizes
+    if not keepdims:
+      sizes = self.slice(sizes, self.module.num_prefix_tokens, self.tokens, 1)
+    sizes = self.add('Unsqueeze', sizes, np.asarray([2], np.int64))
+    axes = np.asarray([1], np.int64)
+    total = self.add(
+      'ReduceSum', self.add('Mul', x, sizes), axes, keepdims=keepdims
+    )
+    return self.add(
+      'Div', total, self.add('ReduceSum', sizes, axes, keepdims=keepdims)
+    )
+
+  def affine_map(self, x: str, path: str, rows: int) -> str:
+    """Mode `linear` on the first rows, see `LinearAttention`."""
+    inputs = self.module.linear_inputs
+    mean = None
+    if 'mean' in inputs:
+      mean = self.mean(x, 1)
+
+    def mapped(y: str, prefix: str) -> str:
+      y = self.dense(y, f'{path}/{prefix}linear')
+      if mean is None:
+        return y
+      return self.add('Add', y, self.dense(mean, f'{path}/{prefix}mean'))
+
+    if 'class_map' not in inputs:
+      whole = rows == self.tokens or mean is None
+      return mapped(x if whole else self.leading(x, rows, 1), '')
+    first = mapped(self.slice(x, 0, 1, 1), 'class_')
+    if rows == 1:
+      return first
+    return self.add(
+      'Concat', first, mapped(self.slice(x, 1, rows, 1), ''), axis=1
+    )
+
+  def activation(self, x: str) -> str:
+    if self.module.activation == 'quick_gelu':
+      gate = self.add('Sigmoid', self.add('Mul', x, np.float32(_QUICK)))
+      return self.add('Mul', x, gate)
+    gate = self.add('Erf', self.add('Mul', x, np.float32(_SQRT_HALF)))
+    gate = self.add('Add', gate, np.float32(1.0))
+    return self.add('Mul', self.add('Mul', x, gate), np.float32(0.5))
+
+  def block(self, x: str, block_index: int) -> str:
+    module, name = self.module, block_name(block_index)
+    mode = module.attention_modes[block_index]
+    epsilon = module.norm_eps[block_index]
+    # Behind the last attention only the tokens that are read matter.
+    last = block_index == module.last_mixing_block
+    queries = module.read_tokens if last else None
+    if mode == 'full':
+      branch = self.norm(x, f'{name}/norm1', epsilon)
+      branch, keys = self.attention(branch, f'{name}/attn', queries)
+      branch = self.scaled(branch, f'{name}/ls1')
+      x = self.add('Add', self.leading(x, queries, 1), branch)
+      if module.merge_counts[block_index] and queries is None:
+        x = self.merge(x, keys, module.merge_counts[block_index])
+    elif mode == 'linear':
+      branch = self.plain_norm(x, module.embed_dim, epsilon)
+      narrow = (
+        module.read_tokens and block_index >= module.last_mixing_block >= 0
+      )
+      rows = self.tokens
+      if narrow and module.read_tokens:
+        rows = module.read_tokens
+      branch = self.affine_map(branch, f'{name}/attn', rows)
+      x = self.add('Add', self.leading(x, queries, 1), branch)
+    elif mode != 'absent':
+      raise ModelError(f'block {block_index}: fold the model before exporting')
+    branch = self.norm(x, f'{name}/norm2', epsilon)
+    branch = self.activation(self.dense(branch, f'{name}/mlp/fc1'))
+    branch = self.dense(branch, f'{name}/mlp/fc2')
+    return self.add('Add', x, self.scaled(branch, f'{name}/ls2'))
+
+  def merge(self, x: str, keys: str, count: int) -> str:
+    """The stream with `count` tokens merged away."""
+    if self.sizes is None:
+      self.sizes = token_merging.ones(self.add, self.batch, self.tokens)
+    x, self.sizes, matching = token_merging.merge(
+      self.add,
+      x,
+      self.sizes,
+      keys,
+      tokens=self.tokens,
+      count=count,
+      leading=self.module.num_prefix_tokens,
+    )
+    if self.module.segmentation is not None:
+      patches = self.tokens - self.module.num_prefix_tokens
+      moved = token_merging.places(
+        self.add, matching, self.batch, patches, count
+      )
+      self.owners = token_merging.follow(self.add, self.owners, moved)
+    self.tokens -= count
+    return x
+
+  def grid(self, x: str) -> str:
+    """The patches among the tokens: `[batch, rows, columns, embed]`."""
+    module = self.module
+    x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
+    x = token_merging.spread(self.add, x, self.owners)
+    return self.reshape(x, (-1, *module.grid_size, module.embed_dim))
+
+  def segment(self, x: str, grids: Sequence[str]) -> str:
+    """The last stream, and the grids that are read, to logits per pixel."""
+    module, decoder = self.module, self.module.segmentation
+    assert decoder is not None
+    if decoder.kind == 'linear':
+      norm = 'norm' if module.norm_before_pool else 'fc_norm'
+      grids = [self.grid(self.norm(x, norm, module.norm_eps[-1]))]
+    return decoders.decode(
+      self, decoder, grids, module.grid_size, module.image_size
+    )
+
+  def token(self, x: str, index: int) -> str:
+    return self.add('Gather', x, np.asarray(index, np.int64), axis=1)
+
+  def readout(self, x: str) -> str:
+    module, epsilon = self.module, self.module.norm_eps[-1]
+    if module.norm_before_pool:
+      x = self.norm(x, 'norm', epsilon)
+    if module.pooling == 'token':
+      pooled = [self.token(x, i) for i in range(1 + module.distilled)]
+    else:
+      x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
+      pooled = [self.mean(x, 0)]
+    if not module.norm_before_pool:
+      pooled[0] = self.norm(pooled[0], 'fc_norm', epsilon)
+    if module.num_classes:
+      heads = ('head', 'head_dist')[: len(pooled)]
+      pooled = [
+        self.dense(x, head) for x, head in zip(pooled, heads, strict=True)
+      ]
+    if len(pooled) == 1:
+      return pooled[0]
+    return self.add('Mul', self.add('Add', *pooled), np.float32(0.5))
+
+
+def build(folded: Model, dtype: str | np.dtype = 'float32') -> Graph:
+  """The graph of a folded model.
+
+  Args:
+    folded: every block `full`, `linear` or `absent`.
+    dtype: storage of the parameters that it can hold exactly; computation is
+      float32.
+
+  Raises:
+    ModelError: a block in another mode.
+  """
+  writer = _Writer(folded, np.dtype(dtype))
+  decoder = folded.module.segmentation
+  read = () if decoder is None else decoder.blocks
+  grids = []
+  x = writer.embed('images')
+  for block_index in range(folded.depth):
+    x = writer.block(x, block_index)
+    for place, tapped in enumerate(read):
+      if decoder is not None and tapped == block_index:
+        factor = np.float32(decoder.factor(place))
+        grids.append(writer.add('Mul', writer.grid(x), factor))
+  x = writer.readout(x) if decoder is None else writer.segment(x, grids)
+  writer.graph.nodes.append(Node('Identity', (x,), ('logits',), {}))
+  return writer.graph

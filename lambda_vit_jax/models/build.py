@@ -1,0 +1,221 @@
+"""The Linen module of a variant: how it is made, initialised and run.
+
+`make_module`, `init_params` and `forward` are where the rest of the package
+meets Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.typing import Array, Intermediates, Params
+from lambda_vit_jax.models import quantization, surgery
+from lambda_vit_jax.models.block import HAS_ATTENTION
+from lambda_vit_jax.models.variants import Variant, get_variant
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.runtime import compilation
+
+
+def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
+  """(height, width) from an int or a pair.
+
+  Raises:
+    ModelError: not divisible by the patch size.
+  """
+  pair = (
+    (image_size, image_size)
+    if isinstance(image_size, int)
+    else tuple(int(n) for n in image_size)
+  )
+  if len(pair) != 2:
+    raise ModelError(f'image_size {image_size}: give one side, or two')
+  if any(n <= 0 or n % patch for n in pair):
+    raise ModelError(
+      f'image_size {image_size} is not divisible by the patch size {patch}; '
+      f'the nearest that fits is {max(1, round(pair[0] / patch)) * patch}'
+    )
+  return pair
+
+
+def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
+  """Rates per block: `constant`, or `linear` from 0 to `rate`."""
+  if shape == 'constant' or depth == 1:
+    return (float(rate),) * depth
+  return tuple(float(rate) * i / (depth - 1) for i in range(depth))
+
+
+def _checked_merge(merge: Any, depth: int) -> tuple[int, ...]:
+  """One number of tokens per block, or ()."""
+  if not isinstance(merge, tuple) or len(merge) not in (0, depth):
+    raise ModelError(
+      f'merge={merge!r}: a module takes a tuple of one number per block; '
+      'merge_tokens(model, merge) takes the other forms'
+    )
+  return merge
+
+
+def _checked_quantization(name: Any) -> str:
+  if name not in quantization.QUANTIZATIONS:
+    raise ModelError(
+      f'quantization {name!r}; known are '
+      f'{", ".join(quantization.QUANTIZATIONS)}'
+    )
+  return str(name)
+
+
+def make_module(
+  variant: Variant | str,
+  *,
+  num_classes: int | None = None,
+  image_size: int | Sequence[int] | None = None,
+  attention_modes: Sequence[str] | None = None,
+  norm_eps: Sequence[float] | None = None,
+  drop_path_rate: float = 0.0,
+  in_chans: int | None = None,
+  **overrides: Any,
+) -> ViT:
+  """Builds the Linen module of a variant.
+
+  Args:
+    variant: a `Variant` or its name.
+    num_classes: classes of the head, 0 for none; the variant's by default.
+    image_size: pixels, an int or (height, width); the variant's by default.
+    attention_modes: one per block; all `full` by default.
+    norm_eps: one per block and the final norm's; the variant's by default.
+    drop_path_rate: the largest rate of stochastic depth.
+    in_chans: input channels; the variant's by default.
+    **overrides: any other field of `ViT` (`dtype`, `remat`, …).
+
+  Raises:
+    ModelError: sizes or modes that do not fit.
+  """
+  if isinstance(variant, str):
+    variant = get_variant(variant)
+  depth = variant.depth
+  size = variant.image_size if image_size is None else image_size
+  modes = ('full',) * depth if attention_modes is None else attention_modes
+  eps = (variant.norm_eps,) * (depth + 1) if norm_eps is None else norm_eps
+  if len(eps) != depth + 1:
+    raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
+  if num_classes is not None and num_classes < 0:
+    raise ModelError(f'num_classes {num_classes}: 0 is no head')
+  fields: dict[str, Any] = {
+    'image_size': size_pair(size, variant.patch_size),
+    'num_classes': (
+      variant.num_classes if num_classes is None else int(num_classes)
+    ),
+    'attention_modes': surgery.check_modes(modes, depth),
+    'norm_eps': tuple(float(e) for e in eps),
+    'pre_norm_eps': variant.norm_eps,
+    'drop_path_rates': drop_path_rates(
+      drop_path_rate, depth, variant.drop_path_shape
+    ),
+    'in_chans': variant.in_chans if in_chans is None else int(in_chans),
+    'linear_inputs': surgery.check_linear_inputs(
+      overrides.pop('linear_inputs', ('token',))
+    ),
+    'merge': _checked_merge(overrides.pop('merge', ()), depth),
+    'quantization': _checked_quantization(
+      overrides.pop('quantization', 'none')
+    ),
+  }
+  shared = {field.name for field in dataclasses.fields(Variant)} & set(
+    ViT.__dataclass_fields__
+  )
+  for name in shared - set(fields) - {'name'}:
+    fields[name] = getattr(variant, name)
+  return ViT(**(fields | overrides))
+
+
+def init_params(module: ViT, seed: int | Array = 0) -> Params:
+  """Fresh float32 parameters, from an int seed or a typed key."""
+  return _init(module, jax.random.key(seed) if isinstance(seed, int) else seed)
+
+
+@functools.partial(jax.jit, static_argnames=('module',))
+def _init(module: ViT, key: Any) -> Params:
+  images = jnp.zeros((1, *module.image_size, module.in_chans))
+  factor = jnp.ones(module.depth)
+  params: Params = module.init(key, images, dilution_factor=factor)['params']
+  return params
+
+
+def is_head(name: str) -> bool:
+  """Whether a top-level parameter belongs to a head or to the decoder."""
+  return name.startswith(('head', 'decoder'))
+
+
+def init_head(module: ViT, seed: int = 0) -> Params:
+  """Fresh parameters of the head (or both heads), or of the decoder, alone."""
+
+  def init() -> Params:
+    params = init_params(module, seed)
+    return {name: params[name] for name in params if is_head(name)}
+
+  # Jitted as a whole: nothing of the rest is computed.
+  return jax.jit(init)()
+
+
+def abstract_params(module: ViT) -> Params:
+  """Shapes and dtypes of the parameters; nothing is allocated."""
+  return jax.eval_shape(functools.partial(init_params, module, 0))
+
+
+def apply_module(
+  module: ViT, params: Params, images: Array, **options: Any
+) -> tuple[Array, Intermediates]:
+  """`module` on `images`, traceable; options as in `ViT.__call__`."""
+  return module.apply({'params': params}, images, **options)
+
+
+@compilation.jit(static_argnames=('module', 'capture'))
+def forward(
+  module: ViT,
+  params: Params,
+  images: Array,
+  dilution_factor: Array | None = None,
+  capture: bool = False,
+) -> tuple[Array, Intermediates]:
+  """Jitted `apply_module`: one compilation per module and image shape."""
+  return apply_module(
+    module, params, images, dilution_factor=dilution_factor, capture=capture
+  )
+
+
+def count_parameters(params: Params) -> int:
+  """Numbers in a tree of arrays (or of shapes)."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def size_of(module: ViT) -> int:
+  """Numbers in the parameters of a module with a head, in closed form.
+
+  The same as counting `abstract_params` (but for the scales of a quantised
+  one), without tracing the network: a table of all variants is printed at
+  once.
+  """
+  width, patch = module.embed_dim, module.patch_size
+  rows, columns = module.grid_size
+  hidden = int(width * module.mlp_ratio)
+  scale = 0 if module.layer_scale is None else width
+  positions = module.num_tokens if module.position_on_class else rows * columns
+  total = patch * patch * module.in_chans * width
+  total += 2 * width if module.pre_norm else width
+  total += (module.num_prefix_tokens + positions) * width
+  total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
+  for mode in module.attention_modes:
+    total += 2 * width + (2 * width + 1) * hidden + width + scale
+    if mode in HAS_ATTENTION:
+      total += 2 * width + 4 * width * width + width + scale
+      total += 3 * width if module.qkv_bias else 0
+    elif mode == 'linear':
+      maps = 1 + ('class_map' in module.linear_inputs)
+      squares = 1 + ('mean' in module.linear_inputs)
+      total += maps * (squares * width * width + width)
+  return total

@@ -1,0 +1,206 @@
+"""Token merging: bipartite soft matching.
+
+Written from the paper (Bolya et al., "Token Merging: Your ViT But Faster",
+arXiv 2210.09461). Behind an attention, the image's tokens fall alternately
+into two sets. Each token of the first set is linked to the token of the
+second whose key (the mean over heads) is most similar by cosine; along the r
+strongest links tokens are merged into the mean weighted by how many patches
+each stands for, its size. Leading tokens (class, distillation, registers)
+never take part. Shapes depend on r alone, which is static.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.core.typing import Array
+
+
+class Matching(NamedTuple):
+  """Which patch tokens merge; `first` has those at even places, `second` odd.
+
+  Attributes:
+    kept: places in `first` that stay, ascending, `[..., first - r]`.
+    merged: places in `first` that go, strongest link first, `[..., r]`.
+    into: their partners' places in `second`, `[..., r]`.
+  """
+
+  kept: Array
+  merged: Array
+  into: Array
+
+
+def match(keys: Array, count: int, leading: int) -> Matching:
+  """Bipartite soft matching; no gradient flows through the choice.
+
+  Args:
+    keys: one vector per token, `[..., tokens, channels]`.
+    count: r, how many tokens go; static, at most half of the others.
+    leading: tokens in front that take no part.
+  """
+  wide = _wide(keys.dtype)
+  keys = jax.lax.stop_gradient(keys[..., leading:, :]).astype(wide)
+  norm = jnp.sqrt((keys * keys).sum(axis=-1, keepdims=True))
+  # A key of zeros is similar to none.
+  keys = keys / jnp.maximum(norm, jnp.finfo(wide).tiny)
+  similarity = jnp.einsum(
+    '...ac,...bc->...ab',
+    *_halves(keys, axis=-2),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  # Stable: on a tie the lower place goes first.
+  order = jnp.argsort(-similarity.max(axis=-1), axis=-1, stable=True)
+  merged = order[..., :count]
+  into = _take(similarity.argmax(axis=-1), merged, axis=-1)
+  return Matching(jnp.sort(order[..., count:], axis=-1), merged, into)
+
+
+def merge(
+  x: Array, sizes: Array | None, matching: Matching, leading: int
+) -> tuple[Array, Array]:
+  """Merges tokens into the mean over the patches that they stand for.
+
+  Args:
+    x: `[..., tokens, embed]`.
+    sizes: patches that each token stands for, `[..., tokens]`; None for one.
+    matching: of these tokens.
+    leading: tokens in front that stay as they are.
+
+  Returns:
+    The tokens `[..., tokens - r, embed]`: the leading ones, those of `first`
+    that stay, then `second`; and their sizes. Sums of sizes are kept.
+  """
+  if sizes is None:
+    sizes = jnp.ones(x.shape[:-1], _wide(x.dtype))
+  first, second = _halves(x[..., leading:, :], axis=-2)
+  first_sizes, second_sizes = _halves(sizes[..., leading:], axis=-1)
+  gone = matching.merged
+  gone_sizes = _take(first_sizes, gone, axis=-1)
+  # A product with zeros and ones instead of a scatter, which processors and
+  # accelerators alike do one row at a time.
+  into = jax.nn.one_hot(matching.into, second.shape[-2], dtype=sizes.dtype)
+  gained = jnp.einsum(
+    '...rb,...r->...b',
+    into,
+    gone_sizes,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  wide = _take(first, gone[..., None], axis=-2).astype(sizes.dtype)
+  sums = jnp.einsum(
+    '...rb,...rc->...bc',
+    into,
+    gone_sizes[..., None] * wide,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  # The weighted mean, as a step from where the token is: one that gains
+  # nothing stays what it is to the last bit.
+  wide = second.astype(sizes.dtype)
+  step = sums - gained[..., None] * wide
+  wide = wide + step / (second_sizes + gained)[..., None]
+  merged = [
+    x[..., :leading, :],
+    _take(first, matching.kept[..., None], axis=-2),
+    wide.astype(x.dtype),
+  ]
+  merged_sizes = [
+    sizes[..., :leading],
+    _take(first_sizes, matching.kept, axis=-1),
+    second_sizes + gained,
+  ]
+  return (
+    jnp.concatenate(merged, axis=-2),
+    jnp.concatenate(merged_sizes, axis=-1),
+  )
+
+
+def places(matching: Matching, patches: int) -> Array:
+  """Where `merge` puts each patch token, counted from the first of them.
+
+  Args:
+    matching: of these tokens.
+    patches: how many there were.
+
+  Returns:
+    `[..., patches]` int32, below `patches - r`.
+  """
+  # What is left are `kept` of the first set, then the second set.
+  num_first = matching.kept.shape[-1] + matching.merged.shape[-1]
+  num_kept = matching.kept.shape[-1]
+  lead = matching.kept.shape[:-1]
+
+  def numbers(start: int, stop: int) -> Array:
+    return jnp.broadcast_to(jnp.arange(start, stop), (*lead, stop - start))
+
+  goal = jnp.concatenate(
+    [numbers(0, num_kept), num_kept + matching.into], axis=-1
+  )
+  source = jnp.concatenate([matching.kept, matching.merged], axis=-1)
+  first = _take(goal, jnp.argsort(source, axis=-1), axis=-1)
+  second = numbers(num_kept, num_kept + patches // 2)
+  both = jnp.concatenate([first, second], axis=-1).astype(jnp.int32)
+  return both[..., interleaved(patches, num_first)]
+
+
+def interleaved(patches: int, num_first: int) -> np.ndarray:
+  """Of each patch token its place where the first set precedes the second."""
+  index = np.arange(patches)
+  return index // 2 + index % 2 * num_first
+
+
+def follow(owners: Array | None, moved: Array) -> Array:
+  """Where patches are after one more merging.
+
+  Args:
+    owners: the token that each patch is part of, `[..., patches]`; None where
+      nothing has merged yet.
+    moved: `places` of the tokens.
+  """
+  return moved if owners is None else _take(moved, owners, axis=-1)
+
+
+def spread(x: Array, owners: Array | None) -> Array:
+  """Every patch again, each as the token that it is part of.
+
+  Args:
+    x: patch tokens, `[..., tokens, embed]`.
+    owners: `[..., patches]`, of `follow`; None where nothing has merged.
+
+  Returns:
+    `[..., patches, embed]`.
+  """
+  return x if owners is None else _take(x, owners[..., None], axis=-2)
+
+
+def weighted_mean(x: Array, sizes: Array | None) -> Array:
+  """The mean over the patches that the tokens stand for.
+
+  Args:
+    x: `[..., tokens, embed]`.
+    sizes: `[..., tokens]`; None for the plain mean.
+  """
+  if sizes is None:
+    return x.mean(axis=-2)
+  wide = x.astype(sizes.dtype)
+  total = (wide * sizes[..., None]).sum(axis=-2)
+  return (total / sizes.sum(axis=-1, keepdims=True)).astype(x.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+  """Where similarities and sums are kept: float32, or float64 if that is."""
+  return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _halves(x: Array, axis: int) -> tuple[Array, Array]:
+  """Every other entry from the first on, and from the second on."""
+  end = x.shape[axis]
+  axis %= x.ndim
+  return (
+    jax.lax.slice_in_dim(x, 0, end, 2, axis),
+    jax.lax.slice_in_dim(x, 1, end, 2, axis),
+  )
+
+
+def _take(x: Array, places: Array, axis: int) -> Array:
+  return jnp.take_along_axis(x, places, axis=axis, mode='promise_in_bounds')

@@ -1,0 +1,1 @@
+"""The machine: compiling, mesh, processes, signals and progress."""

@@ -1,0 +1,191 @@
+"""Jobs of several processes: joining, agreeing, and waiting for each other.
+
+Small values travel over the key-value store of JAX's coordination service,
+which needs no device: waiting costs no collective, may take hours, and a
+signal is still answered. Arrays travel over the mesh and are not handled
+here. In a single process every function returns at once.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+from lambda_vit_jax.runtime import supervise
+
+# A process that the coordinator has not heard of for so long is dead. The
+# others then end, well within a minute.
+_HEARTBEAT_SECONDS = 20
+_JOIN_SECONDS = 300
+# Waiting is cut into slices, between which signal handlers run.
+_SLICE_MILLISECONDS = 1000
+# How long a process that fails waits for others that fail as well.
+_LEAVE_MILLISECONDS = 3000
+
+_calls = itertools.count()
+
+
+class LostProcessError(LambdaVitError):
+  """Another process of the job ended, or cannot be reached."""
+
+
+def join(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Joins the job; must come before anything touches a device.
+
+  Without arguments the job is found by JAX: TPU pods, Slurm, Open MPI,
+  Kubernetes.
+
+  Raises:
+    UsageError: no job is found.
+    LambdaVitError: the others did not come, or the address does not work.
+  """
+  # We handle signals ourselves (`interrupt`).
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  explicit = coordinator is not None
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      cluster_detection_method='deactivate' if explicit else None,
+      initialization_timeout=_JOIN_SECONDS,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+  except ValueError as error:
+    raise UsageError(
+      f'--distributed: no job of several processes is found ({error}); give '
+      '--coordinator, --num_processes and --process_id'
+    ) from error
+  except RuntimeError as error:
+    where = coordinator or 'the coordinator'
+    reason = ' '.join(str(error).split())[:200]
+    raise LambdaVitError(
+      f'{where}: the processes of the job did not find each other ({reason}); '
+      'start all of them, with the same --coordinator'
+    ) from error
+
+
+def leave(failed: bool = False) -> None:
+  """Ends this process's part in the job.
+
+  After a failure the others are given a moment to fail by themselves, with
+  the better message; then they notice that this process is gone.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  if failed:
+    try:
+      _client().wait_at_barrier('lambda_vit/failed', _LEAVE_MILLISECONDS)
+    except Exception:
+      return
+  jax.distributed.shutdown()
+
+
+def gather(value: Any) -> list[Any]:
+  """The JSON value of every process, in their order; also a barrier.
+
+  Every process must call this, `from_leader` and `barrier` in the same order.
+
+  Raises:
+    LostProcessError: another process is gone.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  name = f'lambda_vit/{next(_calls)}'
+  publish(f'{name}/{jax.process_index()}', value)
+  return [await_value(f'{name}/{i}') for i in range(jax.process_count())]
+
+
+def barrier() -> None:
+  """Waits until every process is here."""
+  gather(None)
+
+
+def from_leader(make: Callable[[], Any]) -> Any:
+  """What `make` returns in the leading process, a JSON value, for all.
+
+  Raises:
+    LostProcessError: the leader is gone, because `make` failed perhaps.
+  """
+  if jax.process_count() == 1:
+    return make()
+  name = f'lambda_vit/{next(_calls)}'
+  if is_leader():
+    publish(name, make())
+  return await_value(name)
+
+
+def is_leader() -> bool:
+  """Whether this process writes files and speaks."""
+  return jax.process_index() == 0
+
+
+def publish(name: str, value: Any) -> bool:
+  """Sets a value for all to read; False where another process was first.
+
+  Raises:
+    LostProcessError: the coordinator is gone.
+  """
+  try:
+    _client().key_value_set(name, json.dumps(value))
+  except Exception as error:
+    if 'ALREADY_EXISTS' in str(error):
+      return False
+    raise _lost(error) from error
+  return True
+
+
+def await_value(name: str, stopped: Callable[[], bool] | None = None) -> Any:
+  """Waits for a published value.
+
+  Args:
+    name: its name.
+    stopped: asked once a second; True ends the waiting with None.
+
+  Raises:
+    LostProcessError: the coordinator is gone.
+  """
+  while stopped is None or not stopped():
+    try:
+      found = _client().blocking_key_value_get(name, _SLICE_MILLISECONDS)
+    except Exception as error:
+      if 'DEADLINE_EXCEEDED' in str(error):
+        continue
+      raise _lost(error) from error
+    return json.loads(found)
+  return None
+
+
+def is_lost(error: BaseException) -> bool:
+  """Whether an error of a library means that another process is gone."""
+  text = str(error)
+  signs = ('Gloo', 'Socket closed', 'Connection reset', 'heartbeat', 'UNAVAIL')
+  return jax.distributed.is_initialized() and any(s in text for s in signs)
+
+
+def lost_line() -> str:
+  """What to say when another process is gone."""
+  return supervise.lost_message(jax.process_index(), jax.process_count())
+
+
+def _lost(error: Exception) -> LostProcessError:
+  del error
+  return LostProcessError(lost_line())
+
+
+def _client() -> Any:
+  """The client of the coordination service.
+
+  JAX has no public name for it; Orbax takes it from the same place.
+  """
+  from jax._src import distributed
+
+  return distributed.global_state.client

@@ -1,0 +1,94 @@
+"""The mesh, and where arrays live on it.
+
+Axes: `data` splits the batch, `fsdp` splits the batch and the parameters.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lambda_vit_jax.core.errors import UsageError
+
+BATCH_AXES = ('data', 'fsdp')
+
+# A leaf with fewer numbers than this is not worth a collective.
+_SMALLEST_SHARDED = 2**14
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+  """All devices of all processes as `[devices / fsdp, fsdp]`.
+
+  Raises:
+    UsageError: `fsdp` does not divide the number of devices.
+  """
+  # A process's devices next to each other, so that its part of a batch is
+  # the same rows for any number of processes.
+  devices = sorted(
+    jax.devices(), key=lambda device: (device.process_index, device.id)
+  )
+  if fsdp < 1 or len(devices) % fsdp:
+    raise UsageError(
+      f'mesh.fsdp={fsdp} does not divide the {len(devices)} devices; '
+      'choose a divisor'
+    )
+  grid = np.asarray(devices).reshape(-1, fsdp)
+  return Mesh(grid, BATCH_AXES)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises UsageError where devices cannot share a batch evenly."""
+  if batch_size < 1 or batch_size % mesh.size:
+    raise UsageError(
+      f'batch_size={batch_size} is not divisible by the {mesh.size} devices; '
+      f'the next that is: {-(-max(batch_size, 1) // mesh.size) * mesh.size}'
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The batch axis over every device."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """A copy of every leaf on every device of every process."""
+
+  def put(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+      leaf = np.asarray(leaf)
+    return jax.device_put(leaf, replicated(mesh))
+
+  return jax.tree.map(put, tree)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+  """A sharding per leaf: its longest divisible axis over `fsdp`, or none."""
+  fsdp = mesh.shape['fsdp']
+
+  def leaf_sharding(leaf: Any) -> NamedSharding:
+    shape = leaf.shape
+    divisible = [axis for axis, n in enumerate(shape) if n % fsdp == 0]
+    if fsdp == 1 or not divisible or np.prod(shape) < _SMALLEST_SHARDED:
+      return replicated(mesh)
+    longest = max(divisible, key=lambda axis: shape[axis])
+    names: list[str | None] = [None] * len(shape)
+    names[longest] = 'fsdp'
+    return NamedSharding(mesh, PartitionSpec(*names))
+
+  return jax.tree.map(leaf_sharding, tree)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+  """This process's part of a batch to global arrays over the mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+    for name, value in batch.items()
+  }

@@ -1,0 +1,173 @@
+"""SIGTERM and Ctrl-C: finish the step, save, say so, exit 143 or 130.
+
+In a job of several processes a signal to any of them stops all at the same
+step: they agree on it over the coordination service, without a device.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+
+from lambda_vit_jax.core.errors import StoppedError
+from lambda_vit_jax.runtime import processes
+from lambda_vit_jax.runtime.supervise import SIGNALS
+
+# A launcher, its shell and a scheduler may each send the same signal.
+_SAME_SECONDS = 2.0
+
+
+def raise_on_signals() -> None:
+  """Outside of training there is nothing to save: a signal raises at once."""
+
+  def handler(signum: int, frame: FrameType | None) -> None:
+    del frame
+    name = signal.Signals(signum).name
+    raise StoppedError(
+      signum,
+      f'interrupted by {name}; finished stages are kept, run the same '
+      'command again to continue',
+    )
+
+  for signum in SIGNALS:
+    signal.signal(signum, handler)
+
+
+class StopFlag:
+  """Set by a signal; `signum` is 0 until one came to this process."""
+
+  def __init__(self) -> None:
+    self.signum = 0
+    self._since = 0.0
+    self._saving = False
+
+  def receive(self, signum: int) -> bool:
+    """Notes a signal; returns whether it is one too many.
+
+    It is not while what is to be saved is being saved, nor right after the
+    first.
+    """
+    again = self.signum and time.monotonic() - self._since > _SAME_SECONDS
+    if not self.signum:
+      self.signum, self._since = signum, time.monotonic()
+    return bool(again) and not self._saving
+
+  def reached(self, step: int) -> int:
+    """The signal to stop at after `step` steps, 0 to go on."""
+    del step
+    return self.signum
+
+  def finish(self) -> int:
+    """After the last step: the signal that came meanwhile, or 0."""
+    return self.signum
+
+  @contextlib.contextmanager
+  def saving(self) -> Iterator[None]:
+    """While open, further signals change nothing."""
+    self._saving = True
+    try:
+      yield
+    finally:
+      self._saving = False
+
+
+class SharedStopFlag(StopFlag):
+  """The same for a job of several processes, which stop at one step.
+
+  A signal is published. In every process a thread then publishes how many
+  steps were begun and holds the next one back; all go on to the greatest of
+  these numbers plus one. The thread answers even while the main thread waits
+  for a collective, so nobody waits for a process that cannot come.
+  """
+
+  def __init__(self, name: str):
+    """Starts to listen.
+
+    Args:
+      name: of this stretch of training, the same in all processes.
+    """
+    super().__init__()
+    self._name = f'lambda_vit/stop/{name}'
+    self._lock = threading.Lock()
+    self._step = 0
+    self._stop_at: int | None = None
+    self._agreed = 0
+    self._published = False
+    self._closed = False
+    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._thread.start()
+
+  def reached(self, step: int) -> int:
+    if self.signum and not self._published:
+      self._published = True
+      processes.publish(self._name, self.signum)
+    with self._lock:
+      self._step = step
+      at_end = self._stop_at is not None and step >= self._stop_at
+      return self._agreed if at_end else 0
+
+  def finish(self) -> int:
+    self._closed = True
+    return max(processes.gather(self.signum))
+
+  def _listen(self) -> None:
+    try:
+      signum = processes.await_value(self._name, self._is_closed)
+      if signum is None:
+        return
+      with self._lock:
+        steps = self._all_steps()
+        if steps:
+          self._stop_at, self._agreed = max(steps) + 1, signum
+    except processes.LostProcessError:
+      # The main thread finds out by itself.
+      return
+
+  def _all_steps(self) -> list[int]:
+    processes.publish(f'{self._name}/{jax.process_index()}', self._step)
+    steps = []
+    for index in range(jax.process_count()):
+      step = processes.await_value(f'{self._name}/{index}', self._is_closed)
+      if step is None:
+        return []
+      steps.append(step)
+    return steps
+
+  def _is_closed(self) -> bool:
+    return self._closed
+
+
+@contextlib.contextmanager
+def stop_flag(name: str = '') -> Iterator[StopFlag]:
+  """While open, a first signal only sets the flag; a later one raises.
+
+  Args:
+    name: of what is interrupted, the same in all processes of a job.
+  """
+  flag = SharedStopFlag(name) if jax.process_count() > 1 else StopFlag()
+  previous: dict[int, Any] = {
+    signum: signal.getsignal(signum) for signum in SIGNALS
+  }
+
+  def handler(signum: int, frame: FrameType | None) -> None:
+    old = previous[signum]
+    if flag.receive(signum) and callable(old):
+      old(signum, frame)
+
+  try:
+    for signum in SIGNALS:
+      signal.signal(signum, handler)
+  except ValueError:
+    # Not the main thread (a notebook's worker, a test): no handlers there.
+    yield flag
+    return
+  try:
+    yield flag
+  finally:
+    for number, old in previous.items():
+      signal.signal(number, old)

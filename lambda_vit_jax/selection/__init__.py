@@ -1,0 +1,1 @@
+"""Which attention layers go: NOSE and the other criteria."""

@@ -1,0 +1,1 @@
+"""Dilution, the training step and loop, optimiser, losses, metrics."""

@@ -1,0 +1,176 @@
+"""Training losses and exact evaluation counts: pure functions of logits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lambda_vit_jax.core.preprocessing import IGNORED
+from lambda_vit_jax.core.typing import Array
+
+
+def smooth_one_hot(labels: Array, num_classes: int, smoothing: float) -> Array:
+  """Labels `[batch]` int to float32 targets `[batch, num_classes]`.
+
+  Each row sums to 1: `1 - smoothing` on the label plus `smoothing` spread
+  evenly over all classes.
+  """
+  one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+  return optax.smooth_labels(one_hot, smoothing) if smoothing else one_hot
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+  """Mean over the batch of `-Σ targets·log softmax(logits)`, in nats."""
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def label_loss(logits: Array, labels: Array, smoothing: float) -> Array:
+  """Cross-entropy with labels of images or, `[batch, h, w]`, of pixels.
+
+  Args:
+    logits: `[batch, classes]` or `[batch, height, width, classes]`.
+    labels: int, of the same shape but for the classes.
+    smoothing: share of each target that is spread evenly over all classes.
+  """
+  if labels.ndim > 1:
+    return pixel_cross_entropy(logits, labels, smoothing)
+  targets = smooth_one_hot(labels, logits.shape[-1], smoothing)
+  return cross_entropy(logits, targets)
+
+
+def pixel_cross_entropy(
+  logits: Array, labels: Array, smoothing: float = 0.0
+) -> Array:
+  """Mean cross-entropy over the pixels that have a class, in nats.
+
+  Args:
+    logits: `[batch, height, width, classes]` float32.
+    labels: `[batch, height, width]` int; `IGNORED` pixels are left out.
+    smoothing: share of each target that is spread evenly over all classes.
+  """
+  loss, valid = _pixel_losses(logits, labels)
+  if smoothing:
+    uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+    loss = (1.0 - smoothing) * loss + smoothing * uniform
+  total = jnp.where(valid, loss, 0.0).sum()
+  return total / jnp.maximum(valid.sum(), 1).astype(total.dtype)
+
+
+def _pixel_losses(logits: Array, labels: Array) -> tuple[Array, Array]:
+  valid = labels != IGNORED
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(valid, labels, 0)
+  )
+  return loss, valid
+
+
+def pixel_counts(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
+  """Sums over the pixels that have a class, of the images that `mask` keeps.
+
+  Args:
+    logits: `[batch, height, width, classes]`.
+    labels: `[batch, height, width]` int, `IGNORED` where there is no class.
+    mask: `[batch]` bool, False for padding.
+
+  Returns:
+    `confusion` int32 `[classes, classes]`, truth by prediction, exact up to
+    2^31 pixels; `loss`, a float32 sum; `images`, int32.
+  """
+  classes = logits.shape[-1]
+  loss, valid = _pixel_losses(logits, labels)
+  valid &= mask[:, None, None]
+  cells = labels.astype(jnp.int32) * classes
+  cells += logits.argmax(axis=-1).astype(jnp.int32)
+  cells = jnp.where(valid, cells, classes**2).reshape(-1)
+  counts = jnp.zeros(classes**2 + 1, jnp.int32).at[cells].add(1)
+  return {
+    'confusion': counts[:-1].reshape(classes, classes),
+    'loss': jnp.where(valid, loss, 0.0).sum(),
+    'images': mask.sum(dtype=jnp.int32),
+  }
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+  """Share of the labels (but `IGNORED` ones) that the logits meet, float32."""
+  hits = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.float32)
+  valid = (labels != IGNORED).sum(dtype=jnp.float32)
+  return hits / jnp.maximum(valid, 1.0)
+
+
+def distillation_loss(
+  logits: Array, teacher_logits: Array, kind: str, temperature: float
+) -> Array:
+  """Loss of a student against its teacher (DeiT, arXiv 2012.12877).
+
+  Args:
+    logits: of the student, `[batch, classes]`.
+    teacher_logits: `[batch, classes]`; no gradient flows into them.
+    kind: `soft` (Kullback-Leibler divergence at `temperature`, times its
+      square) or `hard` (cross-entropy with the teacher's decision).
+    temperature: of `soft`.
+  """
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  if kind == 'hard':
+    labels = teacher_logits.argmax(axis=-1)
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels
+    ).mean()
+  teacher = jax.nn.log_softmax(teacher_logits / temperature)
+  student = jax.nn.log_softmax(logits / temperature)
+  divergence = (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
+  return divergence.mean() * temperature**2
+
+
+def feature_distillation_loss(
+  features: Array, teacher_features: Array
+) -> Array:
+  """Distance of a student's features from its teacher's, scales left out.
+
+  Each feature vector f of d channels is whitened by LayerNorm without affine,
+  n(f) = (f - mean f) / sqrt(var f + 1e-6), as in feature distillation
+  (arXiv 2205.14141); the loss is the mean over the batch of
+
+    1/d Σ_c (n(s)_c - n(t)_c)² = 2 (1 - correlation(s, t)),
+
+  between 0 and 4: a dilution that doubles the stream costs nothing, and no
+  projector is needed, since a pruned student keeps its teacher's width.
+
+  Args:
+    features: of the student, pooled after the final norm, `[batch, embed]`.
+    teacher_features: the same shape; no gradient flows into them.
+  """
+  teacher_features = jax.lax.stop_gradient(teacher_features)
+  difference = _whiten(features) - _whiten(teacher_features)
+  return (difference**2).mean()
+
+
+def _whiten(features: Array) -> Array:
+  features = features.astype(jnp.float32)
+  centred = features - features.mean(axis=-1, keepdims=True)
+  variance = (centred**2).mean(axis=-1, keepdims=True)
+  return centred * jax.lax.rsqrt(variance + 1e-6)
+
+
+def evaluation_counts(
+  logits: Array, labels: Array, mask: Array
+) -> dict[str, Array]:
+  """Sums over the images that `mask` keeps; padding counts for nothing.
+
+  Args:
+    logits: `[batch, classes]`.
+    labels: `[batch]` int.
+    mask: `[batch]` bool, False for padding.
+
+  Returns:
+    `correct1`, `correct5`, `images` as int32 and `loss` as float32 sums; top
+    5 means top `classes` where there are fewer.
+  """
+  k = min(5, logits.shape[-1])
+  _, best = jax.lax.top_k(logits, k)
+  hits = (best == labels[:, None]) & mask[:, None]
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return {
+    'correct1': hits[:, 0].sum(dtype=jnp.int32),
+    'correct5': hits.any(axis=-1).sum(dtype=jnp.int32),
+    'loss': jnp.where(mask, loss, 0.0).sum(),
+    'images': mask.sum(dtype=jnp.int32),
+  }

@@ -1,0 +1,70 @@
+"""`metrics.jsonl`: one JSON object a line, in order, without repeats."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from lambda_vit_jax.training.trackers import Tracker
+
+
+class MetricsWriter:
+  """Appends to `WORKDIR/metrics.jsonl`; only the leading process writes."""
+
+  def __init__(
+    self,
+    workdir: str | epath.Path,
+    leader: bool = True,
+    trackers: Sequence[Tracker] = (),
+  ):
+    """Opens nothing yet.
+
+    Args:
+      workdir: of the run.
+      leader: whether this process writes.
+      trackers: get the same numbers.
+    """
+    self._path = epath.Path(workdir) / 'metrics.jsonl'
+    self._leader = leader
+    self._trackers = tuple(trackers) if leader else ()
+
+  def write(self, stage: str, step: int, **values: float) -> None:
+    """Adds one line; `stage` and `step` come first."""
+    if not self._leader:
+      return
+    line = json.dumps({'stage': stage, 'step': step, **values})
+    with self._path.open('a') as file:
+      file.write(line + '\n')
+    for tracker in self._trackers:
+      tracker.write(stage, step, values)
+
+  def close(self) -> None:
+    """Tells the trackers that no more will come."""
+    for tracker in self._trackers:
+      tracker.close()
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Forgets lines of `stage` past `step`: a resumed run writes them anew."""
+    for tracker in self._trackers:
+      tracker.begin(stage, step)
+    if not self._leader or not self._path.exists():
+      return
+    rows = read_metrics(self._path)
+    kept = [row for row in rows if row['stage'] != stage or row['step'] <= step]
+    if len(kept) == len(rows) and self._path.read_text().endswith('\n'):
+      return
+    temporary = self._path.parent / '.metrics.jsonl.part'
+    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    temporary.replace(self._path)
+
+
+def read_metrics(path: str | epath.Path) -> list[dict[str, Any]]:
+  """All complete lines; the half line of a killed process is left out."""
+  rows = []
+  for line in epath.Path(path).read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      continue
+  return rows

@@ -1,0 +1,214 @@
+"""The optax chain: AdamW with a decay mask, warm-up and cosine."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.typing import Array, Params
+
+_BLOCK = re.compile(r'block(\d+)')
+_NO_DECAY = ('pos_embed', 'cls_token', 'dist_token', 'reg_token', 'gamma')
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+  return [str(getattr(part, 'key', part)) for part in path]
+
+
+def decay_mask(params: Params) -> Params:
+  """True for the leaves that weight decay shrinks: kernels, nothing else."""
+
+  def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+    return leaf.ndim > 1 and _names(path)[-1] not in _NO_DECAY
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def layer_scales(params: Params, decay: float, depth: int) -> Params:
+  """Learning-rate factor per leaf: `decay^(depth + 1 - layer)`.
+
+  The embeddings are layer 0, block l is layer l + 1, the final norm and the
+  head or decoder are layer depth + 1 (BEiT's convention, which timm follows).
+  """
+
+  def scale(path: tuple[Any, ...], leaf: Array) -> float:
+    del leaf
+    first = _names(path)[0]
+    block = _BLOCK.fullmatch(first)
+    if block:
+      layer = int(block[1]) + 1
+    elif (
+      first.startswith(('head', 'decoder', 'norm', 'fc_norm'))
+      and first != 'norm_pre'
+    ):
+      layer = depth + 1
+    else:
+      layer = 0
+    return decay ** (depth + 1 - layer)
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def frozen_mask(params: Params, pattern: str) -> Params:
+  """True for leaves whose path (`block03/attn/qkv/kernel`) matches."""
+
+  def frozen(path: tuple[Any, ...], leaf: Array) -> bool:
+    del leaf
+    return re.search(pattern, '/'.join(_names(path))) is not None
+
+  return jax.tree_util.tree_map_with_path(frozen, params)
+
+
+SCHEDULES = ('cosine', 'poly')
+"""Shapes of the way down from the peak."""
+
+
+def check_schedule(shape: str) -> None:
+  """Raises UsageError where `shape` is none of `SCHEDULES`."""
+  if shape not in SCHEDULES:
+    raise UsageError(
+      f'schedule={shape!r} is not known; use {" or ".join(SCHEDULES)}'
+    )
+
+
+def check_pattern(pattern: str, stage: str) -> None:
+  """Refuses a `frozen` that is none, whatever the parameters.
+
+  Raises:
+    UsageError: not a regular expression.
+  """
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UsageError(
+      f'config.{stage}.frozen={pattern!r}: not a regular expression ({error})'
+    ) from error
+
+
+def check_frozen(pattern: str, params: Params, stage: str) -> None:
+  """Refuses a pattern that would freeze nothing.
+
+  Raises:
+    UsageError: not a regular expression, or no parameter's path has it.
+  """
+  if not pattern:
+    return
+  check_pattern(pattern, stage)
+  if not any(jax.tree.leaves(frozen_mask(params, pattern))):
+    raise UsageError(
+      f'config.{stage}.frozen={pattern!r}: no parameter has it in its path; '
+      'paths look like block03/attn/qkv/kernel'
+    )
+
+
+def learning_rate_schedule(
+  peak: float,
+  total_steps: int,
+  warmup_steps: int,
+  final: float,
+  shape: str = 'cosine',
+  power: float = 1.0,
+) -> Callable[[Array | int], Array]:
+  """Linear from 0 to `peak` over the warm-up, then down to `final`.
+
+  Args:
+    peak: the highest rate.
+    total_steps: from the start to `final`.
+    warmup_steps: from 0 to `peak`.
+    final: the rate at the end, and from there on.
+    shape: `cosine`, or `poly`: the share of the steps that are left, to a
+      power.
+    power: of `poly`.
+
+  Raises:
+    UsageError: an unknown shape, or a warm-up that does not fit.
+  """
+  check_schedule(shape)
+  if warmup_steps >= total_steps:
+    raise UsageError(
+      f'a warm-up of {warmup_steps} steps does not fit in {total_steps} steps '
+      'of training; shorten it'
+    )
+  if shape == 'poly':
+    down = optax.polynomial_schedule(
+      peak, final, power, total_steps - warmup_steps
+    )
+    if not warmup_steps:
+      return down
+    up = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([up, down], [warmup_steps])
+  return optax.warmup_cosine_decay_schedule(
+    init_value=peak if warmup_steps == 0 else 0.0,
+    peak_value=peak,
+    warmup_steps=warmup_steps,
+    decay_steps=total_steps,
+    end_value=final,
+  )
+
+
+def make_optimizer(
+  settings: Mapping[str, Any],
+  schedule: Callable[[Array | int], Array],
+  depth: int,
+) -> optax.GradientTransformation:
+  """AdamW as DeiT uses it, with what fine-tuning adds.
+
+  Args:
+    settings: `weight_decay`, `b1`, `b2`, `clip_norm` (0 for none),
+      `layer_decay` (1 for none), `frozen` (a regular expression on parameter
+      paths, '' for none), `accumulate_steps`.
+    schedule: learning rate by step.
+    depth: blocks of the model, for `layer_decay`.
+  """
+  parts = []
+  if settings['clip_norm']:
+    parts.append(optax.clip_by_global_norm(settings['clip_norm']))
+  parts.append(optax.scale_by_adam(b1=settings['b1'], b2=settings['b2']))
+  if settings['weight_decay']:
+    parts.append(
+      optax.add_decayed_weights(settings['weight_decay'], mask=decay_mask)
+    )
+  if settings['layer_decay'] != 1.0:
+    parts.append(_scale_by_layer(settings['layer_decay'], depth))
+  each = settings['accumulate_steps']
+  # The chain counts updates, the schedule steps: an update is the last of
+  # `each` steps.
+  parts.append(
+    optax.scale_by_learning_rate(lambda n: schedule(n * each + each - 1))
+  )
+  if settings['frozen']:
+    pattern = settings['frozen']
+    parts.append(
+      optax.masked(optax.set_to_zero(), lambda p: frozen_mask(p, pattern))
+    )
+  chain = optax.chain(*parts)
+  if each > 1:
+    multi = optax.MultiSteps(chain, each)
+    chain = optax.GradientTransformation(multi.init, multi.update)
+  return _with_standard_promotion(chain)
+
+
+def _with_standard_promotion(
+  chain: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Optax raises Python floats to integer counts, which `strict` refuses."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    with jax.numpy_dtype_promotion('standard'):
+      return chain.update(updates, state, params)
+
+  return optax.GradientTransformation(chain.init, update)
+
+
+def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
+  def update(
+    updates: Params, state: optax.EmptyState, params: Params | None = None
+  ) -> tuple[Params, optax.EmptyState]:
+    del params
+    scales = layer_scales(updates, decay, depth)
+    return jax.tree.map(lambda u, s: u * s, updates, scales), state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

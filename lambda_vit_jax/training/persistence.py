@@ -1,0 +1,116 @@
+"""A training state to checkpoints and back, onto any mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training.job import Job
+from lambda_vit_jax.training.step import TrainState, init_state, prune_state
+
+
+def restore_or_init(
+  job: Job,
+  params: Callable[[], Params],
+  checkpointer: orbax_store.Checkpointer,
+  mesh: Mesh,
+  reporter: Reporter,
+) -> TrainState:
+  """The newest checkpoint of this run, else of `job.start`, else step 0.
+
+  It arrives on this mesh, whatever devices and processes wrote it.
+
+  Raises:
+    CheckpointError: `job.start` belongs to another job.
+  """
+
+  def fresh(values: Params) -> TrainState:
+    return init_state(values, job.optimizer, bool(job.loss.ema_decay))
+
+  def restored(source: orbax_store.Checkpointer, step: int) -> TrainState:
+    abstract = jax.eval_shape(lambda: fresh(params()))
+    for phase in job.phases[: job.phase_at(step) + 1]:
+      abstract = prune_state(abstract, phase.removed, phase.linear)
+    shardings = sharding.tree_shardings(abstract, mesh)
+    abstract = orbax_store.abstract_like(abstract, shardings)
+    return TrainState(**_flat(source.restore(step, _items(abstract))))
+
+  step = checkpointer.latest_step()
+  if step is not None:
+    reporter.say(f'{job.stage}: continuing at step {step} of {job.total_steps}')
+    return restored(checkpointer, step)
+  if job.start is not None:
+    _check_start(job, job.start)
+    reporter.say(
+      f'{job.stage}: continuing at step {job.start.step} of '
+      f'{job.total_steps}, from {job.start.directory}'
+    )
+    with job.start.open() as source:
+      return restored(source, job.start.step)
+  state = fresh(params())
+  for phase in job.phases[: job.phase_at(0) + 1]:
+    state = prune_state(state, phase.removed, phase.linear)
+  # Copies: the step donates its state, and the caller keeps its arrays.
+  copies = jax.tree.map(np.array, state)
+  return jax.device_put(copies, sharding.tree_shardings(state, mesh))
+
+
+def _check_start(job: Job, start: orbax_store.Source) -> None:
+  """Refuses a checkpoint that this job could not have written."""
+  where = f'config.resume_from: {start.directory / str(start.step)}'
+  if start.step > job.total_steps:
+    raise CheckpointError(
+      f'{where}: is past the {job.total_steps} steps of this stage; raise '
+      'them, or take the weights alone with config.init'
+    )
+  with start.open() as source:
+    found = source.read_meta(start.step)
+  expected = job.meta_at(start.step)
+  for key in ('variant', 'image_size', 'num_classes', 'attention_modes'):
+    old, new = (meta['model'].get(key) for meta in (found, expected))
+    if old != new:
+      raise CheckpointError(
+        f'{where}: has {key} {old}, this stage has {new}; give the checkpoint '
+        'of the same job, or take the weights alone with config.init'
+      )
+  if found.get('has_ema') != expected['has_ema']:
+    raise CheckpointError(
+      f'{where}: only one of it and this stage keeps an average; set '
+      f'config.{job.stage}.ema as it was'
+    )
+
+
+def save(
+  job: Job,
+  checkpointer: orbax_store.Checkpointer,
+  state: TrainState,
+  metrics: dict[str, float] | None = None,
+) -> None:
+  """Starts saving a state; see `Checkpointer.save`."""
+  step = int(state.step)
+  checkpointer.save(step, _items(state), job.meta_at(step), metrics)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  """A state as the items of a checkpoint."""
+  items = {
+    'params': state.params,
+    'optimizer': {'step': state.step, 'opt_state': state.opt_state},
+  }
+  return items if state.ema is None else items | {'ema': state.ema}
+
+
+def _flat(items: dict[str, Any]) -> dict[str, Any]:
+  """Inverse of `_items`: the fields of a state."""
+  return {
+    'params': items['params'],
+    'ema': items.get('ema'),
+    **items['optimizer'],
+  }

@@ -1,0 +1,61 @@
+"""`--config.profile=START,STOP`: a trace of a few steps."""
+
+import dataclasses
+import re
+
+import jax
+from etils import epath
+
+from lambda_vit_jax.core.errors import UsageError
+
+
+@dataclasses.dataclass
+class Window:
+  """The steps from `start` to before `stop` are traced, in each stage.
+
+  Attributes:
+    start: the first step of the trace.
+    stop: the first step behind it; nothing is traced where it is `start`.
+    directory: what TensorBoard's profile plugin or Perfetto reads.
+  """
+
+  start: int = 0
+  stop: int = 0
+  directory: epath.Path | None = None
+  _tracing: bool = dataclasses.field(default=False, init=False)
+
+  def before(self, step: int) -> None:
+    """Starts the trace where it is due."""
+    if self.directory is not None and self.start <= step < self.stop:
+      if not self._tracing:
+        jax.profiler.start_trace(str(self.directory))
+      self._tracing = True
+
+  def after(self, step: int, values: object) -> None:
+    """Ends it behind the last step, whose results are waited for."""
+    if self._tracing and step >= self.stop:
+      jax.block_until_ready(values)
+      self.close()
+
+  def close(self) -> None:
+    """Ends a trace that is still open: training ended within the window."""
+    if self._tracing:
+      self._tracing = False
+      jax.profiler.stop_trace()
+
+
+def window(text: object, directory: epath.Path) -> Window:
+  """The window of `'10,20'`, `(10, 20)`, or of nothing.
+
+  Raises:
+    UsageError: anything else.
+  """
+  if text in (None, '', ()):
+    return Window()
+  parts = text if isinstance(text, tuple | list) else str(text).split(',')
+  match = re.fullmatch(r'\s*(\d+)\s*,\s*(\d+)\s*', ','.join(map(str, parts)))
+  if not match or int(match[1]) >= int(match[2]):
+    raise UsageError(
+      f'config.profile={text!r}: give two steps, START,STOP, in that order'
+    )
+  return Window(int(match[1]), int(match[2]), directory)

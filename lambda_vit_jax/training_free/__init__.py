@@ -1,0 +1,1 @@
+"""Least squares instead of training."""

@@ -1,0 +1,61 @@
+"""Moments by parts of the images, each held out once to choose the ridge."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free.least_squares import (
+  Accumulator,
+  CrossMoments,
+  Sums,
+)
+
+FOLDS = 4
+
+
+def folds_within(size: int) -> int:
+  """How many of the folds a micro-batch of `size` images is divided into."""
+  return math.gcd(size, FOLDS)
+
+
+def fold_sums(inputs: Array, outputs: Array, keep: Array, folds: int) -> Sums:
+  """`linear.batch_sums` with a leading axis over folds; traceable.
+
+  Args:
+    inputs: `[batch, tokens, inputs]`; image i is in fold i modulo `folds`.
+    outputs: `[batch, tokens, outputs]`.
+    keep: `[batch, tokens]` bool, False for padding.
+    folds: a divisor of the batch.
+  """
+  split = (_by_fold(values, folds) for values in (inputs, outputs, keep))
+  return jax.vmap(least_squares.batch_sums)(*split)
+
+
+def _by_fold(features: Array, folds: int) -> Array:
+  """`[batch, tokens, ...]` to `[folds, batch / folds · tokens, ...]`."""
+  batch, tokens, *channels = features.shape
+  split = features.reshape(batch // folds, folds, tokens, *channels)
+  return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
+
+
+class FoldMoments:
+  """The moments of each fold, over the micro-batches that come."""
+
+  def __init__(self) -> None:
+    self._sums = [Accumulator() for _ in range(FOLDS)]
+
+  @property
+  def folds(self) -> list[CrossMoments]:
+    """Of the folds that had samples so far."""
+    return [sums.moments() for sums in self._sums if not sums.is_empty]
+
+  def add(self, position: int, sums: Sums) -> None:
+    """Takes in the sums of the micro-batch at a position, on the host."""
+    number = len(sums[0])
+    # Small micro-batches hold few folds each; then several take turns.
+    first = position % (FOLDS // number) * number
+    for fold in range(number):
+      self._sums[first + fold].add(tuple(leaf[fold] for leaf in sums))

@@ -1,0 +1,363 @@
+"""Least-squares affine maps from streamed second moments (METHOD, section 6).
+
+Samples never meet in one array: each batch leaves sums of products, and the
+maps, their errors and the choice of the ridge are closed forms of the sums.
+Products of deviations from the batch's own mean are taken in float32 on the
+device; everything after that is float64 on the host. So a large mean costs no
+digits, and the result does not depend on how samples are split into batches
+beyond the rounding of those products.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.typing import Array
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Shares of the inputs' mean variance that `choose_ridge` tries."""
+
+# Sums of float32 products cannot tell a smaller eigenvalue, relative to the
+# largest, from zero.
+_CUTOFF = float(np.finfo(np.float32).eps)
+
+# Of a float32 activation, relative to its size.
+_ROUNDING = 16 * _CUTOFF
+
+Sums = tuple[Array, ...]
+"""What `batch_sums` returns; the leading axes, if any, are folds."""
+
+
+def batch_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
+  """Sums of one batch around its own mean; traceable.
+
+  Args:
+    inputs: `[samples, inputs]`.
+    outputs: `[samples, outputs]`.
+    keep: `[samples]` bool, False for padding.
+
+  Returns:
+    float32: the count; the centres of inputs and of outputs; the sums of
+    deviations from these two; then the sums of products of deviations, input ×
+    input, input × output, and output² (`[outputs]`).
+  """
+  rows = keep[:, None]
+  count = keep.sum(dtype=jnp.int32).astype(jnp.float32)
+  centres, totals, deviations = [], [], []
+  for features in (inputs, outputs):
+    features = jnp.where(rows, features.astype(jnp.float32), 0.0)
+    centre = features.sum(axis=0) / jnp.maximum(count, 1.0)
+    deviation = jnp.where(rows, features - centre, 0.0)
+    centres.append(centre)
+    # The rounded mean is not quite the mean: the host corrects by these.
+    totals.append(deviation.sum(axis=0))
+    deviations.append(deviation)
+  x, y = deviations
+  product = functools.partial(jnp.matmul, precision='highest')
+  return (
+    count,
+    *centres,
+    *totals,
+    product(x.T, x),
+    product(x.T, y),
+    (y * y).sum(axis=0),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class AffineMap:
+  """`y = x·kernel + bias`, float64.
+
+  Attributes:
+    kernel: `[inputs, outputs]`.
+    bias: `[outputs]`.
+  """
+
+  kernel: np.ndarray
+  bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossMoments:
+  """Centred second moments of inputs and outputs, float64 on the host.
+
+  Attributes:
+    count: samples.
+    mean_in: `[inputs]`.
+    mean_out: `[outputs]`.
+    in_in: `[inputs, inputs]`, sum of products of deviations.
+    in_out: `[inputs, outputs]`.
+    out_out: `[outputs]`, the diagonal.
+  """
+
+  count: float
+  mean_in: np.ndarray
+  mean_out: np.ndarray
+  in_in: np.ndarray
+  in_out: np.ndarray
+  out_out: np.ndarray
+
+  @classmethod
+  def from_sums(cls, *batches: Sums) -> 'CrossMoments':
+    """Moments of one batch or of several, from `batch_sums`."""
+    total = Accumulator()
+    for sums in batches:
+      total.add(sums)
+    return total.moments()
+
+  def merge(self, other: 'CrossMoments') -> 'CrossMoments':
+    """Moments of the union of the samples (Chan)."""
+    count = self.count + other.count
+    share = other.count / max(count, 1.0)
+    step_in = other.mean_in - self.mean_in
+    step_out = other.mean_out - self.mean_out
+    weight = self.count * share
+    return CrossMoments(
+      count,
+      self.mean_in + share * step_in,
+      self.mean_out + share * step_out,
+      self.in_in + other.in_in + weight * np.outer(step_in, step_in),
+      self.in_out + other.in_out + weight * np.outer(step_in, step_out),
+      self.out_out + other.out_out + weight * step_out**2,
+    )
+
+  def beyond(self, affine: AffineMap) -> 'CrossMoments':
+    """Moments of the same inputs with what `affine` leaves of the outputs."""
+    kernel = affine.kernel
+    explained = self.in_in @ kernel
+    return dataclasses.replace(
+      self,
+      mean_out=self.mean_out - self.mean_in @ kernel - affine.bias,
+      in_out=self.in_out - explained,
+      out_out=self.out_out
+      - 2.0 * (kernel * self.in_out).sum(axis=0)
+      + (kernel * explained).sum(axis=0),
+    )
+
+  def squared_error(self, affine: AffineMap) -> float:
+    """Sum of `|y - affine(x)|²` over the samples."""
+    left = self.beyond(affine)
+    return float(left.out_out.sum() + self.count * (left.mean_out**2).sum())
+
+
+class Accumulator:
+  """The sums of many batches, whose large ones are kept once, in float64."""
+
+  def __init__(self) -> None:
+    self._products: list[np.ndarray] = []
+    # Per batch: samples, means, and by how much the centres missed them.
+    self._small: list[list[np.ndarray]] = []
+
+  @property
+  def is_empty(self) -> bool:
+    """Whether there was no batch yet."""
+    return not self._products
+
+  def add(self, sums: Sums) -> None:
+    """Takes in one batch, from `batch_sums`."""
+    small = [np.asarray(leaf, np.float64) for leaf in sums[:5]]
+    products = [np.asarray(leaf) for leaf in sums[5:]]
+    if self.is_empty:
+      self._products = [np.zeros(leaf.shape) for leaf in products]
+    # In place: wide inputs have millions of products.
+    for whole, part in zip(self._products, products, strict=True):
+      whole += part
+    self._small.append(small)
+
+  def moments(self) -> CrossMoments:
+    """Of all samples so far, of one batch at least (Chan's rule for many)."""
+    count, centre_in, centre_out, in_, out = map(
+      np.stack, zip(*self._small, strict=True)
+    )
+    share = 1.0 / np.maximum(count, 1.0)[:, None]
+    mean_in, mean_out = centre_in + share * in_, centre_out + share * out
+    total = max(count.sum(), 1.0)
+    whole_in, whole_out = count @ mean_in / total, count @ mean_out / total
+    x, y, weight = mean_in - whole_in, mean_out - whole_out, count[:, None]
+    in_in, in_out, out_out = self._products
+    return CrossMoments(
+      float(count.sum()),
+      whole_in,
+      whole_out,
+      in_in + (weight * x).T @ x - (share * in_).T @ in_,
+      in_out + (weight * x).T @ y - (share * in_).T @ out,
+      out_out + (weight * y**2 - share * out**2).sum(axis=0),
+    )
+
+
+def merged(moments: Iterable[CrossMoments]) -> CrossMoments:
+  """Moments of all samples; of one at least."""
+  return functools.reduce(CrossMoments.merge, moments)
+
+
+def check_ridge(ridge: Any) -> float | None:
+  """A ridge as a number, None for `auto`.
+
+  Raises:
+    UsageError: neither `auto` nor a finite number of at least 0.
+  """
+  if ridge is None or ridge == 'auto':
+    return None
+  try:
+    number = float(ridge)
+  except (TypeError, ValueError):
+    number = -1.0
+  if not 0.0 <= number < np.inf:
+    raise UsageError(
+      f'ridge={ridge!r}: give a number of at least 0 (a share of the mean '
+      'variance of the inputs), or auto'
+    )
+  return number
+
+
+class _Solver:
+  """Ridge solutions of one set of moments, by its eigenvectors."""
+
+  def __init__(self, moments: CrossMoments):
+    self._moments = moments
+    values, self._vectors = np.linalg.eigh(moments.in_in)
+    # The trace over the width, so that a ridge has no unit.
+    self._mean = max(values.sum(), 0.0) / len(values)
+    self._values = np.maximum(values, 0.0)
+    self._outputs = self._vectors.T @ moments.in_out
+    # An input that never changes has the variance of its rounding: the class
+    # token in the first block, for one. What is below says nothing.
+    size = moments.count * float((moments.mean_in**2).mean())
+    self._floor = _ROUNDING**2 * size
+
+  def solve(self, ridge: float) -> AffineMap:
+    """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse's for ridge 0."""
+    kernel = self._vectors @ (self._inverse(ridge)[:, None] * self._outputs)
+    moments = self._moments
+    return AffineMap(kernel, moments.mean_out - moments.mean_in @ kernel)
+
+  def errors(self, others: CrossMoments, ridges: Sequence[float]) -> np.ndarray:
+    """`others.squared_error(solve(ridge))` of each ridge.
+
+    With the kernel V·diag(d)·C and the others' products turned by V, that is a
+    quadratic form of d: no map is made, and the turning is done once.
+    """
+    vectors, outputs = self._vectors, self._outputs
+    products = ((vectors.T @ others.in_out) * outputs).sum(axis=1)
+    turned = vectors.T @ others.in_in @ vectors
+    quadratic = turned * (outputs @ outputs.T)
+    step_in = vectors.T @ (others.mean_in - self._moments.mean_in)
+    step_out = others.mean_out - self._moments.mean_out
+    found = []
+    for d in map(self._inverse, ridges):
+      left = step_out - (step_in * d) @ outputs
+      found.append(
+        others.out_out.sum()
+        - 2.0 * (products @ d)
+        + d @ quadratic @ d
+        + others.count * (left**2).sum()
+      )
+    return np.asarray(found)
+
+  def _inverse(self, ridge: float) -> np.ndarray:
+    """What each eigenvector's part of X'Y is multiplied by."""
+    added = ridge * self._mean
+    total = self._values + added
+    floor = self._floor
+    if ridge == 0:
+      floor = max(floor, _CUTOFF * self._values.max())
+    usable = total > floor
+    inverse = np.zeros_like(total)
+    inverse[usable] = 1.0 / total[usable]
+    return inverse
+
+
+def solve(
+  moments: CrossMoments, ridge: float, rank: int | None = None
+) -> AffineMap:
+  """The affine map of least squares.
+
+  Args:
+    moments: of the samples.
+    ridge: penalty on the squared kernel (never on the bias), as a share of
+      the inputs' mean variance: the same number means the same whatever the
+      scale of the inputs, their number and the number of samples. With 0 the
+      solution of least norm.
+    rank: the largest rank of the kernel (reduced-rank regression); None for
+      no limit.
+
+  Raises:
+    UsageError: a rank below 1.
+  """
+  if rank is not None and rank < 1:
+    raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
+  found = _Solver(moments).solve(ridge)
+  return found if rank is None else truncate(moments, found, rank, ridge)
+
+
+def truncate(
+  moments: CrossMoments, affine: AffineMap, rank: int, ridge: float = 0.0
+) -> AffineMap:
+  """The map of a rank that is nearest to `affine` on the samples.
+
+  A projection of its outputs; of the solution for `ridge` it is the solution
+  among the maps of that rank (reduced-rank regression).
+  """
+  kernel = affine.kernel
+  if rank >= min(kernel.shape):
+    return affine
+  added = ridge * np.trace(moments.in_in) / len(kernel)
+  fitted = kernel.T @ (moments.in_in @ kernel + added * kernel)
+  _, vectors = np.linalg.eigh(0.5 * (fitted + fitted.T))
+  leading = vectors[:, -rank:]
+  kernel = (kernel @ leading) @ leading.T
+  # The mean prediction stays.
+  bias = affine.bias + moments.mean_in @ (affine.kernel - kernel)
+  return AffineMap(kernel, bias)
+
+
+def residual_share(moments: CrossMoments, affine: AffineMap) -> float:
+  """Share of the outputs' variance that the map does not explain.
+
+  0 is exact; 1 is no better than the constant mean (which a map fitted on
+  the same samples never exceeds). 0 where the outputs do not vary.
+  """
+  total = float(moments.out_out.sum())
+  if not total > 0.0:
+    return 0.0
+  return max(moments.squared_error(affine) / total, 0.0)
+
+
+def held_out_errors(
+  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
+) -> np.ndarray:
+  """`[ridges]`: squared error of each fold under the map of the others."""
+  errors = np.zeros(len(ridges))
+  for index, held_out in enumerate(folds):
+    solver = _Solver(merged(f for i, f in enumerate(folds) if i != index))
+    errors += solver.errors(held_out, ridges)
+  return errors
+
+
+def choose_ridge(
+  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
+) -> float:
+  """The ridge of least held-out error; the largest of those on a tie.
+
+  Args:
+    folds: moments of disjoint sets of images. Tokens of one image resemble
+      each other, so a fold must hold whole images: splitting tokens, or any
+      formula that counts them as independent, chooses too small a ridge.
+    ridges: to choose from, ascending.
+
+  Returns:
+    The smallest of `ridges` if there are not two folds with samples.
+  """
+  folds = [fold for fold in folds if fold.count > 0]
+  if len(folds) < 2:
+    return ridges[0]
+  errors = held_out_errors(folds, ridges)
+  # What differs by rounding alone is a tie; where nothing is left to explain
+  # an error may even fall below zero.
+  best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
+  return ridges[int(np.flatnonzero(best)[-1])]

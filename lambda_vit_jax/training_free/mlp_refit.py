@@ -1,0 +1,223 @@
+"""MLPs that make up for attentions, or blocks, that are gone (METHOD 6).
+
+Two streams are carried from block to block, the dense network's and the
+modified one's. Behind each MLP the two differ by a gap; ridge regression on
+the MLP's hidden layer h predicts as much of it as it can, and the prediction is
+added to what the MLP adds anyway. Where whole blocks were dropped behind the
+MLP, the gap is the one to the dense stream behind them:
+
+  (ΔW, Δb) = argmin Σ |gap - h·ΔW - Δb|² + ridge·|ΔW|²,   fc2 <- fc2 + (ΔW, Δb)
+
+block after block, on the network as corrected so far, from the first change to
+the end. Labels are not used, and nothing is added to what the network computes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.core.errors import DataError, ModelError, not_finite
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.training_free import folds as folds_lib
+from lambda_vit_jax.training_free import least_squares, paired
+from lambda_vit_jax.training_free.folds import FoldMoments
+from lambda_vit_jax.training_free.least_squares import AffineMap, Sums
+
+# A channel's scale, relative to the largest, that counts as closed.
+_CLOSED = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpFit:
+  """How much of the gap behind a block its MLP makes up for.
+
+  Attributes:
+    block_index: which.
+    ridge: share of the hidden layer's mean variance.
+    residual: share of the gap's variance that stays, on the images that it
+      was fitted on.
+  """
+
+  block_index: int
+  ridge: float
+  residual: float
+
+
+def refit(
+  model: Model,
+  dense: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  *,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> Model:
+  """`model` with MLPs that make up for the attentions it lacks.
+
+  Args:
+    model: finished, with blocks `absent` or `linear` (`prune(dense, layers,
+      'absent')`, `linearize`) or with fewer of them (`drop_blocks`), not
+      folded; left as it is.
+    dense: the same before attentions were replaced or left out, or blocks
+      dropped.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      (and `mask`), without labels; 512 images are enough for most networks.
+    memory_gib: working memory per device, beside two streams of the images
+      (images × tokens × embed numbers each), which are kept on the devices,
+      and sums of products (four times hidden × (hidden + embed) numbers).
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    `model` with another `mlp.fc2` in the first block behind which the two
+    differ and in all that follow; float32 arrays on the host.
+
+  Raises:
+    ModelError: models that differ in more than modes and dropped blocks,
+      changed blocks `identity` (they double the stream), or activations that
+      are not finite.
+    DataError: hardly any images, or images of another shape.
+  """
+  shape = (*model.module.image_size, model.module.in_chans)
+  images = read_images(batches, shape, mesh)
+  return refit_on(model, dense, images, memory_gib)[0]
+
+
+def refit_on(
+  model: Model,
+  dense: Model,
+  images: ImageSet,
+  memory_gib: float | None = None,
+  on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Model, tuple[MlpFit, ...]]:
+  """`refit` on images that were read, and how well each MLP does.
+
+  Args:
+    model: see `refit`, as all that follow.
+    dense: before.
+    images: of the fit.
+    memory_gib: working memory.
+    on_progress: called with blocks done and blocks in all.
+  """
+  pairing = paired.pair(model, dense)
+  for index in pairing.changed:
+    if model.attention_modes[index] == 'identity':
+      raise ModelError(
+        f'block {index} is identity, which doubles the stream; refit works on '
+        "blocks left out: prune(dense, layers, 'absent')"
+      )
+  check_images(images)
+  first = pairing.first_short
+  if first == model.depth:
+    return model, ()
+  module = model.module
+  # Hidden layers and their sums of products come beside the activations.
+  size = blocks.micro_batch_size(dense.module, images, memory_gib)
+  here, there, masks = paired.at_block(model, dense, images, first, size)
+  fits = []
+  for index in range(first, model.depth):
+    here.attention(index)
+    there.run_to(pairing.targets[index])
+    narrow = index >= module.last_mixing_block
+    moments = FoldMoments()
+    for position, mask in enumerate(masks):
+      sums = measure(
+        pieces.block_of(module, index, 'absent'),
+        pieces.mlp_params(here.placed, index),
+        here.streams[position],
+        there.streams[position],
+        mask,
+        folds=folds_lib.folds_within(size),
+        # Where no attention follows, other tokens are not computed at all.
+        stop=module.read_tokens if narrow else None,
+        placement=images.placement,
+      )
+      moments.add(position, jax.device_get(sums))
+    fit, correction = _solve(index, moments)
+    fits.append(fit)
+    name = block_name(index)
+    here.put({name: corrected(here.params[name], correction)})
+    here.mlp(index)
+    if on_progress is not None:
+      on_progress(index + 1, model.depth)
+  return model.replace(params=here.params), tuple(fits)
+
+
+def check_images(images: ImageSet) -> None:
+  """Refuses fewer images than `refit` needs.
+
+  Raises:
+    DataError: too few.
+  """
+  if images.total < paired.LEAST_IMAGES:
+    raise DataError(
+      f'{images.total} images are too few to fit MLPs on; give at least '
+      f'{paired.LEAST_IMAGES}, better 512'
+    )
+
+
+@compilation.jit(static_argnames=('block', 'folds', 'stop', 'placement'))
+def measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  target: Array,
+  mask: Array,
+  *,
+  folds: int,
+  stop: int | None,
+  placement: Placement,
+) -> Sums:
+  """Sums of the hidden layer with the gap behind the block.
+
+  Args:
+    block: static, in mode `absent`.
+    params: of the block's other half.
+    x: the modified stream between the halves, `[batch, tokens, embed]`.
+    target: the dense stream that is wanted behind the block.
+    mask: `[batch]`, False for padding.
+    folds: see `linear_folds.fold_sums`.
+    stop: the token behind the last that counts, None for all.
+    placement: of the batch.
+  """
+  output, _ = pieces.run_block(block, params, x)
+  hidden = pieces.hidden_layer(block, params, x)[:, :stop]
+  gap = (target - output)[:, :stop]
+  keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
+  sums = folds_lib.fold_sums(hidden, gap, keep, folds)
+  return jax.lax.with_sharding_constraint(sums, placement.replicated)
+
+
+def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
+  folds = moments.folds
+  whole = least_squares.merged(folds)
+  if not (np.isfinite(whole.in_out).all() and np.isfinite(whole.in_in).all()):
+    raise not_finite(f'block {index}')
+  ridge = least_squares.choose_ridge(folds)
+  correction = least_squares.solve(whole, ridge)
+  residual = least_squares.residual_share(whole, correction)
+  return MlpFit(index, ridge, residual), correction
+
+
+def corrected(params: Params, correction: AffineMap) -> Params:
+  """A block whose MLP adds the correction `[hidden, embed]` to the stream."""
+  # LayerScale comes behind fc2; what it closes cannot be corrected.
+  gamma = np.asarray(params.get('ls2', {}).get('gamma', 1.0), np.float64)
+  open_ = abs(gamma) > _CLOSED * abs(gamma).max()
+  share = np.where(open_, 1.0 / np.where(open_, gamma, 1.0), 0.0)
+  old = params['mlp']['fc2']
+  new = {
+    'kernel': np.asarray(old['kernel']) + correction.kernel * share,
+    'bias': np.asarray(old['bias']) + correction.bias * share,
+  }
+  single = {name: np.asarray(leaf, np.float32) for name, leaf in new.items()}
+  return params | {'mlp': params['mlp'] | {'fc2': single}}

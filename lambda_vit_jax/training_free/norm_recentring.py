@@ -1,0 +1,180 @@
+"""Norms that are shown again what the dense network showed them (METHOD 6).
+
+Where attentions are left out or replaced, all that follows is fed a stream of
+other means and spreads. Two streams are carried from block to block, the dense
+network's and the modified one's, and scale and bias of every norm behind the
+first change are set so that each channel leaves the norm with the mean and the
+variance that it has in the dense network: in sequence, so that a later norm is
+corrected for what the earlier ones have become. Labels are not used.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis import blocks, entropy
+from lambda_vit_jax.analysis.entropy import ChannelStatistics, Moments
+from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.core.errors import DataError, not_finite
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.training_free import paired
+
+
+def recentre(
+  model: Model,
+  dense: Model,
+  batches: Iterable[Array | Mapping[str, Array]],
+  *,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+) -> Model:
+  """`model` with norms corrected towards the network that it was made of.
+
+  Args:
+    model: finished (no block `diluted` or `skip`), not folded; left as it is.
+    dense: the same before attentions were replaced or left out, or blocks
+      dropped.
+    batches: an iterable of normalised NHWC arrays or of dicts with `image`
+      (and `mask`), without labels; 512 images are enough for most networks.
+    memory_gib: working memory per device, beside two streams of the images
+      (images × tokens × embed numbers each), which are kept on the devices.
+    mesh: devices that share the images; see `images.read_images`.
+
+  Returns:
+    `model` with other `scale` and `bias` in the norms behind the first block
+    in which the two differ; float32 arrays `[embed]` on the host.
+
+  Raises:
+    ModelError: models that differ in more than modes and dropped blocks, or
+      activations that are not finite.
+    DataError: fewer than 32 images, or images of another shape.
+  """
+  shape = (*model.module.image_size, model.module.in_chans)
+  return recentre_on(
+    model, dense, read_images(batches, shape, mesh), memory_gib
+  )
+
+
+def recentre_on(
+  model: Model, dense: Model, images: ImageSet, memory_gib: float | None = None
+) -> Model:
+  """`recentre`, on images that were read."""
+  pairing = paired.pair(model, dense)
+  if images.total < paired.LEAST_IMAGES:
+    raise DataError(
+      f'{images.total} images are too few to tell the moments of a channel; '
+      f'give at least {paired.LEAST_IMAGES}, better 512'
+    )
+  if pairing.first_short == model.depth:
+    return model
+  size = blocks.micro_batch_size(dense.module, images, memory_gib)
+  first = pairing.first
+  here, there, masks = paired.at_block(model, dense, images, first, size)
+
+  def correct(params: Params, base: Params, name: str, view: _View) -> Params:
+    """`params` with another norm `name`, given that of the dense network."""
+    found = (_statistics(network, masks, view) for network in (here, there))
+    return params | {name: corrected(base[name], *found)}
+
+  module = model.module
+  for index in range(first, model.depth):
+    origin = pairing.origins[index]
+    there.run_to(origin)
+    epsilon, name = module.norm_eps[index], block_name(index)
+    block, base = here.params[name], there.params[block_name(origin)]
+    if model.attention_modes[index] == 'full':
+      block = correct(block, base, 'norm1', _View(epsilon))
+      here.put({name: block})
+    here.attention(index)
+    there.attention(origin)
+    # Where no attention follows, other tokens are not computed at all.
+    narrow = index >= module.last_mixing_block
+    seen = _View(epsilon, stop=module.read_tokens if narrow else None)
+    here.put({name: correct(block, base, 'norm2', seen)})
+    here.mlp(index)
+    there.mlp(origin)
+  there.run_to(dense.depth)
+  view = _View(
+    module.norm_eps[-1],
+    start=0 if module.pooling == 'token' else module.num_prefix_tokens,
+    stop=module.read_tokens,
+    pool=not module.norm_before_pool and module.pooling != 'token',
+  )
+  norm = 'norm' if module.norm_before_pool else 'fc_norm'
+  params = correct(here.params, there.params, norm, view)
+  return model.replace(params=params)
+
+
+def corrected(
+  norm: Params, here: ChannelStatistics, there: ChannelStatistics
+) -> Params:
+  """Scale and bias that give `here` the moments that `there` has.
+
+  Args:
+    norm: `scale` and `bias` `[embed]` of the dense network.
+    here: of n(x) as it is now; channels that do not vary keep their scale.
+    there: of n(x) in the dense network.
+  """
+  dead = entropy.dead_channels(here.mean, here.std)
+  ratio = np.where(dead, 1.0, there.std / np.where(dead, 1.0, here.std))
+  old = {k: np.asarray(v, np.float64) for k, v in norm.items()}
+  scale = old['scale'] * ratio
+  bias = old['bias'] + old['scale'] * there.mean - scale * here.mean
+  new = {'scale': scale, 'bias': bias}
+  return {k: np.asarray(v, np.float32) for k, v in new.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+  """What a norm reads of a stream; static.
+
+  Attributes:
+    epsilon: of the norm.
+    start: the first token.
+    stop: the token behind the last, None for all.
+    pool: whether the norm reads the mean of these tokens.
+  """
+
+  epsilon: float
+  start: int = 0
+  stop: int | None = None
+  pool: bool = False
+
+
+@compilation.jit(static_argnames=('view', 'placement'))
+def _moments(
+  x: Array, mask: Array, view: _View, placement: Placement
+) -> Moments:
+  """Moments of n(x), channel by channel, of images and tokens."""
+  x = x[:, view.start : view.stop]
+  if view.pool:
+    x = x.mean(axis=1)
+  normal = normalize(x, view.epsilon)
+  return blocks.pooled_moments(normal, mask, placement)
+
+
+def _statistics(
+  network: paired.Network, masks: Sequence[Array], view: _View
+) -> ChannelStatistics:
+  """Per channel, of what a norm makes of the streams before its affine.
+
+  Raises:
+    ModelError: activations that are not finite.
+  """
+  found = functools.reduce(
+    entropy.merge_host,
+    (
+      entropy.to_host(_moments(x, mask, view, network.placement))
+      for x, mask in zip(network.streams, masks, strict=True)
+    ),
+  ).pooled()
+  if not np.isfinite([found.mean, found.std]).all():
+    raise not_finite()
+  return found

@@ -1,0 +1,58 @@
+"""Every family against what timm computed (files of parity/make_golden.py)."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.checkpoints.load import load_pretrained
+from lambda_vit_jax.models.variants import VARIANTS
+from tests.support.family_members import (
+  MEMBERS,
+  synthetic_arrays,
+  synthetic_images,
+)
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+
+# The issue's bound. Two float32 programs of two blocks differ by their order
+# of summation, about 1e-6 here.
+TOLERANCE = 1e-4
+
+
+def assert_close(found, reference):
+  bound = TOLERANCE * max(1.0, float(np.abs(reference).max()))
+  np.testing.assert_allclose(found, reference, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+def test_logits_and_blocks_are_those_of_timm(member, tmp_path, monkeypatch):
+  monkeypatch.setitem(VARIANTS, member.name, member.variant)
+  with np.load(GOLDEN / f'{member.name}.npz') as file:
+    golden = dict(file)
+  arrays = synthetic_arrays(json.loads(str(golden['shapes'])))
+  path = tmp_path / 'model.safetensors'
+  save_file(arrays, path)
+
+  for size in member.image_sizes:
+    model = load_pretrained(path, variant=member.name, image_size=size)
+    with jax.default_matmul_precision('highest'):
+      logits, taps = model.apply(synthetic_images(size))
+    assert_close(logits, golden[f'{size}/logits'])
+    for index in range(model.depth):
+      name = f'block{index:02d}'
+      assert_close(taps[name]['output'], golden[f'{size}/{name}'])
+
+  # The same names and bits back.
+  model = load_pretrained(path, variant=member.name)
+  for name, array in convert.encode(model.params).items():
+    np.testing.assert_array_equal(array, arrays.pop(name))
+  assert not arrays
+
+
+def test_golden_files_are_small():
+  assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 300_000

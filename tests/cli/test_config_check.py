@@ -1,0 +1,160 @@
+"""A config that some stage would refuse is refused before anything is done."""
+
+import copy
+import json
+
+import pytest
+from lambda_vit_jax.configs import common, digits
+
+from lambda_vit_jax import main
+from lambda_vit_jax.cli import config_check
+from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+from tests.end_to_end.test_stages import arguments
+
+BASE = digits.get_config().to_dict()
+
+WRONG = [
+  ('select.num_layers', 3.5, 'select.num_layers=3.5 is not a whole number'),
+  ('select.num_layers', -1, 'select.num_layers=-1 must be at least 0'),
+  ('select.num_layers', 12, 'one must stay'),
+  ('select.removal_ratio', 0.5, 'num_layers and removal_ratio set'),
+  ('select.criterion', 'nose', "select.criterion='nose' is not known"),
+  ('select.criterion', 'given', 'needs select.layers'),
+  ('select.criterion', 'random:x', 'only exhaustive takes a score'),
+  ('select.target', 'pixels', "select.target='pixels' is not known"),
+  ('select.sign', 'minus', "select.sign='minus' is not known"),
+  ('select.trial', 'map', "select.trial='map' is not known"),
+  ('select.num_images', 'many', 'select.num_images'),
+  ('select.probe_steps', 1, 'select.probe_steps'),
+  ('select.memory_gib', 'much', 'select.memory_gib'),
+  ('analyze.num_images', 0, 'analyze.num_images'),
+  ('dilute.dilution_steps', '3 epochs', 'dilute.dilution_steps'),
+  ('dilute.settle_steps', -1, 'dilute.settle_steps'),
+  ('dilute.warmup_steps', 'ep', 'dilute.warmup_steps'),
+  ('dilute.distill', 'warm', "distill='warm' is not known"),
+  ('dilute.start', 'maps', 'config.dilute.start'),
+  ('dilute.frozen', '(', 'config.dilute.frozen'),
+  ('dilute.schedule', 'line', "schedule='line' is not known"),
+  ('dilute.accumulate_steps', 0, 'config.dilute.accumulate_steps'),
+  ('method', 'prune', 'config.method'),
+  ('linearize.num_images', 0, 'linearize.num_images'),
+  ('linearize.ridge', -1, 'ridge=-1'),
+  ('linearize.rank', 0, 'linearize.rank'),
+  ('linearize.inputs', ('mean',), 'add token'),
+  ('linearize.num_drop_blocks', -1, 'linearize.num_drop_blocks'),
+  ('linearize.num_drop_blocks', 99, 'must keep one'),
+  ('linearize.drop_blocks', (99,), 'out of range'),
+  ('linearize.drop_blocks', None, 'config.linearize.drop_blocks: '),
+  ('linearize.drop_blocks', 3, 'config.linearize.drop_blocks: '),
+  ('linearize.drop_blocks', '8', 'config.linearize.drop_blocks: '),
+  ('export.dtype', 'float8', "export.dtype='float8'"),
+  ('export.formats', ('orbax', 'tflite'), "unknown format 'tflite'"),
+  ('export.int8_arithmetic', 'fast', 'export.int8_arithmetic'),
+  ('benchmark.batch_sizes', 'all', 'benchmark.batch_sizes'),
+  ('benchmark.rounds', 0, 'benchmark.rounds'),
+  ('model.merge', 'half', "merge='half'"),
+  ('model.merge_start', 99, 'merge_start=99'),
+  ('model.image_size', 'big', 'model.image_size'),
+  ('model.crop_ratio', 2, 'model.crop_ratio'),
+  ('model.dtype', 'int8', 'model.dtype'),
+  ('model.variant', 'vit_none', 'unknown model variant'),
+  ('data.source', 'folder', 'data.source'),
+  ('data.augment.kind', 'strong', 'data.augment.kind'),
+  ('profile', '5', 'config.profile'),
+]
+
+
+def changed(key, value):
+  config = copy.deepcopy(BASE)
+  section = config
+  *path, last = key.split('.')
+  for name in path:
+    section = section[name]
+  section[last] = value
+  return config
+
+
+@pytest.mark.parametrize('key, value, message', WRONG)
+def test_a_wrong_value_is_refused_at_once(key, value, message):
+  with pytest.raises(LambdaVitError) as caught:
+    config_check.check(changed(key, value))
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('select.criterion', 'probe'),
+    ('select.criterion', 'exhaustive:loss_increase'),
+    ('model.merge', 'decreasing:1'),
+    ('export.dtype', 'int8'),
+    ('linearize.ridge', 0.1),
+    ('benchmark.batch_sizes', 4),
+    ('dilute.dilution_steps', '3ep'),
+  ],
+)
+def test_a_right_value_passes(key, value):
+  config_check.check(changed(key, value))
+
+
+def test_the_defaults_pass():
+  config_check.check(common.base().to_dict())
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('decoder', 'unet'),
+    ('blocks', (0, 1, 2, 99)),
+    ('evaluation', 'tiles'),
+    ('stride', 'wide'),
+    ('pictures', 'few'),
+    ('num_classes', 0),
+    ('num_classes', 10**9),
+    ('scale', (2.0, 0.5)),
+    ('most_of_one', 75),
+    ('flip', 'often'),
+    ('photometric', -1.0),
+  ],
+)
+def test_a_wrong_value_of_a_segmentation(key, value):
+  config = changed('task', 'segment')
+  config_check.check(config)
+  config['segment'][key] = value
+  with pytest.raises(LambdaVitError):
+    config_check.check(config)
+
+
+def test_a_speedup_is_held_against_the_network():
+  config = changed('select.target_speedup', 50)
+  config['select']['num_layers'] = None
+  config['init'] = ''
+  with pytest.raises(UsageError, match='out of reach'):
+    config_check.check(config)
+  # What the weights' own size decides is left to the stage.
+  config['init'] = 'somewhere'
+  config_check.check(config)
+  config['select']['target_speedup'] = 1.01
+  config['init'] = ''
+  config_check.check(config)
+
+
+def test_a_value_of_a_late_stage_costs_nothing_and_locks_nothing(
+  tmp_path, capsys
+):
+  where = tmp_path / 'run'
+  argv = arguments('run', where, '--config.select.num_layers=3.5')
+  assert main.main(argv) == 2
+  assert 'select.num_layers=3.5' in capsys.readouterr().err
+  assert not where.exists()
+
+
+def test_a_command_that_fails_at_once_leaves_no_config(tmp_path, capsys):
+  where = tmp_path / 'run'
+  assert main.main(arguments('dilute', where)) == 1
+  assert 'run the stage' in capsys.readouterr().err
+  assert not list(where.iterdir())
+  # A config that was there stays.
+  where.joinpath('config.json').write_text(json.dumps(BASE))
+  assert main.main(arguments('dilute', where)) == 1
+  assert where.joinpath('config.json').exists()

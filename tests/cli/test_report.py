@@ -1,0 +1,195 @@
+"""The report page: its content, and what a real browser makes of it."""
+
+import json
+import re
+
+import pytest
+
+from lambda_vit_jax.cli.report import build
+from lambda_vit_jax.cli.report import html as html_lib
+from lambda_vit_jax.core.errors import CheckpointError
+from tests.support import browser
+
+_SCORES = ({0: 0.4, 1: -0.2, 2: 0.1}, {0: 0.5, 2: 0.05})
+_HOSTILE = '<script>alert(1)</script>" onload="x'
+
+
+def _size(scale: float) -> dict:
+  return {
+    'parameters': int(22_000_000 * scale),
+    'macs': int(4_600_000_000 * scale),
+    'weight_bytes': int(88_000_000 * scale),
+    'images_per_second': {'min': 9.0, 'median': 10.0 / scale, 'max': 12.0},
+  }
+
+
+FILES = {
+  'config.json': {'model': {'variant': 'deit_small_patch16_224'}},
+  'analysis.json': {
+    'profile': {
+      'attention_entropy': [1.0, None, 3.0],
+      'mlp_entropy': [2.0, 2.5, 2.75],
+    }
+  },
+  'selection.json': {
+    'criterion': _HOSTILE,
+    'target': 'logits',
+    'num_samples': 2048,
+    'order': [1, 2],
+    'removed': [1, 2],
+    'rounds': [
+      {'scores': {str(k): v for k, v in scores.items()}, 'chosen': chosen}
+      for scores, chosen in zip(_SCORES, (1, 2), strict=True)
+    ],
+  },
+  'evaluation.json': {
+    name: {'top1': top1, 'top5': 0.95, 'loss': 0.9, 'num_images': 50000}
+    for name, top1 in (('dense', 0.799), ('pruned', 0.803), ('exported', 0.803))
+  },
+  'benchmark.json': {
+    'device': 'a processor with a long name @ 2.50GHz',
+    'dtype': 'float32',
+    'batch_size': 64,
+    'date': '2026-01-01',
+    'speedup': 1.25,
+    'dense': _size(1.0),
+    'pruned': _size(0.9),
+    'exported': _size(0.9),
+  },
+}
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('report')
+  for name, value in FILES.items():
+    (workdir / name).write_text(json.dumps(value))
+  rows = (
+    {
+      'stage': stage,
+      'step': step,
+      'loss': 1 / step,
+      'accuracy': 1 - 1 / step,
+      'lambda': 1 - step / 200,
+    }
+    for stage in ('pretrain', 'dilute')
+    for step in range(1, 200)
+  )
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (workdir / 'metrics.jsonl').write_text(text)
+  return build.write_report(workdir)
+
+
+def test_nothing_from_a_file_becomes_markup(page):
+  text = page.read_text()
+  assert '<script>alert' not in text
+  assert '" onload' not in text
+  assert text.count('<script>') == 1
+
+
+def test_the_page_loads_nothing_and_links_are_relative(page):
+  text = page.read_text()
+  assert "default-src 'none'" in text
+  assert 'src=' not in text.replace('-src', '')
+  hrefs = re.findall(r'<a href="([^"]+)"', text)
+  assert 'selection.json' in hrefs
+  for name in hrefs:
+    assert (page.parent / name).exists()
+    assert not name.startswith(('/', '.'))
+    assert '://' not in name
+
+
+def test_every_plot_has_words_and_numbers(page):
+  figures = re.findall(r'<figure>.*?</figure>', page.read_text(), re.DOTALL)
+  assert len(figures) == 6
+  for figure in figures:
+    assert re.search(r'<svg role="img" aria-label="[^"]{20,}"', figure)
+    assert '<figcaption>' in figure
+    assert figure.count('<tr>') > 2
+
+
+def test_ids_are_unique(page):
+  ids = re.findall(r' id="([^"]+)"', page.read_text())
+  shared = {name for name in ids if ids.count(name) > 1}
+  # Clip paths of one size are equal, and so are their names.
+  assert all(re.fullmatch(r'[pm][0-9a-f]{8,}', name) for name in shared)
+
+
+def test_a_page_of_an_empty_workdir(tmp_path):
+  text = build.write_report(tmp_path).read_text()
+  assert text.count('–') >= 18
+  assert '<figure>' not in text
+
+
+@pytest.mark.parametrize('text', ['[]', '7', '"x"', '{'])
+def test_a_malformed_file_is_named(tmp_path, text):
+  (tmp_path / 'benchmark.json').write_text(text)
+  with pytest.raises(CheckpointError, match=r'benchmark\.json: (not|holds no)'):
+    build.results_cells(tmp_path)
+
+
+def test_tables_sort_by_value_not_by_text():
+  row = (html_lib.Cell('1.20 k', 1200.0), html_lib.Cell('–'))
+  text = html_lib.table(('a', 'b'), [row], 'name')
+  assert 'data-value="1200.0"' in text
+  assert 'data-value=""' in text
+
+
+_MEASURE = """
+const root = document.documentElement;
+const drawn = [...document.querySelectorAll('svg')].map(svg => {
+  const box = svg.getBoundingClientRect();
+  const inside = [...svg.querySelectorAll('text')].every(text => {
+    const b = text.getBoundingClientRect();
+    return b.left >= box.left - 1 && b.right <= box.right + 1
+      && b.top >= box.top - 1 && b.bottom <= box.bottom + 1;
+  });
+  return {width: box.width, height: box.height, right: box.right,
+    marks: svg.querySelectorAll('path').length, inside};
+});
+const cut = [...document.querySelectorAll('body *')].filter(node =>
+  !node.closest('svg') && !node.closest('details')
+  && node.clientWidth && node.scrollWidth > node.clientWidth + 1
+).map(node => node.outerHTML.slice(0, 80));
+const table = document.querySelector('table.sortable');
+const column = () => [...table.tBodies[0].rows].map(r => r.cells[6].textContent);
+const button = table.tHead.rows[0].cells[6].querySelector('button');
+button.focus();
+const focused = document.activeElement === button;
+button.click(); const up = column();
+button.click(); const down = column();
+return {problems: window.problems, scroll: root.scrollWidth,
+  client: root.clientWidth, drawn, cut, up, down, focused,
+  sort: table.tHead.rows[0].cells[6].getAttribute('aria-sort')};
+"""
+
+needs_chromium = pytest.mark.skipif(
+  browser.CHROMIUM is None,
+  reason='no chromium on this machine (apt-get install chromium)',
+)
+
+
+@needs_chromium
+@pytest.mark.parametrize('width', [360, 1280])
+def test_a_browser_draws_everything_and_cuts_nothing(page, tmp_path, width):
+  found = browser.measure(page.read_text(), width, _MEASURE, tmp_path)
+  assert found['problems'] == []
+  assert found['scroll'] <= found['client'] <= width
+  assert found['cut'] == []
+  assert len(found['drawn']) == 6
+  for picture in found['drawn']:
+    assert picture['width'] > 250
+    assert picture['height'] > 120
+    assert picture['right'] <= width
+    assert picture['marks'] > 5
+    assert picture['inside']
+  assert found['focused']
+  assert found['up'] == ['10.0', '11.1', '11.1']
+  assert found['down'] == ['11.1', '11.1', '10.0']
+  assert found['sort'] == 'descending'
+
+
+@needs_chromium
+def test_a_browser_has_nothing_to_complain_about(page, tmp_path):
+  """The page as it is, its security policy included."""
+  assert browser.console(page, tmp_path) == []

@@ -1,0 +1,365 @@
+"""Batches: one order for any process count, restart, thread or worker."""
+
+import dataclasses
+import io
+import itertools
+import logging
+import os
+import re
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.data import pipeline
+from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.data.pipeline import eval_batches, train_batches
+from lambda_vit_jax.data.sources.idx_folder import ArraySource
+
+GREY = Preprocessing((6, 6), (0.5,), (0.5,), 1.0, 'bilinear')
+NONE = Augment()
+AFFINE = Augment.from_config({'kind': 'affine', 'erasing': 0.5})
+NUM_IMAGES = 23
+
+
+def _source(num_images=NUM_IMAGES, size=6):
+  """Image i has grey value i everywhere, and label i."""
+  numbers = np.arange(num_images)
+  images = np.broadcast_to(
+    numbers[:, None, None].astype(np.uint8), (num_images, size, size)
+  )
+  return ArraySource('grey', images, numbers.astype(np.int32))
+
+
+def _take(batches, number):
+  taken = list(itertools.islice(batches, number))
+  batches.close()
+  return taken
+
+
+def _train(number=5, augment=AFFINE, seed=0, batch_size=8, **settings):
+  return _take(
+    train_batches(
+      _source(),
+      np.arange(2, NUM_IMAGES),
+      GREY,
+      augment,
+      batch_size,
+      seed,
+      **settings,
+    ),
+    number,
+  )
+
+
+def _assert_same(first, second):
+  assert len(first) == len(second)
+  for one, other in zip(first, second, strict=True):
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+def _labels(batches):
+  return np.concatenate([batch['label'] for batch in batches])
+
+
+@pytest.fixture(scope='module')
+def undisturbed():
+  return _train()
+
+
+def test_shapes_and_values(undisturbed):
+  for batch in undisturbed:
+    assert batch['image'].shape == (8, 6, 6, 1)
+    assert batch['image'].dtype == np.float32
+    assert batch['label'].shape == (8,)
+    assert batch['label'].dtype == np.int32
+  plain = _train(augment=NONE)
+  for batch in plain:
+    expected = (batch['label'] / 255 - 0.5) / 0.5
+    # One float32 multiplication and addition.
+    np.testing.assert_allclose(batch['image'][:, 3, 3, 0], expected, atol=2e-7)
+
+
+def test_each_pass_sees_each_image_once_in_a_new_order():
+  # 21 images in batches of 7: three batches a pass.
+  labels = _labels(_train(9, batch_size=7)).reshape(3, 21)
+  for order in labels:
+    np.testing.assert_array_equal(np.sort(order), np.arange(2, NUM_IMAGES))
+  assert (labels[0] != labels[1]).any()
+  assert (labels[1] != labels[2]).any()
+
+
+def test_passes_run_on_across_batches():
+  labels = _labels(_train(8))[:63].reshape(3, 21)
+  for order in labels:
+    np.testing.assert_array_equal(np.sort(order), np.arange(2, NUM_IMAGES))
+
+
+def test_same_seed_same_bytes_other_seed_other_order(undisturbed):
+  _assert_same(undisturbed, _train())
+  assert (_labels(undisturbed) != _labels(_train(seed=1))).any()
+  # Not one pass late either: pass e of seed s is not pass 0 of seed s + e.
+  first = _labels(_train(3, seed=1, batch_size=7))
+  second = _labels(_train(6, seed=0, batch_size=7))[21:]
+  assert (first != second).any()
+
+
+@pytest.mark.parametrize('start', [1, 4])
+def test_a_restart_goes_on_where_it_stopped(undisturbed, start):
+  _assert_same(undisturbed[start:], _train(5 - start, start_step=start))
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_processes_share_the_same_batches(undisturbed, count):
+  parts = [
+    _train(process_index=index, process_count=count) for index in range(count)
+  ]
+  joined = [
+    {name: np.concatenate([p[name] for p in step]) for name in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+  _assert_same(undisturbed, joined)
+
+
+def test_chunks_change_nothing(undisturbed, monkeypatch):
+  monkeypatch.setattr(pipeline, '_CHUNK_IMAGES', 3)
+  _assert_same(undisturbed, _train())
+  _assert_same(undisturbed[2:], _train(3, start_step=2))
+
+
+def test_workers_change_nothing(undisturbed):
+  _assert_same(undisturbed, _train(workers=2))
+
+
+def test_repeats_give_versions_of_one_image():
+  batches = _train(3, batch_size=9, repeats=3)
+  labels = _labels(batches).reshape(-1, 3)
+  assert (labels == labels[:, :1]).all()
+  assert len(np.unique(labels[:7])) == 7
+  images = batches[0]['image'].reshape(3, 3, -1)
+  assert (images[:, 0] != images[:, 1]).any(-1).all()
+
+
+def test_images_of_one_batch_are_changed_differently():
+  source = ArraySource(
+    'one', np.full((1, 6, 6), 255, np.uint8), np.zeros(1, np.int32)
+  )
+  (batch,) = _take(train_batches(source, [0], GREY, AFFINE, 8, 0), 1)
+  flat = batch['image'].reshape(8, -1)
+  assert len(np.unique(flat, axis=0)) == 8
+
+
+# --- evaluation -------------------------------------------------------------
+
+
+@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('batch_size', [4, 6, 24, 64])
+def test_every_image_once_whatever_the_batch_size(batch_size, count):
+  source = _source()
+  indices = np.arange(NUM_IMAGES)[::-1]
+  parts = [
+    list(
+      eval_batches(
+        source, indices, GREY, batch_size, process_index=i, process_count=count
+      )
+    )
+    for i in range(count)
+  ]
+  number = -(-NUM_IMAGES // batch_size)
+  seen = []
+  for step in zip(*parts, strict=True):
+    for batch in step:
+      assert batch['image'].shape == (batch_size // count, 6, 6, 1)
+      assert batch['mask'].dtype == bool
+      padding = ~batch['mask']
+      assert not batch['image'][padding].any()
+      assert not batch['label'][padding].any()
+      seen.extend(batch['label'][batch['mask']])
+  assert all(len(part) == number for part in parts)
+  np.testing.assert_array_equal(seen, indices)
+
+
+def test_evaluation_workers_change_nothing():
+  settings = (_source(), np.arange(NUM_IMAGES), GREY, 8)
+  _assert_same(
+    list(eval_batches(*settings)), list(eval_batches(*settings, workers=2))
+  )
+
+
+# --- what goes wrong --------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenSource:
+  """Image 3 is cut short, image 4 no image."""
+
+  labels = np.arange(6, dtype=np.int32)
+
+  def __len__(self):
+    return 6
+
+  def __getitem__(self, index):
+    file = io.BytesIO()
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8) + index
+    Image.fromarray(pixels).save(file, 'PNG')
+    data = {3: file.getvalue()[:45], 4: b'text'}.get(index, file.getvalue())
+    return {'image': data, 'label': index, 'index': index}
+
+  def describe(self, index):
+    return f'photos/{index}.png'
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_undecodable_image_is_named(workers):
+  batches = eval_batches(BrokenSource(), np.arange(6), GREY, 2, workers=workers)
+  next(batches)
+  with pytest.raises(DataError, match=r'photos/3\.png cannot be') as raised:
+    next(batches)
+  message = str(raised.value)
+  assert '\n' not in message
+  assert 'data.skip_undecodable' in message
+  assert not re.search(r'0x[0-9a-f]{6}', message)
+
+
+def test_undecodable_training_image_is_named():
+  batches = train_batches(BrokenSource(), [4], GREY, NONE, 2, 0)
+  with pytest.raises(DataError, match=r'photos/4\.png cannot be decoded'):
+    next(batches)
+
+
+def test_undecodable_images_are_skipped_if_asked(caplog):
+  pipeline._warn_once.cache_clear()
+  with caplog.at_level(logging.WARNING):
+    (batch,) = eval_batches(
+      BrokenSource(), np.arange(6), GREY, 6, skip_undecodable=True
+    )
+  np.testing.assert_array_equal(batch['mask'], [1, 1, 1, 0, 0, 1])
+  assert 'photos/3.png' in caplog.text
+  assert 'photos/4.png' in caplog.text
+
+  def train(start, number):
+    return _take(
+      train_batches(
+        BrokenSource(),
+        np.arange(6),
+        GREY,
+        AFFINE,
+        6,
+        0,
+        start_step=start,
+        skip_undecodable=True,
+      ),
+      number,
+    )
+
+  caplog.clear()
+  batches = train(0, 4)
+  assert set(_labels(batches)) == {0, 1, 2, 5}
+  _assert_same(batches[2:], train(2, 2))
+  # Each broken image is named once, not once a pass.
+  assert not caplog.text
+
+
+def test_nothing_but_broken_images_is_an_error():
+  batches = train_batches(
+    BrokenSource(), [3, 4], GREY, NONE, 2, 0, skip_undecodable=True
+  )
+  with pytest.raises(DataError, match='images in a row cannot be decoded'):
+    next(batches)
+
+
+@pytest.mark.parametrize(
+  'settings, error, message',
+  [
+    ({'batch_size': 9, 'process_count': 2}, UsageError, 'multiple of the 2'),
+    ({'batch_size': 0}, UsageError, 'batch_size = 0'),
+    ({'process_index': 1}, UsageError, 'process_index = 1'),
+    ({'repeats': 0}, UsageError, 'repeats = 0'),
+    ({'prefetch': 0}, UsageError, 'prefetch = 0'),
+    ({'workers': -1}, UsageError, 'workers = -1'),
+    ({'start_step': -1}, UsageError, 'start_step = -1'),
+    ({'indices': []}, DataError, 'No image is left'),
+    ({'indices': [23]}, DataError, 'exceed the split'),
+  ],
+)
+def test_sizes_that_do_not_fit(settings, error, message):
+  arguments = {'indices': [0, 1], 'batch_size': 8, 'seed': 0, **settings}
+  with pytest.raises(error, match=message):
+    train_batches(_source(), preprocessing=GREY, augment=NONE, **arguments)
+
+
+def test_few_batches_are_in_memory():
+  read = []
+
+  class Counting(ArraySource):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  source = Counting('grey', _source().images, _source().labels)
+  batches = train_batches(source, np.arange(23), GREY, NONE, 8, 0, prefetch=2)
+  for taken in range(1, 6):
+    next(batches)
+    # What was handed out, two batches ahead, one being started.
+    assert len(read) <= 8 * (taken + 3)
+  batches.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingSource:
+  """Notes each read as a byte in a pipe with a name, from any process."""
+
+  pipe: str
+  labels: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.arange(NUM_IMAGES, dtype=np.int32)
+  )
+
+  def __len__(self):
+    return NUM_IMAGES
+
+  def __getitem__(self, index):
+    descriptor = os.open(self.pipe, os.O_WRONLY)
+    os.write(descriptor, b'.')
+    os.close(descriptor)
+    return {'image': np.zeros((6, 6), np.uint8), 'label': 0, 'index': index}
+
+  def describe(self, index):
+    return f'image {index}'
+
+
+def test_few_batches_are_in_memory_of_workers(tmp_path):
+  pipe = tmp_path / 'reads'
+  os.mkfifo(pipe)
+  descriptor = os.open(pipe, os.O_RDWR)
+  source = LoggingSource(str(pipe))
+  batches = train_batches(
+    source, np.arange(23), GREY, NONE, 8, 0, workers=2, prefetch=2
+  )
+  read = 0
+  for taken in range(1, 9):
+    next(batches)
+    # Waits until the next batch is being read; what ran further shows below.
+    while read < 8 * taken + 1:
+      read += len(os.read(descriptor, 4096))
+    # What was handed out, two batches ahead, and per worker one that waits to
+    # be sent, one that its thread has ready, and one being made.
+    assert read <= 8 * (taken + 2 + 2 * 3)
+  batches.close()
+  os.close(descriptor)
+
+
+def test_close_stops_the_threads():
+  before = threading.active_count()
+  for _ in range(3):
+    batches = train_batches(_source(), [0], GREY, NONE, 4, 0)
+    next(batches)
+    batches.close()
+  for thread in threading.enumerate():
+    if thread.name.startswith('grain-prefetch'):
+      thread.join(10)
+  assert threading.active_count() <= before

@@ -1,0 +1,365 @@
+"""Decoding and geometry against formulas of their own."""
+
+import io
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data.augment import Augment, training_array
+from lambda_vit_jax.data.transforms import UndecodableError
+
+BICUBIC = Image.Resampling.BICUBIC
+RGB = Preprocessing((8, 8), crop_ratio=1.0)
+
+
+def _photo(width, height, rng):
+  """Smooth colours, so that scaling commutes nearly with cropping."""
+  rows, columns = np.mgrid[:height, :width]
+  waves = np.stack(
+    [
+      np.sin(rows / height * 3 + k) + np.cos(columns / width * 4 - k)
+      for k in range(3)
+    ],
+    axis=-1,
+  )
+  noise = rng.normal(0, 2, waves.shape)
+  return Image.fromarray(
+    np.clip(127 + 50 * waves + noise, 0, 255).astype(np.uint8)
+  )
+
+
+def _encode(image, kind, **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+# --- evaluation geometry ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'size',
+  [(300, 200), (200, 300), (257, 256), (333, 77), (64, 64), (20, 90), (8, 8)],
+)
+@pytest.mark.parametrize('interpolation', ['bicubic', 'bilinear'])
+def test_shorter_side_then_centre(size, interpolation, rng):
+  image = _photo(*size, rng)
+  found = transforms.resize_and_crop(image, (56, 56), 0.875, interpolation)
+  width, height = size
+  short = min(size)
+  # The reference recipe: 64 on the shorter side, the rest cut off.
+  scaled = (int(64 * width / short), int(64 * height / short))
+  expected = image.resize(scaled, transforms.RESAMPLING[interpolation])
+  left = round((scaled[0] - 56) / 2.0)
+  top = round((scaled[1] - 56) / 2.0)
+  expected = expected.crop((left, top, left + 56, top + 56))
+  np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize('size', [(40, 30), (30, 40), (200, 31), (7, 5)])
+@pytest.mark.parametrize('target', [(24, 16), (16, 24), (9, 30)])
+def test_oblong_targets_are_exact_and_covered(size, target, rng):
+  found = transforms.resize_and_crop(_photo(*size, rng), target, 0.9)
+  assert (found.height, found.width) == target
+
+
+def test_right_size_is_left_alone(rng):
+  image = _photo(8, 8, rng)
+  assert transforms.resize_and_crop(image, (8, 8), 1.0) is image
+
+
+def test_a_thin_strip_does_not_take_gigabytes():
+  image = Image.new('RGB', (60_000, 2))
+  found = transforms.resize_and_crop(image, (224, 224), 0.875)
+  assert found.size == (224, 224)
+
+
+def test_normalisation():
+  preprocessing = Preprocessing((2, 1))
+  pixels = np.array([[[0, 128, 255]], [[10, 20, 30]]], np.uint8)
+  found = transforms.evaluation_array(pixels, preprocessing)
+  expected = (pixels / 255 - preprocessing.mean) / preprocessing.std
+  assert found.dtype == np.float32
+  assert found.shape == (2, 1, 3)
+  # A float32 product and sum of numbers below 5.
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# --- decoding ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_modes(mode, channels, rng):
+  grey = rng.integers(0, 2, (5, 4)).astype(np.uint8) * 255
+  if mode == 'I;16':
+    image = Image.fromarray(grey.astype(np.uint16) * 257)
+  else:
+    image = Image.fromarray(grey).convert(mode)
+  data = _encode(image, 'PNG')
+  loaded = transforms.load(transforms.open_image(data), channels)
+  pixels = np.asarray(loaded).reshape(5, 4, channels)
+  for channel in range(channels):
+    np.testing.assert_array_equal(pixels[..., channel], grey)
+
+
+def test_palette_with_transparency(rng):
+  image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), 'P')
+  image.putpalette([10, 20, 30, 200, 100, 50])
+  data = _encode(image, 'PNG', transparency=bytes([0, 255]))
+  loaded = transforms.load(transforms.open_image(data), 3)
+  np.testing.assert_array_equal(
+    np.asarray(loaded)[0], [[10, 20, 30], [200, 100, 50]]
+  )
+
+
+def test_cmyk_jpeg_and_arrays(rng):
+  data = _encode(_photo(16, 16, rng).convert('CMYK'), 'JPEG')
+  assert transforms.load(transforms.open_image(data), 3).mode == 'RGB'
+  for shape in ((4, 5), (4, 5, 1), (4, 5, 3)):
+    array = rng.integers(0, 256, shape).astype(np.uint8)
+    image = transforms.open_image(array)
+    np.testing.assert_array_equal(np.asarray(image).reshape(shape), array)
+
+
+def _bomb() -> bytes:
+  """A PNG whose header claims 50,000 x 50,000 pixels."""
+
+  def chunk(kind, data):
+    body = kind + data
+    return (
+      struct.pack('>I', len(data)) + body + struct.pack('>I', zlib.crc32(body))
+    )
+
+  header = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(b''))
+    + chunk(b'IEND', b'')
+  )
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('share', [0.0, 0.02, 0.3, 0.9])
+def test_truncated_files(kind, share, rng):
+  data = _encode(_photo(64, 48, rng), kind)
+  data = data[: int(len(data) * share)]
+  with pytest.raises(UndecodableError) as raised:
+    transforms.evaluation_array(data, RGB)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('data', [b'', b'<html>', _bomb()])
+def test_what_is_no_image(data):
+  with pytest.raises(UndecodableError):
+    transforms.evaluation_array(data, RGB)
+
+
+# --- random resized crop ----------------------------------------------------
+
+
+def test_crop_distribution():
+  rng = np.random.default_rng(0)
+  size = (400, 300)
+  boxes = np.array(
+    [
+      transforms.sample_crop(size, (0.1, 0.5), (3 / 4, 4 / 3), rng)
+      for _ in range(3000)
+    ]
+  )
+  left, top, right, bottom = boxes.T
+  assert (left >= 0).all()
+  assert (top >= 0).all()
+  assert (right <= 400).all()
+  assert (bottom <= 300).all()
+  areas = (right - left) * (bottom - top) / 120_000
+  # Uniform: mean 0.3, deviation 0.115; four standard errors of 3000, and
+  # half a per cent for the sides' rounding.
+  assert abs(areas.mean() - 0.3) < 4 * 0.115 / math.sqrt(3000) + 0.0015
+  assert abs(areas.std() - 0.4 / math.sqrt(12)) < 0.01
+  log_aspect = np.log((right - left) / (bottom - top))
+  assert abs(log_aspect.mean()) < 0.02
+  assert abs(log_aspect).max() < math.log(4 / 3) + 0.02
+  # Places are uniform over what fits.
+  assert abs((left / (400 - (right - left))).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+  'size, box',
+  [((400, 10), (193, 0, 206, 10)), ((10, 400), (0, 193, 10, 206))],
+)
+def test_crop_that_never_fits_is_the_centre(size, box):
+  rng = np.random.default_rng(0)
+  found = transforms.sample_crop(size, (0.9, 1.0), (3 / 4, 4 / 3), rng)
+  assert found == box
+
+
+@pytest.mark.parametrize('quality', [95])
+def test_draft_scaling_gives_nearly_the_same_pixels(quality, rng):
+  image = _photo(640, 480, rng)
+  data = _encode(image, 'JPEG', quality=quality)
+  box = (100, 60, 500, 420)
+  opened = transforms.open_image(data)
+  found = transforms.crop_and_resize(opened, 3, box, (40, 44), 'bicubic')
+  full = transforms.load(transforms.open_image(data), 3)
+  expected = full.crop(box).resize((44, 40), BICUBIC)
+  difference = np.asarray(found, float) - np.asarray(expected, float)
+  # JPEG's own reduction by 8 against bicubic from the full size.
+  assert abs(difference).mean() < 1.5
+  # It was not decoded at full size.
+  opened = transforms.open_image(data)
+  transforms.load(opened, 3, draft_size=(71, 54))
+  assert opened.size == (80, 60)
+
+
+def test_draft_never_enlarges(rng):
+  data = _encode(_photo(64, 64, rng), 'JPEG')
+  opened = transforms.open_image(data)
+  transforms.load(opened, 3, draft_size=(50, 50))
+  assert opened.size == (64, 64)
+
+
+# --- affine -----------------------------------------------------------------
+
+
+def test_no_warp_is_the_identity(rng):
+  coefficients = transforms.affine_coefficients((9, 7))
+  np.testing.assert_allclose(coefficients, (1, 0, 0, 0, 1, 0), atol=1e-12)
+
+
+def _warp(image, **values):
+  return np.asarray(
+    image.transform(
+      image.size,
+      Image.Transform.AFFINE,
+      transforms.affine_coefficients(image.size, **values),
+      resample=Image.Resampling.BILINEAR,
+    )
+  )
+
+
+def test_shift_moves_and_does_not_wrap(rng):
+  pixels = rng.integers(1, 256, (6, 8)).astype(np.uint8)
+  found = _warp(Image.fromarray(pixels), shift=(2, -1))
+  np.testing.assert_array_equal(found[:5, 2:], pixels[1:, :6])
+  assert not found[5].any()
+  assert not found[:, :2].any()
+
+
+def test_quarter_turn(rng):
+  pixels = rng.integers(0, 256, (7, 7)).astype(np.uint8)
+  found = _warp(Image.fromarray(pixels), angle=math.pi / 2)
+  # Sampling points lie 1e-16 off pixel centres; Pillow truncates there.
+  difference = found.astype(int) - np.rot90(pixels)
+  assert abs(difference).max() <= 1
+
+
+def test_coefficients_are_the_stated_map():
+  size, shift = (10, 6), (0.5, -0.25)
+  angle, scale, aspect, shear = 0.3, 1.2, 0.9, 0.1
+  a, b, c, d, e, f = transforms.affine_coefficients(
+    size, angle, shift, scale, aspect, shear
+  )
+  rotation = np.array(
+    [
+      [math.cos(angle), -math.sin(angle)],
+      [math.sin(angle), math.cos(angle)],
+    ]
+  )
+  stretch = np.array([[aspect, shear], [0, 1]])
+  centre = np.array(size) / 2
+  place = np.array([3.0, 4.0])
+  expected = rotation @ stretch @ (place - centre - shift) / scale + centre
+  found = np.array([[a, b], [d, e]]) @ place + (c, f)
+  # float64.
+  np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_scale_above_one_enlarges():
+  pixels = np.zeros((20, 20), np.uint8)
+  pixels[8:12, 8:12] = 255
+  assert _warp(Image.fromarray(pixels), scale=1.5).sum() > pixels.sum()
+
+
+# --- recipes ----------------------------------------------------------------
+
+
+def test_kinds():
+  assert Augment.from_config({}) == Augment()
+  assert Augment.from_config({'kind': 'none', 'flip': None}) == Augment()
+  deit = Augment.from_config({'kind': 'deit', 'erasing': 0.0})
+  assert deit.randaugment == 'rand-m9-mstd0.5-inc1'
+  assert (deit.flip, deit.erasing, deit.crop_area) == (0.5, 0.0, (0.08, 1.0))
+  affine = Augment.from_config({'kind': 'affine', 'crop_area': [0.5, 1]})
+  assert affine.is_affine
+  assert affine.crop_area == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+  'config, message',
+  [
+    ({'kind': 'affin'}, 'did you mean affine'),
+    ({'rotatoin': 3}, 'did you mean rotation'),
+    ({'flip': 1.5}, 'flip = 1.5'),
+    ({'flip': 'often'}, "flip = 'often'"),
+    ({'rotation': -1}, 'rotation = -1'),
+    ({'crop_area': (0.5, 0.2)}, 'crop_area'),
+    ({'crop_area': 0.5}, 'two numbers'),
+    ({'randaugment': 'rand-m9'}, 'inc1'),
+    ({'randaugment': 9}, 'randaugment = 9'),
+  ],
+)
+def test_bad_recipes(config, message):
+  with pytest.raises(UsageError, match=message):
+    Augment.from_config(config)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('kind', ['none', 'affine', 'deit'])
+def test_training_arrays(kind, channels, rng):
+  preprocessing = Preprocessing(
+    (16, 12), (0.5,) * channels, (0.25,) * channels, 0.9
+  )
+  data = _encode(_photo(50, 40, rng), 'JPEG')
+  augment = Augment.from_config({'kind': kind})
+  first, again, other = (
+    training_array(data, preprocessing, augment, np.random.default_rng(seed))
+    for seed in (3, 3, 4)
+  )
+  assert first.shape == (16, 12, channels)
+  assert first.dtype == np.float32
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).any() == (kind != 'none')
+  if kind == 'none':
+    expected = transforms.evaluation_array(data, preprocessing)
+    np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize('field', ['flip', 'erasing'])
+def test_rates_of_flip_and_erasing(field, rng):
+  pixels = rng.integers(0, 256, (6, 6)).astype(np.uint8)
+  preprocessing = Preprocessing((6, 6), (0.5,), (0.25,), 1.0)
+  plain = training_array(pixels, preprocessing, Augment(), rng)
+  augment = Augment(**{field: 0.25})
+  changed = [
+    (training_array(pixels, preprocessing, augment, rng) != plain).any()
+    for _ in range(1000)
+  ]
+  # Binomial: standard deviation 0.0137; four of them.
+  assert abs(np.mean(changed) - 0.25) < 0.055
+
+
+def test_flip_mirrors(rng):
+  pixels = rng.integers(0, 256, (6, 6)).astype(np.uint8)
+  preprocessing = Preprocessing((6, 6), (0.5,), (0.25,), 1.0)
+  plain = training_array(pixels, preprocessing, Augment(), rng)
+  flipped = training_array(pixels, preprocessing, Augment(flip=1.0), rng)
+  np.testing.assert_array_equal(flipped, plain[:, ::-1])

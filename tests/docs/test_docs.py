@@ -1,0 +1,270 @@
+"""What README.md and docs/ print works: commands, keys, Python, links."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from lambda_vit_jax.configs import common
+from PIL import Image
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import main
+from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.exporters.export import FORMATS
+from tests.support import doc_pages
+
+COMMANDS = doc_pages.commands()
+DIGITS = 'builtin:vit_mini_patch2_8_digits'
+# Stands for something that only a reader has.
+PLACEHOLDER = re.compile(r'\b(DIR|IMAGE|NAME|FILE|MODEL|PROJECT|BUCKET)\b')
+# Programs that are not ours; what they are told to run of ours is checked.
+ELSEWHERE = ('gcloud', 'git', 'cd', 'export', 'ssh', 'source', 'srun', 'sbatch')
+each_page = pytest.mark.parametrize('path', doc_pages.PAGES, ids=doc_pages.name)
+
+
+def flatten(config, prefix=''):
+  for key, value in config.items():
+    yield prefix + key
+    if isinstance(value, dict):
+      yield from flatten(value, f'{prefix}{key}.')
+
+
+def check_stage(words):
+  """The stage exists, and the config file takes every override."""
+  # A made-up file stands for one that a reader would write.
+  words = [
+    re.sub(r'^--config=(FILE|my_\w+)\.py', '--config=configs/digits.py', w)
+    for w in words
+  ]
+  _, config, _ = main.parse(words)
+  settings = config.to_dict()
+  config_values.budget(settings['select'])
+  for stage, keys in (
+    ('pretrain', ('steps', 'warmup_steps')),
+    ('dilute', ('dilution_steps', 'settle_steps', 'warmup_steps')),
+  ):
+    for key in keys:
+      config_values.duration(settings[stage][key], 100, f'{stage}.{key}')
+  Augment.from_config(settings['data']['augment'])
+  assert set(settings['export']['formats']) <= set(FORMATS)
+
+
+def check_ours(words, capsys):
+  if words[0] == '--help':
+    assert main.main(words) == 0
+    return
+  if words[0] not in main.COMMANDS:
+    check_stage(words)
+    return
+  main.main([words[0], '--help'])
+  text = capsys.readouterr().out
+  for word in words[1:]:
+    if word.startswith('--'):
+      assert word.partition('=')[0] in text
+  # What needs nothing but the package is run.
+  if not re.search(r'--model=|:', ' '.join(words)) and not any(
+    PLACEHOLDER.search(word) for word in words
+  ):
+    assert main.main(words) == 0
+
+
+def check_pip(words):
+  project = (doc_pages.ROOT / 'pyproject.toml').read_text()
+  for extra in re.findall(r'\[([\w,]+)\]', ' '.join(words)):
+    for one in extra.split(','):
+      if 'lambda_vit_jax' in ' '.join(words) or '.[' in ' '.join(words):
+        assert re.search(rf'^{one} = \[', project, re.MULTILINE)
+
+
+def check_python(words, capsys):
+  if words[0] == '-m' and words[1] == 'lambda_vit_jax':
+    check_ours(words[2:], capsys)
+  elif words[:2] == ['-m', 'pip']:
+    check_pip(words[2:])
+  elif words[0] == '-m':
+    path = doc_pages.ROOT / (words[1].replace('.', '/') + '.py')
+    assert words[1] in ('build', 'pytest', 'venv') or path.exists()
+  else:
+    script = doc_pages.ROOT / words[0]
+    text = script.read_text()
+    for word in words[1:]:
+      if word.startswith('--'):
+        assert word.partition('=')[0] in text
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=str)
+def test_commands_are_right(command, capsys):
+  program, *words = command.words
+  program = program.rpartition('/')[2]
+  if program == 'lambda-vit':
+    check_ours(words, capsys)
+  elif program in ('python', 'python3'):
+    check_python(words, capsys)
+  elif program == 'make':
+    targets = (doc_pages.ROOT / 'Makefile').read_text()
+    assert re.search(rf'^{words[0]}:', targets, re.MULTILINE)
+  elif program == 'pip':
+    check_pip(words)
+  elif program == 'tfds':
+    assert words[0] == 'build'
+    assert tfds.builder_cls(words[1])
+    assert '--file_format=array_record' in words
+  else:
+    assert program in (*ELSEWHERE, 'pre-commit')
+
+
+def test_commands_are_found():
+  assert len(COMMANDS) > 20
+  assert {c.words[1] for c in COMMANDS if c.words[0] == 'make'} >= {
+    'quickstart',
+    'test',
+  }
+
+
+@each_page
+def test_config_keys_in_the_text_exist(path):
+  known = set(flatten(common.base().to_dict()))
+  sections = '|'.join(
+    sorted({k.partition('.')[0] for k in known if '.' in k} - {'model'})
+  )
+  named = re.findall(
+    rf'`(?:--config\.)?((?:{sections})\.[a-z_][a-z_.]*)(?:=[^`]*)?`',
+    doc_pages.prose(path),
+  )
+  assert not {key for key in named if not re.search(r'\.jsonl?$', key)} - known
+
+
+@each_page
+def test_stages_in_the_text_exist(path):
+  named = re.findall(r'`lambda-vit ([\w-]+)', doc_pages.prose(path))
+  assert set(named) <= {*main.STAGES, *main.COMMANDS, '--help'}
+
+
+@each_page
+def test_links_lead_somewhere(path):
+  for link in re.findall(r'\]\(([^)\s]+)\)', doc_pages.prose(path)):
+    if link.startswith('https://'):
+      continue
+    target, _, anchor = link.partition('#')
+    file = (path.parent / target) if target else path
+    assert file.exists(), link
+    if anchor:
+      assert anchor in doc_pages.anchors(file), link
+
+
+@each_page
+def test_every_picture_has_a_text(path):
+  assert not re.search(r'!\[\]\(', path.read_text())
+
+
+def test_pictures_are_small():
+  for path in (doc_pages.ROOT / 'docs' / 'images').iterdir():
+    assert path.stat().st_size < 150_000
+
+
+def test_every_figure_has_its_script():
+  for path in (doc_pages.ROOT / 'docs' / 'benchmarks').glob('*.json'):
+    assert (doc_pages.ROOT / 'benchmarks' / f'{path.stem}.py').exists()
+
+
+def test_hooks_and_ci_use_what_make_uses():
+  hooks = (doc_pages.ROOT / '.pre-commit-config.yaml').read_text()
+  constraints = (doc_pages.ROOT / 'constraints.txt').read_text()
+  version = re.search(r'^ruff==(.+)$', constraints, re.MULTILINE)[1]
+  assert f'rev: v{version}\n' in hooks
+  workflow = (doc_pages.ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+  assert {'make test', 'make test-slow'} <= set(
+    re.findall(r'run: (make [\w-]+)', workflow)
+  )
+
+
+def test_every_page_is_in_the_index():
+  index = (doc_pages.ROOT / 'docs' / 'README.md').read_text()
+  for path in (doc_pages.ROOT / 'docs').glob('*.md'):
+    if path.name != 'README.md':
+      assert f']({path.name})' in index
+
+
+@each_page
+def test_python_runs(path, tmp_path, monkeypatch, rng):
+  monkeypatch.chdir(tmp_path)
+  bodies = doc_pages.fences(path, 'python')
+  namespace = {}
+  for body in bodies:
+    code = compile(body, doc_pages.name(path), 'exec')
+    # PyTorch and timm are not installed here; tests/parity runs those lines.
+    if re.search(r'\b(torch|timm)\b', body) and 'lv.' not in body:
+      continue
+    if 'model.safetensors' in body:
+      lv.export(lv.load_pretrained(DIGITS), 'weights', ('safetensors',))
+      (tmp_path / 'weights' / 'model.safetensors').rename('model.safetensors')
+      shape = (64, 8, 8, 1)
+      namespace['batches'] = [
+        rng.normal(size=shape).astype(np.float32) for _ in range(2)
+      ]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      exec(code, namespace)
+    if 'get_config' in namespace:
+      config_values.budget(namespace['get_config']().to_dict()['select'])
+    # A table that a page shows is the one that its code prints.
+    for line in out.getvalue().splitlines():
+      assert line in path.read_text()
+
+
+@pytest.mark.slow
+def test_commands_by_hand(tmp_path, monkeypatch):
+  """What is printed and needs no other data, in order, in smoke-run form."""
+  monkeypatch.chdir(tmp_path)
+  Image.new('L', (8, 8)).save('IMAGE.png')
+  for label in '0123456789':
+    for split in ('train', 'val'):
+      folder = tmp_path / 'DIR' / split / label
+      folder.mkdir(parents=True)
+      # No picture twice: check-data would say so.
+      shade = 20 * int(label) + (split == 'val')
+      Image.new('L', (8, 8), shade).save(folder / '0.png')
+  for index, split in enumerate(('train', 'val')):
+    for part, mode in (('images', 'RGB'), ('masks', 'L')):
+      folder = tmp_path / 'SCENES' / split / part
+      folder.mkdir(parents=True)
+      picture = Image.new(mode, (8, 8))
+      # Both classes, and no picture twice.
+      shade = 200 + index if mode == 'RGB' else 1
+      picture.paste((shade,) * 3 if mode == 'RGB' else shade, (2, 2, 6, 6))
+      picture.save(folder / '0.png')
+  (tmp_path / 'SCENES' / 'classes.txt').write_text('ground\nthing\n')
+  done = []
+  for command in COMMANDS:
+    line = ' '.join(command.words)
+    if command.where == 'docs/reference.md' or command.words[0] != 'lambda-vit':
+      continue
+    if not re.search('tfds:|idx_folder:|configs/(?!digits)', line):
+      words = [
+        word + ':runlocal'
+        if word.startswith('--config=')
+        # Two layouts cannot be one folder.
+        else word.replace(
+          'segmentation_folder:DIR', 'segmentation_folder:SCENES'
+        )
+        for word in command.words[1:]
+      ]
+      # Compiled as for users, on the one device that they have: eight that
+      # share two cores wait for each other too long.
+      done_by = subprocess.run(
+        [sys.executable, '-m', 'lambda_vit_jax', *words],
+        env=os.environ | {'XLA_FLAGS': ''},
+        capture_output=True,
+        text=True,
+      )
+      assert done_by.returncode == 0, (words, done_by.stderr)
+      done.append(words[0])
+  assert done[:4] == ['run', 'predict', 'models', 'check-data']
+  assert 'benchmark' in done

@@ -1,0 +1,121 @@
+"""Every notebook is small, stripped, paired with its script, and runs."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+MAKER = runpy.run_path(str(ROOT / 'notebooks' / 'make_notebooks.py'))
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+each_notebook = pytest.mark.parametrize(
+  'path', NOTEBOOKS, ids=lambda path: path.stem
+)
+
+
+def cells(path, kind='code'):
+  found = json.loads(path.read_text())['cells']
+  return [cell for cell in found if cell['cell_type'] == kind]
+
+
+def source(cell):
+  return ''.join(cell['source'])
+
+
+def first_cell(path):
+  return source(cells(path)[0])
+
+
+def test_each_notebook_has_a_script_and_each_script_a_notebook():
+  names = {path.stem for path in NOTEBOOKS}
+  assert names == {'look_inside', 'choose_and_dilute', 'bring_your_own'}
+  assert {path.stem for path in MAKER['scripts']()} == names
+
+
+@each_notebook
+def test_pair_agrees(path):
+  script = path.with_suffix('.py').read_text()
+  assert json.loads(path.read_text()) == MAKER['notebook'](script), (
+    'run `python notebooks/make_notebooks.py`'
+  )
+
+
+@each_notebook
+def test_small_and_stripped(path):
+  assert path.stat().st_size < 60_000
+  for cell in cells(path):
+    assert not cell['outputs']
+    assert cell['execution_count'] is None
+
+
+@each_notebook
+def test_badge_opens_this_notebook_and_readme_has_it_too(path):
+  owner = re.search(r'github\.com/([\w-]+)/', first_cell(path))[1]
+  link = (
+    f'https://colab.research.google.com/github/{owner}/lambda_vit_jax/'
+    f'blob/main/notebooks/{path.name}'
+  )
+  assert link in source(cells(path, 'markdown')[0])
+  assert link in (ROOT / 'README.md').read_text()
+
+
+@each_notebook
+def test_the_first_cell_installs_what_the_package_needs(path):
+  text = first_cell(path)
+  assert text == first_cell(NOTEBOOKS[0])
+  values = {
+    ast.unparse(node.targets[0]): node.value
+    for node in ast.parse(text).body
+    if isinstance(node, ast.Assign)
+  }
+  lines = ast.literal_eval(values['NEEDED'])
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  assert lines == sorted(project['dependencies'])
+  # An accelerator's JAX belongs to the runtime: we never choose another.
+  assert not re.search(r'jax\[|jaxlib|--upgrade|colab_tpu', text)
+
+
+@each_notebook
+def test_the_first_cell_installs_nothing_here(path, monkeypatch):
+  def refuse(*args, **kwargs):
+    raise AssertionError(args)
+
+  monkeypatch.setattr(subprocess, 'run', refuse)
+  exec(first_cell(path), {})
+
+
+@each_notebook
+def test_defines_no_class_and_imports_the_public_face(path):
+  text = '\n'.join(map(source, cells(path)))
+  for node in ast.walk(ast.parse(text)):
+    assert not isinstance(node, ast.ClassDef)
+    if isinstance(node, ast.ImportFrom) and 'lambda_vit' in (node.module or ''):
+      assert node.module == 'lambda_vit_jax.main'
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs_from_top_to_bottom(path, tmp_path):
+  script = '\n\n'.join(map(source, cells(path)))
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    # They train: compiled as for users.
+    'XLA_FLAGS': '',
+    'MPLBACKEND': 'agg',
+    'TMPDIR': str(tmp_path),
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=environment,
+  )
+  assert done.returncode == 0, done.stderr

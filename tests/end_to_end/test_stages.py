@@ -1,0 +1,414 @@
+"""The stages, end to end on real digits with a network of three blocks."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.errors import (
+  CheckpointError,
+  LambdaVitError,
+  UsageError,
+)
+from lambda_vit_jax.evaluation import accuracy
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training.metrics import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+OVERRIDES = (
+  '--config.init=',
+  '--config.model.variant=vit_nano_patch2_8',
+  '--config.batch_size=32',
+  '--config.pretrain.steps=6',
+  '--config.pretrain.warmup_steps=1',
+  '--config.select.num_layers=1',
+  '--config.dilute.warmup_steps=1',
+  '--config.dilute.dilution_steps=4',
+  '--config.dilute.settle_steps=3',
+  '--config.checkpoint_every=2',
+  '--config.log_every=1',
+  '--config.benchmark.rounds=2',
+)
+
+
+def arguments(stage, workdir, *more):
+  return [
+    stage,
+    f'--config={ROOT}/configs/digits.py',
+    f'--workdir={workdir}',
+    *OVERRIDES,
+    *more,
+  ]
+
+
+def open_run(workdir, *more):
+  _, config, _ = main.parse(arguments('run', workdir, *more))
+  run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
+  # Two of the eight devices: programs for fewer devices compile faster.
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  run.mesh = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+  return run
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'digits'
+  registry.run_all(open_run(workdir))
+  return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  shutil.copytree(finished, tmp_path / 'digits')
+  return tmp_path / 'digits'
+
+
+def read(workdir, name):
+  return json.loads((workdir / name).read_text())
+
+
+def test_every_stage_leaves_its_file(finished):
+  for name in (
+    'config.json',
+    'metrics.jsonl',
+    'analysis.json',
+    'selection.json',
+    'evaluation.json',
+    'benchmark.json',
+    'report.html',
+    'export/model.json',
+    'export/model.safetensors',
+    'export/model.stablehlo',
+    'export/params',
+    'checkpoints/pretrain/6',
+    'checkpoints/dilute/7',
+  ):
+    assert (finished / name).exists(), name
+  assert not [path for path in finished.iterdir() if path.name[0] == '.']
+
+
+def test_files_have_the_fields_of_the_contract(finished):
+  selection = read(finished, 'selection.json')
+  assert {
+    'criterion',
+    'target',
+    'sign',
+    'num_samples',
+    'base_entropy',
+    'order',
+    'removed',
+    'rounds',
+  } <= set(selection)
+  assert {'scores', 'chosen', 'seconds'} <= set(selection['rounds'][0])
+  evaluation = read(finished, 'evaluation.json')
+  assert set(evaluation) == {'dense', 'pruned', 'exported'}
+  for row in evaluation.values():
+    assert set(row) == {'top1', 'top5', 'loss', 'num_images'}
+    assert row['num_images'] == 360
+  benchmark = read(finished, 'benchmark.json')
+  assert {'device', 'dtype', 'batch_size', 'speedup'} <= set(benchmark)
+  for name in ('dense', 'pruned'):
+    assert {
+      'parameters',
+      'macs',
+      'macs_executed',
+      'weight_bytes',
+      'peak_bytes',
+    } <= set(benchmark[name])
+    assert set(benchmark[name]['images_per_second']) == {
+      'min',
+      'median',
+      'max',
+    }
+  assert benchmark['exported']['dtype'] == 'float32'
+  for name, score in evaluation.items():
+    assert benchmark[name]['top1'] == score['top1']
+  row = read_metrics(finished / 'metrics.jsonl')[-1]
+  assert {
+    'stage',
+    'step',
+    'epoch',
+    'loss',
+    'accuracy',
+    'learning_rate',
+    'lambda',
+    'images_per_second',
+  } <= set(row)
+
+
+def test_pruned_and_exported_agree(finished):
+  evaluation = read(finished, 'evaluation.json')
+  assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+
+
+def test_a_finished_run_does_nothing_again(finished):
+  before = (finished / 'metrics.jsonl').read_bytes()
+  stamp = (finished / 'evaluation.json').stat().st_mtime_ns
+  registry.run_all(open_run(finished))
+  assert (finished / 'metrics.jsonl').read_bytes() == before
+  assert (finished / 'evaluation.json').stat().st_mtime_ns == stamp
+
+
+def test_a_changed_config_is_refused_with_its_keys(finished):
+  message = r'seed was 0, is 1; select\.num_layers was 1, is 2; use a new'
+  with pytest.raises(UsageError, match=message):
+    open_run(finished, '--config.seed=1', '--config.select.num_layers=2')
+  # What changes no result may change.
+  open_run(finished, '--config.log_every=7')
+
+
+@pytest.mark.parametrize('batch_size', [8, 40, 360, 512])
+def test_every_test_image_counts_once(finished, batch_size):
+  run = open_run(finished)
+  run.batch_size = batch_size
+  model = run.load('dilute')
+  scores = accuracy.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  expected = read(finished, 'evaluation.json')['pruned']
+  assert scores['num_images'] == 360
+  assert scores['top1'] == expected['top1']
+  # Sums of 360 float32 numbers in another order.
+  np.testing.assert_allclose(scores['loss'], expected['loss'], rtol=1e-5)
+
+
+def test_the_export_reloads_in_another_process(finished):
+  """From `export/` alone, the logits of the checkpoint within 1e-5."""
+  run = open_run(finished)
+  model = run.load('dilute')
+  images = next(run.eval_batches(model.preprocessing))['image']
+  np.save(finished / 'images.npy', images)
+  code = (
+    'import sys, numpy, lambda_vit_jax as lv\n'
+    'model = lv.load_pretrained(sys.argv[1])\n'
+    'logits = model(numpy.load(sys.argv[2]))\n'
+    'numpy.save(sys.argv[3], logits)\n'
+    'print(sorted(model.params["block%02d" % model.removed_layers[0]]))\n'
+  )
+  output = finished / 'logits.npy'
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      code,
+      str(finished / 'export'),
+      str(finished / 'images.npy'),
+      str(output),
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.strip() == "['mlp', 'norm2']"
+  np.testing.assert_allclose(np.load(output), model(images), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_int8_export_is_what_is_evaluated_and_measured(copy):
+  config = read(copy, 'config.json')
+  config['export']['dtype'] = 'int8'
+  orbax_store.write_json(copy / 'config.json', config)
+  before = read(copy, 'benchmark.json')['exported']
+  shutil.rmtree(copy / 'export')
+  for name in ('evaluation.json', 'benchmark.json'):
+    (copy / name).unlink()
+  run = open_run(
+    copy,
+    '--config.export.dtype=int8',
+    '--config.benchmark.batch_sizes=(1, 4)',
+  )
+  for stage in ('export', 'evaluate', 'benchmark'):
+    assert registry.run_stage(run, stage)
+  model = lv.load_pretrained(copy)
+  assert model.module.quantization == 'weights'
+  scores = read(copy, 'evaluation.json')
+  # The program and the folder are the same int8 model.
+  found = accuracy.evaluate_model(
+    model, run.eval_batches(model.preprocessing), run.mesh
+  )
+  assert found['top1'] == scores['exported']['top1']
+  # Rounding to 8 bits; 360 float32 losses in another order.
+  np.testing.assert_allclose(
+    scores['exported']['loss'], scores['pruned']['loss'], rtol=0.05
+  )
+  measured = read(copy, 'benchmark.json')
+  assert measured['exported']['dtype'] == 'int8'
+  assert measured['exported']['weight_bytes'] < before['weight_bytes']
+  assert [row['batch_size'] for row in measured['sweep']] == [1, 4]
+  # What is asked for is there; another size is not.
+  assert not registry.run_stage(run, 'benchmark')
+
+
+def test_the_public_names_are_there():
+  for name in lv.__all__:
+    assert getattr(lv, name) is not None
+  with pytest.raises(AttributeError, match='no attribute'):
+    _ = lv.nonsense
+
+
+def test_report_is_one_self_contained_page(finished):
+  page = (finished / 'report.html').read_text()
+  assert page.count('<svg') >= 5
+  assert 'src=' not in page
+  assert '<link' not in page
+
+
+class TestBadInput:
+  """One clear line, the right exit code, nothing lost."""
+
+  def check(self, argv, code, message, capsys):
+    assert main.main(argv) == code
+    error = capsys.readouterr().err
+    assert message in error.replace('\n', ' ')
+    assert 'Traceback' not in error
+
+  def test_workdir_is_a_file(self, tmp_path, capsys):
+    file = tmp_path / 'file'
+    file.write_text('precious')
+    self.check(arguments('run', file), 1, 'is a file', capsys)
+    assert file.read_text() == 'precious'
+
+  def test_workdir_cannot_be_made(self, tmp_path, capsys):
+    file = tmp_path / 'file'
+    file.write_text('')
+    self.check(arguments('run', file / 'below'), 1, 'not writable', capsys)
+
+  def test_a_stage_before_its_turn(self, tmp_path, capsys):
+    self.check(
+      arguments('dilute', tmp_path / 'new'), 1, 'run the stage', capsys
+    )
+
+  def test_batch_size_that_devices_cannot_share(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.batch_size=12')
+    self.check(argv, 2, 'not divisible by the 8 devices', capsys)
+
+  def test_image_size_that_patches_cannot_fill(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.model.image_size=9')
+    self.check(argv, 1, 'not divisible by the patch size 2', capsys)
+
+  def test_unknown_builtin_weights(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.init=builtin:digit')
+    self.check(argv, 1, 'no such weights in the package', capsys)
+
+  @pytest.mark.parametrize(
+    'removed, message',
+    [([3], 'out of range'), ([1, 1], 'twice'), ([0, 1, 2], 'at least one')],
+  )
+  def test_impossible_layers(self, copy, capsys, removed, message):
+    shutil.rmtree(copy / 'checkpoints' / 'dilute')
+    orbax_store.write_json(copy / 'selection.json', {'removed': removed})
+    self.check(arguments('dilute', copy), 1, message, capsys)
+
+  def test_a_broken_selection(self, copy, capsys):
+    shutil.rmtree(copy / 'checkpoints' / 'dilute')
+    (copy / 'selection.json').write_text('{"removed": [1')
+    self.check(arguments('dilute', copy), 1, 'selection.json', capsys)
+
+  def test_a_truncated_checkpoint(self, copy, capsys):
+    (copy / 'evaluation.json').unlink()
+    step = copy / 'checkpoints' / 'dilute' / '7'
+    files = [p for p in (step / 'params').rglob('*') if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    self.check(
+      arguments('evaluate', copy), 1, 'not a usable checkpoint', capsys
+    )
+    assert (copy / 'checkpoints' / 'dilute' / '7').exists()
+
+  @pytest.mark.parametrize('stage', ['export', 'evaluate'])
+  def test_what_is_not_trained_to_its_end(self, copy, capsys, stage):
+    """Its result would count as done when the training has ended."""
+    shutil.rmtree(copy / 'checkpoints' / 'dilute' / '7')
+    shutil.rmtree(copy / 'export')
+    (copy / 'evaluation.json').unlink()
+    self.check(arguments(stage, copy), 1, 'stands at step 6 of 7', capsys)
+
+  def test_a_warm_up_longer_than_the_training(self, tmp_path, capsys):
+    argv = arguments('pretrain', tmp_path, '--config.pretrain.warmup_steps=6')
+    self.check(argv, 2, 'does not fit in 6 steps', capsys)
+
+  def test_no_held_out_images(self, copy, capsys):
+    (copy / 'analysis.json').unlink()
+    config = read(copy, 'config.json')
+    config['data']['holdout_images'] = 0
+    orbax_store.write_json(copy / 'config.json', config)
+    self.check(
+      arguments('analyze', copy, '--config.data.holdout_images=0'),
+      2,
+      'keep at least 128',
+      capsys,
+    )
+    # A criterion that looks at none needs none.
+    config['select']['criterion'] = 'last'
+    orbax_store.write_json(copy / 'config.json', config)
+    (copy / 'selection.json').unlink()
+    argv = arguments('select', copy, '--config.data.holdout_images=0')
+    assert main.main([*argv, '--config.select.criterion=last']) == 0
+
+
+def test_a_relative_workdir_becomes_absolute(tmp_path, monkeypatch):
+  # Orbax writes to absolute paths alone.
+  monkeypatch.chdir(tmp_path)
+  run = open_run('runs/here')
+  assert str(run.workdir) == str(tmp_path / 'runs' / 'here')
+  registry.run_stage(run, 'pretrain')
+  assert (tmp_path / 'runs/here/checkpoints/pretrain/6').exists()
+
+
+def test_missing_stage_errors_are_ours(tmp_path):
+  run = open_run(tmp_path / 'new')
+  for stage in ('select', 'dilute', 'export', 'evaluate'):
+    with pytest.raises(LambdaVitError):
+      registry.STAGES[stage].run(run)
+  with pytest.raises(CheckpointError):
+    run.load('pretrain')
+
+
+class TestTrainImages:
+  """`data.train_images`: a part of the training split."""
+
+  def test_used_images_are_a_stratified_part(self, tmp_path):
+    run = open_run(
+      tmp_path / 'few',
+      '--config.data.train_images=400',
+      '--config.data.holdout_images=100',
+    )
+    train, held = run.train_indices, run.holdout_indices()
+    assert (len(train), len(held)) == (300, 100)
+    assert not set(train) & set(held)
+    counts = np.bincount(run.dataset.train.labels[np.r_[train, held]])
+    whole = np.bincount(run.dataset.train.labels)
+    # Shares by largest remainder: off by less than one image.
+    np.testing.assert_allclose(counts, whole * 400 / whole.sum(), atol=1)
+
+  def test_more_than_there_are(self, tmp_path):
+    run = open_run(tmp_path / 'many', '--config.data.train_images=99999')
+    with pytest.raises(UsageError, match='there are only'):
+      run.holdout_indices()
+
+
+@pytest.mark.slow
+def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
+  more = ('--config.select.criterion=probe', '--config.select.probe_steps=2')
+  run = open_run(tmp_path / 'probe', *more)
+  registry.run_stage(run, 'pretrain')
+  # As if interrupted: the set of `first` is rated already, too well.
+  orbax_store.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
+  registry.run_stage(run, 'select')
+  found = orbax_store.read_json(run.path('selection.json'))
+  assert (found['criterion'], found['removed']) == ('probe', [0])
+  assert found['set_scores']['0'] == 0.0
+  assert not run.path('probe.part.json').exists()

@@ -1,0 +1,175 @@
+"""What the benchmark measures, in which order, and how it is shown."""
+
+import contextlib
+import types
+
+import jax
+import pytest
+
+from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli.report import build, speed_table
+from lambda_vit_jax.cli.stages import benchmark as benchmark_lib
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.edits import prune, quantize
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.runtime.progress import Reporter
+from tests.end_to_end.test_stages import arguments
+
+OF_BATCH = {
+  'temp_bytes',
+  'compile_seconds',
+  'images_per_second',
+  'flops_per_second',
+  'fraction_of_matmul',
+}
+
+
+def test_calls_take_turns_and_the_first_rounds_do_not_count():
+  made = []
+  calls = {name: lambda name=name: made.append(name) for name in 'abc'}
+  seconds = benchmark.time_in_turn(calls, rounds=3)
+  assert ''.join(made) == 'abc' * (benchmark._WARM_UP + 3)
+  assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(
+    'abc', 3
+  )
+
+
+@pytest.fixture(scope='module')
+def measured():
+  """Two models and a program that holds its weights, at two sizes."""
+  dense = create_model('vit_nano_patch2_8', seed=0)
+  pruned = prune(dense, (1,))
+  quantized = quantize(pruned)
+  program = benchmark.Program(
+    lambda images: apply_module(
+      quantized.module, quantized.params, images, capture=False
+    )[0],
+    dict.fromkeys(benchmark.OF_MODEL, 7),
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(benchmark, '_MATMUL_SIDE', 64)
+    # How long the compiler takes is not looked at here.
+    patch.setattr(benchmark.startup, 'without_cache', contextlib.nullcontext)
+    return benchmark.compare(
+      {'dense': dense, 'pruned': pruned},
+      {'exported': program},
+      batch_size=2,
+      rounds=3,
+      reporter=Reporter(quiet=True),
+      # A size twice, and the one that is measured anyway.
+      batch_sizes=(2, 1, 1),
+    )
+
+
+def test_every_row_has_what_is_known_of_it(measured):
+  assert {
+    'device',
+    'dtype',
+    'batch_size',
+    'rounds',
+    'attention_kernel',
+    'date',
+    'versions',
+    'matmul_flops_per_second',
+    'speedup',
+  } <= set(measured)
+  assert {'lambda_vit_jax', 'jax', 'jaxlib'} <= set(measured['versions'])
+  for name in ('dense', 'pruned', 'exported'):
+    row = measured[name]
+    assert OF_BATCH | set(benchmark.OF_MODEL) <= set(row)
+    rates = row['images_per_second']
+    assert 0 < rates['min'] <= rates['median'] <= rates['max']
+    # Of operations that are really executed, and of this run's product.
+    assert row['flops_per_second'] == pytest.approx(
+      2 * row['macs_executed'] * rates['median']
+    )
+    assert row['fraction_of_matmul'] == pytest.approx(
+      row['flops_per_second'] / measured['matmul_flops_per_second']
+    )
+  # A program's own weights are not in the compiler's sum.
+  assert 'peak_bytes' in measured['pruned']
+  assert 'peak_bytes' not in measured['exported']
+  dense, pruned = measured['dense'], measured['pruned']
+  assert dense['peak_bytes'] > pruned['peak_bytes'] > pruned['weight_bytes']
+  rates = [row['images_per_second']['median'] for row in (dense, pruned)]
+  assert measured['speedup'] == pytest.approx(rates[1] / rates[0])
+
+
+def test_the_sweep_has_each_size_once_in_the_order_asked_for(measured):
+  sweep = measured['sweep']
+  assert [row['batch_size'] for row in sweep] == [2, 1]
+  for row in sweep:
+    assert {'dense', 'pruned', 'exported', 'speedup'} <= set(row)
+    assert set(row['exported']) == OF_BATCH
+    assert set(row['dense']) == OF_BATCH | {'peak_bytes'}
+  # Measured once, shown twice.
+  first = measured['dense']['images_per_second']
+  assert sweep[0]['dense']['images_per_second'] == first
+  # Images lie in memory, weights do so once.
+  two, one = (row['dense']['peak_bytes'] for row in sweep)
+  assert one < two < 2 * one
+
+
+def test_table_and_page_show_every_size(measured, tmp_path, capsys):
+  rows = speed_table.cells(measured)
+  assert [(row[0].text, row[1].text) for row in rows] == [
+    (name, size) for size in '12' for name in ('dense', 'pruned', 'exported')
+  ]
+  assert rows[0][3].value <= rows[0][2].value <= rows[0][4].value
+  assert rows[2][7].text == '–'
+  orbax_store.write_json(tmp_path / 'benchmark.json', measured)
+  build.print_benchmark(tmp_path)
+  shown = capsys.readouterr().out
+  for text in (*speed_table.COLUMNS, measured['device'], jax.__version__):
+    assert text in shown
+  page = build.write_report(tmp_path).read_text()
+  assert page.count('<td data-label="batch"') == 6
+
+
+def test_a_file_of_an_earlier_version_is_shown_with_dashes():
+  row = {'images_per_second': {'min': 1.0, 'median': 2.0, 'max': 3.0}}
+  old = {'batch_size': 16, 'device': 'd', 'dtype': 'float32', 'date': 'today'}
+  (cells,) = speed_table.cells(old | {'dense': row})
+  assert [cell.text for cell in cells[2:6]] == ['2.0', '1.0', '3.0', '–']
+  assert speed_table.conditions(old) == 'd, float32, today'
+
+
+def pretend_run(tmp_path, **settings):
+  settings = {'batch_size': 16, 'batch_sizes': (), 'rounds': 3} | settings
+  return types.SimpleNamespace(
+    config={'benchmark': settings}, path=lambda name: tmp_path / name
+  )
+
+
+def test_a_size_that_was_not_measured_is_still_to_do(tmp_path):
+  assert not benchmark_lib.is_finished(pretend_run(tmp_path))
+  found = {'batch_size': 16, 'sweep': [{'batch_size': 1}, {'batch_size': 4}]}
+  orbax_store.write_json(tmp_path / 'benchmark.json', found)
+  for settings, finished in (
+    ({}, True),
+    ({'batch_sizes': (4,)}, True),
+    ({'batch_sizes': [1, 4, 64]}, False),
+    ({'batch_size': 8}, False),
+  ):
+    run = pretend_run(tmp_path, **settings)
+    assert benchmark_lib.is_finished(run) is finished
+  (tmp_path / 'benchmark.json').write_text('{"batch')
+  assert not benchmark_lib.is_finished(pretend_run(tmp_path))
+
+
+@pytest.mark.parametrize('wrong', ['many', ('x',), (0,), (1.5,)])
+def test_sizes_that_are_none(tmp_path, wrong):
+  run = pretend_run(tmp_path, batch_sizes=wrong)
+  with pytest.raises(UsageError, match=r'benchmark\.batch_sizes'):
+    benchmark_lib.sizes(run)
+
+
+def test_sizes_from_the_command_line(tmp_path):
+  _, config, _ = main.parse(
+    arguments('benchmark', tmp_path, '--config.benchmark.batch_sizes=(1, 4)')
+  )
+  run = pretend_run(tmp_path, **config.benchmark.to_dict())
+  assert benchmark_lib.sizes(run) == (16, (1, 4))

@@ -1,0 +1,542 @@
+"""Exports that give the model's logits, or do not come to be."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.checkpoints.description import describe, rebuild
+from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
+from lambda_vit_jax.core import digests
+from lambda_vit_jax.core.errors import (
+  CheckpointError,
+  LambdaVitError,
+  ModelError,
+  UsageError,
+)
+from lambda_vit_jax.exporters import export
+from lambda_vit_jax.exporters import formats as formats_lib
+from lambda_vit_jax.models.build import (
+  abstract_params,
+  count_parameters,
+  init_params,
+  make_module,
+)
+from lambda_vit_jax.models.edits import fold, prune
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.variants import VARIANTS
+from tests.checkpoints.test_convert import assert_same, numbered
+from tests.support.family_members import MEMBERS
+
+NANO = 'vit_nano_patch2_8'
+FILES = ('safetensors',)
+
+
+@pytest.fixture(scope='module')
+def pruned() -> Model:
+  model = create_model(NANO, seed=3, removed_layers=(1,))
+  return model.replace(class_names=tuple('abcdefghij'))
+
+
+@pytest.fixture(scope='module')
+def exported(pruned, tmp_path_factory):
+  """The folder with everything in it, and the report."""
+  folder = tmp_path_factory.mktemp('run') / 'export'
+  report = export.export(pruned, folder, extra={'note': 'ours'})
+  return folder, report
+
+
+def scaled(model, scale=10.0):
+  """A model with the same structure and larger weights."""
+  return model.replace(params=jax.tree.map(lambda x: scale * x, model.params))
+
+
+def with_linear(model, block_index=0):
+  """`model` with one block's attention replaced by an affine map."""
+  modes = list(model.attention_modes)
+  modes[block_index] = 'linear'
+  module = model.module.clone(attention_modes=tuple(modes))
+  fresh = init_params(module, 5)
+  name = f'block{block_index:02d}'
+  linear = jax.tree.map(lambda x: x + 0.1, fresh[name]['attn'])
+  block = {'attn': linear, **{k: fresh[name][k] for k in ('norm2', 'mlp')}}
+  return model.replace(module=module, params=model.params | {name: block})
+
+
+def test_report_and_model_json(exported, pruned):
+  folder, report = exported
+  assert {path.name for path in folder.iterdir()} == {
+    'config.json',
+    'model.json',
+    'model.safetensors',
+    'model.stablehlo',
+    'params',
+  }
+  fields = json.loads((folder / 'model.json').read_text())
+  assert fields['attention_modes'] == ['full', 'identity', 'full']
+  assert fields['removed_layers'] == [1]
+  assert fields['norm_eps'] == [1e-6] * 4
+  assert fields['folded']['attention_modes'] == ['full', 'absent', 'full']
+  assert fields['folded']['norm_eps'] == [1e-6] + [1e-6 / 4] * 3
+  assert fields['class_names'] == list('abcdefghij')
+  assert fields['num_parameters'] == pruned.num_parameters
+  assert fields['preprocessing'] == {
+    'image_size': [8, 8],
+    'mean': [0.5],
+    'std': [0.5],
+    'crop_ratio': 1.0,
+    'interpolation': 'bicubic',
+  }
+  assert {'jax', 'flax', 'lambda_vit_jax', 'python'} <= set(fields['versions'])
+  assert fields['note'] == 'ours'
+  assert fields['differences'] == report['differences']
+  # The same parameters, and the same function in another order of sums.
+  assert report['differences']['orbax'] == 0.0
+  assert report['differences']['safetensors'] < 1e-5
+  assert report['differences']['stablehlo'] < 1e-5
+  assert report['bytes']['model.safetensors'] == (
+    (folder / 'model.safetensors').stat().st_size
+  )
+  assert report['warnings'] == []
+
+
+def test_load_export_gives_the_unfolded_model(exported, pruned):
+  folder, _ = exported
+  for model in (load_export(folder), load_pretrained(folder)):
+    assert_same(model.params, pruned.params)
+    assert model.module == pruned.module.clone(
+      dtype=jnp.float32, attention_kernel=model.module.attention_kernel
+    )
+    assert model.class_names == pruned.class_names
+    assert model.preprocessing == pruned.preprocessing
+
+
+def test_params_and_model_json_are_enough(exported, pruned, tmp_path, images):
+  """In a new process, from those two alone."""
+  folder, _ = exported
+  copy = tmp_path / 'export'
+  copy.mkdir()
+  (copy / 'model.json').write_bytes((folder / 'model.json').read_bytes())
+  shutil.copytree(folder / 'params', copy / 'params')
+  np.save(tmp_path / 'images.npy', images)
+  code = (
+    'import sys, numpy; from lambda_vit_jax.checkpoints.load import load_export; '
+    'numpy.save(sys.argv[3], load_export(sys.argv[1])(numpy.load(sys.argv[2])))'
+  )
+  paths = [copy, tmp_path / 'images.npy', tmp_path / 'logits.npy']
+  subprocess.run([sys.executable, '-c', code, *map(str, paths)], check=True)
+  # The issue's bound; another process may split the sums over other threads.
+  np.testing.assert_allclose(
+    np.load(tmp_path / 'logits.npy'), pruned(images), atol=1e-5
+  )
+
+
+def test_removed_attentions_are_in_no_file(exported):
+  folder, _ = exported
+  names = set(load_file(folder / 'model.safetensors'))
+  assert 'blocks.0.attn.qkv.weight' in names
+  assert 'blocks.1.mlp.fc1.weight' in names
+  assert not {
+    name
+    for name in names
+    if name.startswith(('blocks.1.attn', 'blocks.1.norm1'))
+  }
+  tree = load_export(folder).params
+  assert set(tree['block01']) == {'norm2', 'mlp'}
+
+
+def test_stablehlo_runs_without_our_code_for_any_batch(
+  exported, pruned, rng, tmp_path
+):
+  folder, _ = exported
+  images = rng.normal(size=(5, 8, 8, 1)).astype(np.float32)
+  np.save(tmp_path / 'images.npy', images)
+  code = (
+    'import sys, jax.export, numpy\n'
+    'data = open(sys.argv[1], "rb").read()\n'
+    'program = jax.export.deserialize(bytearray(data))\n'
+    'images = numpy.load(sys.argv[2])\n'
+    'assert program.call(images[:2]).shape == (2, 10)\n'
+    'numpy.save(sys.argv[3], program.call(images))\n'
+    'assert program.platforms == ("cpu", "cuda", "tpu")\n'
+    'assert not [m for m in sys.modules if m in ("lambda_vit_jax", "flax")]\n'
+  )
+  paths = [
+    folder / 'model.stablehlo',
+    tmp_path / 'images.npy',
+    tmp_path / 'logits.npy',
+  ]
+  subprocess.run([sys.executable, '-c', code, *map(str, paths)], check=True)
+  # The issue's bound; the order of sums differs.
+  np.testing.assert_allclose(
+    np.load(tmp_path / 'logits.npy'), pruned(images), atol=1e-4
+  )
+
+
+def test_safetensors_reloads_folded_with_its_epsilons(exported, pruned):
+  folder, _ = exported
+  folded = fold(pruned)
+  model = load_pretrained(folder / 'model.safetensors')
+  assert model.attention_modes == folded.attention_modes
+  assert model.module.norm_eps == folded.module.norm_eps
+  # Powers of two: scaling loses no bit.
+  assert_same(model.params, folded.params)
+
+
+def test_safetensors_opens_where_it_is_alone(exported, tmp_path, pruned):
+  folder, _ = exported
+  path = tmp_path / 'moved.safetensors'
+  path.write_bytes((folder / 'model.safetensors').read_bytes())
+  model = load_pretrained(path)
+  assert model.removed_layers == (1,)
+  assert model.class_names == pruned.class_names
+
+
+@pytest.mark.parametrize('removed', [(), (0,)], ids=['dense', 'pruned'])
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+def test_safetensors_round_trip_of_every_family(
+  member, removed, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(VARIANTS, member.name, member.variant)
+  modes = tuple('identity' if i in removed else 'full' for i in range(2))
+  module = make_module(member.variant, attention_modes=modes)
+  params = numbered(abstract_params(module))
+  model = Model(
+    module=module,
+    params=params,
+    variant=member.name,
+    preprocessing=member.variant.preprocessing(module.image_size),
+  )
+  folded = fold(model)
+  formats_lib.write_safetensors(tmp_path, folded, zero_fill=False)
+  # Twice: what comes out of a file goes into the next unchanged.
+  for folder in (tmp_path, tmp_path / 'again'):
+    found = load_pretrained(folder / 'model.safetensors')
+    assert found.module == folded.module
+    assert_same(found.params, folded.params)
+    (tmp_path / 'again').mkdir(exist_ok=True)
+    formats_lib.write_safetensors(tmp_path / 'again', found, zero_fill=False)
+
+
+def test_folded_is_the_same_function(pruned, images):
+  dense = create_model(NANO, seed=4)
+  model = prune(dense, (0, 1))
+  folded = fold(model)
+  # The issue's bound for float32: rounding of another order of magnitude.
+  assert formats_lib.difference(model(images), folded(images)) < 1e-5
+  with jax.enable_x64(True):
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
+    halved = jax.tree.map(lambda x: np.asarray(x, np.float64), folded.params)
+    features = [
+      m.module.clone(dtype=jnp.float64).apply(
+        {'params': params}, np.asarray(images, np.float64)
+      )[1]['features']
+      for m, params in ((model, double), (folded, halved))
+    ]
+    assert features[0].dtype == jnp.float64
+    # Folding is exact: what remains is float64 rounding.
+    assert formats_lib.difference(*features) < 1e-12
+
+
+def test_zero_fill_computes_the_same_with_every_array_there(
+  pruned, images, tmp_path
+):
+  report = export.export(
+    pruned, tmp_path / 'out', formats=FILES, zero_fill=True
+  )
+  assert report['differences']['safetensors'] < 1e-5
+  path = tmp_path / 'out' / 'model.safetensors'
+  dense = make_module(NANO)
+  names = convert.encode(
+    jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_params(dense))
+  )
+  arrays = load_file(path)
+  assert {n: a.shape for n, a in arrays.items()} == {
+    n: a.shape for n, a in names.items()
+  }
+  # A stock program: plain names, every block full, one epsilon.
+  save_file(arrays, tmp_path / 'stock.safetensors')
+  stock = load_pretrained(tmp_path / 'stock.safetensors')
+  assert stock.attention_modes == ('full',) * 3
+  difference = formats_lib.difference(pruned(images), stock(images))
+  # Other images than those of the export's own check.
+  assert difference < 10 * report['differences']['stock_epsilon'] + 1e-6
+  # Ours reads the zeros as what they stand for, and checks that they are.
+  assert load_pretrained(path).removed_layers == (1,)
+  with safe_open(path, framework='numpy') as file:
+    metadata = file.metadata()
+  arrays['blocks.1.attn.proj.bias'] = arrays['blocks.1.attn.proj.bias'] + 1
+  # Without its digest, which would tell first.
+  del metadata['sha256']
+  save_file(arrays, path, metadata=metadata)
+  with pytest.raises(CheckpointError, match=r'proj\.bias is not zero'):
+    load_pretrained(path)
+
+
+def test_linear_blocks(pruned, images, tmp_path):
+  model = with_linear(pruned)
+  export.export(model, tmp_path / 'out', formats=FILES)
+  arrays = load_file(tmp_path / 'out' / 'model.safetensors')
+  kernel = model.params['block00']['attn']['linear']['kernel']
+  np.testing.assert_array_equal(
+    arrays['blocks.0.attn.linear.weight'], np.asarray(kernel).T
+  )
+  assert 'blocks.0.norm1.weight' not in arrays
+  found = load_pretrained(tmp_path / 'out' / 'model.safetensors')
+  assert found.attention_modes == ('linear', 'absent', 'full')
+  # The same function, folded.
+  assert formats_lib.difference(model(images), found(images)) < 1e-5
+  with pytest.raises(ModelError, match='block 0 is a linear map'):
+    export.export(model, tmp_path / 'out', formats=FILES, zero_fill=True)
+  assert load_export(tmp_path / 'out').attention_modes[0] == 'linear'
+
+
+@pytest.mark.parametrize(
+  # A weight is off by at most half a unit in the last place, 2^-9 or 2^-12
+  # of it; logits of order one by a little more.
+  'dtype, formats, bound',
+  [
+    ('bfloat16', ('safetensors', 'stablehlo'), 2e-2),
+    ('float16', ('safetensors',), 2e-3),
+  ],
+)
+def test_half_precision(pruned, tmp_path, dtype, formats, bound):
+  report = export.export(pruned, tmp_path / 'out', formats=formats, dtype=dtype)
+  # Two bytes a number; header and program text take some thousands.
+  extra = {'safetensors': 8000, 'stablehlo': 60_000}
+  for name in formats:
+    size = report['bytes'][f'model.{name}']
+    assert size < 2 * pruned.num_parameters + extra[name]
+    assert 0 < report['differences'][name] < bound
+  found = load_pretrained(tmp_path / 'out' / 'model.safetensors')
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found.params))
+  # What we ship for ourselves is as trained.
+  assert_same(load_export(tmp_path / 'out').params, pruned.params)
+
+
+def test_float16_keeps_what_it_cannot_hold():
+  params = {
+    'fine': np.float32([1.0, 1e-3]),
+    'large': np.float32([1.0, 1e5]),
+    'small': np.float32([1e-7, 3e-8]),
+    'zero': np.zeros(3, np.float32),
+  }
+  cast, kept = formats_lib.cast_params(params, 'float16')
+  assert kept == ['large', 'small']
+  assert {n: str(a.dtype) for n, a in cast.items()} == {
+    'fine': 'float16',
+    'large': 'float32',
+    'small': 'float32',
+    'zero': 'float16',
+  }
+  cast, kept = formats_lib.cast_params(params, 'bfloat16')
+  assert kept == []
+
+
+def test_stock_epsilon_is_measured_and_warned_about(tmp_path, pruned):
+  # A stream of tiny variance, where an epsilon of 1e-6 counts: everything
+  # that writes into it is scaled down.
+  flat = {
+    path: 1e-3 * leaf
+    if path.startswith(('patch', 'cls', 'pos'))
+    or any(part in path for part in ('/proj/', '/fc2/'))
+    else leaf
+    for path, leaf in convert.flatten(pruned.params).items()
+  }
+  params = convert.unflatten(flat)
+  report = export.export(
+    pruned.replace(params=params), tmp_path / 'out', formats=FILES
+  )
+  assert report['differences']['stock_epsilon'] > 1e-3
+  (warning,) = report['warnings']
+  assert 'one epsilon' in warning
+  assert report['differences']['safetensors'] < 1e-5
+
+
+def test_deit_b_pruned_by_five_is_small_enough():
+  module = make_module(
+    'deit_base_patch16_224',
+    attention_modes=['absent'] * 5 + ['full'] * 7,
+  )
+  params = abstract_params(module)
+  count = count_parameters(params)
+  # METHOD, section 1.
+  assert round(count / 1e6, 2) == 74.75
+  model = Model(
+    module=module,
+    params=params,
+    variant='deit_base_patch16_224',
+    preprocessing=VARIANTS['deit_base_patch16_224'].preprocessing((224, 224)),
+    class_names=(),
+  )
+  # Per array: a name and two offsets; and the description twice over.
+  header = 150 * len(convert.flatten(params)) + 2 * len(
+    json.dumps(describe(model))
+  )
+  assert 4 * count + header <= 299_100_000
+
+
+# --- what is refused, and what stays ---
+
+
+def test_bad_arguments(pruned, tmp_path):
+  with pytest.raises(UsageError, match='did you mean stablehlo'):
+    export.export(pruned, tmp_path / 'out', formats=('stablehl',))
+  with pytest.raises(UsageError, match='known are float32'):
+    export.export(pruned, tmp_path / 'out', dtype='int4')
+  with pytest.raises(ModelError, match='check_images'):
+    export.export(pruned, tmp_path / 'out', check_images=np.zeros((2, 4, 4, 1)))
+  module = pruned.module.clone(attention_modes=('skip', 'identity', 'full'))
+  with pytest.raises(ModelError, match="block 0 is in mode 'skip'"):
+    export.export(pruned.replace(module=module), tmp_path / 'out')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_other_folders_are_left_alone(pruned, tmp_path):
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'thesis.tex').write_text('x')
+  with pytest.raises(LambdaVitError, match='holds other files'):
+    export.export(pruned, tmp_path / 'out')
+  with pytest.raises(LambdaVitError, match='is a file'):
+    export.export(pruned, tmp_path / 'out' / 'thesis.tex')
+  assert [p.name for p in tmp_path.rglob('*')] == ['out', 'thesis.tex']
+
+
+def test_a_failed_export_leaves_the_old_one(pruned, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  export.export(pruned, out, formats=FILES)
+
+  def writes_nonsense(directory, folded, zero_fill):
+    wrong = folded.replace(params=jax.tree.map(lambda x: 2 * x, folded.params))
+    write(directory, wrong, zero_fill)
+
+  write = formats_lib.write_safetensors
+  monkeypatch.setattr(formats_lib, 'write_safetensors', writes_nonsense)
+  with pytest.raises(CheckpointError, match='logits of safetensors differ'):
+    export.export(scaled(pruned, 1.5), out, formats=FILES)
+  assert_same(load_export(out).params, pruned.params)
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
+  broken = pruned.replace(
+    params=pruned.params | {'cls_token': pruned.params['cls_token'] * np.nan}
+  )
+  with pytest.raises(ModelError, match='NaN or infinite logits'):
+    export.export(broken, out, formats=FILES)
+  assert_same(load_export(out).params, pruned.params)
+
+
+def test_a_kill_between_the_renames_is_mended(pruned, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  export.export(pruned, out, formats=())
+  # Where a kill between the two renames leaves things.
+  out.rename(tmp_path / '.out.previous')
+
+  def fails(*arguments):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(export, '_write', fails)
+  with pytest.raises(LambdaVitError, match='No space left on device'):
+    export.export(pruned, out, formats=())
+  assert_same(load_export(out).params, pruned.params)
+
+
+def test_an_export_takes_over_an_older_one(pruned, tmp_path):
+  out = tmp_path / 'out'
+  export.export(pruned, out, formats=())
+  export.export(scaled(pruned, 1.5), out, formats=())
+  assert_same(load_export(out).params, scaled(pruned, 1.5).params)
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_onnx_without_the_extra_says_how(pruned, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'onnx', None)
+  with pytest.raises(LambdaVitError, match=r'pip install .*\[onnx\]'):
+    export.export(pruned, tmp_path / 'out', formats=('onnx',))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_or_damaged_exports(exported, tmp_path, pruned):
+  with pytest.raises(CheckpointError, match=r'model\.json is missing'):
+    load_export(tmp_path)
+  folder, _ = exported
+  fields = json.loads((folder / 'model.json').read_text())
+  (tmp_path / 'model.json').write_text(json.dumps(fields))
+  with pytest.raises(CheckpointError, match='params: missing'):
+    load_export(tmp_path)
+  shutil.copytree(folder / 'params', tmp_path / 'params')
+  assert_same(load_export(tmp_path).params, pruned.params)
+  # Modes that the parameters do not have, under a digest that fits.
+  fields['attention_modes'] = ['full', 'full', 'full']
+  fields = digests.seal(fields)
+  (tmp_path / 'model.json').write_text(json.dumps(fields))
+  with pytest.raises(CheckpointError, match='not the parameters that model'):
+    load_export(tmp_path)
+  (tmp_path / 'model.json').write_text('{"variant":')
+  with pytest.raises(CheckpointError, match='not readable as JSON'):
+    load_export(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'variant': '../../etc/passwd'},
+    {'variant': ['x']},
+    {'num_classes': -1},
+    {'num_classes': True},
+    {'num_classes': 10**12},
+    {'norm_eps': [1e-6] * 3},
+    {'norm_eps': [1e-6, -1.0, 1e-6, 1e-6]},
+    {'norm_eps': [1e-6, float('inf'), 1e-6, 1e-6]},
+    {'norm_eps': ['__import__("os")'] * 4},
+    {'attention_modes': ['full'] * 2},
+    {'attention_modes': ['full', 'eval', 'full']},
+    {'attention_modes': ['identity'] * 3},
+    {'attention_modes': 3},
+    {'architecture': {'depth': 10**9}},
+    {'architecture': {'embed_dim': 25}},
+    {'architecture': {'activation': 'os.system'}},
+    {'architecture': {'__class__': 1}},
+    {'architecture': []},
+    {'compensation': 'yes'},
+    {'quantization': 'int2'},
+    {'quantization': ['weights']},
+    {'class_names': 'abcdefghij'},
+    {'class_names': ['a']},
+    {'class_names': [1] * 10},
+    {'preprocessing': {}},
+    {'preprocessing': None},
+  ],
+  ids=str,
+)
+def test_hostile_descriptions_are_one_line(pruned, change):
+  fields = json.loads(json.dumps(describe(pruned))) | change
+  with pytest.raises(CheckpointError) as error:
+    rebuild(fields, 'model.json')
+  assert str(error.value).startswith('model.json: ')
+  assert '\n' not in str(error.value)
+
+
+def test_hostile_preprocessing(pruned):
+  for name, value in (
+    ('image_size', [0, 8]),
+    ('image_size', [2**40, 8]),
+    ('image_size', [9, 8]),
+    ('mean', []),
+    ('std', [0.0]),
+    ('crop_ratio', float('nan')),
+    ('interpolation', 'lanczos; rm'),
+  ):
+    fields = json.loads(json.dumps(describe(pruned)))
+    fields['preprocessing'][name] = value
+    with pytest.raises(CheckpointError, match=r'^model\.json: '):
+      rebuild(fields, 'model.json')
+  for fields in (None, [], 'x', 3, {}):
+    with pytest.raises(CheckpointError, match=r'^model\.json: '):
+      rebuild(fields, 'model.json')

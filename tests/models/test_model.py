@@ -1,0 +1,423 @@
+"""Laws of the block's modes, and exact sizes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
+from jax import export
+
+import lambda_vit_jax.models.layers as layers
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.build import (
+  abstract_params,
+  apply_module,
+  count_parameters,
+  forward,
+  init_params,
+  make_module,
+  size_of,
+)
+from lambda_vit_jax.models.edits import fold, merge_tokens, prune, quantize
+from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.variants import VARIANTS
+
+# Two float32 programs of the same sums in another order differ by a few
+# units in the last place of numbers around 1.
+SAME_SUMS = {'rtol': 1e-5, 'atol': 2e-6}
+
+
+@pytest.fixture(scope='module')
+def model(tiny_variant):
+  module = make_module(tiny_variant)
+  params = init_params(module, 0)
+  # Away from zero biases, which would hide a dropped one.
+  keys = iter(jax.random.split(jax.random.key(1), 200))
+  params = jax.tree.map(
+    lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params
+  )
+  return Model(module, params, 'tiny', tiny_variant.preprocessing((8, 8)))
+
+
+def _diluted(model, factor, **options):
+  module = model.module.clone(attention_modes=('diluted',) * 3, **options)
+  return model.replace(module=module).apply(
+    np.asarray(IMAGES), dilution_factor=jnp.full((3,), factor)
+  )[0]
+
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  'name, removed, parameters, gmacs',
+  [
+    ('deit_tiny_patch16_224', (), 5717416, 1.2537),
+    ('deit_tiny_patch16_224', (0, 2, 4), 5271592, 1.1218),
+    ('deit_tiny_patch16_224', (0, 2, 4, 6), 5122984, 1.0779),
+    ('deit_small_patch16_224', (), 22050664, 4.5989),
+    ('deit_small_patch16_224', (0, 2, 4), 20274280, 4.1609),
+    ('deit_small_patch16_224', (0, 2, 4, 6), 19682152, 4.0149),
+    ('deit_base_patch16_224', (), 86567656, 17.5638),
+    ('deit_base_patch16_224', (0, 1, 3, 4, 6), 74748136, 14.9419),
+    ('deit_base_patch16_224', (0, 1, 3, 4, 6, 9), 72384232, 14.4175),
+  ],
+)
+def test_published_sizes(name, removed, parameters, gmacs):
+  modes = surgery.modes_without(removed, ('full',) * 12)
+  module = make_module(name, attention_modes=modes)
+  shapes = abstract_params(module)
+  model = Model(module, shapes, name, None)
+  assert model.num_parameters == parameters
+  assert round(model.macs() / 1e9, 4) == gmacs
+  assert model.removed_layers == removed
+
+
+def test_executed_macs_leave_out_what_the_readout_does_not_read():
+  # METHOD / issue: 1.191 with 5 removed, 1.238 with 6 (DeiT-B), 1.158 (S).
+  def ratio(name, removed):
+    def macs(layers):
+      module = make_module(
+        name, attention_modes=surgery.modes_without(layers, ('full',) * 12)
+      )
+      return Model(module, {}, name, None).macs(executed=True)
+
+    return round(macs(()) / macs(removed), 3)
+
+  assert ratio('deit_base_patch16_224', (0, 1, 3, 4, 6)) == 1.191
+  assert ratio('deit_base_patch16_224', (0, 1, 3, 4, 6, 9)) == 1.238
+  assert ratio('deit_small_patch16_224', (0, 2, 4, 6)) == 1.158
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant_has_the_size_that_the_closed_form_says(name):
+  # Two blocks tell a mistake as well as forty do, and trace faster.
+  variant = dataclasses.replace(VARIANTS[name], depth=2)
+  module = make_module(variant, attention_modes=('full', 'linear'))
+  shapes = abstract_params(module)
+  assert size_of(module) == count_parameters(shapes)
+
+
+def test_factor_one_is_the_dense_block(model):
+  # One float32 product by exactly 1.0: bit for bit up to fusion.
+  np.testing.assert_allclose(
+    _diluted(model, 1.0), model.apply(IMAGES)[0], **SAME_SUMS
+  )
+
+
+@pytest.mark.parametrize(
+  'compensation, mode', [(True, 'identity'), (False, 'absent')]
+)
+def test_factor_zero_is_the_pruned_model(model, compensation, mode):
+  diluted = _diluted(model, 0.0, compensation=compensation)
+  modes = (mode,) * 3
+  pruned = model.replace(
+    module=model.module.clone(attention_modes=modes),
+    params=surgery.prune_tree(model.params, range(3)),
+  )
+  np.testing.assert_allclose(diluted, pruned(IMAGES), **SAME_SUMS)
+
+
+def test_factor_scales_the_output_projection(model):
+  factor = 0.3
+  # A new dict per level, so that the shared model stays as it is.
+  scaled = jax.tree.map(lambda leaf: leaf, model.params)
+  for index in range(3):
+    block = scaled[surgery.block_name(index)]
+    block['attn']['proj'] = jax.tree.map(
+      lambda leaf: leaf * factor, block['attn']['proj']
+    )
+  np.testing.assert_allclose(
+    _diluted(model, factor, compensation=False),
+    model.replace(params=scaled)(IMAGES),
+    **SAME_SUMS,
+  )
+
+
+def test_attention_has_no_gradient_at_factor_zero(model):
+  module = model.module.clone(attention_modes=('full', 'diluted', 'full'))
+
+  def loss(params):
+    logits, _ = apply_module(
+      module, params, IMAGES, dilution_factor=jnp.array([1.0, 0.0, 1.0])
+    )
+    return (logits**2).sum()
+
+  gradient = jax.grad(loss)(model.params)
+  for part in ('attn', 'norm1'):
+    for leaf in jax.tree.leaves(gradient['block01'][part]):
+      assert not np.any(leaf)
+    assert any(np.any(g) for g in jax.tree.leaves(gradient['block00'][part]))
+
+
+def test_one_trace_serves_the_whole_schedule(model):
+  module = model.module.clone(attention_modes=('diluted',) * 3)
+  before = forward.cache_size()
+  for factor in np.linspace(1, 0, 7, dtype=np.float32):
+    forward(module, model.params, IMAGES, jnp.full((3,), factor))
+  assert forward.cache_size() == before + 1
+
+
+def test_skip_leaves_the_stream_alone(model):
+  modes = ('skip', 'full', 'skip')
+  _, taps = model.apply(IMAGES, attention_modes=modes)
+  for index, mode in enumerate(modes):
+    block = taps[surgery.block_name(index)]
+    same = np.array_equal(block['input'], block['after_attention'])
+    assert same == (mode == 'skip')
+
+
+def test_reading_the_class_token_alone_changes_no_logit(model):
+  # Another order of the same sums in the last block.
+  np.testing.assert_allclose(model(IMAGES), model.apply(IMAGES)[0], **SAME_SUMS)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda model: model,
+    lambda model: merge_tokens(model, 1),
+    quantize,
+    lambda model: quantize(model, 'dynamic'),
+  ],
+  ids=['plain', 'merged', 'int8', 'int8 dynamic'],
+)
+def test_the_batch_may_be_empty_or_a_symbol(model, change):
+  changed = change(model)
+  shape = (*model.module.image_size, model.module.in_chans)
+  assert changed(np.zeros((0, *shape))).shape == (0, model.num_classes)
+  assert changed.apply(np.zeros((0, *shape)))[0].shape[0] == 0
+  sizes = export.symbolic_shape(f'b,{",".join(map(str, shape))}')
+  exported = export.export(jax.jit(lambda images: changed(images)))(
+    jax.ShapeDtypeStruct(sizes, np.float32)
+  )
+  found = exported.call(IMAGES)
+  np.testing.assert_allclose(found, changed(IMAGES), **SAME_SUMS)
+
+
+def test_folding_is_the_same_function(model):
+  pruned = prune(model, (0, 2))
+  folded = fold(pruned)
+  assert folded.attention_modes == ('absent', 'full', 'absent')
+  # Scaling by powers of two is exact; epsilon is divided by 4^k.
+  np.testing.assert_allclose(pruned(IMAGES), folded(IMAGES), **SAME_SUMS)
+
+
+def test_folding_in_float64(model):
+  with jax.enable_x64(True):
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), model.params)
+    module = model.module.clone(dtype=jnp.float64)
+    wide = prune(model.replace(module=module, params=params), (0, 2))
+    images = jnp.asarray(IMAGES, jnp.float64)
+
+    def features(m):
+      m = m.replace(module=m.module.clone(num_classes=0))
+      taps = apply_module(m.module, m.params, images)[1]
+      return np.asarray(taps['features'])
+
+    folded = fold(wide)
+    assert features(wide).dtype == np.float64
+    # Every factor is a power of two, so even float64 agrees to the bit.
+    assert np.max(np.abs(features(wide) - features(folded))) <= 1e-12
+
+
+def test_pruning_is_pure_and_idempotent(model):
+  before = model.num_parameters
+  pruned = prune(model, (1,))
+  again = prune(pruned, (1,))
+  assert model.num_parameters == before
+  assert again.attention_modes == pruned.attention_modes
+  assert jax.tree.structure(again.params) == jax.tree.structure(pruned.params)
+  assert set(pruned.params['block01']) == {'norm2', 'mlp'}
+  # 4·D² + 4·D of attention and 2·D of norm1.
+  assert before - pruned.num_parameters == 4 * 24**2 + 6 * 24
+
+
+@pytest.mark.parametrize(
+  'layers, message',
+  [
+    ((3,), 'out of range'),
+    ((-1,), 'out of range'),
+    ((1, 1), 'twice'),
+    ((0, 1, 2), 'keep at least one'),
+    ((0.5,), 'whole number'),
+  ],
+)
+def test_impossible_layers_are_refused(model, layers, message):
+  with pytest.raises(ModelError, match=message):
+    prune(model, layers)
+
+
+def test_image_size_must_fit_the_patch(tiny_variant):
+  with pytest.raises(ModelError, match='not divisible by the patch size 2'):
+    make_module(tiny_variant, image_size=7)
+
+
+def test_unknown_variant_names_the_nearest():
+  with pytest.raises(ModelError, match='deit_small_patch16_224'):
+    create_model('deit_smal_patch16_224')
+
+
+def test_gelu_is_exact(rng):
+  x = jnp.asarray(rng.normal(size=100) * 3, jnp.float32)
+  reference = jax.nn.gelu(x, approximate=False)
+  np.testing.assert_allclose(layers.gelu(x), reference, atol=1e-6)
+  slopes = jax.vmap(jax.grad(layers.gelu))(x)
+  expected = jax.vmap(jax.grad(lambda v: jax.nn.gelu(v, approximate=False)))(x)
+  np.testing.assert_allclose(slopes, expected, atol=1e-6)
+
+
+def test_normalize_has_the_gradient_of_its_formula(rng):
+  x = jnp.asarray(rng.normal(size=(5, 16)), jnp.float32)
+  weight = jnp.asarray(rng.normal(size=(5, 16)), jnp.float32)
+
+  def plain(v):
+    centred = v - v.mean(-1, keepdims=True)
+    variance = (centred**2).mean(-1, keepdims=True)
+    return centred / jnp.sqrt(variance + 1e-6)
+
+  np.testing.assert_allclose(layers.normalize(x, 1e-6), plain(x), atol=1e-5)
+  ours = jax.grad(lambda v: (layers.normalize(v, 1e-6) * weight).sum())(x)
+  reference = jax.grad(lambda v: (plain(v) * weight).sum())(x)
+  np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
+def test_drop_path_keeps_the_mean():
+  x = jnp.ones((4000, 1, 1))
+  dropped = np.asarray(layers.drop_path(x, 0.3, jax.random.key(0)))
+  assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.7)}
+  # Four standard deviations of a mean of 4,000 draws.
+  assert abs(dropped.mean() - 1.0) < 4 * np.sqrt(0.3 / 0.7 / 4000)
+  assert layers.drop_path(x, 0.3, None) is x
+
+
+def test_bfloat16_stays_near_float32(model):
+  half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
+  assert half(IMAGES).dtype == jnp.float32
+  # bfloat16 keeps 8 bits; errors of a few such units through three blocks.
+  np.testing.assert_allclose(half(IMAGES), model(IMAGES), atol=0.15)
+
+
+def test_factor_is_not_rounded_to_bfloat16(model):
+  """bfloat16 has 8 bits: 0.995 and 0.997 would be the same."""
+  half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
+  modes = ('diluted', 'full', 'full')
+
+  def after(factor):
+    _, taps = half.apply(IMAGES, modes, jnp.asarray([factor, 1, 1]))
+    return taps['block00']['after_attention']
+
+  assert (after(0.9951) != after(0.9969)).any()
+
+
+@pytest.mark.parametrize(
+  'modes, message',
+  [
+    (('linear', 'full', 'full'), 'block 0 has no affine map'),
+    (('diluted', 'full', 'full'), 'need a dilution_factor'),
+  ],
+)
+def test_modes_without_what_they_need_are_refused(model, modes, message):
+  with pytest.raises(ModelError, match=message):
+    model.apply(IMAGES, modes)
+
+
+class TestWithoutIntermediates:
+  """`capture=False`: the same logits by a cheaper program."""
+
+  @pytest.mark.parametrize(
+    'modes, options',
+    [
+      (('identity', 'identity', 'full'), {'pooling': 'avg'}),
+      (('identity', 'linear', 'full'), {}),
+      (('full', 'identity', 'identity'), {}),
+      # The rest of the square: every case compiles three programs.
+      *(
+        pytest.param(modes, options, marks=pytest.mark.slow)
+        for modes, options in (
+          (('identity', 'full', 'identity'), {}),
+          (('identity', 'full', 'identity'), {'pooling': 'avg'}),
+          (('identity', 'identity', 'full'), {}),
+          (('identity', 'linear', 'full'), {'pooling': 'avg'}),
+          (('full', 'identity', 'identity'), {'pooling': 'avg'}),
+        )
+      ),
+    ],
+  )
+  def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
+    variant = dataclasses.replace(tiny_variant, layer_scale=0.5)
+    module = make_module(variant, attention_modes=modes, **options)
+    params = init_params(module, 0)
+    with_taps, taps = forward(module, params, IMAGES, capture=True)
+    without, features = forward(module, params, IMAGES)
+    np.testing.assert_allclose(without, with_taps, **SAME_SUMS)
+    np.testing.assert_allclose(
+      features['features'], taps['features'], **SAME_SUMS
+    )
+
+  def test_diluted_behind_identity(self, model):
+    module = model.module.clone(
+      attention_modes=('identity', 'diluted', 'diluted')
+    )
+    params = surgery.prune_tree(model.params, (0,))
+    factor = jnp.asarray([1.0, 0.3, 0.6])
+    expected = forward(module, params, IMAGES, factor, capture=True)
+    found = forward(module, params, IMAGES, factor)
+    np.testing.assert_allclose(found[0], expected[0], **SAME_SUMS)
+
+
+def test_rematerialisation_changes_no_gradient(model):
+  def gradient(remat):
+    module = model.module.clone(
+      remat=remat, attention_modes=('identity', 'full', 'full')
+    )
+
+    def loss(params):
+      logits, _ = apply_module(
+        module,
+        params,
+        IMAGES,
+        drop_path_key=jax.random.key(0),
+        capture=False,
+      )
+      return (logits**2).mean()
+
+    return jax.jit(jax.grad(loss))(surgery.prune_tree(model.params, (0,)))
+
+  # The same operations, some of them twice and fused differently.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    gradient(True),
+    gradient(False),
+  )
+
+
+class TestParameters:
+  def test_a_forward_pass_traces_no_initialiser(self):
+    def init(key, shape, dtype):
+      traced.append(shape)
+      return jnp.ones(shape, dtype)
+
+    traced: list[tuple[int, ...]] = []
+    module = layers.Dense(3, kernel_init=init)
+    variables = module.init(jax.random.key(0), jnp.ones((2, 4)))
+    assert traced == [(4, 3)]
+    np.testing.assert_array_equal(
+      module.apply(variables, jnp.ones((2, 4))), np.full((2, 3), 4.0)
+    )
+    assert traced == [(4, 3)]
+
+  def test_another_shape_is_refused_with_its_path(self, model):
+    params = surgery.prune_tree(model.params, ())
+    params['block01']['mlp']['fc1']['kernel'] = jnp.ones((24, 95))
+    with pytest.raises(ScopeParamShapeError, match='/block01/mlp/fc1'):
+      apply_module(model.module, params, IMAGES)
+
+  def test_a_missing_one_is_refused(self, model):
+    params = surgery.prune_tree(model.params, ())
+    del params['block01']['norm1']['bias']
+    with pytest.raises(ScopeParamNotFoundError, match='bias'):
+      apply_module(model.module, params, IMAGES)

@@ -1,0 +1,41 @@
+"""Meshes, and that the placement of arrays changes no number."""
+
+import jax
+import numpy as np
+import pytest
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.runtime import sharding
+
+
+def test_a_mesh_holds_every_device():
+  assert sharding.make_mesh().shape == {'data': 8, 'fsdp': 1}
+  assert sharding.make_mesh(4).shape == {'data': 2, 'fsdp': 4}
+
+
+@pytest.mark.parametrize('fsdp', [3, 0, 16])
+def test_a_mesh_that_does_not_multiply_is_refused(fsdp):
+  with pytest.raises(UsageError, match='does not divide the 8 devices'):
+    sharding.make_mesh(fsdp)
+
+
+def test_a_batch_must_be_shared_evenly():
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(16, mesh)
+  with pytest.raises(UsageError, match='the next that is: 16'):
+    sharding.check_batch_size(12, mesh)
+
+
+def test_large_leaves_are_split_and_small_ones_copied():
+  mesh = sharding.make_mesh(4)
+  tree = {'kernel': np.zeros((128, 512)), 'bias': np.zeros(512)}
+  shardings = sharding.tree_shardings(tree, mesh)
+  assert shardings['kernel'].spec == jax.sharding.PartitionSpec(None, 'fsdp')
+  assert shardings['bias'].is_fully_replicated
+
+
+def test_a_batch_comes_back_whole():
+  batch = {'image': np.arange(16.0, dtype=np.float32)}
+  placed = sharding.put_batch(batch, sharding.make_mesh(2))
+  assert len(placed['image'].sharding.device_set) == 8
+  np.testing.assert_array_equal(placed['image'], batch['image'])

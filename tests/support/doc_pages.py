@@ -1,0 +1,84 @@
+"""Reads README.md and docs/*.md: their fences, links and commands."""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = (
+  ROOT / 'README.md',
+  ROOT / 'CONTRIBUTING.md',
+  *sorted((ROOT / 'docs').glob('*.md')),
+)
+_FENCE = re.compile(r'^```(\w+)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+_SHELLS = ('bash', 'sh', 'console', 'shell')
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """One line of a shell, split; `where` is for messages and test names."""
+
+  where: str
+  words: tuple[str, ...]
+
+  def __str__(self) -> str:
+    return f'{self.where}: {" ".join(self.words)[:60]}'
+
+
+def name(path: pathlib.Path) -> str:
+  return path.relative_to(ROOT).as_posix()
+
+
+def fences(path: pathlib.Path, *languages: str) -> list[str]:
+  """Bodies of a page's fenced blocks in one of the languages."""
+  found = _FENCE.findall(path.read_text())
+  return [body for language, body in found if language in languages]
+
+
+def _split(where: str, text: str) -> list[Command]:
+  """The commands of some lines; assignments before a program are dropped."""
+  commands = []
+  for line in text.replace('\\\n', ' ').splitlines():
+    words = shlex.split(line.removeprefix('$ '), comments=True)
+    while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
+      words.pop(0)
+    if words:
+      commands.append(Command(where, tuple(words)))
+      # A command that is handed to another program is one as well.
+      if 'lambda-vit' in words[1:]:
+        start = words.index('lambda-vit')
+        commands.append(Command(where, tuple(words[start:])))
+      for word in words[1:]:
+        inner = re.search(r'(lambda-vit|python3? -m lambda_vit_jax) .*', word)
+        if inner:
+          commands += _split(where, inner[0])
+  return commands
+
+
+def commands() -> list[Command]:
+  """Every command printed in the pages; reference.md has those of `--help`."""
+  found = []
+  for path in PAGES:
+    for body in fences(path, *_SHELLS):
+      found += _split(name(path), body)
+    for body in fences(path, 'text'):
+      text = body.replace('\\\n', ' ')
+      for line in re.findall(r'^  (lambda-vit .+)$', text, re.MULTILINE):
+        found += _split(name(path), line)
+  return found
+
+
+def prose(path: pathlib.Path) -> str:
+  """A page without its fenced blocks."""
+  return re.sub(
+    r'^```.*?^```', '', path.read_text(), flags=re.MULTILINE | re.DOTALL
+  )
+
+
+def anchors(path: pathlib.Path) -> set[str]:
+  """What `#…` may follow a link to this page, as GitHub names headings."""
+  titles = re.findall(r'^#+ (.+)$', prose(path), re.MULTILINE)
+  return {
+    re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles
+  }

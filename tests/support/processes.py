@@ -1,0 +1,52 @@
+"""Runs a program in two processes that form one job of `jax.distributed`."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from tests.support import xla_flags
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_processes(program, devices=2):
+  """The last word that each process prints.
+
+  Args:
+    program: Python source; `sys.argv` has the coordinator and the index.
+    devices: virtual CPU devices of each process.
+  """
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    address = f'localhost:{probe.getsockname()[1]}'
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+    'XLA_FLAGS': xla_flags.flags(devices),
+    'PYTHONPATH': str(_ROOT),
+  }
+  with contextlib.ExitStack() as stack:
+    processes = [
+      stack.enter_context(
+        subprocess.Popen(
+          [sys.executable, '-c', program, address, str(index)],
+          env=environment,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+      )
+      for index in range(2)
+    ]
+    for process in processes:
+      stack.callback(process.kill)
+    words = []
+    for process in processes:
+      out, error = process.communicate(timeout=300)
+      assert process.returncode == 0, error
+      words.append(out.split()[-1])
+    return words

@@ -1,0 +1,56 @@
+"""λ over steps and over blocks."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambda_vit_jax.training import dilution
+
+
+@given(st.integers(1, 100_000), st.integers(0, 1000))
+def test_schedule_hits_one_and_zero(steps, start):
+  schedule = dilution.dilution_schedule(steps, start)
+  assert schedule(0) == schedule(start) == 1.0
+  assert schedule(start + steps) == schedule(start + steps + 1) == 0.0
+  assert 0.0 < schedule(start + steps - 1) <= 1.0
+
+
+def test_schedule_is_linear():
+  values = [float(dilution.dilution_schedule(4)(s)) for s in range(6)]
+  assert values == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+
+
+def test_schedule_of_no_steps_is_zero_at_once():
+  assert dilution.dilution_schedule(0)(0) == 0.0
+
+
+def test_schedule_agrees_with_the_host_side_switch():
+  schedule = jax.jit(dilution.dilution_schedule(7, 2))
+  for step in range(12):
+    assert (schedule(step) == 0.0) == dilution.is_diluted(step, 7, 2)
+
+
+def test_factor_vector_touches_the_chosen_layers_only():
+  vector = dilution.factor_vector(0.25, (1, 3), 5)
+  np.testing.assert_array_equal(vector, np.float32([1, 0.25, 1, 0.25, 1]))
+
+
+def test_diluted_modes_skip_blocks_without_attention():
+  modes = ('full', 'absent', 'full')
+  assert dilution.diluted_modes((0, 1), modes) == ('diluted', 'absent', 'full')
+
+
+@pytest.mark.parametrize(
+  'compensation, mode', [(True, 'identity'), (False, 'absent')]
+)
+def test_final_mode(compensation, mode):
+  assert dilution.final_mode(compensation) == mode
+
+
+def test_schedule_over_an_array_of_steps_begins_at_exactly_one():
+  # As a vector, XLA multiplies by 1/41, and 41 · (1/41) is below 1.
+  values = np.asarray(dilution.dilution_schedule(41)(np.arange(60)))
+  assert values[0] == 1.0
+  assert np.all(values[41:] == 0.0)

@@ -1,0 +1,312 @@
+"""The loop: exact resumption, the switch at λ = 0, what a failure leaves."""
+
+import dataclasses
+import logging
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.build import (
+  abstract_params,
+  init_params,
+  make_module,
+)
+from lambda_vit_jax.models.variants import Variant
+from lambda_vit_jax.runtime import sharding, signals
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training import dilution, loop, optim, persistence
+from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
+from lambda_vit_jax.training.step import Dilution, LossSettings
+
+LAYERS = (0, 2)
+OPTIMIZER = {
+  'weight_decay': 0.05,
+  'b1': 0.9,
+  'b2': 0.999,
+  'clip_norm': 1.0,
+  'layer_decay': 1.0,
+  'frozen': '',
+  'accumulate_steps': 1,
+}
+
+
+def make_batches(step):
+  """Batch s is a function of s alone, as the pipeline's are."""
+  while True:
+    rng = np.random.default_rng(step)
+    yield {
+      'image': rng.normal(size=(8, 8, 8, 1)).astype(np.float32),
+      'label': rng.integers(0, 10, 8).astype(np.int32),
+    }
+    step += 1
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  # Two of the eight devices: enough to shard, quick to compile for.
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
+@pytest.fixture(scope='module')
+def job(tiny_variant):
+  """Three steps of dilution, two without the diluted attentions."""
+  module = make_module(tiny_variant, drop_path_rate=0.2)
+  modes = module.attention_modes
+  diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
+  pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
+  schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
+  return loop.Job(
+    stage='dilute',
+    phases=(
+      loop.Phase(diluting, until=3),
+      loop.Phase(pruned, until=5, removed=LAYERS),
+    ),
+    optimizer=optim.make_optimizer(OPTIMIZER, schedule, module.depth),
+    learning_rate=schedule,
+    loss=LossSettings(label_smoothing=0.1),
+    dilution=Dilution(LAYERS, 3),
+    seed=0,
+    steps_per_epoch=10,
+    make_batches=make_batches,
+    teacher=None,
+    batch_size=8,
+    description={},
+    log_every=1,
+    checkpoint_every=1,
+  )
+
+
+def tiny_of(job):
+  """The job's architecture, dense, as a variant."""
+  module = job.phases[0].module
+  return Variant(
+    'tiny',
+    module.image_size[0],
+    module.patch_size,
+    module.embed_dim,
+    module.depth,
+    module.num_heads,
+    num_classes=module.num_classes,
+    mean=(0.5,),
+    std=(0.5,),
+  )
+
+
+def run(job, workdir, mesh, batches=None):
+  if batches:
+    job = dataclasses.replace(job, make_batches=batches)
+  checkpointer = orbax_store.Checkpointer(workdir / 'checkpoints', keep=9)
+  try:
+    return loop.fit(
+      job,
+      lambda: init_params(job.phases[0].module, 0),
+      checkpointer,
+      mesh,
+      MetricsWriter(workdir),
+      Reporter(quiet=True),
+    )
+  finally:
+    checkpointer.close()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(job, mesh, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  return run(job, workdir, mesh), read_metrics(workdir / 'metrics.jsonl')
+
+
+def assert_same_bits(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def test_removed_attention_leaves_the_tree(undisturbed, job):
+  params, _ = undisturbed
+  expected = abstract_params(job.phases[1].module)
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  for layer in LAYERS:
+    assert set(params[surgery.block_name(layer)]) == {'norm2', 'mlp'}
+
+
+def test_metrics_have_one_line_per_step_and_the_factor(undisturbed):
+  rows = undisturbed[1]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  factors = [row['lambda'] for row in rows]
+  np.testing.assert_allclose(factors, [1, 2 / 3, 1 / 3, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('stop_after', [1, 2, 3, 4])
+def test_resuming_gives_the_same_bits(
+  job, mesh, tmp_path, undisturbed, stop_after
+):
+  class PowerCutError(Exception):
+    pass
+
+  def until_cut(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == stop_after:
+        raise PowerCutError
+      yield batch
+
+  with pytest.raises(PowerCutError):
+    run(job, tmp_path, mesh, until_cut)
+  params = run(job, tmp_path, mesh)
+  assert_same_bits(params, undisturbed[0])
+  rows = read_metrics(tmp_path / 'metrics.jsonl')
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
+  losses = [row['loss'] for row in rows]
+  assert losses == [row['loss'] for row in undisturbed[1]]
+
+
+def test_a_finished_job_is_not_run_again(job, mesh, tmp_path, undisturbed):
+  run(job, tmp_path, mesh)
+
+  def no_batches(step):
+    raise AssertionError('a finished job asked for data')
+
+  assert_same_bits(run(job, tmp_path, mesh, no_batches), undisturbed[0])
+
+
+def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
+  def with_signal(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  with pytest.raises(signals.StoppedError, match='step 2 of 5') as info:
+    run(job, tmp_path, mesh, with_signal)
+  assert info.value.exit_code == 143
+  assert_same_bits(run(job, tmp_path, mesh), undisturbed[0])
+
+
+def test_a_nan_names_its_step_and_keeps_the_last_good_state(
+  job, mesh, tmp_path
+):
+  def poisoned(step):
+    for count, batch in enumerate(make_batches(step)):
+      if step + count == 2:
+        batch['image'][0, 0, 0, 0] = np.nan
+      yield batch
+
+  with pytest.raises(loop.DivergedError, match='nan at step 2'):
+    run(job, tmp_path, mesh, poisoned)
+  assert orbax_store.Checkpointer(tmp_path / 'checkpoints').latest_step() == 2
+
+
+def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
+  # The program with λ = 0 and the one without the attention: the same sums
+  # but for terms that are exactly zero.
+  stay = dataclasses.replace(
+    job, phases=(dataclasses.replace(job.phases[0], until=5),)
+  )
+  state = persistence.restore_or_init(
+    stay,
+    lambda: init_params(stay.phases[0].module, 0),
+    type('Empty', (), {'latest_step': lambda self: None})(),
+    mesh,
+    Reporter(quiet=True),
+  )
+  step = loop.make_train_step(
+    stay.phases[0].module,
+    stay.optimizer,
+    stay.loss,
+    stay.dilution,
+    stay.seed,
+    mesh,
+    sharding.tree_shardings(state, mesh),
+  )
+  losses = []
+  for _, batch in zip(range(5), make_batches(0), strict=False):
+    state, values = step(state, sharding.put_batch(batch, mesh), None)
+    losses.append(float(values['loss']))
+  np.testing.assert_allclose(
+    losses, [row['loss'] for row in undisturbed[1]], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('kind', ['soft', 'feature'])
+def test_distillation_and_averaging_train_the_average(
+  job, mesh, tmp_path, kind
+):
+  teacher = make_module(tiny_of(job))
+  taught = dataclasses.replace(
+    job,
+    phases=tuple(
+      dataclasses.replace(
+        phase,
+        module=phase.module.clone(drop_path_rates=(0.0,) * 3),
+        until=until,
+      )
+      for phase, until in zip(job.phases, (1, 2), strict=True)
+    ),
+    dilution=Dilution(LAYERS, 1),
+    loss=LossSettings(distill=kind, distill_weight=1.0, ema_decay=0.5),
+    teacher=(teacher, init_params(teacher, 0)),
+  )
+  average = run(taught, tmp_path, mesh)
+  # The average is what comes back; its attention left with the parameters'.
+  assert set(average['block00']) == {'norm2', 'mlp'}
+  directory = tmp_path / 'checkpoints' / '2'
+  assert (directory / 'ema').exists()
+  rows = read_metrics(tmp_path / 'metrics.jsonl')
+  # A student that starts as its teacher, at λ = 1 and without dropping, has
+  # nothing to learn from it; float32 rounding, squared, is below 1e-6. At
+  # λ = 0 it has.
+  assert abs(rows[0]['loss']) < 1e-6
+  assert rows[1]['loss'] > 1e-4
+
+
+def test_unknown_distillation_is_named():
+  with pytest.raises(UsageError, match="distill='sotf'"):
+    LossSettings(distill='sotf')
+
+
+def test_nothing_compiles_but_at_the_switch(job, mesh, tmp_path):
+  # Six steps under λ and four without it, saving and logging on the way: the
+  # two programs are traced and compiled once each, wherever λ stands.
+  long = dataclasses.replace(
+    job,
+    phases=(
+      dataclasses.replace(job.phases[0], until=6),
+      dataclasses.replace(job.phases[1], until=10),
+    ),
+    dilution=Dilution(LAYERS, 6),
+    checkpoint_every=3,
+    log_every=1,
+  )
+  # The batch that is being asked for when something is compiled; JAX logs
+  # compilations that its cache on disk answers as well.
+  compiled: list[tuple[int, str]] = []
+  now = [0]
+
+  class Listener(logging.Handler):
+    def emit(self, record):
+      found = re.match(r'Compiling (\S+) with', record.getMessage())
+      if found:
+        compiled.append((now[0], found[1]))
+
+  def counting(step):
+    for count, batch in enumerate(make_batches(step)):
+      now[0] = step + count
+      yield batch
+
+  logger = logging.getLogger('jax._src.interpreters.pxla')
+  listener = Listener()
+  logger.addHandler(listener)
+  try:
+    with jax.log_compiles():
+      run(long, tmp_path, mesh, counting)
+  finally:
+    logger.removeHandler(listener)
+  steps = [step for step, name in compiled if name == 'jit(step)']
+  assert steps == [0, 6]
+  # What the first two steps need besides (logging, saving) is not asked for
+  # again, at the switch neither.
+  assert {step for step, _ in compiled} <= {0, 1, 2, 3, 6}

@@ -1,0 +1,340 @@
+"""Attention replaced by affine maps: what is fitted, to what, at what cost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.analysis.images import read_images
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.exporters.onnx import vit
+from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.build import abstract_params, size_of
+from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.selection.trials import Wavefront
+from lambda_vit_jax.training_free import least_squares, map_fitter
+from lambda_vit_jax.training_free.linear_maps import fit_linear
+from tests.checkpoints.test_golden_parity import assert_close
+from tests.exporters.test_onnx import run as run_graph
+from tests.support.search_models import (
+  batches_of,
+  make_images,
+  make_model,
+  mesh_of,
+)
+
+SHAPE = (8, 8, 1)
+IMAGES = make_images()
+
+
+def taps_of(model, index):
+  """n(x) and what the attention adds, `[samples, embed]` float64."""
+  taps = model.apply(IMAGES)[1][block_name(index)]
+  normal = normalize(taps['input'], model.module.norm_eps[index])
+  width = model.module.embed_dim
+  return tuple(
+    np.asarray(features, np.float64).reshape(-1, width)
+    for features in (normal, taps['attention'])
+  )
+
+
+def ridge_regression(x, y, ridge):
+  mean_in, mean_out = x.mean(axis=0), y.mean(axis=0)
+  centred = x - mean_in
+  gram = centred.T @ centred
+  gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+  kernel = np.linalg.solve(gram, centred.T @ (y - mean_out))
+  return kernel, mean_out - mean_in @ kernel
+
+
+# float32 activations (1e-6 of their size) divided by a ridge of 1e-2.
+CLOSE = {'rtol': 1e-3, 'atol': 1e-4}
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'layer_scale': 0.5, 'norm_eps': (1e-6, 1e-3, 1e-6, 1e-5)}],
+  ids=lambda options: '-'.join(options) or 'plain',
+)
+@pytest.mark.parametrize('sequential', [True, False])
+def test_maps_are_those_of_gathered_features(tiny_variant, options, sequential):
+  """In sequence: of the network whose earlier maps are in place already."""
+  model = make_model(tiny_variant, **options)
+  found = lv.linearize(
+    model, batches_of(IMAGES), (0, 1), sequential=sequential, ridge=1e-2
+  )
+  assert found.attention_modes == ('linear', 'linear', 'full')
+  before = model
+  for index in (0, 1):
+    kernel, bias = ridge_regression(*taps_of(before, index), 1e-2)
+    fitted = found.params[block_name(index)]['attn']['linear']
+    np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
+    np.testing.assert_allclose(fitted['bias'], bias, **CLOSE)
+    if sequential:
+      before = lv.linearize(before, [IMAGES], (index,), ridge=1e-2)
+
+
+def test_the_rest_of_the_model_is_shared(tiny_variant):
+  model = make_model(tiny_variant, layer_scale=0.5)
+  found = lv.linearize(model, [IMAGES], (1,))
+  assert set(found.params['block01']) == {'attn', 'norm2', 'mlp', 'ls2'}
+  assert found.params['block00'] is model.params['block00']
+  assert 'ls1' in model.params['block01']
+  assert found.num_parameters == size_of(found.module)
+  shapes = abstract_params(found.module)
+  assert jax.tree.structure(shapes) == jax.tree.structure(found.params)
+
+
+def test_user_batches_and_devices_do_not_matter(tiny_variant):
+  model = make_model(tiny_variant)
+  expected = fit_linear(model, [IMAGES], (0, 2))
+  padded = np.concatenate([IMAGES, np.full((5, *SHAPE), 7, np.float32)])
+  masked = [{'image': padded, 'mask': np.arange(80) < 75}]
+  for batches, options in (
+    (batches_of(IMAGES, 7), {}),
+    (masked, {}),
+    ([IMAGES], {'mesh': mesh_of(8)}),
+    ([IMAGES], {'memory_gib': 4e-4}),
+  ):
+    found = fit_linear(model, batches, (0, 2), **options)
+    assert [fit.ridge for fit in found[1]] == [fit.ridge for fit in expected[1]]
+    # Sums of the same products in another order; ridges are at least 1e-6.
+    np.testing.assert_allclose(found[0](IMAGES), expected[0](IMAGES), atol=1e-3)
+
+
+def test_exact_with_one_token(tiny_variant, rng):
+  """Softmax over one token is 1: attention is affine in n(x)."""
+  model = make_model(tiny_variant, layer_scale=0.5)
+  place = read_images([IMAGES], SHAPE, mesh_of(1)).placement
+  stream = jnp.asarray(rng.normal(size=(64, 1, 24)), jnp.float32)
+  block = pieces.block_of(model.module, 1, 'full')
+  params = pieces.block_params(model.params, 1)
+  output, (sums,) = map_fitter.measure(
+    block,
+    params,
+    stream,
+    jnp.ones(64, bool),
+    folds=1,
+    inputs=('token',),
+    with_output=True,
+    placement=place,
+  )
+  moments = least_squares.CrossMoments.from_sums(
+    tuple(leaf[0] for leaf in sums)
+  )
+  affine = least_squares.solve(moments, 0.0)
+  params = {name: params[name] for name in ('norm2', 'mlp', 'ls2')} | {
+    'attn': {'linear': {'kernel': affine.kernel, 'bias': affine.bias}}
+  }
+  block = pieces.block_of(model.module, 1, 'linear')
+  found, _ = pieces.run_block(block, params, stream)
+  # The issue's bound.
+  assert np.abs(found - output).max() <= 1e-5
+
+
+def test_a_map_predicts_better_than_nothing(tiny_variant):
+  model = make_model(tiny_variant)
+  found, fits, _ = fit_linear(model, [IMAGES], (0, 1))
+  assert [fit.block_index for fit in fits] == [0, 1]
+  assert all(0.0 < fit.residual < 1.0 for fit in fits)
+  assert fits[0].samples == 75 * 17
+  logits = model(IMAGES)
+
+  def error(other):
+    return float(((other(IMAGES) - logits) ** 2).mean())
+
+  assert error(found) < error(lv.prune(model, (0, 1), 'absent'))
+
+
+def test_rank_is_that_of_the_kernel(tiny_variant):
+  found = lv.linearize(make_model(tiny_variant), [IMAGES], (1,), rank=3)
+  kernel = found.params['block01']['attn']['linear']['kernel']
+  assert np.linalg.matrix_rank(kernel, tol=1e-5) == 3
+
+
+def test_more_blocks_compile_nothing_anew(tiny_variant, compilations):
+  # A width of its own, so that no other test has compiled the programs.
+  variant = dataclasses.replace(tiny_variant, embed_dim=30)
+  model = make_model(variant, depth=6)
+  lv.linearize(model, [IMAGES], (1,))
+  lv.linearize(model, [IMAGES], (0, 2))
+  before = compilations()
+  lv.linearize(model, [IMAGES], (0, 1, 3, 4))
+  assert compilations() == before
+
+
+def test_blocks_without_attention_stay_as_they_are(tiny_variant):
+  model = lv.prune(make_model(tiny_variant, depth=4), (0,))
+  found = lv.linearize(model, [IMAGES], (1,), ridge=1e-2)
+  assert found.attention_modes == ('identity', 'linear', 'full', 'full')
+  kernel, _ = ridge_regression(*taps_of(model, 1), 1e-2)
+  fitted = found.params['block01']['attn']['linear']
+  np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
+  # And again, on what is left.
+  again = lv.linearize(found, [IMAGES], (2,))
+  assert again.attention_modes == ('identity', 'linear', 'linear', 'full')
+
+
+def test_bad_input_is_one_line(tiny_variant):
+  model = make_model(tiny_variant)
+  with pytest.raises(DataError, match='1 images of 17 tokens are 17 samples'):
+    lv.linearize(model, [IMAGES[:1]], (0,))
+  with pytest.raises(ModelError, match='at least one'):
+    lv.linearize(model, [IMAGES], (0, 1, 2))
+  with pytest.raises(ModelError, match='block 1 has no attention'):
+    lv.linearize(lv.prune(model, (1,)), [IMAGES], (0, 1))
+  with pytest.raises(UsageError, match='ridge='):
+    lv.linearize(model, [IMAGES], (0,), ridge='strong')
+  with pytest.raises(UsageError, match='rank=0'):
+    lv.linearize(model, [IMAGES], (0,), rank=0)
+  with pytest.raises(ModelError, match='block 0: activations are NaN'):
+    lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
+
+
+INPUTS = (
+  ('token', 'mean'),
+  ('token', 'class_map'),
+  ('token', 'mean', 'class_map'),
+)
+
+
+@pytest.fixture(scope='module', params=INPUTS, ids='-'.join)
+def mapped(request, tiny_variant):
+  """Blocks 0 and 2 of 3, so that a mean is read behind the last attention."""
+  return lv.linearize(
+    make_model(tiny_variant), [IMAGES], (0, 2), inputs=request.param
+  )
+
+
+def test_sizes_with_further_inputs(mapped, tiny_variant):
+  shapes = abstract_params(mapped.module)
+  assert jax.tree.structure(shapes) == jax.tree.structure(mapped.params)
+  assert mapped.num_parameters == size_of(mapped.module)
+  mean = 'mean' in mapped.module.linear_inputs
+  own = 'class_map' in mapped.module.linear_inputs
+  last = 2 if mean else 1
+  assert mapped.module.last_mixing_block == last
+  square, tokens = 24**2, 17
+  plain = lv.linearize(make_model(tiny_variant), [IMAGES], (0, 2))
+  more = (1 + own) * square if mean else 0
+  assert mapped.macs() - plain.macs() == 2 * more
+  # The last map reads all tokens' mean and writes the class token alone; so
+  # block 1 has to run on all tokens where a mean is read.
+  narrow = (2 * square + 2 * tokens * 24 + 8 * square) * (tokens - 1) * mean
+  assert (
+    mapped.macs(executed=True) - plain.macs(executed=True)
+    == narrow + more + mean * square
+  )
+
+
+def test_narrowing_to_the_class_token_changes_no_logit(mapped):
+  np.testing.assert_allclose(
+    mapped(IMAGES), mapped.apply(IMAGES)[0], rtol=1e-5, atol=1e-5
+  )
+
+
+def test_folding_with_further_inputs(mapped):
+  module = mapped.module.clone(attention_modes=('identity', 'full', 'linear'))
+  params = dict(mapped.params)
+  params['block00'] = {k: params['block00'][k] for k in ('norm2', 'mlp')}
+  model = mapped.replace(module=module, params=params)
+  folded = lv.fold(model)
+  assert folded.attention_modes == ('absent', 'full', 'linear')
+  # Powers of two; epsilon is divided by 4^k.
+  np.testing.assert_allclose(
+    folded(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_files_hold_further_inputs(mapped, tmp_path):
+  """Each file is read back and compared with the model as it is written."""
+  report = lv.export(
+    mapped.replace(variant='vit_nano_patch2_8'),
+    tmp_path / 'out',
+    formats=('orbax', 'safetensors'),
+  )
+  assert max(report['differences'].values()) <= 1e-5
+  found = lv.load_export(tmp_path / 'out')
+  assert found.module.linear_inputs == mapped.module.linear_inputs
+  assert found.attention_modes == mapped.attention_modes
+
+
+def test_onnx_graph_with_further_inputs(mapped):
+  logits = run_graph(vit.build(mapped), IMAGES)
+  # The golden files' bound: the same float32 sums in another order.
+  assert_close(logits, mapped(IMAGES))
+
+
+def test_searches_on_models_with_further_inputs(mapped):
+  """The wavefront's short cuts give what full forwards give."""
+  images = read_images([IMAGES], SHAPE)
+  found = Wavefront(mapped, images).evaluate([()])[()].pooled()
+  logits = np.asarray(mapped.apply(IMAGES)[0], np.float64)
+  np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
+
+
+def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
+  """With keys of zero every token attends to all alike: exact with `mean`."""
+  model = make_model(tiny_variant)
+  params = dict(model.params)
+  attn = params['block01']['attn']
+  width = model.module.embed_dim
+  keys = slice(width, 2 * width)
+  qkv = {name: np.array(leaf) for name, leaf in attn['qkv'].items()}
+  qkv['kernel'][:, keys] = 0.0
+  qkv['bias'][keys] = 0.0
+  params['block01'] = params['block01'] | {'attn': attn | {'qkv': qkv}}
+  model = model.replace(params=params)
+  found, (fit,), _ = fit_linear(
+    model, [IMAGES], (1,), inputs=('token', 'mean'), ridge=0.0
+  )
+  assert fit.residual <= 1e-6
+  # Logits of size 1, sums of float32 products in the fit.
+  np.testing.assert_allclose(found(IMAGES), model(IMAGES), atol=1e-3)
+  _, (fit,), _ = fit_linear(model, [IMAGES], (1,), ridge=0.0)
+  assert fit.residual > 1e-3
+
+
+def test_more_inputs_leave_less(tiny_variant):
+  model = make_model(tiny_variant)
+  residual = {}
+  for inputs in (('token',), *INPUTS):
+    _, (fit,), _ = fit_linear(model, [IMAGES], (1,), inputs=inputs, ridge=1e-6)
+    residual[inputs] = fit.residual
+  token, mean, own, both = (residual[i] for i in (('token',), *INPUTS))
+  assert both < mean < token
+  assert both < own < token
+
+
+def test_the_class_map_is_fitted_to_class_tokens(tiny_variant):
+  """With a free correction it is the regression on class tokens alone."""
+  model = make_model(tiny_variant)
+  found = lv.linearize(
+    model, [IMAGES], (1,), inputs=('token', 'class_map'), ridge=0.0
+  )
+  taps = model.apply(IMAGES)[1]['block01']
+  normal = normalize(taps['input'], model.module.norm_eps[1])
+  first = [np.asarray(t[:, 0], np.float64) for t in (normal, taps['attention'])]
+  x = first[0] - first[0].mean(axis=0)
+  kernel = np.linalg.lstsq(x, first[1] - first[1].mean(axis=0), rcond=1e-5)[0]
+  fitted = found.params['block01']['attn']['class_linear']
+  np.testing.assert_allclose(
+    x @ np.asarray(fitted['kernel'], np.float64), x @ kernel, atol=1e-3
+  )
+
+
+def test_inputs_are_checked(tiny_variant):
+  model = make_model(tiny_variant)
+  with pytest.raises(ModelError, match="unknown input 'meen'"):
+    lv.linearize(model, [IMAGES], (0,), inputs=('token', 'meen'))
+  with pytest.raises(ModelError, match='add token'):
+    lv.linearize(model, [IMAGES], (0,), inputs=('mean',))
+  once = lv.linearize(model, [IMAGES], (0,))
+  with pytest.raises(ModelError, match='use the same inputs'):
+    lv.linearize(once, [IMAGES], (1,), inputs=('token', 'mean'))
+  with pytest.raises(DataError, match='2 images of 17 tokens are 34 samples'):
+    lv.linearize(model, [IMAGES[:2]], (0,), inputs=('token', 'mean'))
