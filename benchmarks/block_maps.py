@@ -30,12 +30,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models import pieces
+from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.training_free import block_spans, linear_maps
@@ -189,7 +189,7 @@ def measure() -> None:
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', required=True)
   options, overrides = parser.parse_known_args()
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       f'--config={options.config}',

@@ -19,10 +19,10 @@ import pathlib
 
 import numpy as np
 
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.runtime.progress import Reporter
 
@@ -35,7 +35,7 @@ OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/digits_table.json'
 
 def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
   """Trains one row with one seed; returns its accuracy and the start's."""
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       '--config=configs/digits.py',
@@ -47,12 +47,12 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
   run = Run(config.to_dict(), workdir, Reporter())
   score = run.path('score.json')
   if score.exists():
-    return orbax_store.read_json(score)
+    return files.read_json(score)
   registry.run_stage(run, 'pretrain')
   if layers:
     registry.run_stage(run, 'select')
   else:
-    orbax_store.write_json(run.path('selection.json'), {'removed': []})
+    files.write_json(run.path('selection.json'), {'removed': []})
   registry.run_stage(run, 'dilute')
   start, end = (
     accuracy.evaluate_model(
@@ -60,7 +60,7 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
     )
     for model in (run.load('pretrain'), run.load('dilute'))
   )
-  removed = orbax_store.read_json(run.path('selection.json'))['removed']
+  removed = files.read_json(run.path('selection.json'))['removed']
   result = {
     'start': start['top1'],
     'top1': end['top1'],
@@ -68,7 +68,7 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
     'num_images': end['num_images'],
     'removed': removed,
   }
-  orbax_store.write_json(score, result)
+  files.write_json(score, result)
   return result
 
 

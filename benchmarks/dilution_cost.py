@@ -57,7 +57,7 @@ def make_programs(
   import jax
   import numpy as np
 
-  from lambda_vit_jax.models import surgery
+  from lambda_vit_jax.models import modes as modes_lib
   from lambda_vit_jax.models.build import init_params, make_module
   from lambda_vit_jax.runtime import sharding
   from lambda_vit_jax.training import dilution, optim
@@ -72,7 +72,7 @@ def make_programs(
   module = make_module(variant, drop_path_rate=0.1)
   modes = module.attention_modes
   diluted = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
-  pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
+  pruned = module.clone(attention_modes=modes_lib.modes_without(LAYERS, modes))
   schedule = optim.learning_rate_schedule(1e-4, 10_000, 10, 1e-5)
   optimizer = optim.make_optimizer(SETTINGS, schedule, module.depth)
   mesh = sharding.make_mesh(1)

@@ -26,10 +26,10 @@ import pathlib
 import jax
 import numpy as np
 
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime.progress import Reporter
@@ -88,7 +88,7 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
     ]
   else:
     arguments += [f'--config.pretrain.steps={arm.dense_epochs}ep']
-  _, config, _ = main.parse(arguments)
+  _, config, _ = flags.parse(arguments)
   return Run(config.to_dict(), workdir, Reporter())
 
 
@@ -106,14 +106,14 @@ def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
   run = open_run(options, arm, seed)
   score = run.path('score.json')
   if score.exists():
-    return orbax_store.read_json(score)
+    return files.read_json(score)
   registry.run_stage(run, 'pretrain')
   stage, removed = 'pretrain', []
   if arm.num_layers:
     registry.run_stage(run, 'select')
     registry.run_stage(run, 'dilute')
     stage = 'dilute'
-    removed = orbax_store.read_json(run.path('selection.json'))['removed']
+    removed = files.read_json(run.path('selection.json'))['removed']
   model = run.load(stage)
   result = accuracy.evaluate_model(
     model, run.eval_batches(model.preprocessing), run.mesh
@@ -122,7 +122,7 @@ def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
   if round(result['top1'] * len(right)) != right.sum():
     raise AssertionError('two ways to count disagree')
   result |= {'removed': removed, 'hits': np.packbits(right).tobytes().hex()}
-  orbax_store.write_json(score, result)
+  files.write_json(score, result)
   return result
 
 

@@ -36,14 +36,13 @@ import jax.numpy as jnp
 import numpy as np
 from fashion_mnist_table import PRUNED, SETTINGS, hits, paired
 
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import benchmark
-from lambda_vit_jax.models.edits import merge_tokens
+from lambda_vit_jax.models.edits import drop_blocks, merge_tokens
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose, probe
 from lambda_vit_jax.training_free import block_spans, linear_maps
@@ -109,7 +108,7 @@ class Runs:
   def _open(self, name: str, *arguments: str) -> Run:
     workdir = f'{self._folder}/{name}-{self._seed}'
     source = [f'--config.data.source={self._source}'] if self._source else []
-    _, config, _ = main.parse(
+    _, config, _ = flags.parse(
       [
         'run',
         f'--config={ROOT}/configs/{self._data.config}',
@@ -149,11 +148,11 @@ class Runs:
       registry.run_stage(run, 'pretrain')
       model = run.load('pretrain')
       images = list(run.holdout_batches(model.preprocessing))
-      orbax_store.write_json(path, probe.proposals(model, images, NUM_LAYERS))
+      files.write_json(path, probe.proposals(model, images, NUM_LAYERS))
     registry.run_stage(run, 'pretrain')
     registry.run_stage(run, 'select')
-    chosen = orbax_store.read_json(run.path('selection.json'))['removed']
-    found = orbax_store.read_json(path) | {PROBE: chosen}
+    chosen = files.read_json(run.path('selection.json'))['removed']
+    found = files.read_json(path) | {PROBE: chosen}
     return {name: tuple(layers) for name, layers in found.items()}
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
@@ -177,11 +176,11 @@ class Runs:
 def right(run: Run, model: Model, key: str) -> np.ndarray:
   """`hits`, kept in the workdir under `key`."""
   path = run.path('hits.json')
-  found = orbax_store.read_json(path) if path.exists() else {}
+  found = files.read_json(path) if path.exists() else {}
   if key not in found:
     found[key] = np.packbits(hits(run, model)).tobytes().hex()
     found['num_images'] = len(hits(run, model))
-    orbax_store.write_json(path, found)
+    files.write_json(path, found)
   bits = np.unpackbits(np.frombuffer(bytes.fromhex(found[key]), np.uint8))
   return bits[: found['num_images']].astype(bool)
 

@@ -29,7 +29,7 @@ from neighbour_maps import FOLDS
 from stepwise import Network, Table, open_run
 
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import least_squares
@@ -174,7 +174,7 @@ def narrow(
   params = dict(network.params)
   found = Network(network.model, params)
   for index in range(network.depth):
-    name, epsilon = surgery.block_name(index), module.norm_eps[index]
+    name, epsilon = modes.block_name(index), module.norm_eps[index]
     if 'attn' in parts:
       norm = params[name]['norm1']
       normal = normalize(x, epsilon) * norm['scale'] + norm['bias']

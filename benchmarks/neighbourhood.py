@@ -41,7 +41,8 @@ from neighbour_maps import FOLDS, NEIGHBOURHOODS, fit_maps, measure_block
 from stepwise import Maps, Network, Table, open_run
 
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces, surgery
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import nose
@@ -135,7 +136,7 @@ def recentre(network: Network, x: Array, start: int, maps: Maps) -> Network:
   found = Network(network.model, params)
   dense = x
   for index in range(start, network.depth):
-    name, epsilon = surgery.block_name(index), module.norm_eps[index]
+    name, epsilon = modes_lib.block_name(index), module.norm_eps[index]
     block = dict(params[name])
     if index not in maps:
       block['norm1'] = corrected(block['norm1'], x, dense, epsilon)
@@ -175,7 +176,7 @@ def write_set(table: Table, title: str, layers: Sequence[int]) -> None:
   skipped: Maps = dict.fromkeys(layers)
 
   def with_modes(mode: Any, inputs: tuple[str, ...] = ('token',)) -> int:
-    modes = surgery.modes_without(layers, model.attention_modes, mode)
+    modes = modes_lib.modes_without(layers, model.attention_modes, mode)
     module = model.module.clone(attention_modes=modes, linear_inputs=inputs)
     return model.replace(module=module).macs()
 

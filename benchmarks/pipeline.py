@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import flags
 from PIL import Image, ImageOps, features
 
 RATIO_BOUND = 1.2
@@ -190,6 +191,8 @@ def our_batches(
   source = Counting(
     str(root), tuple(files), tuple(int(name[0]) for name in files)
   )
+  # Grain's worker processes read absl's flags.
+  flags.FLAGS.mark_as_parsed()
   return pipeline.train_batches(
     source,
     np.arange(len(source)),

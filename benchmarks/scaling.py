@@ -35,7 +35,7 @@ _STEPS = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from lambda_vit_jax import startup
+from lambda_vit_jax.runtime import startup
 startup.keep_memory()
 import timm_speed
 import jax

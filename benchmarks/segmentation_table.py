@@ -28,8 +28,12 @@ from typing import Any
 import jax
 from method_table import speed
 
-from lambda_vit_jax import main
-from lambda_vit_jax.cli.stages import evaluate_masks, linearize, registry
+from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli.stages import (
+  evaluate_masks,
+  finished,
+  registry,
+)
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models import variants
@@ -95,7 +99,7 @@ FITTED = {
 def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
   """A workdir of its own for every run."""
   workdir = f'{folder}/{name.replace(", ", "-").replace(" ", "-")}-{seed}'
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       f'--config={ROOT}/configs/{CONFIG}',
@@ -146,7 +150,7 @@ def models_of_seed(folder: str, seed: int) -> Iterator[tuple[str, Run, Model]]:
     )
     for stage in ('pretrain', 'select', 'linearize'):
       registry.run_stage(run, stage)
-    yield name, run, linearize.load_linear(run)
+    yield name, run, finished.load_linear(run)
 
 
 def mean_iou(run: Run, model: Model) -> float:

@@ -23,10 +23,10 @@ import pathlib
 
 import numpy as np
 
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import accuracy, benchmark
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime.progress import Reporter
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
 def open_run(options: argparse.Namespace, seed: int) -> Run:
   """The workdir of one trained network."""
   workdir = f'{options.workdir}/seed-{seed}'
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       f'--config={options.config}',
@@ -90,7 +90,7 @@ Choices = dict[str, dict[int, Variant]]
 def choices(run: Run, model: Model) -> Choices:
   """What each criterion removes; all but `exhaustive` layer by layer."""
   path = run.path('choices.json')
-  found = orbax_store.read_json(path) if path.exists() else {}
+  found = files.read_json(path) if path.exists() else {}
   batches = list(run.holdout_batches(model.preprocessing))
   for name, options in CRITERIA.items():
     if name not in found:
@@ -108,7 +108,7 @@ def choices(run: Run, model: Model) -> Choices:
         **options,
       )
       found[name] = list(chosen.order)
-      orbax_store.write_json(path, found)
+      files.write_json(path, found)
   chosen = {
     name: {size: tuple(sorted(found[name][:size])) for size in SIZES}
     for name in CRITERIA
@@ -121,7 +121,7 @@ def choices(run: Run, model: Model) -> Choices:
           model, batches, criterion=EXHAUSTIVE, num_layers=size
         ).removed
       )
-      orbax_store.write_json(path, found)
+      files.write_json(path, found)
     chosen.setdefault(EXHAUSTIVE, {})[size] = tuple(found[key])
   return chosen
 
@@ -131,7 +131,7 @@ def measure_sets(
 ) -> dict[Variant, dict[str, float]]:
   """Accuracy and loss of every set, in the three forms."""
   path = run.path(f'sets-{steps}.json')
-  done = orbax_store.read_json(path) if path.exists() else {}
+  done = files.read_json(path) if path.exists() else {}
   settings = run.config['dilute']
   train = list(
     itertools.islice(run.train_batches(model.preprocessing, 0), steps)
@@ -161,7 +161,7 @@ def measure_sets(
           for form, result in forms.items()
           for value in ('top1', 'loss')
         }
-        orbax_store.write_json(path, done)
+        files.write_json(path, done)
       bar.update(index + 1)
   return {layers: done[','.join(map(str, layers))] for layers in sets}
 

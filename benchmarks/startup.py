@@ -45,10 +45,11 @@ import json, sys, time
 import numpy as np
 import jax
 import lambda_vit_jax as lv
-from lambda_vit_jax import compilation, startup
+from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.runtime import startup
 startup.use_cache()
 model = lv.load_pretrained(sys.argv[1])
-from lambda_vit_jax.models.model import apply_module
+from lambda_vit_jax.models.build import apply_module
 
 height, width = model.module.image_size
 images = np.zeros((1, height, width, model.module.in_chans), np.float32)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from neighbour_maps import PARTS, columns_of, features
 
-from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.evaluation import benchmark
@@ -243,7 +243,7 @@ def open_run(description: str) -> tuple[str, Run]:
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', required=True)
   options, overrides = parser.parse_known_args()
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       f'--config={options.config}',

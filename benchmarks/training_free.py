@@ -24,7 +24,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.evaluation import accuracy, benchmark
@@ -200,7 +200,7 @@ def measure() -> None:
   options, overrides = parser.parse_known_args()
   if options.name == 'digits' and not overrides:
     overrides = [f'--config.data.holdout_images={IMAGES}']
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       f'--config={options.config}',

@@ -22,9 +22,8 @@ import jax
 import numpy as np
 
 from lambda_vit_jax.evaluation import benchmark
-from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.models.edits import drop_blocks, prune
 from lambda_vit_jax.models.model import create_model
-from lambda_vit_jax.models.shorter import drop_blocks
 from lambda_vit_jax.training_free.block_spans import choose_blocks
 from lambda_vit_jax.training_free.linear_maps import linearize
 from lambda_vit_jax.training_free.mlp_refit import refit

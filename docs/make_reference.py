@@ -21,6 +21,7 @@ from lambda_vit_jax.configs import common
 
 import lambda_vit_jax
 from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'reference.md'
@@ -200,7 +201,7 @@ def _help_of(arguments: list[str]) -> str:
 def _command_line() -> str:
   general = _help_of([])
   parts = ['```text', general, '```']
-  for name in (*main.STAGES, *main.COMMANDS):
+  for name in (*flags.STAGES, *flags.COMMANDS):
     text = _help_of([name])
     if text != general:
       # What the general help says as well stands there once.

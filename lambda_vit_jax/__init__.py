@@ -22,7 +22,7 @@ _PUBLIC = {
   'choose_blocks': 'training_free.block_spans',
   'create_model': 'models.model',
   'dequantize': 'models.edits',
-  'drop_blocks': 'models.shorter',
+  'drop_blocks': 'models.edits',
   'entropy_profile': 'analysis.profile',
   'export': 'exporters.export',
   'fold': 'models.edits',

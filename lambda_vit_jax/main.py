@@ -4,13 +4,10 @@ Nothing heavy is imported before the flags are known to be right, so that
 `--help` and a typo answer at once.
 """
 
-import difflib
 import errno
 import json
 import logging
 import os
-import pathlib
-import re
 import sys
 import time
 import traceback
@@ -18,214 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from lambda_vit_jax.cli import config_values
 from lambda_vit_jax.cli import help as usage_lib
+from lambda_vit_jax.cli.flags import COMMANDS, _is_job, parse, usage
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
   StoppedError,
   UsageError,
-  nearest,
 )
 from lambda_vit_jax.runtime import supervise
-
-STAGES = {
-  'run': 'all stages, from the first unfinished one on',
-  'pretrain': 'a dense model, from --config.init weights or from scratch',
-  'analyze': 'entropy per layer, and the spectrum of features',
-  'select': 'which attention layers go (NOSE, or another criterion)',
-  'linearize': 'affine maps instead of those layers, without training',
-  'dilute': 'λ from 1 to 0 over those layers, then training without them',
-  'export': 'the pruned parameter tree and portable formats',
-  'evaluate': 'exact accuracy of dense, pruned and exported',
-  'benchmark': 'sizes and speed, dense against pruned in one run',
-  'report': 'one self-contained page with the plots and tables',
-}
-
-COMMANDS = {
-  'predict': '--model=DIR IMAGE...  the five best classes of each image',
-  'models': '[--filter=TEXT]  the table of variants',
-  'check-data': 'SOURCE  reads a data set once and says what it found',
-}
-
-
-def usage() -> str:
-  """The help text of the whole program."""
-  return usage_lib.overview(STAGES, COMMANDS)
-
-
-def find_config(path: str) -> str:
-  """A config file where it is, else of the same name in the package."""
-  name, colon, argument = path.partition(':')
-  if not pathlib.Path(name).exists():
-    packaged = (
-      pathlib.Path(__file__).parent / 'configs' / name.removeprefix('configs/')
-    )
-    source = pathlib.Path(__file__).parents[1] / name
-    for candidate in (packaged, source):
-      if candidate.exists():
-        return f'{candidate}{colon}{argument}'
-    raise UsageError(
-      f'--config={name}: no such file; configs/digits.py is one to start from'
-    )
-  return path
-
-
-def _define_flags(arguments: list[str]) -> flags.FlagValues:
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'The config file.',
-    lock_config=True,
-    flag_values=values,
-    # Overrides are looked up here, which is not sys.argv in a notebook.
-    sys_argv=['lambda-vit', *arguments],
-  )
-  flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
-  flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0.', flag_values=values
-  )
-  for name, text in (
-    ('num_processes', 'Processes of the job.'),
-    ('process_id', 'Which of them this is, from 0.'),
-  ):
-    flags.DEFINE_integer(name, None, text, flag_values=values)
-  flags.DEFINE_bool(
-    'distributed', False, 'Find the job by itself.', flag_values=values
-  )
-  flags.DEFINE_bool('json', False, 'JSON on stdout.', flag_values=values)
-  flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
-  flags.DEFINE_bool('debug', False, 'Tracebacks.', flag_values=values)
-  return values
-
-
-def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
-  """The stage, its config and the flags.
-
-  Args:
-    argv: without the program's name.
-
-  Raises:
-    UsageError: anything the user got wrong.
-  """
-  if not argv:
-    raise UsageError('no stage given; `lambda-vit --help` lists them')
-  stage, rest = argv[0], list(argv[1:])
-  if stage not in STAGES:
-    known = [*STAGES, *COMMANDS]
-    raise UsageError(
-      f'unknown stage {stage!r}{nearest(stage, known)} '
-      '(`lambda-vit --help` lists all)'
-    )
-  # --config FILE as well as --config=FILE.
-  for index, argument in enumerate(rest):
-    if argument in ('--config', '-config') and index + 1 < len(rest):
-      rest[index : index + 2] = [f'--config={rest[index + 1]}']
-      break
-  rest = [
-    f'--config={find_config(argument.partition("=")[2])}'
-    if argument.startswith('--config=')
-    else argument
-    for argument in rest
-  ]
-  values = _define_flags(rest)
-  try:
-    positional = values(['lambda-vit', *rest])[1:]
-    config = values.config
-  except UsageError:
-    raise
-  except Exception as error:
-    # absl, ml_collections and the config file itself raise many kinds.
-    raise UsageError(_explain(error, rest)) from error
-  if positional:
-    raise UsageError(f'unexpected argument {positional[0]!r}')
-  if config is None:
-    raise UsageError(f'{stage}: --config=FILE.py is needed')
-  if not values.workdir:
-    raise UsageError(f'{stage}: --workdir=DIR is needed')
-  _apply_budget_flags(config, rest)
-  _is_job(values)
-  return stage, config, values
-
-
-def _explain(error: Exception, arguments: Sequence[str]) -> str:
-  """One line from whatever the flag libraries said."""
-  text = str(error.args[0] if error.args else error).strip()
-  if isinstance(error, KeyError | AttributeError):
-    found = re.search(r'[A-Za-z_]\w*', text)
-    key = found[0] if found else text
-    guess = re.search(r'[Dd]id you mean "([^"]+)"', text)
-    where, hint = _unknown_key(key, arguments)
-    if guess:
-      hint = f'; did you mean {guess[1]}?'
-    return f'{where}: the config has no key {key!r}{hint}'
-  if 'Traceback' in text:
-    # ml_collections quotes the traceback of the config file.
-    where = text.splitlines()[0].partition(': Error')[0]
-    text = f'{where}: {text.splitlines()[-1].partition(": ")[2]}'
-  return ' '.join(text.split())
-
-
-def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
-  """The flag that names a key which is not there, and the nearest that are."""
-  prefix = '--config.'
-  named = [a.partition('=')[0] for a in arguments if a.startswith(prefix)]
-  known = _full_keys(arguments)
-  for flag in named:
-    wanted = flag.removeprefix(prefix)
-    if wanted in known:
-      continue
-    return flag, _nearest_keys(wanted, known)
-  return next((f for f in named if f'.{key}' in f), key), ''
-
-
-def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
-  """Keys spelt alike in the section, then in others; else all of it."""
-  section, _, name = wanted.rpartition('.')
-  inside = f'{section}.' if section else ''
-  beside = [key for key in known if key.startswith(inside)]
-  alike = difflib.get_close_matches(
-    name, [key.removeprefix(inside) for key in beside], cutoff=0.5
-  )
-  found = [inside + key for key in alike]
-  if not found:
-    last = {key.rpartition('.')[2] for key in known}
-    alike = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
-    found = [key for key in known if key.rpartition('.')[2] in alike][:3]
-  if found:
-    return f'; did you mean {", ".join(found)}?'
-  if not beside:
-    return nearest(wanted, known)
-  names = {key.removeprefix(inside).partition('.')[0] for key in beside}
-  return f'; {section or "the config"} has {", ".join(sorted(names))}'
-
-
-def _full_keys(arguments: Sequence[str]) -> list[str]:
-  """Every key of the config file as it is, `dilute.settle_steps`."""
-  files = [a for a in arguments if a.startswith('--config=')]
-  values = _define_flags(files)
-  values(['lambda-vit', *files])
-  return list(config_values.flatten(values.config.to_dict()))
-
-
-def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
-  """A budget that is set by flag clears the default of the others."""
-  given = [
-    name
-    for name in config_values.BUDGETS
-    if any(a.startswith(f'--config.select.{name}=') for a in arguments)
-  ]
-  if len(given) > 1:
-    raise UsageError(
-      f'{" and ".join(given)} are both set; give exactly one of '
-      f'{", ".join(config_values.BUDGETS)}'
-    )
-  if given:
-    for name in config_values.BUDGETS:
-      if name != given[0]:
-        config.select[name] = None
 
 
 def _configure_logging(debug: bool) -> None:
@@ -280,16 +78,6 @@ def _run_stage(
     following = outcome.next_stage(run, stage)
     if following:
       run.reporter.say(outcome.hint(following, argv))
-
-
-def _is_job(values: flags.FlagValues) -> bool:
-  """Whether this is one of several processes; raises UsageError."""
-  return supervise.check_flags(
-    values.coordinator,
-    values.num_processes,
-    values.process_id,
-    values.distributed,
-  )
 
 
 def _run_in_job(

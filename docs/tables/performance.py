@@ -112,7 +112,7 @@ def products_table(found: dict[str, Any]) -> str:
       '`used` is what the package takes: the same, in pieces where the rows '
       'of a matrix are a multiple of 4 KiB long and would share their places '
       'in the cache. (In a network, rows longer than 4 KiB are avoided as well: '
-      'see [`compilation.py`](../lambda_vit_jax/runtime/compilation.py).)',
+      'see [`runtime/compilation.py`](../lambda_vit_jax/runtime/compilation.py).)',
       table(
         ('product', *forms),
         (

@@ -12,11 +12,11 @@ from typing import Any
 
 from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.models.block import DILUTION_PATHS
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import DILUTION_PATHS
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import get_variant
 

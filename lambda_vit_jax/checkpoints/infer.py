@@ -6,7 +6,7 @@ import numpy as np
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.variants import VARIANTS, Variant
 
 

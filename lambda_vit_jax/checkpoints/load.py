@@ -18,9 +18,9 @@ from lambda_vit_jax.checkpoints import (
   readers,
 )
 from lambda_vit_jax.checkpoints.quiet_read import UnreadableError, read_quietly
-from lambda_vit_jax.core import digests
+from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import CheckpointError, nearest
-from lambda_vit_jax.models import adapt_trees
+from lambda_vit_jax.models import adapt
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
 
@@ -95,7 +95,7 @@ def load_export(directory: str | epath.PathLike) -> Model:
       '`export` first'
     )
   readers.check_link(path)
-  fields = orbax_store.read_object(path)
+  fields = files.read_object(path)
   model = description.rebuild(fields, str(path))
   if not (directory / 'params').exists():
     raise CheckpointError(
@@ -113,9 +113,7 @@ def check_exported(directory: epath.Path, name: str) -> None:
   Raises:
     CheckpointError: it, or `model.json`, was changed since the export.
   """
-  _check_file(
-    directory, orbax_store.read_object(directory / 'model.json'), name
-  )
+  _check_file(directory, files.read_object(directory / 'model.json'), name)
 
 
 def _check_file(directory: epath.Path, fields: Any, name: str) -> None:
@@ -129,7 +127,7 @@ def _restore(path: epath.Path, abstract: Any) -> Any:
   """Parameters from an Orbax folder, onto the first device."""
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   shardings = jax.tree.map(lambda _: device, abstract)
-  path = orbax_store.absolute(path)
+  path = files.absolute(path)
   wanted = orbax_store.abstract_like(abstract, shardings)
 
   def read() -> Any:
@@ -270,7 +268,7 @@ def _adapt(
 ) -> Model:
   """`model` at another image size and with another head, where asked for."""
   if image_size is not None:
-    model = adapt_trees.with_image_size(model, image_size)
+    model = adapt.with_image_size(model, image_size)
   if num_classes is not None and num_classes != model.num_classes:
     if num_classes:
       _LOG.warning(
@@ -280,7 +278,7 @@ def _adapt(
         num_classes,
         model.num_classes,
       )
-    model = adapt_trees.with_num_classes(model, num_classes)
+    model = adapt.with_num_classes(model, num_classes)
   return model
 
 

@@ -9,7 +9,6 @@ restored one by one, so that reading a model never reads its moments.
 import contextlib
 import dataclasses
 import importlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from etils import epath
 from lambda_vit_jax.checkpoints.quiet_read import UnreadableError, read_quietly
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.files import absolute
 
 # Of `meta`. Under `fingerprints` earlier versions kept sums that did not see
 # rows change places.
@@ -30,12 +30,6 @@ _REMEDY = 'remove that folder to resume from the one before'
 def orbax() -> Any:
   """The module `orbax.checkpoint`, which is slow to import: when needed."""
   return importlib.import_module('orbax.checkpoint')
-
-
-def absolute(path: str | epath.PathLike) -> epath.Path:
-  """`path` from the root, as Orbax wants it; `gs://…` is so already."""
-  path = epath.Path(path).expanduser()
-  return path if '://' in str(path) else path.absolute()
 
 
 def newest_step(directory: epath.Path) -> int | None:
@@ -262,43 +256,3 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     tree,
     shardings,
   )
-
-
-def write_json(path: str | epath.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new, never half."""
-  path = epath.Path(path)
-  temporary = path.parent / f'.{path.name}.part'
-  temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-  temporary.replace(path)
-
-
-def read_object(path: str | epath.Path) -> dict[str, Any]:
-  """Reads a JSON object, as all files of a workdir are.
-
-  Raises:
-    CheckpointError: missing or malformed.
-  """
-  found = read_json(path)
-  if not isinstance(found, dict):
-    raise CheckpointError(
-      f'{path}: holds no JSON object; delete it to have its stage run again'
-    )
-  return found
-
-
-def read_json(path: str | epath.Path) -> Any:
-  """Reads JSON.
-
-  Raises:
-    CheckpointError: missing or malformed.
-  """
-  path = epath.Path(path)
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise CheckpointError(f'{path}: no such file') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(
-      f'{path}: not readable as JSON ({error}); delete it to have its stage '
-      'run again'
-    ) from error

@@ -16,11 +16,11 @@ from lambda_vit_jax.checkpoints import (
   convert,
   description,
   infer,
-  orbax_store,
   readers,
   timm_config,
 )
 from lambda_vit_jax.checkpoints.readers import WeightFile
+from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, make_module
@@ -118,7 +118,7 @@ def _variant_of(
   config = path.parent / 'config.json'
   if config.exists() and file.rules is convert.TIMM:
     readers.check_link(config)
-    found = timm_config.read_variant(orbax_store.read_json(config), str(config))
+    found = timm_config.read_variant(files_lib.read_json(config), str(config))
     wanted = found.name if variant is None else get_variant(variant).name
     if wanted.split('.')[0] == found.name.split('.')[0]:
       return dataclasses.replace(found, name=wanted)

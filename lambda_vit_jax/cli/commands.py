@@ -13,7 +13,8 @@ import rich.table
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError, UsageError
-from lambda_vit_jax.models.build import make_module, size_of
+from lambda_vit_jax.models.build import make_module
+from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS
 from lambda_vit_jax.runtime import startup

@@ -16,7 +16,7 @@ from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.sources import registry
 from lambda_vit_jax.evaluation.sliding_windows import Windowing
 from lambda_vit_jax.exporters import export as export_lib
-from lambda_vit_jax.models import merge_schedule, surgery
+from lambda_vit_jax.models import merge_schedule, modes
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -198,7 +198,7 @@ def _check_linearize(
       'True, or config.dilute.start=attention'
     )
   least_squares.check_ridge(settings['ridge'])
-  surgery.check_linear_inputs(settings['inputs'])
+  modes.check_linear_inputs(settings['inputs'])
   _check_dropped(settings, warm, depth)
 
 
@@ -206,7 +206,7 @@ def _check_dropped(settings: Mapping[str, Any], warm: bool, depth: int) -> None:
   key = 'linearize.num_drop_blocks'
   number = config_values.integer(settings['num_drop_blocks'], key)
   try:
-    blocks = surgery.check_layers(settings['drop_blocks'], depth)
+    blocks = modes.check_layers(settings['drop_blocks'], depth)
   except LambdaVitError as error:
     raise UsageError(f'config.linearize.drop_blocks: {error}') from None
   if number and blocks:

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.training.metrics import read_metrics
 
@@ -30,7 +30,7 @@ def result_of(run: Run, stage: str) -> Any:
     rows = read_metrics(path) if path.exists() else []
     return next((r for r in reversed(rows) if r.get('stage') == stage), None)
   path = run.path(_FILES[stage]) if stage in _FILES else None
-  return orbax_store.read_object(path) if path and path.exists() else None
+  return files.read_object(path) if path and path.exists() else None
 
 
 def to_json(

@@ -11,8 +11,8 @@ from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.segment_augment import SegmentAugment
 from lambda_vit_jax.data.sources import registry
 from lambda_vit_jax.data.sources.dataset import Dataset
+from lambda_vit_jax.models import adapt
 from lambda_vit_jax.models import adapt as adapt_lib
-from lambda_vit_jax.models import adapt_trees
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
 from lambda_vit_jax.models.model import Model
 
@@ -151,7 +151,7 @@ def with_outputs(
       wanted = dataclasses.replace(wanted, doublings=())
       model = adapt_lib.with_decoder(model, wanted, dataset.num_classes, seed)
   elif found is not None:
-    model = adapt_trees.with_num_classes(
+    model = adapt.with_num_classes(
       adapt_lib.backbone(model), dataset.num_classes, seed
     )
   return model.replace(class_names=dataset.class_names)

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.load import load_stage
 from lambda_vit_jax.cli import config_check, config_values, task, workdir_config
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import AttentionMode
@@ -47,9 +49,13 @@ class Run:
         in the workdir were made with; names the keys.
       ModelError: sizes that do not make a model.
     """
+    # Grain's worker processes read absl's global flags. Ours are a set of
+    # their own (`cli/flags.py`), so the global ones are never parsed.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     self.config = config
     self.reporter = reporter
-    self.workdir = orbax_store.absolute(workdir)
+    self.workdir = files.absolute(workdir)
     self.leader = processes.is_leader()
     config_check.check(config)
     self._new = processes.from_leader(
@@ -280,7 +286,7 @@ class Run:
   def write_json(self, name: str, value: Any) -> None:
     """Writes a file of this run; the leading process does."""
     if self.leader:
-      orbax_store.write_json(self.path(name), value)
+      files.write_json(self.path(name), value)
 
   def read_json(self, name: str) -> dict[str, Any] | None:
     """What the leading process reads, None where there is no such file.
@@ -290,7 +296,7 @@ class Run:
     """
     path = self.path(name)
     return processes.from_leader(
-      lambda: orbax_store.read_object(path) if path.exists() else None
+      lambda: files.read_object(path) if path.exists() else None
     )
 
   def path(self, name: str) -> epath.Path:

@@ -12,6 +12,7 @@ from etils import epath
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.cli import config_values
 from lambda_vit_jax.configs import common
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 
 FILE = 'config.json'
@@ -52,9 +53,9 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-      orbax_store.write_json(path, config)
+      files.write_json(path, config)
       return True
-    saved = orbax_store.read_object(path)
+    saved = files.read_object(path)
     differing = config_values.differences(
       saved, config, common.base().to_dict()
     )
@@ -69,7 +70,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
         'use a new --workdir, or the old values'
       )
     if differing:
-      orbax_store.write_json(path, config)
+      files.write_json(path, config)
   except OSError as error:
     raise LambdaVitError(
       f'--workdir={workdir}: not writable ({error.strerror or error}); '

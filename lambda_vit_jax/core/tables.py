@@ -1,10 +1,13 @@
-"""Small tables for terminals (rich) and notebooks (HTML)."""
+"""Small tables for prompts (plain text), terminals (rich) and notebooks."""
 
 import abc
 import dataclasses
 import html
 from collections.abc import Sequence
 from typing import Any
+
+# Lines that a prompt shows of an object, its title and caption included.
+MOST_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +18,22 @@ class Table:
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
   caption: str = ''
+
+  def __str__(self) -> str:
+    """Plain text of at most `MOST_LINES` lines; later rows are left out."""
+    rows = [row for row in (self.header, *self.rows) if any(row)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    body = [
+      '  '
+      + '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+      for row in rows
+    ]
+    ends = [self.caption] if self.caption else []
+    room = MOST_LINES - 1 - len(ends)
+    if len(body) > room:
+      left = len(body) - room + 1
+      body = [*body[: room - 1], f'  … {left} more rows']
+    return '\n'.join(line.rstrip() for line in (self.title, *body, *ends))
 
   def __rich__(self) -> Any:
     import rich.table
@@ -40,11 +59,18 @@ class Table:
 
 
 class Shown(abc.ABC):
-  """Gives a dataclass with a method `table` its rich and HTML forms."""
+  """Gives a class with a method `table` its plain, rich and HTML forms.
+
+  A dataclass takes `repr=False` with it: its own `repr` would print every
+  array that it holds.
+  """
 
   @abc.abstractmethod
   def table(self) -> Table:
     """The table to show."""
+
+  def __repr__(self) -> str:
+    return str(self.table())
 
   def __rich__(self) -> Any:
     return self.table().__rich__()

@@ -19,7 +19,6 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
@@ -373,9 +372,8 @@ def _run(
     )
   ahead = prefetch * chunks
   if workers:
-    # Grain reads its own flags here; outside `main` nobody has parsed them.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
+    # Grain reads absl's global flags here: the caller has them parsed, as
+    # `cli/workdir.py` does.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     dataset = (
       numbers.map(reader)

@@ -7,11 +7,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.evaluation import counts as counts_lib
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, processes, sharding
-from lambda_vit_jax.training import losses
 
 Predict = Callable[[Array], Array]
 """Normalised NHWC images to logits."""
@@ -52,7 +52,7 @@ def counts_everywhere(
   return jax.lax.with_sharding_constraint(counts, everywhere)
 
 
-_counts_of_logits = jax.jit(losses.evaluation_counts)
+_counts_of_logits = jax.jit(counts_lib.evaluation_counts)
 
 
 def summarize(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
@@ -129,7 +129,7 @@ def evaluate_params(
     placed = sharding.put_batch(batch, mesh)
     rows.append(
       counts_everywhere(
-        losses.evaluation_counts,
+        counts_lib.evaluation_counts,
         module,
         params,
         placed,

@@ -22,6 +22,7 @@ from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core import digests
+from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   LambdaVitError,
@@ -251,7 +252,7 @@ def _write(
   fields = describe(model) | {'format_version': 1}
   _save_params(directory / 'params', model.params)
   # A first form of the file, enough to read the folder back.
-  orbax_store.write_json(directory / 'model.json', fields)
+  files_lib.write_json(directory / 'model.json', fields)
   differences = {'orbax': check(_plain(load_export(directory)))}
   warnings = []
   quantized = model.module.quantization != 'none'
@@ -297,7 +298,7 @@ def _write(
   }
   (directory / 'model.json').unlink()
   files = digests.of_folder(directory)
-  orbax_store.write_json(
+  files_lib.write_json(
     directory / 'model.json',
     digests.seal(
       fields
@@ -353,7 +354,7 @@ def _check_images(model: Model, images: Array | None) -> Array:
 
 
 def _save_params(path: epath.Path, params: Any) -> None:
-  path = orbax_store.absolute(path)
+  path = files_lib.absolute(path)
   with orbax_store.orbax().StandardCheckpointer(
     multiprocessing_options=orbax_store.alone()
   ) as checkpointer:

@@ -24,6 +24,7 @@ from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.exporters.onnx import graph as graph_lib
 from lambda_vit_jax.exporters.onnx import vit
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, apply_module
 from lambda_vit_jax.models.model import Model
@@ -113,7 +114,7 @@ def fill_with_zeros(model: Model) -> Model:
   shapes = abstract_params(module)
   params = dict(model.params)
   for index in model.removed_layers:
-    name = surgery.block_name(index)
+    name = modes_lib.block_name(index)
     params[name] = params[name] | {
       part: jax.tree.map(
         lambda s: np.zeros(s.shape, s.dtype), shapes[name][part]

@@ -1,7 +1,13 @@
 """From a network that classifies to one that segments, and back to neither."""
 
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.models.build import init_head, is_head
+from lambda_vit_jax.models import adapt, quantization, resampling
+from lambda_vit_jax.models.build import init_head, is_head, size_pair
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 
@@ -49,4 +55,53 @@ def backbone(model: Model) -> Model:
   module = model.module.clone(num_classes=0, segmentation=None)
   if model.module.segmentation is not None:
     module = module.clone(pooling='avg')
+  return model.replace(module=module, params=params, class_names=())
+
+
+def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
+  """`model` for images of another size: its position embedding resized.
+
+  Raises:
+    ModelError: a size that the patch size does not divide.
+  """
+  old = model.module
+  size = size_pair(image_size, old.patch_size)
+  if size == old.image_size:
+    return model
+  module = old.clone(image_size=size)
+  prefix = old.num_prefix_tokens if old.position_on_class else 0
+  resized = resampling.resize_positions(
+    model.params['pos_embed'], old.grid_size, module.grid_size, prefix
+  )
+  return model.replace(
+    module=module,
+    params=model.params | {'pos_embed': jnp.asarray(resized)},
+    preprocessing=dataclasses.replace(model.preprocessing, image_size=size),
+  )
+
+
+def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
+  """`model` with a fresh head for `num_classes`, or with none for 0.
+
+  A model that segments gets a fresh decoder of the same kind, or none.
+
+  Raises:
+    ModelError: a negative number.
+  """
+  if num_classes < 0:
+    raise ModelError(f'num_classes {num_classes}: give 0 (no head) or more')
+  decoder = model.module.segmentation
+  if decoder is not None:
+    plain = adapt.backbone(model)
+    if not num_classes:
+      return plain
+    return adapt.with_decoder(plain, decoder, num_classes, seed)
+  module = model.module.clone(num_classes=num_classes)
+  params = {
+    name: value for name, value in model.params.items() if not is_head(name)
+  }
+  if num_classes:
+    head = init_head(module.clone(quantization='none'), seed)
+    quantized = module.quantization != 'none'
+    params |= quantization.quantize_tree(head) if quantized else head
   return model.replace(module=module, params=params, class_names=())

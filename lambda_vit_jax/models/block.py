@@ -35,26 +35,7 @@ from lambda_vit_jax.models.layers import (
   drop_path,
   fold_key,
 )
-
-DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
-"""From attention to the identity, or by way of an affine map:
-
-  attention    (2 - λ)·x + λ·attn
-  to_linear    x + λ·attn + (1 - λ)·(W·n(x) + b)
-  from_linear  (2 - λ)·x + λ·(W·n(x) + b)
-"""
-
-HAS_ATTENTION = ('full', 'diluted', 'skip')
-"""Modes whose attention parameters are in the tree."""
-
-
-def mixes_tokens(
-  mode: AttentionMode, linear_inputs: tuple[str, ...] = ('token',)
-) -> bool:
-  """Whether one token's output depends on other tokens."""
-  return mode in ('full', 'diluted') or (
-    mode == 'linear' and 'mean' in linear_inputs
-  )
+from lambda_vit_jax.models.modes import mixes_tokens
 
 
 class EncoderBlock(nn.Module):

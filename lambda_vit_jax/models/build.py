@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
-from lambda_vit_jax.models import quantization, surgery
-from lambda_vit_jax.models.block import HAS_ATTENTION
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models import quantization
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
@@ -110,14 +109,14 @@ def make_module(
     'num_classes': (
       variant.num_classes if num_classes is None else int(num_classes)
     ),
-    'attention_modes': surgery.check_modes(modes, depth),
+    'attention_modes': modes_lib.check_modes(modes, depth),
     'norm_eps': tuple(float(e) for e in eps),
     'pre_norm_eps': variant.norm_eps,
     'drop_path_rates': drop_path_rates(
       drop_path_rate, depth, variant.drop_path_shape
     ),
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
-    'linear_inputs': surgery.check_linear_inputs(
+    'linear_inputs': modes_lib.check_linear_inputs(
       overrides.pop('linear_inputs', ('token',))
     ),
     'merge': _checked_merge(overrides.pop('merge', ()), depth),
@@ -186,36 +185,3 @@ def forward(
   return apply_module(
     module, params, images, dilution_factor=dilution_factor, capture=capture
   )
-
-
-def count_parameters(params: Params) -> int:
-  """Numbers in a tree of arrays (or of shapes)."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def size_of(module: ViT) -> int:
-  """Numbers in the parameters of a module with a head, in closed form.
-
-  The same as counting `abstract_params` (but for the scales of a quantised
-  one), without tracing the network: a table of all variants is printed at
-  once.
-  """
-  width, patch = module.embed_dim, module.patch_size
-  rows, columns = module.grid_size
-  hidden = int(width * module.mlp_ratio)
-  scale = 0 if module.layer_scale is None else width
-  positions = module.num_tokens if module.position_on_class else rows * columns
-  total = patch * patch * module.in_chans * width
-  total += 2 * width if module.pre_norm else width
-  total += (module.num_prefix_tokens + positions) * width
-  total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
-  for mode in module.attention_modes:
-    total += 2 * width + (2 * width + 1) * hidden + width + scale
-    if mode in HAS_ATTENTION:
-      total += 2 * width + 4 * width * width + width + scale
-      total += 3 * width if module.qkv_bias else 0
-    elif mode == 'linear':
-      maps = 1 + ('class_map' in module.linear_inputs)
-      squares = 1 + ('mean' in module.linear_inputs)
-      total += maps * (squares * width * width + width)
-  return total

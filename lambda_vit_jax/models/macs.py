@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 
-from lambda_vit_jax.core.typing import AttentionMode
+import jax
+import numpy as np
+
+from lambda_vit_jax.core.typing import AttentionMode, Params
+from lambda_vit_jax.models.modes import HAS_ATTENTION
+from lambda_vit_jax.models.vit import ViT
 
 
 def count_macs(
@@ -69,4 +74,37 @@ def count_macs(
       tokens -= merged[index]
       rows = tokens
     total += int(2 * rows * mlp_ratio * square)
+  return total
+
+
+def count_parameters(params: Params) -> int:
+  """Numbers in a tree of arrays (or of shapes)."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def size_of(module: ViT) -> int:
+  """Numbers in the parameters of a module with a head, in closed form.
+
+  The same as counting `abstract_params` (but for the scales of a quantised
+  one), without tracing the network: a table of all variants is printed at
+  once.
+  """
+  width, patch = module.embed_dim, module.patch_size
+  rows, columns = module.grid_size
+  hidden = int(width * module.mlp_ratio)
+  scale = 0 if module.layer_scale is None else width
+  positions = module.num_tokens if module.position_on_class else rows * columns
+  total = patch * patch * module.in_chans * width
+  total += 2 * width if module.pre_norm else width
+  total += (module.num_prefix_tokens + positions) * width
+  total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
+  for mode in module.attention_modes:
+    total += 2 * width + (2 * width + 1) * hidden + width + scale
+    if mode in HAS_ATTENTION:
+      total += 2 * width + 4 * width * width + width + scale
+      total += 3 * width if module.qkv_bias else 0
+    elif mode == 'linear':
+      maps = 1 + ('class_map' in module.linear_inputs)
+      squares = 1 + ('mean' in module.linear_inputs)
+      total += maps * (squares * width * width + width)
   return total

@@ -14,14 +14,11 @@ from lambda_vit_jax.core.typing import (
   Intermediates,
   Params,
 )
-from lambda_vit_jax.models import decoders, surgery
+from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models import macs as macs_lib
-from lambda_vit_jax.models.build import (
-  count_parameters,
-  forward,
-  init_params,
-  make_module,
-)
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.build import forward, init_params, make_module
+from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
 
@@ -70,7 +67,7 @@ class Model:
   @property
   def removed_layers(self) -> tuple[int, ...]:
     """Blocks without attention parameters."""
-    return surgery.removed_layers(self.attention_modes)
+    return modes_lib.removed_layers(self.attention_modes)
 
   @property
   def num_parameters(self) -> int:
@@ -143,7 +140,7 @@ class Model:
     """
     module = self.module
     if attention_modes is not None:
-      modes = surgery.check_modes(attention_modes, self.depth)
+      modes = modes_lib.check_modes(attention_modes, self.depth)
       for index, mode in enumerate(modes):
         if mode == 'linear' != self.attention_modes[index]:
           raise ModelError(
@@ -196,7 +193,7 @@ def create_model(
     spec,
     num_classes=num_classes,
     image_size=image_size,
-    attention_modes=surgery.modes_without(removed_layers, modes),
+    attention_modes=modes_lib.modes_without(removed_layers, modes),
     **options,
   )
   return Model(

@@ -12,7 +12,8 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
-from lambda_vit_jax.models.surgery import ATTENTION_PARTS, block_name
+from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.surgery import ATTENTION_PARTS
 from lambda_vit_jax.models.vit import ViT
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lambda_vit_jax.core.typing import Array, AttentionMode
 from lambda_vit_jax.models import decoders, merge_schedule, token_merging
 from lambda_vit_jax.models.attention import AttentionKernel
-from lambda_vit_jax.models.block import EncoderBlock, mixes_tokens
+from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import (
   Dense,
   LayerNorm,
@@ -22,8 +22,8 @@ from lambda_vit_jax.models.layers import (
   parameter,
   small_init,
 )
+from lambda_vit_jax.models.modes import block_name, doublings, mixes_tokens
 from lambda_vit_jax.models.resampling import resize
-from lambda_vit_jax.models.surgery import block_name, doublings
 
 # Behind the places of all blocks, whose keys are folded from the same one.
 _DROPOUT = 1 << 16

@@ -17,8 +17,6 @@ import sys
 import threading
 from collections.abc import Callable
 
-from lambda_vit_jax.core.errors import UsageError
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # From this line on, what a dying child writes is the abort's stack trace.
@@ -27,48 +25,6 @@ _ABORT = b'JAX distributed service detected fatal errors'
 _CHATTER = b'[Gloo]'
 _ANNOUNCED = b'\0exit '
 _JOINED = b'\0joined\n'
-
-
-def check_flags(
-  coordinator: str | None,
-  num_processes: int | None,
-  process_id: int | None,
-  auto: bool,
-) -> bool:
-  """Whether the flags ask for a job of several processes.
-
-  Raises:
-    UsageError: flags that do not make sense together.
-  """
-  given = {
-    '--coordinator': coordinator,
-    '--num_processes': num_processes,
-    '--process_id': process_id,
-  }
-  missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
-    return auto
-  if auto:
-    raise UsageError(
-      '--distributed finds the job by itself; leave out --coordinator, '
-      '--num_processes and --process_id, or leave out --distributed'
-    )
-  if coordinator is None or num_processes is None or process_id is None:
-    raise UsageError(
-      f'{", ".join(missing)} missing; a job of several processes needs '
-      f'{", ".join(given)} (or --distributed alone on a TPU pod or in Slurm)'
-    )
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise UsageError(
-      f'--coordinator={coordinator}: give HOST:PORT of process 0'
-    )
-  if not 0 <= process_id < num_processes:
-    raise UsageError(
-      f'--process_id={process_id} must lie in 0..{num_processes - 1} '
-      f'(--num_processes={num_processes})'
-    )
-  return True
 
 
 def lost_message(

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.images import ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.budget import resolve_num_layers, with_attention
@@ -63,11 +63,11 @@ def _check_given(model: Model, layers: Sequence[int]) -> int:
     raise UsageError(
       'select.criterion=given needs select.layers, the blocks to remove'
     )
-  surgery.check_layers(layers, model.depth)
+  modes.check_layers(layers, model.depth)
   gone = sorted(set(layers) & set(model.removed_layers))
   if gone:
     raise UsageError(f'select.layers: blocks {gone} have no attention')
-  surgery.check_layers((*layers, *model.removed_layers), model.depth)
+  modes.check_layers((*layers, *model.removed_layers), model.depth)
   return len(layers)
 
 

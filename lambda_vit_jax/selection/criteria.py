@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 
 from lambda_vit_jax.analysis import entropy, profile
-from lambda_vit_jax.analysis.blocks import Target
 from lambda_vit_jax.analysis.entropy import HostMoments
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
+from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import Variant, Wavefront
 
 CRITERIA = (

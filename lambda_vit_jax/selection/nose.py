@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis.blocks import Target
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -27,6 +26,7 @@ from lambda_vit_jax.selection.checks import (
 )
 from lambda_vit_jax.selection.criteria import Criterion, Scores
 from lambda_vit_jax.selection.record import Round, Selection
+from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import Variant, Wavefront
 
 Sign = Literal['signed', 'absolute']

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.blocks import Target, target_values
 from lambda_vit_jax.analysis.entropy import HostMoments
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.selection.trial_readout import Target, target_values
 from lambda_vit_jax.selection.trials import Variant
 
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.evaluation import confusion
+from lambda_vit_jax.evaluation import confusion, counts
 from lambda_vit_jax.evaluation.accuracy import counts_of, summarize
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
@@ -125,9 +125,9 @@ class ShortDilution:
       donate_argnums=0,
     )
     counter, self._summarize = (
-      (losses.evaluation_counts, summarize)
+      (counts.evaluation_counts, summarize)
       if model.module.segmentation is None
-      else (losses.pixel_counts, confusion.summarize)
+      else (counts.pixel_counts, confusion.summarize)
     )
     self._counts = compilation.Program(
       functools.partial(counts_of, counter, self._module),

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.analysis import blocks, entropy
-from lambda_vit_jax.analysis.blocks import Target
+from lambda_vit_jax.analysis import blocks, entropy, memory
 from lambda_vit_jax.analysis.entropy import HostMoments, Moments
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.core.errors import (
@@ -35,10 +34,11 @@ from lambda_vit_jax.core.errors import (
 )
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import mixes_tokens
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name, mixes_tokens
+from lambda_vit_jax.selection import trial_readout
+from lambda_vit_jax.selection.trial_readout import Target
 
 Variant = tuple[int, ...]
 """The blocks whose attention is left out (or replaced), ascending."""
@@ -96,7 +96,7 @@ class Wavefront:
       )
     self.images = images.total
     self.block_evaluations = 0
-    self.micro_batch = blocks.micro_batch_size(module, images, memory_gib)
+    self.micro_batch = memory.micro_batch_size(module, images, memory_gib)
     self._model = model
     self._set = images
     self._target: Target = target
@@ -290,8 +290,8 @@ class Wavefront:
       state = self._place.replicate(
         entropy.empty(self._channels, (self._shards,))
       )
-    narrow, state = blocks.finish(
-      blocks.End(
+    narrow, state = trial_readout.finish(
+      trial_readout.End(
         pieces.block_of(module, index, kind),
         pieces.block_of(module, index, 'absent'),
         self._stem,

@@ -9,7 +9,7 @@ import optax
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training.step import Dilution, LossSettings
 from lambda_vit_jax.training.tracing import Window
@@ -98,7 +98,7 @@ class Job:
     module = self.phases[self.phase_at(step)].module
     modes = {
       'attention_modes': list(module.attention_modes),
-      'removed_layers': list(surgery.removed_layers(module.attention_modes)),
+      'removed_layers': list(modes_lib.removed_layers(module.attention_modes)),
       'dilution_path': module.dilution_path,
     }
     return {

@@ -1,4 +1,4 @@
-"""Training losses and exact evaluation counts: pure functions of logits."""
+"""Training losses: pure functions of logits and targets."""
 
 import jax
 import jax.numpy as jnp
@@ -47,46 +47,15 @@ def pixel_cross_entropy(
     labels: `[batch, height, width]` int; `IGNORED` pixels are left out.
     smoothing: share of each target that is spread evenly over all classes.
   """
-  loss, valid = _pixel_losses(logits, labels)
+  valid = labels != IGNORED
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(valid, labels, 0)
+  )
   if smoothing:
     uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
     loss = (1.0 - smoothing) * loss + smoothing * uniform
   total = jnp.where(valid, loss, 0.0).sum()
   return total / jnp.maximum(valid.sum(), 1).astype(total.dtype)
-
-
-def _pixel_losses(logits: Array, labels: Array) -> tuple[Array, Array]:
-  valid = labels != IGNORED
-  loss = optax.softmax_cross_entropy_with_integer_labels(
-    logits, jnp.where(valid, labels, 0)
-  )
-  return loss, valid
-
-
-def pixel_counts(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
-  """Sums over the pixels that have a class, of the images that `mask` keeps.
-
-  Args:
-    logits: `[batch, height, width, classes]`.
-    labels: `[batch, height, width]` int, `IGNORED` where there is no class.
-    mask: `[batch]` bool, False for padding.
-
-  Returns:
-    `confusion` int32 `[classes, classes]`, truth by prediction, exact up to
-    2^31 pixels; `loss`, a float32 sum; `images`, int32.
-  """
-  classes = logits.shape[-1]
-  loss, valid = _pixel_losses(logits, labels)
-  valid &= mask[:, None, None]
-  cells = labels.astype(jnp.int32) * classes
-  cells += logits.argmax(axis=-1).astype(jnp.int32)
-  cells = jnp.where(valid, cells, classes**2).reshape(-1)
-  counts = jnp.zeros(classes**2 + 1, jnp.int32).at[cells].add(1)
-  return {
-    'confusion': counts[:-1].reshape(classes, classes),
-    'loss': jnp.where(valid, loss, 0.0).sum(),
-    'images': mask.sum(dtype=jnp.int32),
-  }
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
@@ -148,29 +117,3 @@ def _whiten(features: Array) -> Array:
   centred = features - features.mean(axis=-1, keepdims=True)
   variance = (centred**2).mean(axis=-1, keepdims=True)
   return centred * jax.lax.rsqrt(variance + 1e-6)
-
-
-def evaluation_counts(
-  logits: Array, labels: Array, mask: Array
-) -> dict[str, Array]:
-  """Sums over the images that `mask` keeps; padding counts for nothing.
-
-  Args:
-    logits: `[batch, classes]`.
-    labels: `[batch]` int.
-    mask: `[batch]` bool, False for padding.
-
-  Returns:
-    `correct1`, `correct5`, `images` as int32 and `loss` as float32 sums; top
-    5 means top `classes` where there are fewer.
-  """
-  k = min(5, logits.shape[-1])
-  _, best = jax.lax.top_k(logits, k)
-  hits = (best == labels[:, None]) & mask[:, None]
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return {
-    'correct1': hits[:, 0].sum(dtype=jnp.int32),
-    'correct5': hits.any(axis=-1).sum(dtype=jnp.int32),
-    'loss': jnp.where(mask, loss, 0.0).sum(),
-    'images': mask.sum(dtype=jnp.int32),
-  }

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes, surgery
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, sharding
@@ -114,7 +114,7 @@ def prune_state(
   Every subtree shaped like the parameters is found by its first block.
   """
   layers, linear = tuple(layers), tuple(linear)
-  marker = surgery.block_name(0)
+  marker = modes.block_name(0)
 
   def is_model_tree(node: Any) -> bool:
     return isinstance(node, dict) and marker in node

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.images import ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import (
   least_squares,
   mlp_refit,
@@ -172,7 +173,7 @@ def _fit(
   _check_samples(model, images.total, plan)
   fitter = Fitter(model, images, layers, plan, memory_gib)
   fitted = fitter.run(layers if sequential else (), on_progress)
-  modes = surgery.modes_without(layers, model.attention_modes, 'linear')
+  modes = modes_lib.modes_without(layers, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, layers)
   for index, leaves in fitted.items():
     params[block_name(index)] |= {'attn': leaves}
@@ -220,9 +221,9 @@ def fit_trials(
 
 
 def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
-  layers = surgery.check_layers(layers, model.depth)
+  layers = modes_lib.check_layers(layers, model.depth)
   _check_modes(model, layers)
-  surgery.check_layers({*layers, *model.removed_layers}, model.depth)
+  modes_lib.check_layers({*layers, *model.removed_layers}, model.depth)
   return layers
 
 
@@ -244,7 +245,7 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
 
 
 def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
-  inputs = surgery.check_linear_inputs(inputs)
+  inputs = modes_lib.check_linear_inputs(inputs)
   older = model.module.linear_inputs
   if 'linear' in model.attention_modes and inputs != older:
     raise ModelError(

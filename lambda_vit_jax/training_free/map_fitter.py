@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis import blocks, memory
 from lambda_vit_jax.analysis.images import ImageSet, Placement
 from lambda_vit_jax.core.errors import not_finite
 from lambda_vit_jax.core.typing import Array, Params
@@ -136,7 +136,7 @@ class Fitter:
     self._place = images.placement
     self._layers = layers
     self._plan = plan
-    self._size = blocks.micro_batch_size(self._old, images, memory_gib)
+    self._size = memory.micro_batch_size(self._old, images, memory_gib)
     self._params = self._place.replicate(model.params)
 
   def run(

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, not_finite
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import folds as folds_lib
 from lambda_vit_jax.training_free import least_squares, paired
@@ -121,7 +121,7 @@ def refit_on(
     return model, ()
   module = model.module
   # Hidden layers and their sums of products come beside the activations.
-  size = blocks.micro_batch_size(dense.module, images, memory_gib)
+  size = memory.micro_batch_size(dense.module, images, memory_gib)
   here, there, masks = paired.at_block(model, dense, images, first, size)
   fits = []
   for index in range(first, model.depth):

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks, entropy
+from lambda_vit_jax.analysis import blocks, entropy, memory
 from lambda_vit_jax.analysis.entropy import ChannelStatistics, Moments
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
 from lambda_vit_jax.core.errors import DataError, not_finite
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import paired
 
@@ -74,7 +74,7 @@ def recentre_on(
     )
   if pairing.first_short == model.depth:
     return model
-  size = blocks.micro_batch_size(dense.module, images, memory_gib)
+  size = memory.micro_batch_size(dense.module, images, memory_gib)
   first = pairing.first
   here, there, masks = paired.at_block(model, dense, images, first, size)
 

@@ -183,7 +183,7 @@ import sys
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from lambda_vit_jax import entropy
+from lambda_vit_jax.analysis import entropy
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 features = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 mesh = Mesh(np.asarray(jax.devices()), ('data',))

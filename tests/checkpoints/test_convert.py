@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from lambda_vit_jax.checkpoints import convert, infer
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.models import position
-from lambda_vit_jax.models.build import (
-  abstract_params,
-  count_parameters,
-  make_module,
-)
+from lambda_vit_jax.models import resampling
+from lambda_vit_jax.models.build import abstract_params, make_module
+from lambda_vit_jax.models.macs import count_parameters
 from tests.support.family_members import MEMBERS, synthetic_arrays
 
 
@@ -213,7 +210,7 @@ def test_variants_are_recognised_by_their_shapes(name, found):
 
 @given(source=st.integers(1, 40), target=st.integers(1, 40))
 def test_resizing_keeps_constants(source, target):
-  weights = position.resize_matrix(source, target)
+  weights = resampling.resize_matrix(source, target)
   assert weights.shape == (target, source)
   # Rows sum to one up to float64 rounding of at most 40 terms.
   np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-13)
@@ -223,7 +220,7 @@ def test_resizing_keeps_constants(source, target):
 def test_resizing_to_the_same_size_is_the_identity(size):
   # The cubic kernel is 1 at 0 and 0 at whole numbers, exactly.
   np.testing.assert_array_equal(
-    position.resize_matrix(size, size), np.eye(size)
+    resampling.resize_matrix(size, size), np.eye(size)
   )
 
 
@@ -232,14 +229,14 @@ def test_resizing_reproduces_straight_lines_inside():
   # renormalised and are not.
   source, target = 16, 32
   line = np.arange(source) + 0.5
-  found = position.resize_matrix(source, target) @ line
+  found = resampling.resize_matrix(source, target) @ line
   expected = (np.arange(target) + 0.5) * source / target
   np.testing.assert_allclose(found[4:-4], expected[4:-4], rtol=1e-12)
 
 
 def test_prefix_slots_are_kept(rng):
   positions = rng.normal(size=(1, 2 + 9, 4)).astype(np.float32)
-  found = position.resize_positions(positions, (3, 3), (2, 5), 2)
+  found = resampling.resize_positions(positions, (3, 3), (2, 5), 2)
   assert found.shape == (1, 2 + 10, 4)
   assert found.dtype == np.float32
   np.testing.assert_array_equal(found[:, :2], positions[:, :2])

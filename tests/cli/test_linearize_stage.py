@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.cli.stages import linearize, registry
+from lambda_vit_jax.cli.stages import finished, registry
 from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.training.metrics import read_metrics
 from tests.end_to_end.test_stages import open_run
@@ -48,7 +48,7 @@ def test_the_folder_holds_the_model_and_how_it_was_fitted(run):
 
 
 def test_later_stages_take_the_fitted_model(run):
-  model = linearize.load_linear(run)
+  model = finished.load_linear(run)
   expected = lv.linearize(
     run.load('pretrain'),
     run.holdout_batches(model.preprocessing),
@@ -74,7 +74,7 @@ def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
     registry.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())
   assert record['linearize']['recentre']
-  found = linearize.load_linear(other)
+  found = finished.load_linear(other)
   dense = run.load('pretrain')
   expected = lv.linearize(
     dense,
@@ -101,7 +101,7 @@ def test_attentions_can_be_left_out_and_mlps_refit(run, tmp_path):
   assert record['blocks'] == []
   fitted = [row['block_index'] for row in record['mlps']]
   assert fitted == list(range(run.load('pretrain').depth))
-  found = linearize.load_linear(other)
+  found = finished.load_linear(other)
   assert found.attention_modes[0] == 'absent'
   dense = run.load('pretrain')
   absent = lv.prune(dense, (0,), 'absent')
@@ -137,7 +137,7 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
     registry.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())
   assert record['linearize']['dropped'] == list(gone)
-  found = linearize.load_linear(other)
+  found = finished.load_linear(other)
   short = lv.drop_blocks(dense, gone)
   assert found.kept_blocks == short.kept_blocks
   # The attention of the last block, unless the block itself is gone.
@@ -173,7 +173,7 @@ def test_merging_counts_blocks_as_the_dense_network_does(run, tmp_path):
   )
   for name in ('pretrain', 'select', 'linearize', 'report'):
     registry.run_stage(other, name)
-  found = linearize.pruned_model(other)
+  found = finished.pruned_model(other)
   assert found.module.merge == tuple(merge[1:])
   page = other.path('report.html').read_text()
   assert 'Whole blocks dropped: 0.' in page
@@ -210,7 +210,7 @@ def test_a_run_that_dilutes_does_not_fit(tmp_path):
   assert 'linearize' not in registry.needed(run)
   assert 'dilute' in registry.needed(run)
   with pytest.raises(CheckpointError, match='run the stage `linearize` first'):
-    linearize.load_linear(run)
+    finished.load_linear(run)
 
 
 def test_an_unknown_method_is_one_line(tmp_path):
@@ -233,7 +233,7 @@ def test_dilution_by_way_of_the_maps(tmp_path):
   rows = read_metrics(run.path('metrics.jsonl'))
   factors = [row['lambda'] for row in rows if row['stage'] == 'dilute']
   assert factors == [1.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0]
-  model = linearize.pruned_model(run)
+  model = finished.pruned_model(run)
   assert model.attention_modes == ('identity', 'full', 'full')
   assert set(model.params['block00']) == {'mlp', 'norm2'}
 

@@ -6,35 +6,36 @@ import sys
 import pytest
 
 from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.core.errors import UsageError
 
 GOOD = ['select', '--config=configs/digits.py', '--workdir=unused']
 
 
 def test_overrides_reach_the_config():
-  stage, config, _ = main.parse([*GOOD, '--config.select.num_layers=6'])
+  stage, config, _ = flags.parse([*GOOD, '--config.select.num_layers=6'])
   assert stage == 'select'
   assert config.select.num_layers == 6
 
 
 def test_config_arguments_work():
-  short = main.parse(['run', '--config=configs/digits.py:runlocal', *GOOD[2:]])
+  short = flags.parse(['run', '--config=configs/digits.py:runlocal', *GOOD[2:]])
   assert short[1].dilute.settle_steps == 2
 
 
 def test_fields_of_mixed_type_take_epochs_and_steps():
   for text, value in (('30ep', '30ep'), ('30', 30)):
-    config = main.parse([*GOOD, f'--config.dilute.dilution_steps={text}'])[1]
+    config = flags.parse([*GOOD, f'--config.dilute.dilution_steps={text}'])[1]
     assert config.dilute.dilution_steps == value
 
 
 def test_tuples_survive_the_command_line():
-  config = main.parse([*GOOD, '--config.select.layers=(1, 2)'])[1]
+  config = flags.parse([*GOOD, '--config.select.layers=(1, 2)'])[1]
   assert config.select.layers == (1, 2)
 
 
 def test_a_budget_by_flag_clears_the_default_of_the_others():
-  config = main.parse([*GOOD, '--config.select.removal_ratio=0.5'])[1]
+  config = flags.parse([*GOOD, '--config.select.removal_ratio=0.5'])[1]
   assert config.select.num_layers is None
   assert config.select.removal_ratio == 0.5
 
@@ -76,7 +77,7 @@ def test_a_budget_by_flag_clears_the_default_of_the_others():
 )
 def test_usage_errors_are_one_line_and_exit_2(argv, message, capsys):
   with pytest.raises(UsageError, match=message):
-    main.parse(argv)
+    flags.parse(argv)
   assert main.main(argv) == 2
   if argv:
     error = capsys.readouterr().err
@@ -117,7 +118,7 @@ def test_threads_of_libraries_are_silent_but_for_debug(monkeypatch):
 def test_help_names_every_stage(capsys):
   assert main.main(['--help']) == 0
   text = capsys.readouterr().out
-  for stage in main.STAGES:
+  for stage in flags.STAGES:
     assert f'  {stage} ' in text
 
 

@@ -10,14 +10,14 @@ import types
 import pytest
 
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_check, config_values, outcome
+from lambda_vit_jax.cli import config_check, config_values, flags, outcome
 from lambda_vit_jax.cli import help as help_lib
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.stages.registry import Stage
 from lambda_vit_jax.core.errors import LambdaVitError
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = [*main.STAGES, *main.COMMANDS]
+NAMES = [*flags.STAGES, *flags.COMMANDS]
 
 
 @pytest.fixture
@@ -62,24 +62,24 @@ def test_each_stage_and_command_has_its_help(name, capsys):
 
 
 @pytest.mark.parametrize(
-  'line', [e for name in main.STAGES for e in help_lib.HELP[name].examples]
+  'line', [e for name in flags.STAGES for e in help_lib.HELP[name].examples]
 )
 def test_examples_are_command_lines_that_parse(line):
-  stage, _, _ = main.parse(shlex.split(line)[1:])
-  assert stage in main.STAGES
+  stage, _, _ = flags.parse(shlex.split(line)[1:])
+  assert stage in flags.STAGES
 
 
 def test_examples_do_not_get_into_each_others_way():
   """Those that change a value that binds have a workdir of their own."""
   quickstart = 'runs/digits'
   seen = {}
-  for name in main.STAGES:
+  for name in flags.STAGES:
     assert 'A workdir keeps one config' in help_lib.help_of(name)
     for line in help_lib.HELP[name].examples:
       words = shlex.split(line)
-      _, config, values = main.parse(words[1:])
+      _, config, values = flags.parse(words[1:])
       if values.workdir == quickstart:
-        plain = main.parse(['run', *words[2:4]])[1]
+        plain = flags.parse(['run', *words[2:4]])[1]
         assert not config_values.differing_keys(
           plain.to_dict(), config.to_dict()
         )
@@ -91,7 +91,7 @@ def test_examples_do_not_get_into_each_others_way():
 
 def test_the_example_from_the_hub_fits_its_config():
   (line,) = [e for e in help_lib.HELP['pretrain'].examples if 'hf-hub' in e]
-  _, config, _ = main.parse(shlex.split(line)[1:])
+  _, config, _ = flags.parse(shlex.split(line)[1:])
   assert config.model.variant in config.init
 
 
@@ -140,8 +140,8 @@ def test_nothing_follows_the_last_stage(pretend):
 
 _PRINT = """
 import sys
-from lambda_vit_jax.progress import Reporter
-from lambda_vit_jax import commands
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.cli import commands
 reporter = Reporter()
 reporter.console.print('[bold red]words[/]')
 commands._console().print('[green]words[/]')

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from lambda_vit_jax.core.errors import DataError, UsageError
@@ -23,6 +24,12 @@ GREY = Preprocessing((6, 6), (0.5,), (0.5,), 1.0, 'bilinear')
 NONE = Augment()
 AFFINE = Augment.from_config({'kind': 'affine', 'erasing': 0.5})
 NUM_IMAGES = 23
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  """Grain's worker processes read absl's flags, as `cli/workdir.py` says."""
+  flags.FLAGS.mark_as_parsed()
 
 
 def _source(num_images=NUM_IMAGES, size=6):

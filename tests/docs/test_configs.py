@@ -5,8 +5,7 @@ import pathlib
 
 import pytest
 
-from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli import config_values, flags
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.models.build import make_module
 
@@ -47,7 +46,7 @@ PROMISED = (
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('argument', ['', ':runlocal'])
 def test_config(name, argument):
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     ['run', f'--config=configs/{name}.py{argument}', '--workdir=unused']
   )
   assert config.is_locked

@@ -15,7 +15,7 @@ from PIL import Image
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli import config_values, flags
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.exporters.export import FORMATS
 from tests.support import doc_pages
@@ -43,7 +43,7 @@ def check_stage(words):
     re.sub(r'^--config=(FILE|my_\w+)\.py', '--config=configs/digits.py', w)
     for w in words
   ]
-  _, config, _ = main.parse(words)
+  _, config, _ = flags.parse(words)
   settings = config.to_dict()
   config_values.budget(settings['select'])
   for stage, keys in (
@@ -60,7 +60,7 @@ def check_ours(words, capsys):
   if words[0] == '--help':
     assert main.main(words) == 0
     return
-  if words[0] not in main.COMMANDS:
+  if words[0] not in flags.COMMANDS:
     check_stage(words)
     return
   main.main([words[0], '--help'])
@@ -144,7 +144,7 @@ def test_config_keys_in_the_text_exist(path):
 @each_page
 def test_stages_in_the_text_exist(path):
   named = re.findall(r'`lambda-vit ([\w-]+)', doc_pages.prose(path))
-  assert set(named) <= {*main.STAGES, *main.COMMANDS, '--help'}
+  assert set(named) <= {*flags.STAGES, *flags.COMMANDS, '--help'}
 
 
 @each_page

@@ -148,7 +148,9 @@ def test_the_table_holds_no_arrow_that_nobody_needs():
 def test_no_cycle_between_rooms():
   done = []
   while len(done) < len(ROOMS):
-    free = [r for r in ROOMS if r not in done and not ROOMS[r] - {*done, 'configs'}]
+    free = [
+      r for r in ROOMS if r not in done and not ROOMS[r] - {*done, 'configs'}
+    ]
     assert free, f'a cycle among {set(ROOMS) - set(done)}'
     done += free
 

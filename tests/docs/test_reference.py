@@ -6,7 +6,7 @@ import runpy
 from lambda_vit_jax.configs import common
 
 import lambda_vit_jax
-from lambda_vit_jax import main
+from lambda_vit_jax.cli import flags
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 MAKER = runpy.run_path(str(DOCS / 'make_reference.py'))
@@ -27,7 +27,7 @@ def test_every_config_key_has_a_meaning():
 
 def test_every_stage_command_and_name_is_there():
   page = MAKER['render']()
-  for name in (*main.STAGES, *main.COMMANDS):
+  for name in (*flags.STAGES, *flags.COMMANDS):
     assert f'  {name} ' in page
   for name in lambda_vit_jax.__all__:
     if name != '__version__':

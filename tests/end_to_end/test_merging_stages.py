@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.cli.stages import linearize, registry
+from lambda_vit_jax.cli.stages import finished, registry
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.exporters.formats import read_stablehlo
 from tests.end_to_end.test_stages import open_run
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 
 
 def test_training_and_the_files_merge_and_the_dense_model_does_not(run):
-  dense, pruned = run.load('pretrain'), linearize.pruned_model(run)
+  dense, pruned = run.load('pretrain'), finished.pruned_model(run)
   assert dense.module.merge == ()
   assert not any(dense.module.merge_counts)
   assert pruned.module.merge == (4, 4, 4)
@@ -65,8 +65,8 @@ def test_another_workdir_merges_what_was_trained(run, tmp_path):
   )
   for name in ('pretrain', 'select', 'dilute'):
     registry.run_stage(other, name)
-  found = linearize.pruned_model(other)
-  trained = linearize.pruned_model(run)
+  found = finished.pruned_model(other)
+  trained = finished.pruned_model(run)
   assert found.module.merge[0] == 4
   assert found.module.merge[-1] == 0
   np.testing.assert_array_equal(

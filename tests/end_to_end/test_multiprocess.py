@@ -22,7 +22,8 @@ from tests.end_to_end.test_stages import ROOT, arguments
 # the one that a person would send it to, at a chosen line of metrics.
 _WITH_SIGNAL = """
 import os, signal, sys
-from lambda_vit_jax import main, metrics
+from lambda_vit_jax import main
+from lambda_vit_jax.training import metrics
 name, index, stage, step = sys.argv[1].split(',')
 write = metrics.MetricsWriter.write
 def write_and_signal(self, at, now, **values):
@@ -201,7 +202,7 @@ def test_the_coordinator_killed_while_the_others_wait(single, tmp_path):
   shutil.rmtree(workdir / 'export')
   slow = (
     'import sys, time\n'
-    'from lambda_vit_jax import exporter, main\n'
+    'from lambda_vit_jax.exporters import export as exporter\nfrom lambda_vit_jax import main\n'
     'exporter.export = lambda *a, **k: (print("here", flush=True),'
     ' time.sleep(600))\n'
     'sys.exit(main.main(sys.argv[1:]))\n'

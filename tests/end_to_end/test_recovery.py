@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import CheckpointError, StoppedError, UsageError
 from lambda_vit_jax.models.build import init_params
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.runtime.progress import Reporter
-from lambda_vit_jax.training import loop, resume, tracing
+from lambda_vit_jax.training import loop, persistence, tracing
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 from tests.support import xla_flags
 from tests.training.test_loop import assert_same_bits, job, make_batches, mesh
@@ -210,23 +211,23 @@ class TestResumeFrom:
     [('', 5), ('checkpoints/dilute', 5), ('checkpoints/dilute/3', 3)],
   )
   def test_a_workdir_a_stage_or_a_step(self, finished, below, step):
-    found = resume.find(str(finished[0] / below), 'dilute')
+    found = persistence.find(str(finished[0] / below), 'dilute')
     assert (found.directory.name, found.step) == ('dilute', step)
     # Not for the other stage, which starts as if nothing was given.
-    assert resume.find(str(finished[0] / below), 'pretrain') is None
+    assert persistence.find(str(finished[0] / below), 'pretrain') is None
 
   @pytest.mark.parametrize('name', ['dilute', 'pretrain', 'pretrain/5'])
   def test_a_workdir_may_have_any_name(self, finished, tmp_path, name):
     workdir = tmp_path / name
     shutil.copytree(finished[0], workdir)
-    found = resume.find(str(workdir), 'dilute')
+    found = persistence.find(str(workdir), 'dilute')
     assert str(found.directory) == str(workdir / 'checkpoints' / 'dilute')
-    assert resume.find(str(workdir), 'pretrain') is None
+    assert persistence.find(str(workdir), 'pretrain') is None
 
   def test_nothing_and_nowhere(self, tmp_path):
-    assert resume.find('', 'dilute') is None
+    assert persistence.find('', 'dilute') is None
     with pytest.raises(CheckpointError, match='no checkpoint there'):
-      resume.find(str(tmp_path), 'dilute')
+      persistence.find(str(tmp_path), 'dilute')
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_spoils(
@@ -277,7 +278,8 @@ class TestProfile:
 # on: what a full disk is, at the one place where every write ends.
 _FULL = """
 import resource, signal, sys
-from lambda_vit_jax import main, metrics
+from lambda_vit_jax import main
+from lambda_vit_jax.training import metrics
 write = metrics.MetricsWriter.write
 def write_then_full(self, stage, step, **values):
   write(self, stage, step, **values)
@@ -331,7 +333,7 @@ def test_a_signal_is_not_taken_for_damage(finished, mesh):
 
 def test_what_is_not_written_to_its_end_is_not_there(finished, monkeypatch):
   """On object storage a step has its name before it is complete."""
-  folder = orbax_store.absolute(finished[0]) / 'checkpoints' / 'dilute'
+  folder = files.absolute(finished[0]) / 'checkpoints' / 'dilute'
   assert orbax_store.newest_step(folder) == 5
   step = orbax_store.orbax().path.step
   monkeypatch.setattr(step, 'is_path_finalized', lambda path: path.name != '5')

@@ -9,11 +9,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli import config_values, flags
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.selection.record import Selection
@@ -81,7 +80,7 @@ def _keys(config, prefix=''):
 
 
 _GOOD = ['run', f'--config={ROOT}/configs/digits.py', '--workdir=unused']
-_KEYS = sorted(_keys(main.parse(_GOOD)[1].to_dict()))
+_KEYS = sorted(_keys(flags.parse(_GOOD)[1].to_dict()))
 _TEXTS = st.one_of(
   st.text(max_size=20),
   st.sampled_from(
@@ -95,7 +94,7 @@ _TEXTS = st.one_of(
 @hypothesis.settings(max_examples=150)
 @hypothesis.given(key=st.sampled_from(_KEYS), text=_TEXTS)
 def test_a_config_value_is_taken_or_refused_in_one_line(key, text):
-  _attempt(lambda: main.parse([*_GOOD, f'--config.{key}={text}']))
+  _attempt(lambda: flags.parse([*_GOOD, f'--config.{key}={text}']))
 
 
 _VALUES = st.recursive(
@@ -144,7 +143,7 @@ _FIELDS = st.fixed_dictionaries(
 @hypothesis.given(fields=_FIELDS, removed=_VALUES)
 def test_a_selection_is_read_or_refused(fields, removed):
   _attempt(lambda: Selection.from_json(fields))
-  _attempt(lambda: surgery.check_layers(removed, 3))
+  _attempt(lambda: modes.check_layers(removed, 3))
 
 
 _NAMES = st.sampled_from(['vit_nano_patch2_8', 'vit_mini_patch7_28'])
@@ -166,7 +165,7 @@ def test_a_module_has_the_sizes_asked_for_or_is_refused(
       name,
       num_classes=num_classes,
       image_size=size,
-      attention_modes=surgery.modes_without(layers, full),
+      attention_modes=modes.modes_without(layers, full),
     )
   )
   if module is None:
@@ -175,7 +174,7 @@ def test_a_module_has_the_sizes_asked_for_or_is_refused(
   assert height % module.patch_size == width % module.patch_size == 0
   assert min(height, width) > 0
   assert module.num_classes == num_classes >= 0
-  assert surgery.removed_layers(module.attention_modes) == tuple(sorted(layers))
+  assert modes.removed_layers(module.attention_modes) == tuple(sorted(layers))
 
 
 @hypothesis.given(

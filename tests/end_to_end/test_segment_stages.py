@@ -15,14 +15,15 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import commands
+from lambda_vit_jax.cli import commands, flags
 from lambda_vit_jax.cli.stages import (
+  evaluate,
   evaluate_masks,
-  linearize,
+  pretrain,
   registry,
   select,
-  training_job,
 )
+from lambda_vit_jax.cli.stages import finished as finished_lib
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
@@ -35,7 +36,7 @@ CONFIG = 'configs/ade20k_upernet_deit_base.py'
 
 
 def open_run(workdir, *more, arguments='linear,runlocal'):
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     ['run', f'--config={CONFIG}:{arguments}', f'--workdir={workdir}', *more]
   )
   run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
@@ -172,7 +173,7 @@ def test_another_evaluation_of_the_same_run(finished, tmp_path):
 
 def test_the_export_segments(finished, tmp_path):
   model = lv.load_pretrained(finished.path('export'))
-  pruned = linearize.pruned_model(finished)
+  pruned = finished_lib.pruned_model(finished)
   assert model.removed_layers == pruned.removed_layers != ()
   images = next(finished.eval_batches(model.preprocessing))['image'][:2]
   np.testing.assert_allclose(model(images), pruned(images), atol=1e-5)
@@ -181,12 +182,12 @@ def test_the_export_segments(finished, tmp_path):
   assert set(shares[0]) <= set(model.class_names)
   # Its decoder is kept where it fits, and made afresh where it does not.
   init = f'--config.init={finished.path("export")}'
-  same = training_job.starting_model(open_run(tmp_path / 'same', *SMALL, init))
+  same = pretrain.starting_model(open_run(tmp_path / 'same', *SMALL, init))
   np.testing.assert_array_equal(
     same.params['decoder']['classify']['kernel'],
     model.params['decoder']['classify']['kernel'],
   )
-  other = training_job.starting_model(
+  other = pretrain.starting_model(
     open_run(tmp_path / 'other', *SMALL, init, '--config.segment.num_classes=3')
   )
   assert other.num_classes == 3
@@ -221,7 +222,7 @@ def test_tokens_merge_without_training(finished, tmp_path):
   )
   for name in ('pretrain', 'select', 'dilute', 'export', 'evaluate'):
     registry.run_stage(run, name)
-  merged, plain = map(linearize.pruned_model, (run, finished))
+  merged, plain = map(finished_lib.pruned_model, (run, finished))
   assert any(merged.module.merge_counts)
   images = next(run.eval_batches(merged.preprocessing))['image'][:4]
   exported = lv.load_pretrained(run.path('export'))
@@ -249,14 +250,14 @@ def test_whole_blocks_are_dropped_in_front_of_a_decoder(finished, tmp_path):
   )
   for name in ('pretrain', 'select', 'linearize', 'export', 'evaluate'):
     registry.run_stage(run, name)
-  dense, short = run.load('pretrain'), linearize.pruned_model(run)
+  dense, short = run.load('pretrain'), finished_lib.pruned_model(run)
   assert (dense.depth, short.depth, len(short.kept_blocks)) == (3, 2, 2)
   np.testing.assert_array_equal(
     short.params['decoder']['classify']['kernel'],
     dense.params['decoder']['classify']['kernel'],
   )
   assert read(run, 'evaluation.json')['exported']['num_images'] == 360
-  start = training_job.starting_model(
+  start = pretrain.starting_model(
     open_run(tmp_path / 'start', *SMALL, f'--config.init={run.path("export")}')
   )
   assert start.kept_blocks == short.kept_blocks
@@ -274,7 +275,7 @@ def test_a_classifier_becomes_a_start(tmp_path):
     tmp_path / 'run',
     f'--config.init={tmp_path / "export"}',
   )
-  start = training_job.starting_model(run)
+  start = pretrain.starting_model(run)
   assert start.module.segmentation == Decoder('linear', channels=16)
   assert start.attention_modes == ('full', 'identity', 'full')
   assert start.class_names[:2] == ('background', '0')
@@ -312,7 +313,7 @@ def test_another_decoder_behind_a_shorter_network(kinds, tmp_path, monkeypatch):
     model = lv.with_decoder(dense, Decoder(old, blocks, channels=16), 11)
     folder = tmp_path / f'{old}-{new}'
     lv.export(lv.drop_blocks(model, (gone,)), folder, formats=())
-    start = training_job.starting_model(
+    start = pretrain.starting_model(
       open_run(
         tmp_path / 'run',
         '--config.model.variant=tall',
@@ -334,7 +335,7 @@ def test_another_decoder_behind_a_shorter_network(kinds, tmp_path, monkeypatch):
 def test_dropout_is_the_configs(segmenting, tmp_path):
   """It is of the training, and not of the weights."""
   model, init = segmenting
-  start = training_job.starting_model(
+  start = pretrain.starting_model(
     open_run(tmp_path / 'run', *SMALL, init, '--config.segment.dropout=0.3')
   )
   assert start.module.segmentation == Decoder(
@@ -349,7 +350,7 @@ def test_dropout_is_the_configs(segmenting, tmp_path):
 def test_a_segmenter_becomes_a_classifier(segmenting, tmp_path, images):
   """With a head on the mean of its patches, which are what was trained."""
   model, init = segmenting
-  start = training_job.starting_model(
+  start = pretrain.starting_model(
     open_run(tmp_path / 'run', *SMALL, init, '--config.task=classify')
   )
   assert start.module.segmentation is None
@@ -379,7 +380,7 @@ def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
     '--config.select.criterion=first',
     f'--config.select.target_speedup={(whole + part) / 2}',
   )
-  training_job.pretrain(run)
+  pretrain.pretrain(run)
   select.select(run)
   assert read(run, 'selection.json')['removed'] == [0, 1]
 
@@ -411,7 +412,7 @@ def test_evaluation_options_are_checked(finished):
     broken = open_run(finished.workdir, *SMALL)
     broken.config = changed
     with pytest.raises(UsageError, match=f'config.segment.{key}'):
-      registry.evaluate_all(broken)
+      evaluate.evaluate_all(broken)
 
 
 def test_colours_are_apart_and_none_is_black():
@@ -497,8 +498,8 @@ def test_affine_maps_come_with_the_decoder(tmp_path, method):
   run = open_run(tmp_path / 'run', *SMALL, *more)
   for name in registry.needed(run)[:-2]:
     registry.run_stage(run, name)
-  dense, pruned = run.load('pretrain'), linearize.pruned_model(run)
-  fitted = linearize.load_linear(run)
+  dense, pruned = run.load('pretrain'), finished_lib.pruned_model(run)
+  fitted = finished_lib.load_linear(run)
   assert 'linear' in fitted.attention_modes
   np.testing.assert_array_equal(
     fitted.params['decoder']['classify']['kernel'],

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 # being saved: as soon as so many files of that checkpoint exist.
 _KILLER = """
 import os, pathlib, signal, sys, threading, time
-from lambda_vit_jax import checkpoint, main, metrics
+from lambda_vit_jax.checkpoints import orbax_store as checkpoint
+from lambda_vit_jax import main
+from lambda_vit_jax.training import metrics
 signum, stage, step, files = getattr(signal, sys.argv[1]), *sys.argv[2:5]
 write, save = metrics.MetricsWriter.write, checkpoint.Checkpointer.save
 def write_and_die(self, at, now, **values):

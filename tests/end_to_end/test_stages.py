@@ -13,9 +13,10 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   LambdaVitError,
@@ -55,7 +56,7 @@ def arguments(stage, workdir, *more):
 
 
 def open_run(workdir, *more):
-  _, config, _ = main.parse(arguments('run', workdir, *more))
+  _, config, _ = flags.parse(arguments('run', workdir, *more))
   run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
   # Two of the eight devices: programs for fewer devices compile faster.
   grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
@@ -220,7 +221,7 @@ def test_the_export_reloads_in_another_process(finished):
 def test_an_int8_export_is_what_is_evaluated_and_measured(copy):
   config = read(copy, 'config.json')
   config['export']['dtype'] = 'int8'
-  orbax_store.write_json(copy / 'config.json', config)
+  files_lib.write_json(copy / 'config.json', config)
   before = read(copy, 'benchmark.json')['exported']
   shutil.rmtree(copy / 'export')
   for name in ('evaluation.json', 'benchmark.json'):
@@ -309,7 +310,7 @@ class TestBadInput:
   )
   def test_impossible_layers(self, copy, capsys, removed, message):
     shutil.rmtree(copy / 'checkpoints' / 'dilute')
-    orbax_store.write_json(copy / 'selection.json', {'removed': removed})
+    files_lib.write_json(copy / 'selection.json', {'removed': removed})
     self.check(arguments('dilute', copy), 1, message, capsys)
 
   def test_a_broken_selection(self, copy, capsys):
@@ -344,7 +345,7 @@ class TestBadInput:
     (copy / 'analysis.json').unlink()
     config = read(copy, 'config.json')
     config['data']['holdout_images'] = 0
-    orbax_store.write_json(copy / 'config.json', config)
+    files_lib.write_json(copy / 'config.json', config)
     self.check(
       arguments('analyze', copy, '--config.data.holdout_images=0'),
       2,
@@ -353,7 +354,7 @@ class TestBadInput:
     )
     # A criterion that looks at none needs none.
     config['select']['criterion'] = 'last'
-    orbax_store.write_json(copy / 'config.json', config)
+    files_lib.write_json(copy / 'config.json', config)
     (copy / 'selection.json').unlink()
     argv = arguments('select', copy, '--config.data.holdout_images=0')
     assert main.main([*argv, '--config.select.criterion=last']) == 0
@@ -406,9 +407,9 @@ def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
   run = open_run(tmp_path / 'probe', *more)
   registry.run_stage(run, 'pretrain')
   # As if interrupted: the set of `first` is rated already, too well.
-  orbax_store.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
+  files_lib.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
   registry.run_stage(run, 'select')
-  found = orbax_store.read_json(run.path('selection.json'))
+  found = files_lib.read_json(run.path('selection.json'))
   assert (found['criterion'], found['removed']) == ('probe', [0])
   assert found['set_scores']['0'] == 0.0
   assert not run.path('probe.part.json').exists()

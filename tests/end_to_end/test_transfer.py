@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
-from lambda_vit_jax.cli.stages import registry, training_job
+from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli.stages import pretrain, registry
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.core import files
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.runtime.progress import Reporter
 
@@ -32,7 +32,7 @@ def transferred(source, tmp_path_factory):
   """A run on digits (ten classes) from the export of `source`."""
   folder = tmp_path_factory.mktemp('transfer')
   lv.export(source, folder / 'export', formats=('orbax',))
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     [
       'run',
       '--config=configs/cifar100.py:runlocal,pruned',
@@ -53,7 +53,7 @@ def transferred(source, tmp_path_factory):
 
 
 def test_the_start_is_the_export_with_a_fresh_head(source, transferred):
-  start = training_job.starting_model(transferred)
+  start = pretrain.starting_model(transferred)
   assert start.attention_modes == source.attention_modes
   assert start.num_classes == 10
   assert start.class_names == transferred.dataset.class_names
@@ -71,13 +71,13 @@ def test_fine_tuning_keeps_removed_blocks_removed(source, transferred, stage):
   model = transferred.load(stage)
   assert model.attention_modes == source.attention_modes
   for layer in REMOVED:
-    assert set(model.params[surgery.block_name(layer)]) == {'norm2', 'mlp'}
+    assert set(model.params[modes.block_name(layer)]) == {'norm2', 'mlp'}
   before = source.params['block00']['mlp']['fc1']['kernel']
   assert (model.params['block00']['mlp']['fc1']['kernel'] != before).any()
 
 
 def test_nothing_more_is_removed(transferred):
-  found = orbax_store.read_json(transferred.path('selection.json'))
+  found = files.read_json(transferred.path('selection.json'))
   assert found['removed'] == []
   fine_tuned = transferred.load('pretrain')
   for model in (

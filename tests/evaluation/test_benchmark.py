@@ -6,10 +6,10 @@ import types
 import jax
 import pytest
 
-from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.report import build, speed_table
 from lambda_vit_jax.cli.stages import benchmark as benchmark_lib
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.build import apply_module
@@ -120,7 +120,7 @@ def test_table_and_page_show_every_size(measured, tmp_path, capsys):
   ]
   assert rows[0][3].value <= rows[0][2].value <= rows[0][4].value
   assert rows[2][7].text == '–'
-  orbax_store.write_json(tmp_path / 'benchmark.json', measured)
+  files.write_json(tmp_path / 'benchmark.json', measured)
   build.print_benchmark(tmp_path)
   shown = capsys.readouterr().out
   for text in (*speed_table.COLUMNS, measured['device'], jax.__version__):
@@ -147,7 +147,7 @@ def pretend_run(tmp_path, **settings):
 def test_a_size_that_was_not_measured_is_still_to_do(tmp_path):
   assert not benchmark_lib.is_finished(pretend_run(tmp_path))
   found = {'batch_size': 16, 'sweep': [{'batch_size': 1}, {'batch_size': 4}]}
-  orbax_store.write_json(tmp_path / 'benchmark.json', found)
+  files.write_json(tmp_path / 'benchmark.json', found)
   for settings, finished in (
     ({}, True),
     ({'batch_sizes': (4,)}, True),
@@ -168,7 +168,7 @@ def test_sizes_that_are_none(tmp_path, wrong):
 
 
 def test_sizes_from_the_command_line(tmp_path):
-  _, config, _ = main.parse(
+  _, config, _ = flags.parse(
     arguments('benchmark', tmp_path, '--config.benchmark.batch_sizes=(1, 4)')
   )
   run = pretend_run(tmp_path, **config.benchmark.to_dict())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from lambda_vit_jax.core.preprocessing import IGNORED
-from lambda_vit_jax.evaluation import confusion
+from lambda_vit_jax.evaluation import confusion, counts
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training import losses
 
@@ -71,7 +71,7 @@ def test_counts_on_the_mesh_are_exact():
   batch = sharding.put_batch(
     {'logits': logits, 'labels': labels, 'mask': mask}, mesh
   )
-  found = jax.jit(losses.pixel_counts)(
+  found = jax.jit(counts.pixel_counts)(
     batch['logits'], batch['labels'], batch['mask']
   )
   expected = confusion.confusion_matrix(

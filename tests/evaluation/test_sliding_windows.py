@@ -166,10 +166,10 @@ def test_two_processes_find_the_same(source):
   """Also where one of them has more windows, and so calls more often."""
   program = (
     'import sys\n'
-    'from lambda_vit_jax import processes\n'
+    'from lambda_vit_jax.runtime import processes\n'
     'index = int(sys.argv[2])\n'
     'processes.join(sys.argv[1], 2, index)\n'
-    'from tests import test_windows as t\n'
+    'from tests.evaluation import test_sliding_windows as t\n'
     'part = slice(0, 4) if index else slice(4, 6)\n'
     "windowing = t.Windowing('slide', (10, 10))\n"
     'found = t.run(t.make_source(), windowing, part=part)\n'

@@ -26,11 +26,11 @@ from lambda_vit_jax.exporters import export
 from lambda_vit_jax.exporters import formats as formats_lib
 from lambda_vit_jax.models.build import (
   abstract_params,
-  count_parameters,
   init_params,
   make_module,
 )
 from lambda_vit_jax.models.edits import fold, prune
+from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.checkpoints.test_convert import assert_same, numbered

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.build import abstract_params, forward, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS
@@ -22,7 +22,7 @@ BATCH = 8
 def compiled(removed=(), mode='identity', variant=SMALL, **options):
   module = make_module(
     variant,
-    attention_modes=surgery.modes_without(
+    attention_modes=modes.modes_without(
       removed, ('full',) * variant.depth, mode
     ),
     **options,

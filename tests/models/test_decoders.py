@@ -13,7 +13,13 @@ from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.exporters.formats import read_stablehlo
 from lambda_vit_jax.exporters.onnx import vit
-from lambda_vit_jax.models import adapt, decoders, pieces, resampling, surgery
+from lambda_vit_jax.models import (
+  adapt,
+  decoders,
+  modes,
+  pieces,
+  resampling,
+)
 from lambda_vit_jax.models.build import (
   abstract_params,
   apply_module,
@@ -64,7 +70,7 @@ def test_one_function_in_every_form(decoder, images):
   dense = make(decoder)
   layers = (0, 2)
   diluted = dense.module.clone(
-    attention_modes=surgery.modes_without(
+    attention_modes=modes.modes_without(
       layers, dense.attention_modes, 'diluted'
     )
   )
@@ -90,12 +96,12 @@ def test_one_function_in_every_form(decoder, images):
 def test_folding_halves_the_stream_and_not_what_is_read(images):
   pruned = lv.prune(make(UPERNET), (0, 2))
   folded = lv.fold(pruned)
-  counts = surgery.doublings(pruned.attention_modes)
+  counts = modes.doublings(pruned.attention_modes)
   assert folded.module.segmentation.doublings == (1, 1, 2, 2)
   _, whole = pruned.apply(images)
   _, halved = folded.apply(images)
   for place, block in enumerate(UPERNET.blocks):
-    name = surgery.block_name(block)
+    name = modes.block_name(block)
     stream = folded.module.grid(halved[name]['output'])
     # A power of two: exact.
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.cli.stages import linearize
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.models.decoders import Decoder
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import mlp_refit, paired
 from tests.support.search_models import (
   batches_of,

@@ -11,17 +11,17 @@ from jax import export
 
 import lambda_vit_jax.models.layers as layers
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import (
   abstract_params,
   apply_module,
-  count_parameters,
   forward,
   init_params,
   make_module,
-  size_of,
 )
 from lambda_vit_jax.models.edits import fold, merge_tokens, prune, quantize
+from lambda_vit_jax.models.macs import count_parameters, size_of
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
 
@@ -67,7 +67,7 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   ],
 )
 def test_published_sizes(name, removed, parameters, gmacs):
-  modes = surgery.modes_without(removed, ('full',) * 12)
+  modes = modes_lib.modes_without(removed, ('full',) * 12)
   module = make_module(name, attention_modes=modes)
   shapes = abstract_params(module)
   model = Model(module, shapes, name, None)
@@ -81,7 +81,7 @@ def test_executed_macs_leave_out_what_the_readout_does_not_read():
   def ratio(name, removed):
     def macs(layers):
       module = make_module(
-        name, attention_modes=surgery.modes_without(layers, ('full',) * 12)
+        name, attention_modes=modes_lib.modes_without(layers, ('full',) * 12)
       )
       return Model(module, {}, name, None).macs(executed=True)
 
@@ -126,7 +126,7 @@ def test_factor_scales_the_output_projection(model):
   # A new dict per level, so that the shared model stays as it is.
   scaled = jax.tree.map(lambda leaf: leaf, model.params)
   for index in range(3):
-    block = scaled[surgery.block_name(index)]
+    block = scaled[modes_lib.block_name(index)]
     block['attn']['proj'] = jax.tree.map(
       lambda leaf: leaf * factor, block['attn']['proj']
     )
@@ -165,7 +165,7 @@ def test_skip_leaves_the_stream_alone(model):
   modes = ('skip', 'full', 'skip')
   _, taps = model.apply(IMAGES, attention_modes=modes)
   for index, mode in enumerate(modes):
-    block = taps[surgery.block_name(index)]
+    block = taps[modes_lib.block_name(index)]
     same = np.array_equal(block['input'], block['after_attention'])
     assert same == (mode == 'skip')
 

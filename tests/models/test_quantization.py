@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.models import adapt_trees, quantization
+from lambda_vit_jax.models import adapt, quantization
 from lambda_vit_jax.models.build import abstract_params, forward, make_module
 from lambda_vit_jax.models.edits import dequantize, fold, prune, quantize
 from lambda_vit_jax.models.model import create_model
@@ -256,7 +256,7 @@ def test_pruning_a_quantised_model(model):
 
 
 def test_another_head_is_quantised_too(model, images):
-  found = adapt_trees.with_num_classes(quantize(model), 4)
+  found = adapt.with_num_classes(quantize(model), 4)
   declared = abstract_params(found.module)
   assert jax.tree.structure(declared) == jax.tree.structure(found.params)
   assert np.abs(found(images)).max() > 0

@@ -16,13 +16,10 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.checkpoints.load import load_pretrained
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.exporters import export
-from lambda_vit_jax.models import position
-from lambda_vit_jax.models.build import (
-  abstract_params,
-  count_parameters,
-  make_module,
-)
+from lambda_vit_jax.models import resampling
+from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.parity.make_golden import run, timm_model
@@ -127,7 +124,7 @@ def test_position_grid_is_resized_like_timm(target, prefix, rng):
     old_size=list(source),
     num_prefix_tokens=prefix,
   )
-  found = position.resize_positions(positions, source, target, prefix)
+  found = resampling.resize_positions(positions, source, target, prefix)
   # float32 in PyTorch, float64 here.
   np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import apply_module, init_params, make_module
 from lambda_vit_jax.models.layers import gelu
 from lambda_vit_jax.models.variants import VARIANTS
@@ -108,7 +108,7 @@ def test_a_network_in_pieces(cutting, monkeypatch):
   batch = 64
 
   def compiled(removed):
-    modes = surgery.modes_without(removed, ('full',) * 3)
+    modes = modes_lib.modes_without(removed, ('full',) * 3)
     module = make_module(variant, attention_modes=modes)
     params = init_params(module, 0)
     images = jnp.linspace(-1, 1, batch * 64 * 64 * 3).reshape(batch, 64, 64, 3)

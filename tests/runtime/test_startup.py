@@ -163,7 +163,7 @@ def test_programs_are_the_same_with_and_without_the_cache():
 
 _FAULTS = """
 import resource
-from lambda_vit_jax import startup
+from lambda_vit_jax.runtime import startup
 print(startup.keep_memory() if {keep} else None)
 import jax, jax.numpy as jnp
 

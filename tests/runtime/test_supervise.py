@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from lambda_vit_jax.cli import flags as flags_lib
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.runtime import supervise
 
 # What JAX's coordination client writes when the job breaks.
 ABORT = (
@@ -20,7 +20,7 @@ ABORT = (
 def supervised(work, wait=True):
   program = (
     'import os, signal, sys, time\n'
-    'from lambda_vit_jax import supervise\n'
+    'from lambda_vit_jax.runtime import supervise\n'
     f'def work():\n{work}\n'
     'sys.exit(supervise.run(work, 1, 2))\n'
   )
@@ -133,13 +133,13 @@ def test_the_work_dies_with_its_parent():
 )
 def test_flags_that_make_no_job_are_refused(flags, message):
   with pytest.raises(UsageError, match=message):
-    supervise.check_flags(*flags)
+    flags_lib.check_flags(*flags)
 
 
 def test_flags_that_make_a_job():
-  assert supervise.check_flags('host:1', 2, 1, False)
-  assert supervise.check_flags(None, None, None, True)
-  assert not supervise.check_flags(None, None, None, False)
+  assert flags_lib.check_flags('host:1', 2, 1, False)
+  assert flags_lib.check_flags(None, None, None, True)
+  assert not flags_lib.check_flags(None, None, None, False)
 
 
 def test_what_the_work_began_ends_when_it_is_aborted():

@@ -10,7 +10,7 @@ import pytest
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import quantize
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection import linear_trials
 from lambda_vit_jax.selection.nose import choose, nose, select
 from lambda_vit_jax.selection.record import Selection

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lambda_vit_jax.analysis import blocks, entropy
+from lambda_vit_jax.analysis import blocks, entropy, memory
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.plain_loop import plain_loop
 from lambda_vit_jax.selection.trials import Wavefront
@@ -146,7 +147,7 @@ def test_images_with_a_device_axis_and_a_mask(tiny_variant):
 
 def test_every_micro_batch_gives_the_same(tiny_variant):
   model, images = make_model(tiny_variant), image_set()
-  each = blocks.bytes_per_image(model.module) / 2**30
+  each = memory.bytes_per_image(model.module) / 2**30
   whole = Wavefront(model, images)
   assert whole.micro_batch == 128
   small = Wavefront(model, images, memory_gib=4.5 * each)
@@ -213,8 +214,9 @@ def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
 
     return call
 
-  for name in ('embed', 'attend', 'pass_by', 'finish'):
+  for name in ('embed', 'attend', 'pass_by'):
     monkeypatch.setattr(blocks, name, watched(getattr(blocks, name)))
+  monkeypatch.setattr(trial_readout, 'finish', watched(trial_readout.finish))
   wavefront.evaluate([(), *((i,) for i in range(6))])
   assert wavefront.micro_batch >= 8
   assert largest[0] <= budget
@@ -277,8 +279,10 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from lambda_vit_jax.models.variants import Variant
-from lambda_vit_jax.selection import nose
-from tests.search_models import make_images, make_model
+from lambda_vit_jax.selection import trial_readout
+from lambda_vit_jax.selection.nose import nose
+from tests.support.search_models import make_images
+from tests.support.search_models import make_model
 variant = Variant(
   'tiny', image_size=8, patch_size=2, embed_dim=24, depth=3, num_heads=2,
   num_classes=10, mean=(0.5,), std=(0.5,),

@@ -11,7 +11,7 @@ import pytest
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import (
   abstract_params,
   init_params,
@@ -60,7 +60,7 @@ def job(tiny_variant):
   module = make_module(tiny_variant, drop_path_rate=0.2)
   modes = module.attention_modes
   diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
-  pruned = module.clone(attention_modes=surgery.modes_without(LAYERS, modes))
+  pruned = module.clone(attention_modes=modes_lib.modes_without(LAYERS, modes))
   schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
   return loop.Job(
     stage='dilute',
@@ -131,7 +131,7 @@ def test_removed_attention_leaves_the_tree(undisturbed, job):
   expected = abstract_params(job.phases[1].module)
   assert jax.tree.structure(params) == jax.tree.structure(expected)
   for layer in LAYERS:
-    assert set(params[surgery.block_name(layer)]) == {'norm2', 'mlp'}
+    assert set(params[modes_lib.block_name(layer)]) == {'norm2', 'mlp'}
 
 
 def test_metrics_have_one_line_per_step_and_the_factor(undisturbed):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lambda_vit_jax.evaluation import counts
 from lambda_vit_jax.training import losses
 
 
@@ -70,8 +71,8 @@ def test_padding_counts_for_nothing(padding):
   logits = rng.normal(size=(6 + padding, 7)).astype(np.float32)
   labels = rng.integers(0, 7, 6 + padding).astype(np.int32)
   mask = np.arange(6 + padding) < 6
-  padded = losses.evaluation_counts(logits, labels, mask)
-  exact = losses.evaluation_counts(logits[:6], labels[:6], mask[:6])
+  padded = counts.evaluation_counts(logits, labels, mask)
+  exact = counts.evaluation_counts(logits[:6], labels[:6], mask[:6])
   for name in ('correct1', 'correct5', 'images'):
     assert padded[name] == exact[name]
   np.testing.assert_allclose(padded['loss'], exact['loss'], rtol=1e-6)

@@ -16,6 +16,7 @@ from scipy.stats import binom
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data.augment import Augment, training_pixels
 from lambda_vit_jax.models import layers, surgery
+from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import (
   apply_module,
   drop_path_rates,
@@ -66,7 +67,7 @@ def dropped(tiny_variant):
   def branches(mode):
     modes = ('full', mode, 'full')
     tree = params
-    if mode in surgery.NO_ATTENTION:
+    if mode in modes_lib.NO_ATTENTION:
       tree = surgery.prune_tree(params, (1,))
     _, taps = apply_module(
       module.clone(attention_modes=modes),
@@ -77,7 +78,7 @@ def dropped(tiny_variant):
     )
     found = {}
     for block in range(3):
-      tap = taps[surgery.block_name(block)]
+      tap = taps[modes_lib.block_name(block)]
       scale = {'diluted': 1.5}.get(modes[block], 1.0)
       # A dropped branch adds exact zeros to the scaled stream.
       if 'attention' in tap:

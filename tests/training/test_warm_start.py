@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.cli.stages import linearize
+from lambda_vit_jax.cli.stages import dilute
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, forward
 from lambda_vit_jax.training import dilution
@@ -32,10 +32,10 @@ def models(request, tiny_variant):
 def phase_logits(models, index, factor):
   """Of the network of a phase, with its state's parameters."""
   dense, fitted = models
-  phases = linearize.warm_phases(
+  phases = dilute.warm_phases(
     dense.module, fitted.module, LAYERS, halfway=4, diluting=10, total=12
   )
-  params = linearize.with_maps(dense.params, fitted.params, LAYERS)
+  params = dilute.with_maps(dense.params, fitted.params, LAYERS)
   for phase in phases[: index + 1]:
     params = surgery.keep_maps(params, phase.linear)
     params = surgery.prune_tree(params, phase.removed)
@@ -79,7 +79,7 @@ def test_a_model_on_its_way_can_be_described(models):
   from lambda_vit_jax.checkpoints.description import describe, rebuild
 
   dense, fitted = models
-  phases = linearize.warm_phases(
+  phases = dilute.warm_phases(
     dense.module, fitted.module, LAYERS, halfway=4, diluting=10, total=12
   )
   for phase in phases[:2]:

@@ -9,7 +9,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import block_spans
 from tests.models.test_edits import shade
 from tests.support.search_models import (

@@ -12,9 +12,10 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.exporters.onnx import vit
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.build import abstract_params, size_of
+from lambda_vit_jax.models.build import abstract_params
 from lambda_vit_jax.models.layers import normalize
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.macs import size_of
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.trials import Wavefront
 from lambda_vit_jax.training_free import least_squares, map_fitter
 from lambda_vit_jax.training_free.linear_maps import fit_linear

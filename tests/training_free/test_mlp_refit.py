@@ -10,7 +10,7 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import folds, mlp_refit
 from tests.support.search_models import (
   batches_of,

@@ -7,7 +7,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.entropy import ChannelStatistics
 from lambda_vit_jax.core.errors import DataError, ModelError
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import norm_recentring
 from tests.support.search_models import (
   batches_of,

@@ -8,11 +8,11 @@ import rich.console
 import rich.table
 from etils import epath
 
-from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.cli.report import html as html_lib
 from lambda_vit_jax.cli.report import plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, escape
 from lambda_vit_jax.cli.report.speed_table import si
+from lambda_vit_jax.core import files
 from lambda_vit_jax.training.metrics import read_metrics
 
 # How the table and the cards name the score that a run is about.
@@ -48,7 +48,7 @@ _MOST_ROWS = 60
 
 def _read(workdir: epath.Path, name: str) -> Any | None:
   path = workdir / name
-  return orbax_store.read_object(path) if path.exists() else None
+  return files.read_object(path) if path.exists() else None
 
 
 def _score(evaluation: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
-"""The stage `benchmark`: what is measured, and whether it has been."""
+"""Stage `benchmark`: sizes and speed, and whether they have been measured."""
 
 from collections.abc import Callable
 from typing import Any
 
-from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli.stages import finished as finished_lib
+from lambda_vit_jax.cli.stages.export import exported_predict
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.model import Model
@@ -28,7 +30,7 @@ def is_finished(run: Run) -> bool:
   if not path.exists():
     return False
   try:
-    found = orbax_store.read_object(path)
+    found = files.read_object(path)
   except CheckpointError:
     return False
   size, swept = sizes(run)
@@ -62,7 +64,7 @@ def measure(
   results['exported']['dtype'] = _storage(run)
   evaluation = run.path('evaluation.json')
   if evaluation.exists():
-    scores = orbax_store.read_object(evaluation)
+    scores = files.read_object(evaluation)
     for name in ('dense', 'pruned', 'exported'):
       for key in ('top1', 'mean_iou'):
         if key in scores[name]:
@@ -82,5 +84,16 @@ def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
 
 def _storage(run: Run) -> str:
   """The type that the exported weights are stored in."""
-  fields = orbax_store.read_object(run.path('export/model.json'))
+  fields = files.read_object(run.path('export/model.json'))
   return str(fields.get('folded', {}).get('dtype', 'float32'))
+
+
+def benchmark_all(run: Run) -> None:
+  """Sizes and speed, dense against pruned against exported in one run."""
+  if run.leader:
+    measure(
+      run,
+      run.load('pretrain'),
+      finished_lib.pruned_model(run),
+      exported_predict(run),
+    )

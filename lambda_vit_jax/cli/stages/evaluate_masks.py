@@ -14,14 +14,13 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data import masks, transforms
 from lambda_vit_jax.data.transforms import UndecodableError
-from lambda_vit_jax.evaluation import confusion, sliding_windows
+from lambda_vit_jax.evaluation import confusion, counts, sliding_windows
 from lambda_vit_jax.evaluation.accuracy import counts_everywhere
 from lambda_vit_jax.evaluation.sliding_windows import Canvas, Predict, Windowing
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, sharding
-from lambda_vit_jax.training import losses
 
 FOLDER = 'pictures'
 """Where the pictures of the report lie, in the workdir."""
@@ -51,7 +50,7 @@ def holdout_scores(
   everywhere = sharding.replicated(mesh)
   found = confusion.summarize(
     counts_everywhere(
-      losses.pixel_counts,
+      counts.pixel_counts,
       module,
       params,
       sharding.put_batch(batch, mesh),

@@ -8,61 +8,20 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.stages import held_out, select
+from lambda_vit_jax.cli.stages import linearize as linearize_lib
+from lambda_vit_jax.cli.stages.finished import FOLDER
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import export
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.shorter import drop_blocks
-from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training import dilution
-from lambda_vit_jax.training.job import Phase
 from lambda_vit_jax.training_free import block_spans
 from lambda_vit_jax.training_free.linear_maps import fit_linear
 from lambda_vit_jax.training_free.map_fitter import BlockFit
 from lambda_vit_jax.training_free.mlp_refit import MlpFit, refit
-
-FOLDER = 'linear'
-
-
-def pruned_model(run: Run) -> Model:
-  """The model that export, evaluation and benchmark are about.
-
-  Raises:
-    CheckpointError: the stage that makes it has not run.
-    ModelError: `model.merge` is more than the tokens allow.
-  """
-  if config_values.method(run.config) == 'dilute':
-    model, dropped = run.load('dilute'), []
-  else:
-    model = load_linear(run)
-    fields = run.read_json(f'{FOLDER}/model.json') or {}
-    dropped = fields.get('linearize', {}).get('dropped', [])
-  # The config counts blocks as the dense network does.
-  modes = list(model.attention_modes)
-  for index in dropped:
-    modes.insert(index, 'absent')
-  merge = run.merge_schedule(model.module.clone(depth=len(modes)), modes)
-  merge = tuple(r for index, r in enumerate(merge) if index not in dropped)
-  merge = merge if any(merge) else ()
-  return model.replace(module=model.module.clone(merge=merge))
-
-
-def load_linear(run: Run) -> Model:
-  """What the stage `linearize` left.
-
-  Raises:
-    CheckpointError: nothing yet.
-  """
-  folder = run.path(FOLDER)
-  if not (folder / 'model.json').exists():
-    raise CheckpointError(
-      f'{folder}: nothing fitted; run the stage `linearize` first'
-    )
-  return run.with_options(load.load_export(folder))
 
 
 def fit(
@@ -140,7 +99,7 @@ def _dropped(
     settings['num_drop_blocks'], 'linearize.num_drop_blocks'
   )
   if not number:
-    return surgery.check_layers(settings['drop_blocks'], dense.depth)
+    return modes_lib.check_layers(settings['drop_blocks'], dense.depth)
   decoder = dense.module.segmentation
   return block_spans.choose_blocks(
     task.searched(dense),
@@ -172,7 +131,7 @@ def _without(
   )
   short = drop_blocks(dense, dropped)
   # Before anything is fitted.
-  surgery.check_layers((*layers, *short.removed_layers), short.depth)
+  modes_lib.check_layers((*layers, *short.removed_layers), short.depth)
   settings = run.config['linearize']
   if settings['refit'] and settings['maps'] and layers:
     # Maps are fitted to what attentions put out: first a good network.
@@ -203,47 +162,16 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
   return dense.replace(module=module, params=dense.params | fitted.params)
 
 
-def warm_phases(
-  dense: ViT,
-  fitted: ViT,
-  layers: tuple[int, ...],
-  *,
-  halfway: int,
-  diluting: int,
-  total: int,
-) -> tuple[Phase, ...]:
-  """Attention to affine map, map to identity, then without either.
-
-  Args:
-    dense: with the compensation that is wanted.
-    fitted: with `layers` in mode `linear`.
-    layers: diluted blocks.
-    halfway: the step at which the maps have taken over.
-    diluting: the step at which the maps are gone.
-    total: the last step.
-  """
-  modes = dilution.diluted_modes(layers, dense.attention_modes)
-  module = dense.clone(
-    attention_modes=modes, linear_inputs=fitted.linear_inputs
+def linearize(run: Run) -> None:
+  """Least-squares maps in place of the chosen attentions; no training."""
+  dense = run.load('pretrain')
+  limit = config_values.optional_count(
+    run.config['linearize']['num_images'], 'linearize.num_images'
   )
-  pruned = surgery.modes_without(
-    layers, dense.attention_modes, dilution.final_mode(dense.compensation)
+  linearize_lib.fit(
+    run,
+    dense,
+    select.removed_layers(run, dense.depth),
+    held_out.selection_batches(run, dense, limit),
+    held_out.memory_gib(run),
   )
-  return (
-    Phase(module.clone(dilution_path='to_linear'), until=halfway),
-    Phase(
-      module.clone(dilution_path='from_linear'), until=diluting, linear=layers
-    ),
-    Phase(dense.clone(attention_modes=pruned), until=total, removed=layers),
-  )
-
-
-def with_maps(dense: Params, fitted: Params, layers: Sequence[int]) -> Params:
-  """The dense parameters, and beside each attention in `layers` its map."""
-  found = dict(dense)
-  for layer in layers:
-    name = surgery.block_name(layer)
-    block = dense[name]
-    attn = block['attn'] | fitted[name]['attn']
-    found[name] = block | {'attn': attn}
-  return found

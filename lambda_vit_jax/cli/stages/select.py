@@ -1,70 +1,24 @@
 """The stages that look at the dense model: `analyze`, and `select`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from lambda_vit_jax.analysis import blocks, profile, spectrum
-from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.cli import config_values, task
 from lambda_vit_jax.cli.stages import select_probe
+from lambda_vit_jax.cli.stages.held_out import (
+  _held_out,
+  memory_gib,
+  selection_batches,
+)
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core import digests
-from lambda_vit_jax.core.errors import CheckpointError, UsageError
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.core import digests, files
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.selection import budget, criteria, nose
-
-
-def _held_out(
-  run: Run, model: Model, limit: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-  """The held-out slice, as masked batches."""
-  if not len(run.holdout_indices(limit)):
-    raise UsageError(
-      'config.data.holdout_images=0: selection and analysis read the held-out '
-      'slice of the training images; keep at least 128'
-    )
-  return run.holdout_batches(model.preprocessing, limit)
-
-
-def selection_batches(
-  run: Run, model: Model, limit: int | None
-) -> Iterator[dict[str, np.ndarray]]:
-  """The same as a search reads them."""
-  batches = _held_out(run, model, limit)
-  return (task.for_search(run.config, batch) for batch in batches)
-
-
-def analyze(run: Run) -> None:
-  """Entropy profile and spectrum of the dense model."""
-  model = task.searched(run.load('pretrain'))
-  limit = config_values.optional_count(
-    run.config['analyze']['num_images'], 'analyze.num_images'
-  )
-  # Read twice.
-  batches = list(selection_batches(run, model, limit))
-  run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
-  memory = memory_gib(run)
-  measured = {
-    'profile': profile.entropy_profile(
-      model, batches, memory, run.mesh
-    ).to_json(),
-    'spectrum': spectrum.spectrum(model, batches, memory, run.mesh).to_json(),
-  }
-  run.write_json('analysis.json', measured)
-
-
-def memory_gib(run: Run) -> float | None:
-  """Memory for activations: the config's, else what the poorest has."""
-  given = run.config['select']['memory_gib']
-  if given is not None or jax.process_count() == 1:
-    return given
-  return min(processes.gather(blocks.default_gib()))
-
 
 # The rounds of a search so far.
 _PARTIAL = 'selection.part.json'
@@ -151,7 +105,7 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
     CheckpointError: no usable selection.
   """
   path = run.path('selection.json')
-  found = processes.from_leader(lambda: orbax_store.read_object(path))
+  found = processes.from_leader(lambda: files.read_object(path))
   if 'removed' not in found:
     raise CheckpointError(
       f'{path}: has no key `removed`; delete it to have '
@@ -163,4 +117,4 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
     f'delete its key {digests.KEY} to use it as it is now, or the file to have '
     'the stage `select` run again',
   )
-  return surgery.check_layers(found['removed'], depth)
+  return modes.check_layers(found['removed'], depth)

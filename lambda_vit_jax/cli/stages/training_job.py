@@ -3,22 +3,20 @@
 import dataclasses
 import functools
 
-from lambda_vit_jax.checkpoints import load, orbax_store
+from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.description import describe
-from lambda_vit_jax.cli import config_values, task, workdir
-from lambda_vit_jax.cli.stages import evaluate_masks, linearize, select
+from lambda_vit_jax.cli import config_values, workdir
+from lambda_vit_jax.cli.stages import evaluate_masks
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.evaluation import accuracy
-from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import drop_path_rates
-from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training import dilution, loop, optim, resume, tracing
+from lambda_vit_jax.training import loop, optim, persistence, tracing
 from lambda_vit_jax.training.step import Dilution, LossSettings
 
 
@@ -91,7 +89,7 @@ def _training_job(
     # Not looked at where the workdir has its own: it may be gone by then.
     start=None
     if workdir.finished_step(run.workdir, stage) is not None
-    else resume.find(run.config['resume_from'], stage),
+    else persistence.find(run.config['resume_from'], stage),
     window=tracing.window(run.config['profile'], run.path('profile')),
   )
 
@@ -141,111 +139,3 @@ def _fit(run: Run, job: loop.Job, model: Model) -> None:
     run.reporter,
   )
   checkpointer.close()
-
-
-def starting_model(run: Run) -> Model:
-  """The dense model before training: `init` weights, else a fresh one."""
-  settings = run.config['model']
-  where = run.config['init']
-  if not where:
-    model = run.fresh_model()
-  else:
-    model = load.load_pretrained(
-      where,
-      variant=settings['variant'],
-      num_classes=(
-        None if task.segments(run.config) else run.dataset.num_classes
-      ),
-      image_size=config_values.image_size(settings['image_size']),
-    )
-    # Training changes numbers by less than 8 bits can tell apart.
-    model = dequantize(model)
-    # Merging is of the pruned model, and by this config.
-    model = model.replace(module=model.module.clone(merge=()))
-    model = task.with_outputs(run.config, model, run.dataset)
-  ratio = config_values.crop_ratio(settings)
-  if ratio is None:
-    return model
-  return model.replace(
-    preprocessing=dataclasses.replace(model.preprocessing, crop_ratio=ratio)
-  )
-
-
-def pretrain_steps(run: Run) -> int:
-  """Steps of the stage `pretrain`."""
-  return config_values.duration(
-    run.config['pretrain']['steps'], run.steps_per_epoch, 'pretrain.steps'
-  )
-
-
-def pretrain(run: Run) -> None:
-  """Trains the dense model, or takes the `init` weights as they are."""
-  steps = pretrain_steps(run)
-  model = run.with_options(starting_model(run))
-  # Only to refuse what cannot work before hours of training.
-  run.merge_schedule(model.module, None)
-  phases = (loop.Phase(model.module, until=steps),)
-  job = _training_job(run, 'pretrain', model, phases, Dilution(), None)
-  _fit(run, job, model)
-
-
-def dilution_steps(run: Run) -> tuple[int, int]:
-  """Steps while λ falls, and steps without the chosen layers."""
-  settings = run.config['dilute']
-  diluting, settling = (
-    config_values.duration(settings[key], run.steps_per_epoch, f'dilute.{key}')
-    for key in ('dilution_steps', 'settle_steps')
-  )
-  return diluting, settling
-
-
-def dilute(run: Run) -> None:
-  """λ from 1 to 0 over the chosen layers, then training without them.
-
-  With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
-  leads to them in the first half of the steps, and away in the second.
-  """
-  warm = config_values.is_warm(run.config)
-  dense = run.load('pretrain')
-  layers = select.removed_layers(run, dense.depth)
-  compensation = bool(run.config['dilute']['compensation'])
-  diluting, settling = dilution_steps(run)
-  modes = dense.attention_modes
-  pruned = surgery.modes_without(
-    layers, modes, dilution.final_mode(compensation)
-  )
-  module = dense.module.clone(
-    compensation=compensation, merge=run.merge_schedule(dense.module, pruned)
-  )
-  model = dense.replace(module=module)
-  if warm:
-    fitted = linearize.load_linear(run)
-    plan = Dilution(layers, diluting, halfway=diluting // 2)
-    phases = linearize.warm_phases(
-      module,
-      fitted.module,
-      layers,
-      halfway=diluting // 2,
-      diluting=diluting,
-      total=diluting + settling,
-    )
-    model = model.replace(
-      # What a checkpoint on the way is described by.
-      module=module.clone(linear_inputs=fitted.module.linear_inputs),
-      params=linearize.with_maps(dense.params, fitted.params, layers),
-    )
-  else:
-    plan = Dilution(layers, diluting)
-    phases = (
-      loop.Phase(
-        module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
-        until=diluting,
-      ),
-      loop.Phase(
-        module.clone(attention_modes=pruned),
-        until=diluting + settling,
-        removed=layers,
-      ),
-    )
-  job = _training_job(run, 'dilute', model, phases, plan, dense)
-  _fit(run, job, model)

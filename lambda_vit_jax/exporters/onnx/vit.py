@@ -16,7 +16,7 @@ from lambda_vit_jax.exporters.onnx import decoders, token_merging
 from lambda_vit_jax.exporters.onnx.graph import Graph, Node
 from lambda_vit_jax.exporters.onnx.layers import Layers
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.surgery import block_name
+from lambda_vit_jax.models.modes import block_name
 
 _SQRT_HALF = 0.5**0.5
 _QUICK = 1.702

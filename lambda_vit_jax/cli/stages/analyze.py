@@ -1,0 +1,25 @@
+"""Stage `analyze`: entropy of every layer, and the spectrum of features."""
+
+from lambda_vit_jax.analysis import profile, spectrum
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.stages.held_out import memory_gib, selection_batches
+from lambda_vit_jax.cli.workdir import Run
+
+
+def analyze(run: Run) -> None:
+  """Entropy profile and spectrum of the dense model."""
+  model = task.searched(run.load('pretrain'))
+  limit = config_values.optional_count(
+    run.config['analyze']['num_images'], 'analyze.num_images'
+  )
+  # Read twice.
+  batches = list(selection_batches(run, model, limit))
+  run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
+  memory = memory_gib(run)
+  measured = {
+    'profile': profile.entropy_profile(
+      model, batches, memory, run.mesh
+    ).to_json(),
+    'spectrum': spectrum.spectrum(model, batches, memory, run.mesh).to_json(),
+  }
+  run.write_json('analysis.json', measured)

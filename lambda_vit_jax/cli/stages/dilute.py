@@ -1,0 +1,122 @@
+"""Stage `dilute`: λ from 1 to 0, then training without the removed layers."""
+
+from collections.abc import Sequence
+
+from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli.stages import finished, select
+from lambda_vit_jax.cli.stages.training_job import _fit, _training_job
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.training import dilution, loop
+from lambda_vit_jax.training.job import Phase
+from lambda_vit_jax.training.step import Dilution
+
+
+def dilution_steps(run: Run) -> tuple[int, int]:
+  """Steps while λ falls, and steps without the chosen layers."""
+  settings = run.config['dilute']
+  diluting, settling = (
+    config_values.duration(settings[key], run.steps_per_epoch, f'dilute.{key}')
+    for key in ('dilution_steps', 'settle_steps')
+  )
+  return diluting, settling
+
+
+def dilute(run: Run) -> None:
+  """λ from 1 to 0 over the chosen layers, then training without them.
+
+  With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
+  leads to them in the first half of the steps, and away in the second.
+  """
+  warm = config_values.is_warm(run.config)
+  dense = run.load('pretrain')
+  layers = select.removed_layers(run, dense.depth)
+  compensation = bool(run.config['dilute']['compensation'])
+  diluting, settling = dilution_steps(run)
+  modes = dense.attention_modes
+  pruned = modes_lib.modes_without(
+    layers, modes, dilution.final_mode(compensation)
+  )
+  module = dense.module.clone(
+    compensation=compensation, merge=run.merge_schedule(dense.module, pruned)
+  )
+  model = dense.replace(module=module)
+  if warm:
+    fitted = finished.load_linear(run)
+    plan = Dilution(layers, diluting, halfway=diluting // 2)
+    phases = warm_phases(
+      module,
+      fitted.module,
+      layers,
+      halfway=diluting // 2,
+      diluting=diluting,
+      total=diluting + settling,
+    )
+    model = model.replace(
+      # What a checkpoint on the way is described by.
+      module=module.clone(linear_inputs=fitted.module.linear_inputs),
+      params=with_maps(dense.params, fitted.params, layers),
+    )
+  else:
+    plan = Dilution(layers, diluting)
+    phases = (
+      loop.Phase(
+        module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
+        until=diluting,
+      ),
+      loop.Phase(
+        module.clone(attention_modes=pruned),
+        until=diluting + settling,
+        removed=layers,
+      ),
+    )
+  job = _training_job(run, 'dilute', model, phases, plan, dense)
+  _fit(run, job, model)
+
+
+def warm_phases(
+  dense: ViT,
+  fitted: ViT,
+  layers: tuple[int, ...],
+  *,
+  halfway: int,
+  diluting: int,
+  total: int,
+) -> tuple[Phase, ...]:
+  """Attention to affine map, map to identity, then without either.
+
+  Args:
+    dense: with the compensation that is wanted.
+    fitted: with `layers` in mode `linear`.
+    layers: diluted blocks.
+    halfway: the step at which the maps have taken over.
+    diluting: the step at which the maps are gone.
+    total: the last step.
+  """
+  modes = dilution.diluted_modes(layers, dense.attention_modes)
+  module = dense.clone(
+    attention_modes=modes, linear_inputs=fitted.linear_inputs
+  )
+  pruned = modes_lib.modes_without(
+    layers, dense.attention_modes, dilution.final_mode(dense.compensation)
+  )
+  return (
+    Phase(module.clone(dilution_path='to_linear'), until=halfway),
+    Phase(
+      module.clone(dilution_path='from_linear'), until=diluting, linear=layers
+    ),
+    Phase(dense.clone(attention_modes=pruned), until=total, removed=layers),
+  )
+
+
+def with_maps(dense: Params, fitted: Params, layers: Sequence[int]) -> Params:
+  """The dense parameters, and beside each attention in `layers` its map."""
+  found = dict(dense)
+  for layer in layers:
+    name = modes_lib.block_name(layer)
+    block = dense[name]
+    attn = block['attn'] | fitted[name]['attn']
+    found[name] = block | {'attn': attn}
+  return found

@@ -1,0 +1,39 @@
+"""Stage `evaluate`: accuracy of the dense, pruned and exported model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.stages import evaluate_masks
+from lambda_vit_jax.cli.stages import finished as finished_lib
+from lambda_vit_jax.cli.stages.export import exported_predict
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.evaluation import accuracy
+
+
+def evaluate_all(run: Run) -> None:
+  """Accuracy of dense, pruned and exported over every test image."""
+  total = len(run.dataset.test)
+  results: dict[str, Mapping[str, Any]] = {}
+  models = {
+    'dense': run.load('pretrain'),
+    'pruned': finished_lib.pruned_model(run),
+  }
+  with run.reporter.bar('evaluate', 3 * total) as bar:
+    if task.segments(run.config):
+      found = evaluate_masks.evaluate(
+        run, models, exported_predict(run), bar.advance
+      )
+      run.write_json('evaluation.json', found)
+      return
+    for name, model in models.items():
+      results[name] = accuracy.evaluate_model(
+        model,
+        run.eval_batches(model.preprocessing),
+        run.mesh,
+        bar.advance,
+      )
+    results['exported'] = accuracy.evaluate_program(
+      exported_predict(run), run.eval_batches(model.preprocessing), bar.advance
+    )
+  run.write_json('evaluation.json', results)

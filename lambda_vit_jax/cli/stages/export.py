@@ -1,0 +1,43 @@
+"""Stage `export`: the pruned model in every format that the config names."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.stages import finished as finished_lib
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.exporters import export, formats
+from lambda_vit_jax.models.model import Model
+
+
+def export_model(run: Run) -> None:
+  """Writes `export/`, each format checked against the model."""
+  if not run.leader:
+    return
+  settings = run.config['export']
+  model = finished_lib.pruned_model(run)
+  # Logits per pixel are many.
+  number = 2 if task.segments(run.config) else 8
+  batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
+  images = batch['image'][:number]
+  results = export.export(
+    model,
+    run.path('export'),
+    formats=tuple(settings['formats']),
+    dtype=settings['dtype'],
+    zero_fill=settings['zero_fill'],
+    check_images=images,
+    int8_arithmetic=settings['int8_arithmetic'],
+  )
+  for line in results.get('warnings', ()):
+    run.reporter.warn(line)
+
+
+def exported_predict(run: Run) -> Model | Callable[[Any], Any]:
+  """The exported program: `model.stablehlo`, else the folder reloaded."""
+  program = run.path('export') / 'model.stablehlo'
+  if program.exists():
+    load.check_exported(run.path('export'), 'model.stablehlo')
+    return formats.read_stablehlo(program)
+  return load.load_export(run.path('export'))

@@ -1,0 +1,46 @@
+"""The pruned model that a run ends in, read from its workdir."""
+
+from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.models.model import Model
+
+FOLDER = 'linear'
+
+
+def pruned_model(run: Run) -> Model:
+  """The model that export, evaluation and benchmark are about.
+
+  Raises:
+    CheckpointError: the stage that makes it has not run.
+    ModelError: `model.merge` is more than the tokens allow.
+  """
+  if config_values.method(run.config) == 'dilute':
+    model, dropped = run.load('dilute'), []
+  else:
+    model = load_linear(run)
+    fields = run.read_json(f'{FOLDER}/model.json') or {}
+    dropped = fields.get('linearize', {}).get('dropped', [])
+  # The config counts blocks as the dense network does.
+  modes = list(model.attention_modes)
+  for index in dropped:
+    modes.insert(index, 'absent')
+  merge = run.merge_schedule(model.module.clone(depth=len(modes)), modes)
+  merge = tuple(r for index, r in enumerate(merge) if index not in dropped)
+  merge = merge if any(merge) else ()
+  return model.replace(module=model.module.clone(merge=merge))
+
+
+def load_linear(run: Run) -> Model:
+  """What the stage `linearize` left.
+
+  Raises:
+    CheckpointError: nothing yet.
+  """
+  folder = run.path(FOLDER)
+  if not (folder / 'model.json').exists():
+    raise CheckpointError(
+      f'{folder}: nothing fitted; run the stage `linearize` first'
+    )
+  return run.with_options(load.load_export(folder))

@@ -1,0 +1,41 @@
+"""The held-out images that analysis, selection and the closed forms read."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from lambda_vit_jax.analysis import memory as memory_lib
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.runtime import processes
+
+
+def _held_out(
+  run: Run, model: Model, limit: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The held-out slice, as masked batches."""
+  if not len(run.holdout_indices(limit)):
+    raise UsageError(
+      'config.data.holdout_images=0: selection and analysis read the held-out '
+      'slice of the training images; keep at least 128'
+    )
+  return run.holdout_batches(model.preprocessing, limit)
+
+
+def selection_batches(
+  run: Run, model: Model, limit: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The same as a search reads them."""
+  batches = _held_out(run, model, limit)
+  return (task.for_search(run.config, batch) for batch in batches)
+
+
+def memory_gib(run: Run) -> float | None:
+  """Memory for activations: the config's, else what the poorest has."""
+  given = run.config['select']['memory_gib']
+  if given is not None or jax.process_count() == 1:
+    return given
+  return min(processes.gather(memory_lib.default_gib()))

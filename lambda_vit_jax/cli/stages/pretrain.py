@@ -1,0 +1,58 @@
+"""Stage `pretrain`: the dense model."""
+
+import dataclasses
+
+from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli.stages.training_job import _fit, _training_job
+from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.models.edits import dequantize
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.training import loop
+from lambda_vit_jax.training.step import Dilution
+
+
+def starting_model(run: Run) -> Model:
+  """The dense model before training: `init` weights, else a fresh one."""
+  settings = run.config['model']
+  where = run.config['init']
+  if not where:
+    model = run.fresh_model()
+  else:
+    model = load.load_pretrained(
+      where,
+      variant=settings['variant'],
+      num_classes=(
+        None if task.segments(run.config) else run.dataset.num_classes
+      ),
+      image_size=config_values.image_size(settings['image_size']),
+    )
+    # Training changes numbers by less than 8 bits can tell apart.
+    model = dequantize(model)
+    # Merging is of the pruned model, and by this config.
+    model = model.replace(module=model.module.clone(merge=()))
+    model = task.with_outputs(run.config, model, run.dataset)
+  ratio = config_values.crop_ratio(settings)
+  if ratio is None:
+    return model
+  return model.replace(
+    preprocessing=dataclasses.replace(model.preprocessing, crop_ratio=ratio)
+  )
+
+
+def pretrain_steps(run: Run) -> int:
+  """Steps of the stage `pretrain`."""
+  return config_values.duration(
+    run.config['pretrain']['steps'], run.steps_per_epoch, 'pretrain.steps'
+  )
+
+
+def pretrain(run: Run) -> None:
+  """Trains the dense model, or takes the `init` weights as they are."""
+  steps = pretrain_steps(run)
+  model = run.with_options(starting_model(run))
+  # Only to refuse what cannot work before hours of training.
+  run.merge_schedule(model.module, None)
+  phases = (loop.Phase(model.module, until=steps),)
+  job = _training_job(run, 'pretrain', model, phases, Dilution(), None)
+  _fit(run, job, model)
