@@ -159,6 +159,25 @@ def test_links_lead_somewhere(path):
       assert anchor in doc_pages.anchors(file), link
 
 
+def citations():
+  """Links to pages of docs/ in docstrings and comments."""
+  pattern = re.compile(r'\bdocs/(\w+\.md)#([\w-]+)')
+  folders = ('lambda_vit_jax', 'configs', 'benchmarks', 'tests', 'notebooks')
+  return sorted(
+    {
+      link
+      for folder in folders
+      for path in (doc_pages.ROOT / folder).rglob('*.py')
+      for link in pattern.findall(path.read_text())
+    }
+  )
+
+
+@pytest.mark.parametrize('page, anchor', citations())
+def test_links_from_the_code_lead_somewhere(page, anchor):
+  assert anchor in doc_pages.anchors(doc_pages.ROOT / 'docs' / page)
+
+
 @each_page
 def test_every_picture_has_a_text(path):
   assert not re.search(r'!\[\]\(', path.read_text())
