@@ -13,23 +13,16 @@ from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models import resampling
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.macs import count_parameters
-from tests.support.family_members import MEMBERS, synthetic_arrays
+from tests.support.family_members import (
+  MEMBERS,
+  google_arrays,
+  synthetic_arrays,
+)
+from tests.support.trees import assert_same, numbered
 
 
 def zeros(shapes):
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-
-
-def numbered(shapes):
-  """Parameters in which no two numbers are alike."""
-  start = 0
-  flat = {}
-  for path, leaf in convert.flatten(shapes).items():
-    size = int(np.prod(leaf.shape))
-    flat[path] = np.arange(start, start + size, dtype=np.float32)
-    flat[path] = flat[path].reshape(leaf.shape)
-    start += size
-  return convert.unflatten(flat)
 
 
 def module_of(member, modes=None):
@@ -41,14 +34,6 @@ def decode(arrays, expected, rules=convert.TIMM):
   return convert.decode(
     shapes, arrays.__getitem__, expected, 'model.safetensors', rules
   )
-
-
-def assert_same(found, expected):
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_array_equal(a, b)
 
 
 MODES = (('full', 'full'), ('identity', 'full'), ('full', 'linear'))
@@ -90,20 +75,6 @@ def test_every_rule_has_its_own_name_and_parameter(rules):
   ]
   assert len(set(targets)) == len(targets)
   assert len(set(sources)) == len(sources)
-
-
-def google_arrays(member, heads):
-  """Google's form of a tiny ViT, made by its own layout rules."""
-  params = numbered(abstract_params(module_of(member)))
-  arrays = convert.encode(params, convert.GOOGLE)
-  for name, array in list(arrays.items()):
-    width = params['cls_token'].shape[-1]
-    if '/query/' in name or '/key/' in name or '/value/' in name:
-      lead = array.shape[:1] if name.endswith('kernel') else ()
-      arrays[name] = array.reshape(*lead, heads, width // heads)
-    if name.endswith('out/kernel'):
-      arrays[name] = array.reshape(heads, width // heads, width)
-  return params, arrays
 
 
 def test_google_names_and_heads():

@@ -1,7 +1,6 @@
 """Every family against what timm computed (files of parity/make_golden.py)."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -16,17 +15,7 @@ from tests.support.family_members import (
   synthetic_arrays,
   synthetic_images,
 )
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-
-# The issue's bound. Two float32 programs of two blocks differ by their order
-# of summation, about 1e-6 here.
-TOLERANCE = 1e-4
-
-
-def assert_close(found, reference):
-  bound = TOLERANCE * max(1.0, float(np.abs(reference).max()))
-  np.testing.assert_allclose(found, reference, rtol=0, atol=bound)
+from tests.support.golden import GOLDEN, assert_close
 
 
 @pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)

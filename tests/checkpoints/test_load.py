@@ -26,8 +26,8 @@ from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
-from tests.checkpoints.test_convert import google_arrays
-from tests.support.family_members import MEMBERS
+from tests.support.family_members import MEMBERS, google_arrays
+from tests.support.trees import assert_same
 
 NANO = 'vit_nano_patch2_8'
 
@@ -48,14 +48,6 @@ def path(tmp_path, arrays) -> pathlib.Path:
   path.parent.mkdir()
   save_file(arrays, path)
   return path
-
-
-def assert_same(found, expected):
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for a, b in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_array_equal(a, b)
 
 
 def message(error: pytest.ExceptionInfo) -> str:

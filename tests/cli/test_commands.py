@@ -9,7 +9,7 @@ from PIL import Image
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.models.variants import VARIANTS
-from tests.models.test_decoders import LINEAR, make
+from tests.support.small_models import LINEAR, make_segmenter
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +48,7 @@ def test_predict_prints_one_line_per_class(exported, picture, capsys):
 
 def test_what_segments_sees_the_whole_image(tmp_path, rng, capsys):
   """As in evaluation: in one window, beside which nothing counts."""
-  model = make(LINEAR)
+  model = make_segmenter(LINEAR)
   lv.export(model, tmp_path / 'export', formats=())
   pixels = rng.integers(0, 256, (16, 64), dtype=np.uint8)
   path = tmp_path / 'oblong.png'

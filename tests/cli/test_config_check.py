@@ -9,7 +9,7 @@ from lambda_vit_jax.configs import common, digits
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import config_check
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
-from tests.end_to_end.test_stages import arguments
+from tests.support.stage_runs import arguments
 
 BASE = digits.get_config().to_dict()
 

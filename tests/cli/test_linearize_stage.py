@@ -9,7 +9,7 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.cli.stages import finished, registry
 from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.training.metrics import read_metrics
-from tests.end_to_end.test_stages import open_run
+from tests.support.stage_runs import open_run
 
 OPTIONS = (
   '--config.method=linearize',

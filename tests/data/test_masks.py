@@ -18,39 +18,10 @@ from lambda_vit_jax.data.masks import MaskError, MaskRules
 from lambda_vit_jax.data.segment_augment import SegmentAugment, distort
 from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
 from lambda_vit_jax.data.transforms import UndecodableError
+from tests.support.mask_sources import Source, blocks, png
 
 GREY = Preprocessing((16, 24), (0.5,), (0.5,), 1.0, 'bilinear')
 RULES = MaskRules(4)
-
-
-def png(array, mode=None):
-  file = io.BytesIO()
-  Image.fromarray(np.asarray(array, np.uint8), mode).save(file, 'PNG')
-  return file.getvalue()
-
-
-def blocks(rng, height, width, cell=8):
-  """Classes in squares, and an image whose levels say them: 60·class + 20."""
-  coarse = rng.integers(0, 4, (-(-height // cell), -(-width // cell)))
-  labels = np.kron(coarse, np.ones((cell, cell), int))[:height, :width]
-  return (60 * labels + 20).astype(np.uint8), labels.astype(np.uint8)
-
-
-class Source:
-  """Records in memory."""
-
-  def __init__(self, records):
-    self.records = records
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, index):
-    image, mask = self.records[index]
-    return {'image': image, 'label': mask, 'index': index}
-
-  def describe(self, index):
-    return f'record {index}'
 
 
 @pytest.fixture

@@ -179,3 +179,11 @@ def test_configs_import_only_ml_collections_and_common():
       assert root in {'ml_collections', 'typing', 'lambda_vit_jax'}, path
       if root == 'lambda_vit_jax':
         assert name.startswith('lambda_vit_jax.configs'), path
+
+
+def test_no_test_file_imports_another():
+  """Shared helpers are in tests/support/."""
+  for path in (ROOT / 'tests').rglob('*.py'):
+    for name in _imported(path):
+      modules = [part for part in name.split('.') if part.startswith('test_')]
+      assert not modules, f'{path} imports {name}'

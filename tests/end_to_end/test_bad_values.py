@@ -3,7 +3,7 @@
 import pytest
 
 from lambda_vit_jax import main
-from tests.end_to_end.test_stages import arguments
+from tests.support.stage_runs import arguments
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from lambda_vit_jax.checkpoints import load, orbax_store
 from lambda_vit_jax.training.metrics import read_metrics
 from scripts import launch_local
-from tests.end_to_end.test_stages import ROOT, arguments
+from tests.support.stage_runs import ROOT, arguments
 
 # Sends a signal to a whole process (the parent and its working child) or to
 # the one that a person would send it to, at a chosen line of metrics.

@@ -21,9 +21,19 @@ from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training import loop, persistence, tracing
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 from tests.support import xla_flags
-from tests.training.test_loop import assert_same_bits, job, make_batches, mesh
+from tests.support.stage_runs import ROOT, arguments
+from tests.support.training_jobs import make_batches, make_job, make_mesh
+from tests.support.trees import assert_same
 
-__all__ = ['job', 'mesh']
+
+@pytest.fixture(scope='module')
+def mesh():
+  return make_mesh()
+
+
+@pytest.fixture(scope='module')
+def job(tiny_variant):
+  return make_job(tiny_variant)
 
 
 def run(job, workdir, mesh, keep=9, **changes):
@@ -112,7 +122,7 @@ class TestBest:
   def test_evaluating_changes_no_bit(self, job, mesh, tmp_path, finished):
     evaluate = scorer(*[0.5] * 5)
     params, _ = run(job, tmp_path, mesh, evaluate=evaluate, eval_every=1)
-    assert_same_bits(params, finished[1])
+    assert_same(params, finished[1])
 
 
 class PowerCutError(Exception):
@@ -139,7 +149,7 @@ class TestOtherMesh:
     other = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
     params, lines = run(job, tmp_path / 'run', other)
     assert 'continuing at step 5' in lines[0]
-    assert_same_bits(params, finished[1])
+    assert_same(params, finished[1])
     devices = {
       d for x in jax.tree.leaves(params) for d in x.sharding.device_set
     }
@@ -178,7 +188,7 @@ class TestResumeFrom:
     start = orbax_store.Source(finished[0] / 'checkpoints' / 'dilute', 2)
     params, lines = run(job, tmp_path, mesh, start=start)
     assert 'continuing at step 2 of 5, from' in lines[0]
-    assert_same_bits(params, finished[1])
+    assert_same(params, finished[1])
     assert steps_in(tmp_path) == [3, 4, 5]
     # Its own checkpoints come first from now on.
     _, lines = run(job, tmp_path, mesh, start=start)
@@ -291,8 +301,6 @@ main.run()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
-  from tests.end_to_end.test_stages import ROOT, arguments
-
   argv = arguments('pretrain', tmp_path / 'run')
   done = subprocess.run(
     [sys.executable, '-c', _FULL, *argv],

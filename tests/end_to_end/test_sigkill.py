@@ -15,8 +15,9 @@ import pytest
 
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.training.metrics import read_metrics
-from tests.end_to_end.test_stages import ROOT, arguments
 from tests.support import xla_flags
+from tests.support.stage_runs import ROOT, arguments
+from tests.support.trees import assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -101,12 +102,6 @@ def undisturbed(tmp_path_factory, cache):
   return workdir
 
 
-def assert_same_bits(tree, other):
-  import jax
-
-  jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
 @pytest.fixture
 def before(tmp_path, undisturbed):
   """The undisturbed run as it was before one of its training stages."""
@@ -122,7 +117,7 @@ def before(tmp_path, undisturbed):
 
 
 def assert_same_end(workdir, undisturbed, stage):
-  assert_same_bits(
+  assert_same(
     load.load_stage(workdir, stage).params,
     load.load_stage(undisturbed, stage).params,
   )

@@ -16,7 +16,7 @@ from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.edits import prune, quantize
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.runtime.progress import Reporter
-from tests.end_to_end.test_stages import arguments
+from tests.support.stage_runs import arguments
 
 OF_BATCH = {
   'temp_bytes',

@@ -15,7 +15,7 @@ from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.evaluation import sliding_windows
 from lambda_vit_jax.evaluation.sliding_windows import Windowing
-from tests.data.test_masks import Source, blocks, png
+from tests.support.mask_sources import Source, blocks, png
 from tests.support.processes import run_processes
 
 CLASSES = 4

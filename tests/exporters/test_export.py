@@ -26,17 +26,16 @@ from lambda_vit_jax.exporters import export
 from lambda_vit_jax.exporters import formats as formats_lib
 from lambda_vit_jax.models.build import (
   abstract_params,
-  init_params,
   make_module,
 )
 from lambda_vit_jax.models.edits import fold, prune
 from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
-from tests.checkpoints.test_convert import assert_same, numbered
 from tests.support.family_members import MEMBERS
+from tests.support.small_models import NANO, with_linear
+from tests.support.trees import assert_same, numbered
 
-NANO = 'vit_nano_patch2_8'
 FILES = ('safetensors',)
 
 
@@ -57,18 +56,6 @@ def exported(pruned, tmp_path_factory):
 def scaled(model, scale=10.0):
   """A model with the same structure and larger weights."""
   return model.replace(params=jax.tree.map(lambda x: scale * x, model.params))
-
-
-def with_linear(model, block_index=0):
-  """`model` with one block's attention replaced by an affine map."""
-  modes = list(model.attention_modes)
-  modes[block_index] = 'linear'
-  module = model.module.clone(attention_modes=tuple(modes))
-  fresh = init_params(module, 5)
-  name = f'block{block_index:02d}'
-  linear = jax.tree.map(lambda x: x + 0.1, fresh[name]['attn'])
-  block = {'attn': linear, **{k: fresh[name][k] for k in ('norm2', 'mlp')}}
-  return model.replace(module=module, params=model.params | {name: block})
 
 
 def test_report_and_model_json(exported, pruned):

@@ -16,9 +16,9 @@ from lambda_vit_jax.exporters.onnx import vit
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import dequantize, fold, quantize
 from lambda_vit_jax.models.model import create_model
-from tests.checkpoints.test_convert import assert_same
-from tests.exporters.test_export import NANO
-from tests.exporters.test_onnx import run
+from tests.support.onnx_numpy import run_graph
+from tests.support.small_models import NANO
+from tests.support.trees import assert_same
 
 FILES = ('safetensors', 'stablehlo')
 
@@ -150,7 +150,9 @@ def test_onnx_dequantises(pruned, images):
   graph = vit.build(folded)
   assert graph.arrays['block00/mlp/fc1/kernel.stored'].dtype == np.int8
   # Float32 sums in another order.
-  np.testing.assert_allclose(run(graph, images), folded(images), atol=1e-5)
+  np.testing.assert_allclose(
+    run_graph(graph, images), folded(images), atol=1e-5
+  )
 
 
 def test_what_does_not_go_together(pruned, tmp_path):

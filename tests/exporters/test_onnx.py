@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import numpy as np
@@ -11,108 +10,19 @@ from safetensors.numpy import save_file
 
 from lambda_vit_jax.checkpoints.load import load_pretrained
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.exporters.onnx import graph as graph_lib
 from lambda_vit_jax.exporters.onnx import vit
 from lambda_vit_jax.models.build import init_params, make_module
 from lambda_vit_jax.models.edits import fold, merge_tokens
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
-from tests.checkpoints.test_golden_parity import GOLDEN, assert_close
-from tests.exporters.test_export import with_linear
 from tests.support.family_members import (
   MEMBERS,
   synthetic_arrays,
   synthetic_images,
 )
-
-
-def layer_norm(x, scale, bias, axis, epsilon):
-  x = x - x.mean(axis=axis, keepdims=True)
-  variance = (x * x).mean(axis=axis, keepdims=True)
-  return x / np.sqrt(variance + epsilon) * scale + bias
-
-
-def softmax(x, axis):
-  weights = np.exp(x - x.max(axis=axis, keepdims=True))
-  return weights / weights.sum(axis=axis, keepdims=True)
-
-
-def convolve(x, kernel, bias=None, *, pads):
-  """Channels first: a product for each place of the kernel."""
-  top, left, bottom, right = pads
-  x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-  windows = np.lib.stride_tricks.sliding_window_view(
-    x, kernel.shape[2:], axis=(2, 3)
-  )
-  found = np.einsum('bchwij,ocij->bohw', windows, kernel, optimize=True)
-  return found if bias is None else found + bias[:, None, None]
-
-
-def top_k(x, k, axis, largest, **_):
-  order = np.argsort(-x if largest else x, axis=axis, kind='stable')
-  order = np.take(order, np.arange(k[0]), axis)
-  return np.take_along_axis(x, order, axis), order
-
-
-# ONNX's definitions, for the forms that our graphs use.
-OPERATORS = {
-  'Add': np.add,
-  'ArgMax': lambda x, axis, keepdims: x.argmax(axis),
-  'Cast': lambda x, to: x.astype({1: np.float32}[to]),
-  'Conv': convolve,
-  'Concat': lambda *xs, axis: np.concatenate(xs, axis),
-  'Div': np.divide,
-  'Equal': np.equal,
-  'Erf': np.vectorize(math.erf, otypes=[np.float32]),
-  'Expand': np.broadcast_to,
-  'Gather': lambda x, index, axis: np.take(x, index, axis),
-  'GatherElements': np.take_along_axis,
-  'GatherND': lambda x, places, batch_dims: np.take_along_axis(x, places, 1),
-  'Identity': lambda x: x,
-  'LayerNormalization': layer_norm,
-  'Log': np.log,
-  'MatMul': np.matmul,
-  'Max': np.maximum,
-  'Mul': np.multiply,
-  'ReduceL2': lambda x, axes, keepdims: np.sqrt(
-    np.square(x).sum(axis=tuple(axes), keepdims=bool(keepdims))
-  ),
-  'ReduceMax': lambda x, axes, keepdims: x.max(axis=tuple(axes)),
-  'ReduceMean': lambda x, axes, keepdims: x.mean(
-    axis=tuple(axes), keepdims=bool(keepdims)
-  ),
-  'ReduceSum': lambda x, axes, keepdims: x.sum(
-    axis=tuple(axes), keepdims=bool(keepdims)
-  ),
-  'Relu': lambda x: np.maximum(x, 0),
-  'Reshape': np.reshape,
-  'Shape': lambda x: np.asarray(x.shape, np.int64),
-  'Sigmoid': lambda x: 1 / (1 + np.exp(-x)),
-  'Slice': lambda x, start, stop, axis, step=(1,): np.take(
-    x, np.arange(start[0], min(stop[0], x.shape[axis[0]]), step[0]), axis[0]
-  ),
-  'Softmax': softmax,
-  'Split': lambda x, axis: np.split(x, 3, axis),
-  'Sub': np.subtract,
-  'Squeeze': lambda x, axes: np.squeeze(x, tuple(axes)),
-  'TopK': top_k,
-  'Transpose': lambda x, perm: np.transpose(x, perm),
-  'Unsqueeze': lambda x, axes: np.expand_dims(x, tuple(axes)),
-}
-
-
-def run(graph: graph_lib.Graph, images: np.ndarray) -> np.ndarray:
-  values = dict(graph.arrays) | {'images': images}
-  for node in graph.nodes:
-    found = OPERATORS[node.operator](
-      *(values[name] for name in node.inputs), **node.attributes
-    )
-    found = [found] if len(node.outputs) == 1 else found
-    for name, value in zip(node.outputs, found, strict=True):
-      # Each name is written once.
-      assert name not in values
-      values[name] = value
-  return values['logits']
+from tests.support.golden import GOLDEN, assert_close
+from tests.support.onnx_numpy import run_graph
+from tests.support.small_models import with_linear
 
 
 @pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
@@ -127,7 +37,7 @@ def test_graph_of_every_family_gives_timms_logits(
   save_file(arrays, path)
   for size in member.image_sizes:
     model = load_pretrained(path, variant=member.name, image_size=size)
-    logits = run(vit.build(model), synthetic_images(size))
+    logits = run_graph(vit.build(model), synthetic_images(size))
     assert_close(logits, golden[f'{size}/logits'])
 
 
@@ -139,13 +49,13 @@ def pruned():
 @pytest.mark.parametrize('options', [{}, {'norm_before_pool': False}])
 def test_average_pooling(options, images):
   model = create_model('vit_nano_patch2_8', pooling='avg', **options)
-  assert_close(run(vit.build(model), images), model(images))
+  assert_close(run_graph(vit.build(model), images), model(images))
 
 
 def test_removed_and_linear_blocks(pruned, images):
   folded = fold(with_linear(pruned))
   graph = vit.build(folded)
-  assert_close(run(graph, images), with_linear(pruned)(images))
+  assert_close(run_graph(graph, images), with_linear(pruned)(images))
   # A removed attention leaves nothing behind.
   operators = [node.operator for node in graph.nodes]
   assert operators.count('Softmax') == 1
@@ -169,7 +79,9 @@ def test_half_precision_is_stored_where_it_is_exact(pruned, images):
   kernel = graph.arrays['block00/mlp/fc1/kernel.stored']
   assert kernel.dtype == np.float16
   floats = vit.build(rounded)
-  np.testing.assert_array_equal(run(graph, images), run(floats, images))
+  np.testing.assert_array_equal(
+    run_graph(graph, images), run_graph(floats, images)
+  )
   # What float16 would change stays as it is.
   graph = vit.build(folded, 'float16')
   assert graph.arrays['block00/mlp/fc1/kernel'].dtype == np.float32
@@ -197,7 +109,7 @@ def test_merged_tokens(tiny_variant, images, fields):
   model = Model(module, params, 'tiny', variant.preprocessing((8, 8)))
   # Half of them, and then all of the first set but one.
   merged = merge_tokens(model, [8, 0, 3])
-  logits = run(vit.build(merged), images)
+  logits = run_graph(vit.build(merged), images)
   # Float32 sums of numbers around 1, in another order.
   np.testing.assert_allclose(logits, merged(images), rtol=1e-4, atol=1e-5)
   assert np.abs(logits - model(images)).max() > 1e-4

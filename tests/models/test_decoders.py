@@ -1,7 +1,5 @@
 """Networks that segment: one function in every form, and decoders' laws."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,30 +28,15 @@ from lambda_vit_jax.models.decoders import Decoder, spread_blocks
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.training import optim
-from tests.exporters.test_onnx import run
+from tests.support.onnx_numpy import run_graph
+from tests.support.small_models import CLASSES, LINEAR, UPERNET, make_segmenter
 
-CLASSES = 5
-LINEAR = Decoder('linear')
-UPERNET = Decoder('upernet', spread_blocks(3), channels=8)
 EACH = pytest.mark.parametrize('decoder', [LINEAR, UPERNET], ids=decoders.KINDS)
-
-
-@functools.cache
-def make(decoder, seed=0):
-  """A network of three blocks; its numbers are as large as trained ones."""
-  model = lv.create_model('vit_nano_patch2_8', seed=seed)
-  model = adapt.with_decoder(model, decoder, CLASSES, seed)
-  rng = np.random.default_rng(seed)
-  params = jax.tree.map(
-    lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), jnp.float32),
-    model.params,
-  )
-  return model.replace(params=params)
 
 
 @EACH
 def test_logits_per_pixel(decoder, images):
-  model = make(decoder)
+  model = make_segmenter(decoder)
   assert 'head' not in model.params
   logits = model(images)
   assert logits.shape == (4, 8, 8, CLASSES)
@@ -67,7 +50,7 @@ def test_logits_per_pixel(decoder, images):
 @EACH
 def test_one_function_in_every_form(decoder, images):
   """λ = 0, identity and folded; what is read has the scale of the stream."""
-  dense = make(decoder)
+  dense = make_segmenter(decoder)
   layers = (0, 2)
   diluted = dense.module.clone(
     attention_modes=modes.modes_without(
@@ -94,7 +77,7 @@ def test_one_function_in_every_form(decoder, images):
 
 
 def test_folding_halves_the_stream_and_not_what_is_read(images):
-  pruned = lv.prune(make(UPERNET), (0, 2))
+  pruned = lv.prune(make_segmenter(UPERNET), (0, 2))
   folded = lv.fold(pruned)
   counts = modes.doublings(pruned.attention_modes)
   assert folded.module.segmentation.doublings == (1, 1, 2, 2)
@@ -113,12 +96,12 @@ def test_folding_halves_the_stream_and_not_what_is_read(images):
   # Folding what is folded, or is dense, changes nothing.
   again = lv.fold(folded)
   assert again.module == folded.module
-  dense = make(UPERNET)
+  dense = make_segmenter(UPERNET)
   np.testing.assert_array_equal(lv.fold(dense)(images), dense(images))
 
 
 def test_linear_is_one_product_per_token(images):
-  model = make(LINEAR)
+  model = make_segmenter(LINEAR)
   logits, taps = model.apply(images)
   layer = model.params['decoder']['classify']
   coarse = taps['features'] @ layer['kernel'] + layer['bias']
@@ -156,7 +139,7 @@ def test_the_ends_of_the_quarters():
 
 
 def test_eight_bits_leave_the_decoder_alone(images):
-  model = make(LINEAR)
+  model = make_segmenter(LINEAR)
   small = lv.quantize(model)
   assert small.params['decoder'] is model.params['decoder']
   largest = np.abs(model(images)).max()
@@ -191,7 +174,7 @@ def test_the_usual_size_of_upernet():
 @EACH
 def test_macs_are_those_of_the_kernels(decoder):
   """Each kernel works on every cell of its grid: counted from the tree."""
-  model = make(decoder)
+  model = make_segmenter(decoder)
   grid = {
     'neck': (1,) * 4,
     'rescale': decoders.SCALES,
@@ -230,7 +213,7 @@ def test_a_distillation_token_has_no_classes_of_its_own(decoder):
 
 
 def test_dropout_is_for_training(images):
-  model = make(LINEAR)
+  model = make_segmenter(LINEAR)
   key = jax.random.key(0)
 
   def logits(key):
@@ -245,13 +228,13 @@ def test_dropout_is_for_training(images):
 
 @EACH
 def test_descriptions_keep_the_decoder(decoder):
-  model = lv.fold(lv.prune(make(decoder), (1,)))
+  model = lv.fold(lv.prune(make_segmenter(decoder), (1,)))
   rebuilt = description.rebuild(description.describe(model), 'here')
   assert rebuilt.module == model.module
 
 
 def test_files_keep_the_function(images, tmp_path):
-  model = lv.prune(make(UPERNET), (1,))
+  model = lv.prune(make_segmenter(UPERNET), (1,))
   lv.export(model, tmp_path / 'out')
   logits = model(images)
   exported = lv.load_pretrained(tmp_path / 'out')
@@ -267,12 +250,12 @@ def test_files_keep_the_function(images, tmp_path):
 @EACH
 @pytest.mark.parametrize('removed', [(), (0, 2)], ids=['dense', 'pruned'])
 def test_onnx_graphs(decoder, removed, images):
-  folded = lv.fold(lv.prune(make(decoder), removed))
+  folded = lv.fold(lv.prune(make_segmenter(decoder), removed))
   graph = vit.build(folded)
   assert graph.output_shape == (8, 8, CLASSES)
   # Float32 sums in another order, as with all forms above.
   np.testing.assert_allclose(
-    run(graph, images), folded(images), rtol=2e-5, atol=2e-5
+    run_graph(graph, images), folded(images), rtol=2e-5, atol=2e-5
   )
 
 
@@ -281,7 +264,7 @@ def test_onnx_where_sides_differ(images):
   model = create_model('vit_nano_patch2_8', seed=1, image_size=(8, 16))
   model = adapt.with_decoder(model, UPERNET, CLASSES, 1)
   wide = np.concatenate([images, images[::-1]], axis=2)
-  logits = run(vit.build(model), wide)
+  logits = run_graph(vit.build(model), wide)
   assert logits.shape == (4, 8, 16, CLASSES)
   np.testing.assert_allclose(logits, model(wide), rtol=2e-5, atol=2e-5)
 
@@ -289,7 +272,7 @@ def test_onnx_where_sides_differ(images):
 @EACH
 def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
   """Of 16 patches 12 and at the end 7 tokens are left; in every form."""
-  dense = make(decoder)
+  dense = make_segmenter(decoder)
   np.testing.assert_array_equal(
     lv.merge_tokens(dense, 0)(images), dense(images)
   )
@@ -310,7 +293,7 @@ def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
   folded = lv.fold(merged)
   np.testing.assert_allclose(folded(images), logits, atol=2e-5)
   np.testing.assert_allclose(
-    run(vit.build(folded), images), logits, rtol=2e-5, atol=2e-5
+    run_graph(vit.build(folded), images), logits, rtol=2e-5, atol=2e-5
   )
   lv.export(merged, tmp_path / 'out')
   program = read_stablehlo(tmp_path / 'out' / 'model.stablehlo')
@@ -349,17 +332,17 @@ def test_onnx_graphs_that_merge(decoder, fields, images, rng):
     lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype),
     abstract_params(module),
   )
-  model = make(decoder).replace(module=module, params=params)
+  model = make_segmenter(decoder).replace(module=module, params=params)
   graph = vit.build(lv.fold(model))
   np.testing.assert_allclose(
-    run(graph, images), model(images), rtol=2e-5, atol=2e-5
+    run_graph(graph, images), model(images), rtol=2e-5, atol=2e-5
   )
 
 
 @EACH
 def test_merging_equal_patches_changes_nothing(decoder):
   """Tokens that agree in everything are as good as one of several."""
-  model = make(decoder)
+  model = make_segmenter(decoder)
   params = model.params | {'pos_embed': 0 * model.params['pos_embed']}
   model = model.replace(params=params)
   halves = np.zeros((1, 8, 8, 1), np.float32)
@@ -371,7 +354,7 @@ def test_merging_equal_patches_changes_nothing(decoder):
 
 
 def test_gradients_pass_through_merged_tokens(images):
-  model = lv.merge_tokens(make(UPERNET), 4)
+  model = lv.merge_tokens(make_segmenter(UPERNET), 4)
 
   def loss(params):
     logits, _ = apply_module(model.module, params, images, capture=False)
@@ -393,7 +376,7 @@ def test_gradients_pass_through_merged_tokens(images):
 
 
 def test_backbone_is_what_the_decoder_reads(images):
-  model = make(UPERNET)
+  model = make_segmenter(UPERNET)
   plain = lv.backbone(model)
   assert 'decoder' not in plain.params
   _, taps = model.apply(images)
@@ -406,13 +389,13 @@ def test_backbone_is_what_the_decoder_reads(images):
 
 
 def test_learning_rates_of_the_decoder_are_the_heads():
-  scales = optim.layer_scales(make(LINEAR).params, 0.5, 3)
+  scales = optim.layer_scales(make_segmenter(LINEAR).params, 0.5, 3)
   assert scales['decoder']['classify']['kernel'] == 1.0
   assert scales['block02']['norm2']['scale'] == 0.5
 
 
 def test_what_cannot_be(images):
-  model = make(UPERNET)
+  model = make_segmenter(UPERNET)
   with pytest.raises(ModelError, match='backbone'):
     pieces.stem_of(model.module)
   with pytest.raises(ModelError, match='needs a class'):
@@ -445,7 +428,7 @@ def test_what_cannot_be(images):
   ids=str,
 )
 def test_a_description_is_not_trusted(change):
-  fields = description.describe(make(UPERNET))
+  fields = description.describe(make_segmenter(UPERNET))
   fields['segmentation'] = fields['segmentation'] | change
   with pytest.raises(CheckpointError):
     description.rebuild(fields, 'here')

@@ -20,19 +20,9 @@ from tests.support.search_models import (
   make_model,
   mesh_of,
 )
+from tests.support.small_models import shade
 
 IMAGES = make_images()
-
-
-def shade(model, index, value):
-  """The network whose block `index` adds `value` to every channel."""
-  params = jax.tree.map(np.array, model.params)
-  block = params[block_name(index)]
-  for projection in (block['attn']['proj'], block['mlp']['fc2']):
-    projection['kernel'][:] = 0.0
-    projection['bias'][:] = 0.0
-  block['mlp']['fc2']['bias'][:] = value
-  return model.replace(params=params)
 
 
 def output(model, index):

@@ -15,8 +15,8 @@ from lambda_vit_jax.models.build import abstract_params, forward, make_module
 from lambda_vit_jax.models.edits import dequantize, fold, prune, quantize
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.training_free import linear_maps
-from tests.checkpoints.test_convert import assert_same
-from tests.exporters.test_export import with_linear
+from tests.support.small_models import with_linear
+from tests.support.trees import assert_same
 
 NANO = 'vit_nano_patch2_8'
 ARITHMETIC = ('weights', 'dynamic')

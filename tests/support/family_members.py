@@ -11,7 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.variants import Variant, get_variant
+from tests.support.trees import numbered
 
 _DEPTH = 2
 _WIDTH = 24
@@ -113,3 +116,17 @@ def synthetic_images(image_size: int) -> np.ndarray:
   """One normalised NHWC image `[1, size, size, 3]`, float32."""
   rng = np.random.RandomState(image_size)
   return rng.normal(size=(1, image_size, image_size, 3)).astype(np.float32)
+
+
+def google_arrays(member, heads):
+  """Google's form of a tiny ViT, made by its own layout rules."""
+  params = numbered(abstract_params(make_module(member.variant)))
+  arrays = convert.encode(params, convert.GOOGLE)
+  for name, array in list(arrays.items()):
+    width = params['cls_token'].shape[-1]
+    if '/query/' in name or '/key/' in name or '/value/' in name:
+      lead = array.shape[:1] if name.endswith('kernel') else ()
+      arrays[name] = array.reshape(*lead, heads, width // heads)
+    if name.endswith('out/kernel'):
+      arrays[name] = array.reshape(heads, width // heads, width)
+  return params, arrays

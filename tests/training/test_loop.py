@@ -20,67 +20,26 @@ from lambda_vit_jax.models.build import (
 from lambda_vit_jax.models.variants import Variant
 from lambda_vit_jax.runtime import sharding, signals
 from lambda_vit_jax.runtime.progress import Reporter
-from lambda_vit_jax.training import dilution, loop, optim, persistence
+from lambda_vit_jax.training import loop, persistence
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 from lambda_vit_jax.training.step import Dilution, LossSettings
-
-LAYERS = (0, 2)
-OPTIMIZER = {
-  'weight_decay': 0.05,
-  'b1': 0.9,
-  'b2': 0.999,
-  'clip_norm': 1.0,
-  'layer_decay': 1.0,
-  'frozen': '',
-  'accumulate_steps': 1,
-}
-
-
-def make_batches(step):
-  """Batch s is a function of s alone, as the pipeline's are."""
-  while True:
-    rng = np.random.default_rng(step)
-    yield {
-      'image': rng.normal(size=(8, 8, 8, 1)).astype(np.float32),
-      'label': rng.integers(0, 10, 8).astype(np.int32),
-    }
-    step += 1
+from tests.support.training_jobs import (
+  LAYERS,
+  make_batches,
+  make_job,
+  make_mesh,
+)
+from tests.support.trees import assert_same
 
 
 @pytest.fixture(scope='module')
 def mesh():
-  # Two of the eight devices: enough to shard, quick to compile for.
-  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
-  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+  return make_mesh()
 
 
 @pytest.fixture(scope='module')
 def job(tiny_variant):
-  """Three steps of dilution, two without the diluted attentions."""
-  module = make_module(tiny_variant, drop_path_rate=0.2)
-  modes = module.attention_modes
-  diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
-  pruned = module.clone(attention_modes=modes_lib.modes_without(LAYERS, modes))
-  schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
-  return loop.Job(
-    stage='dilute',
-    phases=(
-      loop.Phase(diluting, until=3),
-      loop.Phase(pruned, until=5, removed=LAYERS),
-    ),
-    optimizer=optim.make_optimizer(OPTIMIZER, schedule, module.depth),
-    learning_rate=schedule,
-    loss=LossSettings(label_smoothing=0.1),
-    dilution=Dilution(LAYERS, 3),
-    seed=0,
-    steps_per_epoch=10,
-    make_batches=make_batches,
-    teacher=None,
-    batch_size=8,
-    description={},
-    log_every=1,
-    checkpoint_every=1,
-  )
+  return make_job(tiny_variant)
 
 
 def tiny_of(job):
@@ -122,10 +81,6 @@ def undisturbed(job, mesh, tmp_path_factory):
   return run(job, workdir, mesh), read_metrics(workdir / 'metrics.jsonl')
 
 
-def assert_same_bits(tree, other):
-  jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
 def test_removed_attention_leaves_the_tree(undisturbed, job):
   params, _ = undisturbed
   expected = abstract_params(job.phases[1].module)
@@ -157,7 +112,7 @@ def test_resuming_gives_the_same_bits(
   with pytest.raises(PowerCutError):
     run(job, tmp_path, mesh, until_cut)
   params = run(job, tmp_path, mesh)
-  assert_same_bits(params, undisturbed[0])
+  assert_same(params, undisturbed[0])
   rows = read_metrics(tmp_path / 'metrics.jsonl')
   assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
   losses = [row['loss'] for row in rows]
@@ -170,7 +125,7 @@ def test_a_finished_job_is_not_run_again(job, mesh, tmp_path, undisturbed):
   def no_batches(step):
     raise AssertionError('a finished job asked for data')
 
-  assert_same_bits(run(job, tmp_path, mesh, no_batches), undisturbed[0])
+  assert_same(run(job, tmp_path, mesh, no_batches), undisturbed[0])
 
 
 def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
@@ -183,7 +138,7 @@ def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
   with pytest.raises(signals.StoppedError, match='step 2 of 5') as info:
     run(job, tmp_path, mesh, with_signal)
   assert info.value.exit_code == 143
-  assert_same_bits(run(job, tmp_path, mesh), undisturbed[0])
+  assert_same(run(job, tmp_path, mesh), undisturbed[0])
 
 
 def test_a_nan_names_its_step_and_keeps_the_last_good_state(

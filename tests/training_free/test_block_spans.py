@@ -11,13 +11,13 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import block_spans
-from tests.models.test_edits import shade
 from tests.support.search_models import (
   batches_of,
   make_images,
   make_model,
   mesh_of,
 )
+from tests.support.small_models import shade
 
 IMAGES = make_images()
 

@@ -19,8 +19,8 @@ from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.trials import Wavefront
 from lambda_vit_jax.training_free import least_squares, map_fitter
 from lambda_vit_jax.training_free.linear_maps import fit_linear
-from tests.checkpoints.test_golden_parity import assert_close
-from tests.exporters.test_onnx import run as run_graph
+from tests.support.golden import assert_close
+from tests.support.onnx_numpy import run_graph
 from tests.support.search_models import (
   batches_of,
   make_images,

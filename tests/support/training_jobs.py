@@ -1,0 +1,68 @@
+"""A short training job: three steps of dilution, two after it."""
+
+import jax
+import numpy as np
+
+from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.build import make_module
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.training import dilution, loop, optim
+from lambda_vit_jax.training.step import Dilution, LossSettings
+
+LAYERS = (0, 2)
+
+
+OPTIMIZER = {
+  'weight_decay': 0.05,
+  'b1': 0.9,
+  'b2': 0.999,
+  'clip_norm': 1.0,
+  'layer_decay': 1.0,
+  'frozen': '',
+  'accumulate_steps': 1,
+}
+
+
+def make_batches(step):
+  """Batch s is a function of s alone, as the pipeline's are."""
+  while True:
+    rng = np.random.default_rng(step)
+    yield {
+      'image': rng.normal(size=(8, 8, 8, 1)).astype(np.float32),
+      'label': rng.integers(0, 10, 8).astype(np.int32),
+    }
+    step += 1
+
+
+def make_mesh():
+  """Two of the eight devices: enough to shard, quick to compile for."""
+  grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
+  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
+def make_job(variant):
+  """Three steps of dilution, two without the diluted attention layers."""
+  module = make_module(variant, drop_path_rate=0.2)
+  modes = module.attention_modes
+  diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
+  pruned = module.clone(attention_modes=modes_lib.modes_without(LAYERS, modes))
+  schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
+  return loop.Job(
+    stage='dilute',
+    phases=(
+      loop.Phase(diluting, until=3),
+      loop.Phase(pruned, until=5, removed=LAYERS),
+    ),
+    optimizer=optim.make_optimizer(OPTIMIZER, schedule, module.depth),
+    learning_rate=schedule,
+    loss=LossSettings(label_smoothing=0.1),
+    dilution=Dilution(LAYERS, 3),
+    seed=0,
+    steps_per_epoch=10,
+    make_batches=make_batches,
+    teacher=None,
+    batch_size=8,
+    description={},
+    log_every=1,
+    checkpoint_every=1,
+  )
