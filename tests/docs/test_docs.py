@@ -179,6 +179,15 @@ def test_links_from_the_code_lead_somewhere(page, anchor):
 
 
 @each_page
+def test_functions_are_where_the_pages_say(path):
+  links = re.findall(r'\]\(([^)]+\.py)\),\s+`(\w+)`', doc_pages.prose(path))
+  for file, name in links:
+    defined = rf'^(?:def|class) {name}\b|^{name}\b.* ='
+    source = (path.parent / file).read_text()
+    assert re.search(defined, source, re.MULTILINE), (file, name)
+
+
+@each_page
 def test_every_picture_has_a_text(path):
   assert not re.search(r'!\[\]\(', path.read_text())
 

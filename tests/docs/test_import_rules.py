@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -135,6 +136,13 @@ def test_imports_follow_the_table(name):
   allowed = ROOMS[_room(name)] | {_room(name)}
   wrong = {other for other in EDGES[name] if _room(other) not in allowed}
   assert not wrong, f'{name} imports {wrong}; {_room(name)} may not'
+
+
+def test_the_design_page_shows_this_table():
+  page = (ROOT / 'docs' / 'design.md').read_text()
+  rows = re.findall(r'^\| `(\w+)(?:/|\.py)` \| .+ \| (.+) \|$', page, re.M)
+  shown = {room: set(re.findall(r'\w+', others)) for room, others in rows}
+  assert shown == {r: ROOMS[r] for r in ROOMS if not r.startswith('__')}
 
 
 def test_the_table_holds_no_arrow_that_nobody_needs():
