@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.entropy import Moments
+from lambda_vit_jax.analysis import moments
 from lambda_vit_jax.analysis.images import AXIS, ImageSet, Placement
 from lambda_vit_jax.analysis.memory import micro_batch_size
+from lambda_vit_jax.analysis.moments import Moments
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -99,7 +99,7 @@ def pooled_moments(
   """Moments of `[batch, ..., channels]` split over the devices; traceable."""
   split = PartitionSpec(AXIS)
   return jax.shard_map(
-    lambda f, m: entropy.merge_over_axis(entropy.moments_of(f, m), AXIS),
+    lambda f, m: moments.merge_over_axis(moments.moments_of(f, m), AXIS),
     mesh=placement.mesh,
     in_specs=(split, split),
     out_specs=PartitionSpec(),

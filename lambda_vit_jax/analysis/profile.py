@@ -15,8 +15,13 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis import blocks as blocks_lib
 from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.entropy import ChannelStatistics, HostMoments
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.moments import (
+  ChannelStatistics,
+  HostMoments,
+  merge_host,
+  to_host,
+)
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
@@ -64,11 +69,9 @@ def _moments_per_block(
   found: list[dict[str, HostMoments]] = [{} for _ in range(model.depth)]
   for index, measured in blocks_lib.walk(model, images, _measure, memory_gib):
     for name, moments in measured.items():
-      host = entropy.to_host(moments)
+      host = to_host(moments)
       old = found[index].get(name)
-      found[index][name] = (
-        host if old is None else entropy.merge_host(old, host)
-      )
+      found[index][name] = host if old is None else merge_host(old, host)
   return found
 
 

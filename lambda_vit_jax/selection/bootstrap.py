@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.entropy import HostMoments
+from lambda_vit_jax.analysis.moments import HostMoments
 
 # Two-sided 95% of a normal distribution.
 _NORMAL_95 = 1.959964

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from lambda_vit_jax.analysis import entropy, profile
-from lambda_vit_jax.analysis.entropy import HostMoments
 from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap

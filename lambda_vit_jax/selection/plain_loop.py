@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.entropy import HostMoments
+from lambda_vit_jax.analysis import moments
 from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
@@ -41,12 +41,12 @@ def plain_loop(
   found = {}
   for variant in sorted({tuple(sorted(variant)) for variant in variants}):
     module, factor = _loop_module(model, variant, one_program)
-    state = entropy.empty(1 if target == 'loss' else _width(module, target))
+    state = moments.empty(1 if target == 'loss' else _width(module, target))
     for batch in images.micro_batches(micro_batch):
       logits, taps = forward(module, model.params, batch['image'], factor)
       values = _loop_values(target, logits, taps['features'], batch['label'])
-      state = entropy.update(state, values, batch['mask'])
-    found[variant] = entropy.to_host(state)
+      state = moments.update(state, values, batch['mask'])
+    found[variant] = moments.to_host(state)
   return found
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from lambda_vit_jax.analysis import entropy
+from lambda_vit_jax.analysis import moments
 from lambda_vit_jax.analysis.blocks import _split
-from lambda_vit_jax.analysis.entropy import Moments
 from lambda_vit_jax.analysis.images import Placement
+from lambda_vit_jax.analysis.moments import Moments
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -99,12 +99,12 @@ def finish(
   values = jax.lax.with_sharding_constraint(values, everywhere)
   mask = jax.lax.with_sharding_constraint(batch['mask'], everywhere)
   shards = state.count.shape[0]
-  added = jax.vmap(entropy.moments_of)(
+  added = jax.vmap(moments.moments_of)(
     _by_shard(values, shards), _by_shard(mask & is_last, shards)
   )
   state = jax.tree.map(
     lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere),
-    entropy.merge(state, added),
+    moments.merge(state, added),
   )
   return _split(x, end.placement), state
 

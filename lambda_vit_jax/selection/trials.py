@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.analysis import blocks, entropy, memory
-from lambda_vit_jax.analysis.entropy import HostMoments, Moments
+from lambda_vit_jax.analysis import blocks, memory, moments
 from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.errors import (
   DataError,
   ModelError,
@@ -161,7 +161,7 @@ class Wavefront:
     turns = -(-_SHARDS // self._shards)
     states = {
       (variant, turn): self._place.replicate(
-        entropy.empty(self._channels, (self._shards,))
+        moments.empty(self._channels, (self._shards,))
       )
       for variant in variants
       for turn in range(turns)
@@ -179,12 +179,12 @@ class Wavefront:
     self.block_evaluations += evaluated
     found = {}
     for variant in variants:
-      moments = HostMoments.concatenated(
-        [entropy.to_host(states[variant, turn]) for turn in range(turns)]
+      found_now = HostMoments.concatenated(
+        [moments.to_host(states[variant, turn]) for turn in range(turns)]
       )
-      if not np.isfinite(moments.m2).all():
+      if not np.isfinite(found_now.m2).all():
         self._raise_not_finite(variant)
-      found[variant] = moments
+      found[variant] = found_now
     return found
 
   def _run(
@@ -288,7 +288,7 @@ class Wavefront:
     is_last = index == self._model.depth - 1
     if state is None:
       state = self._place.replicate(
-        entropy.empty(self._channels, (self._shards,))
+        moments.empty(self._channels, (self._shards,))
       )
     narrow, state = trial_readout.finish(
       trial_readout.End(

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks, entropy, memory
-from lambda_vit_jax.analysis.entropy import ChannelStatistics, Moments
+from lambda_vit_jax.analysis import blocks, memory, moments
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.moments import ChannelStatistics, Moments
 from lambda_vit_jax.core.errors import DataError, not_finite
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
@@ -122,7 +122,7 @@ def corrected(
     here: of n(x) as it is now; channels that do not vary keep their scale.
     there: of n(x) in the dense network.
   """
-  dead = entropy.dead_channels(here.mean, here.std)
+  dead = moments.dead_channels(here.mean, here.std)
   ratio = np.where(dead, 1.0, there.std / np.where(dead, 1.0, here.std))
   old = {k: np.asarray(v, np.float64) for k, v in norm.items()}
   scale = old['scale'] * ratio
@@ -169,9 +169,9 @@ def _statistics(
     ModelError: activations that are not finite.
   """
   found = functools.reduce(
-    entropy.merge_host,
+    moments.merge_host,
     (
-      entropy.to_host(_moments(x, mask, view, network.placement))
+      moments.to_host(_moments(x, mask, view, network.placement))
       for x, mask in zip(network.streams, masks, strict=True)
     ),
   ).pooled()

@@ -1,211 +1,26 @@
-"""The estimator: one value whatever the batches, devices and layout."""
+"""Gaussian entropy and transfer entropy: closed forms and dead channels."""
 
-import functools
-
-import hypothesis
-import hypothesis.extra.numpy as hnp
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.core.errors import DataError
-from tests.support.processes import run_processes
-
-# METHOD, section 3.
-SIGMA_BOUND = 1e-6
-
-# The smaller part of a two-float quotient is 2^-12 of it and has 24 digits:
-# 2^-36 = 1.5e-11 a step, and a few steps.
-SAME_TO_ROUNDING = 1e-9
-
-
-@pytest.fixture(scope='module')
-def ill_conditioned():
-  """50,000 × 768; a part has mean 100, deviation 0.1; a part is constant."""
-  rng = np.random.default_rng(0)
-  features = rng.normal(size=(50_000, 768)).astype(np.float32)
-  features[:, :300] = 100.0 + 0.1 * features[:, :300]
-  features[:, 300:310] = 100.1
-  return features
-
-
-def _streamed(features, size):
-  moments = entropy.empty(features.shape[-1])
-  for start in range(0, len(features), size):
-    moments = entropy.update(moments, features[start : start + size])
-  return entropy.statistics(moments)
-
-
-@pytest.mark.parametrize('size', [1, 50, 250, 50_000])
-def test_sigma_of_ill_conditioned_features(ill_conditioned, size):
-  exact = ill_conditioned.astype(np.float64)
-  sigma, mean = exact.std(axis=0), exact.mean(axis=0)
-  found = _streamed(ill_conditioned, size)
-  live = sigma > 0.01
-  error = np.abs(found.std - sigma)[live] / sigma[live]
-  assert error.max() <= SIGMA_BOUND
-  # A float32 of about 100 is off by 4e-6; the two-float mean is not.
-  assert np.abs(found.mean - mean).max() < 1e-7
-  assert found.count == 50_000
-  np.testing.assert_array_equal(found.dead, ~live)
-
-
-@hypothesis.given(
-  hnp.arrays(
-    np.float32,
-    (12, 3),
-    elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False),
-  ),
-  st.permutations(range(12)),
+from lambda_vit_jax.analysis.moments import (
+  ChannelStatistics,
+  moments_of,
+  statistics,
 )
-def test_any_order_and_any_split_is_the_same(features, order):
-  whole = entropy.statistics(_moments(features))
-  parts = [_moments(features[order][4 * i : 4 * (i + 1)]) for i in range(3)]
-  left = entropy.statistics(_merge(_merge(parts[0], parts[1]), parts[2]))
-  right = entropy.statistics(_merge(parts[2], _merge(parts[1], parts[0])))
-  scale = np.abs(features).max() + 1.0
-  for other in (left, right):
-    np.testing.assert_allclose(
-      other.mean, whole.mean, atol=scale * SAME_TO_ROUNDING
-    )
-    # σ near zero is the root of what rounding leaves of squares.
-    np.testing.assert_allclose(
-      other.std**2, whole.std**2, atol=(scale * 1e-6) ** 2, rtol=SIGMA_BOUND
-    )
-  exact = features.astype(np.float64)
-  np.testing.assert_allclose(whole.mean, exact.mean(axis=0), atol=scale * 1e-9)
+from lambda_vit_jax.core.errors import DataError
 
 
-_moments = jax.jit(entropy.moments_of)
-_merge = jax.jit(entropy.merge)
-
-
-def test_empty_is_neutral(rng):
-  moments = _moments(rng.normal(size=(7, 3)).astype(np.float32) + 50)
-  nothing = entropy.empty(3)
-  for merged in (_merge(moments, nothing), _merge(nothing, moments)):
-    expected, found = map(entropy.statistics, (moments, merged))
-    np.testing.assert_allclose(found.std, expected.std, rtol=SAME_TO_ROUNDING)
-    np.testing.assert_allclose(found.mean, expected.mean, rtol=SAME_TO_ROUNDING)
-
-
-def test_masked_padding_does_not_count(rng):
-  features = rng.normal(size=(6, 5, 4)).astype(np.float32)
-  padded = np.concatenate([features, np.full((3, 5, 4), np.nan, np.float32)])
-  mask = np.arange(9) < 6
-  found = entropy.statistics(_moments(padded, mask))
-  exact = features.astype(np.float64).reshape(-1, 4)
-  assert found.count == 30
-  np.testing.assert_allclose(found.std, exact.std(axis=0), rtol=1e-7)
-
-
-def test_no_sample_is_no_nan():
-  nothing = _moments(np.full((3, 2), np.nan, np.float32), np.zeros(3, bool))
-  for moments in (nothing, _moments(np.zeros((0, 2), np.float32))):
-    for leaf in jax.tree.leaves(moments):
-      np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
-
-
-def test_half_precision_is_read_as_float32(rng):
-  features = jnp.asarray(rng.normal(size=(64, 3)), jnp.bfloat16)
-  found = entropy.statistics(_moments(features))
-  exact = np.asarray(features, np.float64).std(axis=0)
-  np.testing.assert_allclose(found.std, exact, rtol=1e-7)
-
-
-def _mesh(devices):
-  return Mesh(np.asarray(jax.devices()[:devices]), ('data',))
-
-
-@pytest.mark.parametrize('devices', [1, 2, 8])
-def test_same_over_a_mesh_with_a_ragged_last_batch(rng, devices):
-  features = (100 + 0.1 * rng.normal(size=(16, 3, 5))).astype(np.float32)
-  mask = np.arange(16) < 13
-  sharding = NamedSharding(_mesh(devices), PartitionSpec('data'))
-  found = entropy.statistics(
-    entropy.sharded_moments(
-      jax.device_put(features, sharding), jax.device_put(mask, sharding)
-    )
-  )
-  exact = features[:13].astype(np.float64).reshape(-1, 5).std(axis=0)
-  np.testing.assert_allclose(found.std, exact, rtol=1e-7)
-  assert found.count == 39
-
-
-def test_channels_and_two_sample_axes_may_be_split(rng):
-  features = rng.normal(size=(4, 6, 8)).astype(np.float32)
-  devices = np.asarray(jax.devices()).reshape(2, 2, 2)
-  mesh = Mesh(devices, ('data', 'tokens', 'channels'))
-  sharding = NamedSharding(mesh, PartitionSpec('data', 'tokens', 'channels'))
-  found = entropy.statistics(
-    entropy.sharded_moments(jax.device_put(features, sharding))
-  )
-  exact = features.astype(np.float64).reshape(-1, 8).std(axis=0)
-  np.testing.assert_allclose(found.std, exact, rtol=1e-7)
-
-
-def test_pmap_outputs_and_axis_name(rng):
-  features = rng.normal(size=(8, 4, 3)).astype(np.float32)
-  exact = features.astype(np.float64).reshape(-1, 3).std(axis=0)
-  doubled = jax.pmap(lambda x: x + x)(features)
-  found = entropy.statistics(entropy.sharded_moments(doubled))
-  np.testing.assert_allclose(found.std, 2 * exact, rtol=1e-7)
-
-  @functools.partial(jax.pmap, axis_name='batch')
-  def inside(x):
-    return entropy.merge_over_axis(entropy.moments_of(x), 'batch')
-
-  everywhere = inside(features)
-  first = jax.tree.map(lambda leaf: leaf[0], everywhere)
-  np.testing.assert_allclose(entropy.statistics(first).std, exact, rtol=1e-7)
-
-
-def test_inside_a_users_shard_map(rng):
-  features = rng.normal(size=(16, 3)).astype(np.float32)
-  mesh = _mesh(8)
-  body = jax.shard_map(
-    lambda x: entropy.merge_over_axis(entropy.moments_of(x), 'data'),
-    mesh=mesh,
-    in_specs=PartitionSpec('data'),
-    out_specs=PartitionSpec(),
-  )
-  found = entropy.statistics(jax.jit(body)(features))
-  exact = features.astype(np.float64).std(axis=0)
-  np.testing.assert_allclose(found.std, exact, rtol=1e-7)
-
-
-_PROCESS = """
-import sys
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from lambda_vit_jax.analysis import entropy
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-features = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-mesh = Mesh(np.asarray(jax.devices()), ('data',))
-sharding = NamedSharding(mesh, PartitionSpec('data'))
-local = features[8 * int(sys.argv[2]):][:8]
-array = jax.make_array_from_process_local_data(sharding, local)
-found = entropy.statistics(entropy.sharded_moments(array))
-exact = features.astype(np.float64).std(axis=0)
-np.testing.assert_allclose(found.std, exact, rtol=1e-7)
-print('same')
-"""
-
-
-@pytest.mark.slow
-def test_same_over_two_processes():
-  assert run_processes(_PROCESS) == ['same', 'same']
+def sigma_of(features):
+  return statistics(jax.jit(moments_of)(features)).std
 
 
 def test_entropy_is_the_closed_form_on_gaussian_data(rng):
   sigma = np.asarray([0.5, 2.0, 10.0])
   features = (rng.normal(size=(20_000, 3)) * sigma + 3).astype(np.float32)
-  found = entropy.gaussian_entropy(_streamed(features, 4000).std)
+  found = entropy.gaussian_entropy(sigma_of(features))
   closed = np.sum(0.5 * np.log(2 * np.pi * np.e * sigma**2))
   # log of an estimated σ has deviation 1/√(2n) = 0.005 per channel.
   assert abs(found - closed) < 4 * 0.005 * np.sqrt(3)
@@ -213,17 +28,14 @@ def test_entropy_is_the_closed_form_on_gaussian_data(rng):
 
 def test_scaling_a_channel_adds_its_log(rng):
   features = rng.normal(size=(100, 3)).astype(np.float32)
-  plain = _streamed(features, 100)
-  scaled = _streamed(features * np.float32(4.0), 100)
-  difference = entropy.gaussian_entropy(scaled.std) - entropy.gaussian_entropy(
-    plain.std
-  )
-  np.testing.assert_allclose(difference, 3 * np.log(4.0), rtol=1e-6)
+  plain = entropy.gaussian_entropy(sigma_of(features))
+  scaled = entropy.gaussian_entropy(sigma_of(features * np.float32(4.0)))
+  np.testing.assert_allclose(scaled - plain, 3 * np.log(4.0), rtol=1e-6)
 
 
 def _statistics(std, mean=0.0):
   std = np.asarray(std, np.float64)
-  return entropy.ChannelStatistics(10.0, np.full(std.shape, mean), std)
+  return ChannelStatistics(10.0, np.full(std.shape, mean), std)
 
 
 def test_dead_in_one_trial_is_left_out_of_all():
@@ -235,17 +47,8 @@ def test_dead_in_one_trial_is_left_out_of_all():
   assert found.values[1] == pytest.approx(-np.log(2.0))
 
 
-def test_dead_is_relative_to_a_large_mean():
-  std = np.asarray([1e-5, 1e-3, np.nan])
-  np.testing.assert_array_equal(
-    entropy.dead_channels(np.full(3, 100.0), std), [True, False, True]
-  )
-
-
 def test_never_minus_infinity():
   with pytest.raises(DataError, match='every channel is constant'):
     entropy.transfer_entropy(_statistics([0.0]), {})
   with pytest.raises(DataError, match='1 channels have deviation 0'):
     entropy.gaussian_entropy(np.asarray([0.0, 1.0]))
-  with pytest.raises(DataError, match='no sample'):
-    entropy.statistics(entropy.empty(3))

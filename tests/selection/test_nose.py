@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from lambda_vit_jax.analysis import entropy
-from lambda_vit_jax.analysis.entropy import HostMoments
 from lambda_vit_jax.analysis.images import read_images
+from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.core.errors import ModelError as LayerError
 from lambda_vit_jax.models.edits import prune

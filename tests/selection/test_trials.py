@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lambda_vit_jax.analysis import blocks, entropy, memory
+from lambda_vit_jax.analysis import blocks, memory
 from lambda_vit_jax.analysis.images import read_images
+from lambda_vit_jax.analysis.moments import moments_of, statistics
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.selection import trial_readout
@@ -269,9 +270,7 @@ def test_moments_are_those_of_gathered_targets(tiny_variant):
   logits = np.asarray(model(IMAGES), np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
   np.testing.assert_allclose(found.mean, logits.mean(axis=0), rtol=1e-4)
-  assert (
-    found.count == entropy.statistics(entropy.moments_of(model(IMAGES))).count
-  )
+  assert found.count == statistics(moments_of(model(IMAGES))).count
 
 
 _PROCESS = """

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.analysis.entropy import ChannelStatistics
+from lambda_vit_jax.analysis.moments import ChannelStatistics
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import norm_recentring

@@ -1,0 +1,342 @@
+"""Streaming mean and variance per channel, exact over batches and devices.
+
+Features are `[..., channels]`; every leading axis is a sample axis. The state
+is O(channels): a count, a mean and a sum of squared deviations (M2), each an
+unevaluated sum of two floats (`twofloat`), so that merging many small batches
+loses nothing that float32 features hold.
+
+`moments_of` reduces the samples of one device, `merge` (Chan's parallel
+update) joins two results, and `merge_stack` joins many in a fixed order.
+`merge_over_axis` does the same inside `jax.pmap` and `jax.shard_map`;
+`sharded_moments` takes global arrays of any mesh and any number of processes.
+The last step is float64 on the host: `to_host`, `statistics`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lambda_vit_jax.analysis import twofloat
+from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.typing import Array
+
+DEAD_TOLERANCE = 1e-6
+"""A channel is dead where σ is at most this times max(1, |mean|)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+  """Count, mean and M2 of pooled samples, each `value + value_low`.
+
+  Any leading axes (shards, devices) stand in front of all fields alike.
+
+  Attributes:
+    count: `[...]`, samples.
+    count_low: `[...]`, what `count` rounds away.
+    mean: `[..., channels]`.
+    mean_low: `[..., channels]`.
+    m2: `[..., channels]`, sum of squared deviations from the mean.
+    m2_low: `[..., channels]`.
+  """
+
+  count: Array
+  count_low: Array
+  mean: Array
+  mean_low: Array
+  m2: Array
+  m2_low: Array
+
+
+def empty(
+  channels: int, leading: tuple[int, ...] = (), dtype: Any = jnp.float32
+) -> Moments:
+  """Moments of no sample, the neutral element of `merge`, on the host."""
+  return Moments(
+    *(np.zeros(leading, dtype) for _ in range(2)),
+    *(np.zeros((*leading, channels), dtype) for _ in range(4)),
+  )
+
+
+def moments_of(features: Array, mask: Array | None = None) -> Moments:
+  """Pooled moments of the features of one device; traceable.
+
+  One pass over the deviations from the first sample that counts. It is at
+  most √samples deviations away from the mean, which costs two-float sums
+  nothing that matters.
+
+  Args:
+    features: `[..., channels]`; half precision is read as float32.
+    mask: `[...]` bool, False for padding; axes that it lacks are on the
+      right: `[batch]` masks features `[batch, tokens, channels]`.
+
+  Returns:
+    Moments without leading axes.
+  """
+  features = jnp.asarray(features)
+  wide = features.dtype == jnp.float64
+  dtype = jnp.float64 if wide else jnp.float32
+  samples = features.shape[:-1]
+  rows = features.astype(dtype).reshape(-1, features.shape[-1])
+  if not rows.shape[0]:
+    return jax.tree.map(jnp.asarray, empty(rows.shape[-1], dtype=dtype))
+  if mask is None:
+    keep = jnp.ones((rows.shape[0], 1), bool)
+  else:
+    mask = jnp.asarray(mask, bool)
+    mask = mask.reshape(mask.shape + (1,) * (len(samples) - mask.ndim))
+    keep = jnp.broadcast_to(mask, samples).reshape(-1, 1)
+  number = keep.sum(dtype=jnp.int32)
+  count = number.astype(dtype)
+  count_low = (number - count.astype(jnp.int32)).astype(dtype)
+  divisor = jnp.maximum(count, 1.0)
+  first = jnp.argmax(keep[:, 0])
+  shift = jnp.where(number > 0, rows[first], 0.0)
+
+  def deviations(chunk: Array, keep: Array) -> twofloat.Pairs:
+    high, low = twofloat.two_sum(jnp.where(keep, chunk, shift), -shift)
+    square, square_low = twofloat.product(high, high)
+    return [(high, low), (square, square_low + 2.0 * high * low)]
+
+  (total, total_low), square = twofloat.sum_rows(rows, keep, deviations)
+  offset, offset_low = twofloat.divide(total, total_low, divisor)
+  mean = twofloat.add(shift, jnp.zeros_like(shift), offset, offset_low)
+  product, product_low = twofloat.product(-total, offset)
+  product_low = product_low - total * offset_low - total_low * offset
+  m2 = twofloat.add(*square, product, product_low)
+  return Moments(count, count_low, *mean, *m2)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+  """Moments of the union of two disjoint sets of samples (Chan); traceable.
+
+  With δ = mean_b - mean_a and n = n_a + n_b: mean = mean_a + δ·n_b/n and
+  M2 = M2_a + M2_b + δ²·n_a·n_b/n.
+  """
+  count, count_low = twofloat.add(a.count, a.count_low, b.count, b.count_low)
+  share, share_low = twofloat.divide(
+    b.count, b.count_low, jnp.maximum(count, 1.0)
+  )
+  share, share_low = share[..., None], share_low[..., None]
+  delta, delta_low = twofloat.add(b.mean, b.mean_low, -a.mean, -a.mean_low)
+  step, step_low = twofloat.product(delta, share)
+  step_low = step_low + delta * share_low + delta_low * (share + share_low)
+  mean = twofloat.add(a.mean, a.mean_low, step, step_low)
+  delta = delta + delta_low
+  weight = a.count[..., None] * (share + share_low)
+  m2 = twofloat.add(
+    *twofloat.add(a.m2, a.m2_low, b.m2, b.m2_low),
+    *twofloat.product(delta * delta, weight),
+  )
+  return Moments(count, count_low, *mean, *m2)
+
+
+def merge_stack(moments: Moments) -> Moments:
+  """Merges the leading axis away, pair by pair in a fixed order; traceable."""
+  count = moments.count.shape[0]
+  while count > 1:
+    half = count // 2
+    merged = merge(
+      jax.tree.map(lambda leaf, n=half: leaf[: 2 * n : 2], moments),
+      jax.tree.map(lambda leaf, n=half: leaf[1 : 2 * n : 2], moments),
+    )
+    if count % 2:
+      merged = jax.tree.map(
+        lambda leaf, last: jnp.concatenate([leaf, last[-1:]]), merged, moments
+      )
+    moments, count = merged, half + count % 2
+  return jax.tree.map(lambda leaf: leaf[0], moments)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def update(
+  moments: Moments, features: Array, mask: Array | None = None
+) -> Moments:
+  """`moments` with one more batch; jitted, `moments` is donated."""
+  return merge(moments, moments_of(features, mask))
+
+
+def merge_over_axis(moments: Moments, axis_name: str) -> Moments:
+  """Merges over a mapped axis, in a `pmap` or `shard_map` body.
+
+  The gather is a sum of slots that are zero on all other devices: exact, and
+  the result counts as replicated, so that `out_specs=PartitionSpec()` holds.
+  """
+  size = jax.lax.axis_size(axis_name)
+  index = jax.lax.axis_index(axis_name)
+
+  def gather(leaf: Array) -> Array:
+    slots = jnp.zeros((size, *leaf.shape), leaf.dtype).at[index].set(leaf)
+    return jax.lax.psum(slots, axis_name)
+
+  return merge_stack(jax.tree.map(gather, moments))
+
+
+def _axis_names(entry: Any) -> tuple[str, ...]:
+  if entry is None:
+    return ()
+  return entry if isinstance(entry, tuple) else (entry,)
+
+
+@functools.lru_cache(maxsize=64)
+def _sharded_program(
+  sharding: NamedSharding, dimensions: int, mask_dimensions: int | None
+) -> Any:
+  """The jitted reduction of arrays that are laid out as `sharding` says."""
+  spec = (*sharding.spec, *(None,) * (dimensions - len(sharding.spec)))
+  sample_axes = [name for entry in spec[:-1] for name in _axis_names(entry)]
+
+  def body(features: Array, mask: Array | None) -> Moments:
+    moments = moments_of(features, mask)
+    for name in reversed(sample_axes):
+      moments = merge_over_axis(moments, name)
+    return moments
+
+  channels = PartitionSpec(spec[-1])
+  scalar = PartitionSpec()
+  mask_spec = PartitionSpec(*spec[: mask_dimensions or 0])
+  return jax.jit(
+    jax.shard_map(
+      body,
+      mesh=sharding.mesh,
+      in_specs=(
+        PartitionSpec(*spec),
+        None if mask_dimensions is None else mask_spec,
+      ),
+      # A tree of specs in place of arrays.
+      out_specs=Moments(*cast(Any, (scalar, scalar, *(channels,) * 4))),
+      # The count does not depend on axes that split the channels.
+      check_vma=False,
+    )
+  )
+
+
+_local_program = jax.jit(moments_of)
+
+
+def sharded_moments(features: Array, mask: Array | None = None) -> Moments:
+  """Moments of a global array, wherever it lives.
+
+  Args:
+    features: `[..., channels]`: on one device, split over a mesh in any of
+      its axes, returned by `jax.pmap` (leading device axis), or spread over
+      the processes of `jax.distributed`; then every process calls this.
+    mask: `[...]` bool over leading axes of `features`, False for padding.
+
+  Returns:
+    The moments of all samples, replicated over the mesh.
+  """
+  sharding = getattr(features, 'sharding', None)
+  if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+    return _local_program(features, mask)
+  program = _sharded_program(
+    sharding, features.ndim, None if mask is None else np.ndim(mask)
+  )
+  return program(features, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelStatistics:
+  """Float64 statistics of pooled samples, on the host.
+
+  Attributes:
+    count: samples.
+    mean: `[channels]`.
+    std: `[channels]`, population form (ddof 0).
+  """
+
+  count: float
+  mean: np.ndarray
+  std: np.ndarray
+
+  @property
+  def dead(self) -> np.ndarray:
+    """`[channels]` bool, see `dead_channels`."""
+    return dead_channels(self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostMoments:
+  """`Moments` in float64 on the host.
+
+  `count` is `[...]`, the others are `[..., channels]`.
+  """
+
+  count: np.ndarray
+  mean: np.ndarray
+  m2: np.ndarray
+
+  @classmethod
+  def concatenated(cls, parts: Sequence['HostMoments']) -> 'HostMoments':
+    """Joins parts along their first leading axis."""
+    return cls(
+      *(
+        np.concatenate([getattr(part, field.name) for part in parts])
+        for field in dataclasses.fields(cls)
+      )
+    )
+
+  def total(self) -> 'HostMoments':
+    """Moments of the samples of all leading axes together."""
+    channels = self.mean.shape[-1]
+    count = self.count.reshape(-1, 1)
+    mean = self.mean.reshape(-1, channels)
+    total = count.sum()
+    # Deviations from one shard's mean: no cancellation of a large mean.
+    shift = mean[int(count.argmax())]
+    offset = (count * (mean - shift)).sum(axis=0) / max(total, 1.0)
+    spread = (count * (mean - shift - offset) ** 2).sum(axis=0)
+    m2 = self.m2.reshape(-1, channels).sum(axis=0) + spread
+    return HostMoments(total, shift + offset, np.maximum(m2, 0.0))
+
+  def pooled(self) -> ChannelStatistics:
+    """Statistics of the samples of all leading axes together."""
+    total = self.total()
+    count = float(total.count)
+    return ChannelStatistics(
+      count, total.mean, np.sqrt(total.m2 / max(count, 1.0))
+    )
+
+
+def merge_host(a: HostMoments, b: HostMoments) -> HostMoments:
+  """Moments of the union, without leading axes."""
+  parts = (a.total(), b.total())
+  return HostMoments(
+    *(
+      np.stack([getattr(part, field.name) for part in parts])
+      for field in dataclasses.fields(HostMoments)
+    )
+  ).total()
+
+
+def to_host(moments: Moments) -> HostMoments:
+  """Fetches moments and adds their two floats in float64."""
+  host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), moments)
+  return HostMoments(
+    host.count + host.count_low,
+    host.mean + host.mean_low,
+    host.m2 + host.m2_low,
+  )
+
+
+def statistics(moments: Moments) -> ChannelStatistics:
+  """Count, mean and σ in float64; leading axes are pooled.
+
+  Raises:
+    DataError: no sample.
+  """
+  pooled = to_host(moments).pooled()
+  if not pooled.count:
+    raise DataError('entropy of no sample: give at least one batch of images')
+  return pooled
+
+
+def dead_channels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+  """Bool per channel: σ ≤ 1e-6·max(1, |mean|), it carries no information."""
+  return ~(std > DEAD_TOLERANCE * np.maximum(1.0, np.abs(mean)))
