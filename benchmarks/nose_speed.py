@@ -31,7 +31,7 @@ from lambda_vit_jax.runtime import startup
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.nose import choose
 from lambda_vit_jax.selection.plain_loop import plain_loop
-from lambda_vit_jax.selection.trials import Variant, Wavefront
+from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 VARIANT = 'deit_tiny_patch16_224'
 NUM_LAYERS = 5
@@ -54,7 +54,7 @@ def timm_round(images: ImageSet, micro_batch: int) -> Callable:
       x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
     )
 
-  def evaluate(variants: list[Variant]) -> None:
+  def evaluate(variants: list[Trial]) -> None:
     for variant in variants:
       whole = {i: network.blocks[i].forward for i in variant}
       for i in variant:
@@ -67,10 +67,10 @@ def timm_round(images: ImageSet, micro_batch: int) -> Callable:
   return evaluate
 
 
-def rounds_of(model: Model, images: ImageSet) -> list[list[Variant]]:
+def rounds_of(model: Model, images: ImageSet) -> list[list[Trial]]:
   """The variants of every round; the first one has the base as well."""
-  scorer = criteria.TransferEntropy(Wavefront(model, images), 0, 0)
-  removed: Variant = ()
+  scorer = criteria.TransferEntropy(TrialRunner(model, images), 0, 0)
+  removed: Trial = ()
   rounds = []
   for index in range(NUM_LAYERS):
     left = [i for i in range(model.depth) if i not in removed]
@@ -103,12 +103,12 @@ def main() -> None:
   images = read_images([pixels.astype(np.float32)], shape)
   few = read_images([pixels[: options.micro_batch].astype(np.float32)], shape)
   rounds = rounds_of(model, images)
-  wavefront = Wavefront(model, images)
+  runner = TrialRunner(model, images)
 
-  def loop(variants: list[Variant], chosen: ImageSet = images) -> dict:
+  def loop(variants: list[Trial], chosen: ImageSet = images) -> dict:
     return plain_loop(model, chosen, variants, micro_batch=options.micro_batch)
 
-  programs = {'wavefront': wavefront.evaluate, 'plain_loop': loop}
+  programs = {'wavefront': runner.evaluate, 'plain_loop': loop}
   if importlib.util.find_spec('timm') and importlib.util.find_spec('torch'):
     programs['timm_eager'] = timm_round(images, options.micro_batch)
   else:
@@ -130,7 +130,7 @@ def main() -> None:
     print({name: f'{value:.1f} s' for name, value in total.items()}, flush=True)
 
   difference = np.abs(
-    entropies(wavefront.evaluate(rounds[0])) - entropies(loop(rounds[0]))
+    entropies(runner.evaluate(rounds[0])) - entropies(loop(rounds[0]))
   )
   median = {name: float(np.median(values)) for name, values in seconds.items()}
   result = {
@@ -139,7 +139,7 @@ def main() -> None:
     'variant': VARIANT,
     'num_images': options.images,
     'micro_batch': {
-      'wavefront': wavefront.micro_batch,
+      'wavefront': runner.micro_batch,
       'others': options.micro_batch,
     },
     'rounds': len(rounds),

@@ -32,7 +32,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.selection.short_dilution import ShortDilution
-from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training_free import linear_maps
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def open_run(options: argparse.Namespace, seed: int) -> Run:
   return run
 
 
-Choices = dict[str, dict[int, Variant]]
+Choices = dict[str, dict[int, Trial]]
 """Per criterion the set that it removes, by its size."""
 
 
@@ -127,8 +127,8 @@ def choices(run: Run, model: Model) -> Choices:
 
 
 def measure_sets(
-  run: Run, model: Model, sets: list[Variant], steps: int
-) -> dict[Variant, dict[str, float]]:
+  run: Run, model: Model, sets: list[Trial], steps: int
+) -> dict[Trial, dict[str, float]]:
   """Accuracy and loss of every set, in the three forms."""
   path = run.path(f'sets-{steps}.json')
   done = files.read_json(path) if path.exists() else {}
@@ -176,7 +176,7 @@ def summarize(values: list[float]) -> dict[str, float]:
 
 def rows_of(
   chosen: list[Choices],
-  results: list[dict[Variant, dict[str, float]]],
+  results: list[dict[Trial, dict[str, float]]],
 ) -> list[dict]:
   """One row per number of layers and criterion; random draws are averaged."""
   names = [name for name in chosen[0] if not name.startswith('random')]

@@ -20,7 +20,7 @@ from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
 from lambda_vit_jax.selection.trial_readout import Target
-from lambda_vit_jax.selection.trials import Variant, Wavefront
+from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 CRITERIA = (
   'transfer_entropy',
@@ -71,7 +71,7 @@ class Scores:
 class Criterion(Protocol):
   """Scores candidates; the least score is removed next."""
 
-  def __call__(self, removed: Variant, candidates: Sequence[int]) -> Scores:
+  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
     """Scores each candidate, with `removed` gone already."""
     ...
 
@@ -84,18 +84,18 @@ class _Measured(abc.ABC):
 
   def __init__(
     self,
-    wavefront: Wavefront,
+    runner: TrialRunner,
     resamples: int,
     seed: int,
     on_progress: OnProgress | None = None,
   ):
-    self._wavefront = wavefront
+    self._runner = runner
     self._resamples = resamples
     self._seed = seed
     self._on_progress = on_progress
     self._base: HostMoments | None = None
 
-  def __call__(self, removed: Variant, candidates: Sequence[int]) -> Scores:
+  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
     variants = {tuple(sorted((*removed, block))): block for block in candidates}
     scores = self.score_sets(list(variants))
 
@@ -108,13 +108,13 @@ class _Measured(abc.ABC):
       resampled=by_block(scores.resampled),
     )
 
-  def score_sets(self, variants: Sequence[Variant]) -> Scores:
+  def score_sets(self, variants: Sequence[Trial]) -> Scores:
     """Scores sets of blocks as a whole."""
     wanted = list(variants)
     if self._base is None:
       wanted.append(())
-    before = self._wavefront.block_evaluations
-    found = self._wavefront.evaluate(wanted, self._on_progress)
+    before = self._runner.block_evaluations
+    found = self._runner.evaluate(wanted, self._on_progress)
     if self._base is None:
       self._base = found[()]
     trials = {variant: found[variant] for variant in variants}
@@ -129,14 +129,14 @@ class _Measured(abc.ABC):
     )
     return dataclasses.replace(
       scores,
-      block_evaluations=self._wavefront.block_evaluations - before,
+      block_evaluations=self._runner.block_evaluations - before,
     )
 
   @abc.abstractmethod
   def _score(
     self,
     base: HostMoments,
-    trials: dict[Variant, HostMoments],
+    trials: dict[Trial, HostMoments],
     weights: np.ndarray | None,
   ) -> Scores:
     """Scores from moments per shard of the base and of every trial."""
@@ -152,7 +152,7 @@ class TransferEntropy(_Measured):
   def _score(
     self,
     base: HostMoments,
-    trials: dict[Variant, HostMoments],
+    trials: dict[Trial, HostMoments],
     weights: np.ndarray | None,
   ) -> Scores:
     found = entropy.transfer_entropy(
@@ -177,7 +177,7 @@ class LossIncrease(_Measured):
   def _score(
     self,
     base: HostMoments,
-    trials: dict[Variant, HostMoments],
+    trials: dict[Trial, HostMoments],
     weights: np.ndarray | None,
   ) -> Scores:
     loss = float(base.pooled().mean[0])
@@ -202,14 +202,14 @@ def measured_target(criterion: str, target: Target) -> Target:
 
 def measured(
   criterion: str,
-  wavefront: Wavefront,
+  runner: TrialRunner,
   resamples: int,
   seed: int,
   on_progress: OnProgress | None = None,
 ) -> _Measured:
-  """A criterion of `MEASURED` on `wavefront`, with its `measured_target`."""
+  """A criterion of `MEASURED` on `runner`, with its `measured_target`."""
   kind = TransferEntropy if criterion == 'transfer_entropy' else LossIncrease
-  return kind(wavefront, resamples, seed, on_progress)
+  return kind(runner, resamples, seed, on_progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Fixed:
 
   per_block: dict[int, float]
 
-  def __call__(self, removed: Variant, candidates: Sequence[int]) -> Scores:
+  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
     del removed
     return Scores({block: self.per_block[block] for block in candidates})
 
@@ -299,7 +299,7 @@ def check_criterion(criterion: str) -> tuple[str, str]:
   return name, score
 
 
-def all_sets(candidates: Sequence[int], number: int) -> list[Variant]:
+def all_sets(candidates: Sequence[int], number: int) -> list[Trial]:
   """Every set of `number` candidates, in lexicographic order.
 
   Raises:

@@ -21,7 +21,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.criteria import Criterion, Scores
-from lambda_vit_jax.selection.trials import Variant, Wavefront
+from lambda_vit_jax.selection.trials import Trial, TrialRunner
 from lambda_vit_jax.training_free.linear_maps import fit_trials
 
 TRIALS = ('skip', 'linear')
@@ -34,7 +34,7 @@ class LinearTrials:
   def __init__(
     self,
     measured: Criterion,
-    wavefront: Wavefront,
+    runner: TrialRunner,
     model: Model,
     images: ImageSet,
     memory_gib: float | None = None,
@@ -42,25 +42,25 @@ class LinearTrials:
     """Names what is searched.
 
     Args:
-      measured: `criteria.measured` on `wavefront`.
-      wavefront: of `model` and `images`.
+      measured: `criteria.measured` on `runner`.
+      runner: of `model` and `images`.
       model: as it is before the search.
       images: maps are fitted, and scores measured, on all of them; their
         streams (images × tokens × embed numbers) are kept on the devices.
       memory_gib: activations held at a time beside these, per device.
     """
     self._measured = measured
-    self._wavefront = wavefront
+    self._runner = runner
     self._model = model
     self._images = images
     self._memory_gib = memory_gib
 
-  def __call__(self, removed: Variant, candidates: Sequence[int]) -> Scores:
+  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
     """Scores each candidate, with maps in place of `removed` already."""
     maps, evaluated = fit_trials(
       self._model, self._images, removed, candidates, self._memory_gib
     )
-    self._wavefront.stand_in(maps)
+    self._runner.use_maps(maps)
     scores = self._measured(removed, candidates)
     return dataclasses.replace(
       scores, block_evaluations=scores.block_evaluations + evaluated

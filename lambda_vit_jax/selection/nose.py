@@ -27,11 +27,11 @@ from lambda_vit_jax.selection.checks import (
 from lambda_vit_jax.selection.criteria import Criterion, Scores
 from lambda_vit_jax.selection.record import Round, Selection
 from lambda_vit_jax.selection.trial_readout import Target
-from lambda_vit_jax.selection.trials import Variant, Wavefront
+from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 Sign = Literal['signed', 'absolute']
 Batches = Iterable[Array | Mapping[str, Array]]
-ScoreFunction = Callable[[Variant, tuple[int, ...]], Mapping[int, float]]
+ScoreFunction = Callable[[Trial, tuple[int, ...]], Mapping[int, float]]
 
 _RESAMPLES = 1000
 
@@ -184,11 +184,11 @@ def select(
   if score in criteria.MEASURED:
     images = cast(ImageSet, images)
     kind = criteria.measured_target(score, cast(Target, target))
-    wavefront = Wavefront(model, images, kind, memory_gib)
-    scorer = criteria.measured(score, wavefront, resamples, seed, progress)
+    runner = TrialRunner(model, images, kind, memory_gib)
+    scorer = criteria.measured(score, runner, resamples, seed, progress)
     if trial == 'linear':
       scorer = linear_trials.LinearTrials(
-        scorer, wavefront, model, images, memory_gib
+        scorer, runner, model, images, memory_gib
       )
   elif images is not None:
     scorer = criteria.layer_scores(name, model, images, memory_gib)
@@ -279,7 +279,7 @@ class _Search:
     self._progress = progress
 
   def score(
-    self, removed: Variant, candidates: tuple[int, ...]
+    self, removed: Trial, candidates: tuple[int, ...]
   ) -> Mapping[int, float]:
     """Scores one round, records it, and tells who listens."""
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The plain loop over variants that the wavefront is measured against."""
+"""One full forward per trial: the reference that `TrialRunner` is checked by."""
 
 from collections.abc import Iterable
 
@@ -12,22 +12,22 @@ from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.selection.trial_readout import Target, target_values
-from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.selection.trials import Trial
 
 
 def plain_loop(
   model: Model,
   images: ImageSet,
-  variants: Iterable[Variant],
+  variants: Iterable[Trial],
   target: Target = 'logits',
   micro_batch: int = 16,
   one_program: bool = False,
-) -> dict[Variant, HostMoments]:
+) -> dict[Trial, HostMoments]:
   """The same moments by one full forward per variant: the reference.
 
   Args:
-    model: as for `Wavefront`.
-    images: as for `Wavefront`.
+    model: as for `TrialRunner`.
+    images: as for `TrialRunner`.
     variants: blocks to leave out, in mode `skip`.
     target: `logits`, `features` or `loss`.
     micro_batch: images per forward.
@@ -65,7 +65,7 @@ def _width(module: ViT, target: Target) -> int:
 
 
 def _loop_module(
-  model: Model, variant: Variant, one_program: bool
+  model: Model, variant: Trial, one_program: bool
 ) -> tuple[ViT, np.ndarray | None]:
   """A module in which the variant's attention counts for nothing."""
   modes = list(model.attention_modes)

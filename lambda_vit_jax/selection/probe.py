@@ -23,7 +23,7 @@ from lambda_vit_jax.selection.short_dilution import (
   ShortDilution,
   successive_halving,
 )
-from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.selection.trials import Trial
 
 PROPOSERS: Mapping[str, Mapping[str, Any]] = {
   'transfer_entropy': {},
@@ -40,7 +40,7 @@ PROPOSERS: Mapping[str, Mapping[str, Any]] = {
 
 def proposals(
   model: Model, batches: Batches, num_layers: int, **options: Any
-) -> dict[str, Variant]:
+) -> dict[str, Trial]:
   """The set that each static criterion would remove.
 
   Args:
@@ -75,8 +75,8 @@ def select_by_probe(
   num_layers: int | None = None,
   removal_ratio: float | None = None,
   target_speedup: float | None = None,
-  done: Mapping[tuple[Variant, int], float] | None = None,
-  on_score: Callable[[Variant, int, float], None] = lambda *_: None,
+  done: Mapping[tuple[Trial, int], float] | None = None,
+  on_score: Callable[[Trial, int, float], None] = lambda *_: None,
   on_rung: Callable[[Rung], None] = lambda rung: None,
   **options: Any,
 ) -> Selection:
@@ -103,7 +103,7 @@ def select_by_probe(
   sets = proposals(model, batches, number, **options)
   known = dict(done or {})
 
-  def loss(layers: Variant, length: int) -> float:
+  def loss(layers: Trial, length: int) -> float:
     if (layers, length) not in known:
       trained = short.train(layers, length)
       found = short.score(layers, trained)['loss']
@@ -118,7 +118,7 @@ def select_by_probe(
 
   rungs = successive_halving(sets.values(), loss, steps, on_rung)
   best = rungs[-1].ranking[0]
-  scores: dict[Variant, float] = {}
+  scores: dict[Trial, float] = {}
   for rung in rungs:
     scores |= rung.scores
   start = Selection(

@@ -28,7 +28,7 @@ from lambda_vit_jax.evaluation.accuracy import counts_of, summarize
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation, processes, sharding
-from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training import dilution, losses, optim
 
 Batch = Mapping[str, Array]
@@ -174,7 +174,7 @@ class ShortDilution:
       self._counts(params, self._place(batch), factor) for batch in self._test
     )
 
-  def _factor(self, layers: Variant, factor: float) -> Array:
+  def _factor(self, layers: Trial, factor: float) -> Array:
     return dilution.factor_vector(factor, layers, self._module.depth)
 
 
@@ -219,17 +219,17 @@ class Rung:
   """
 
   steps: int
-  scores: dict[Variant, float]
+  scores: dict[Trial, float]
 
   @property
-  def ranking(self) -> list[Variant]:
+  def ranking(self) -> list[Trial]:
     """The sets, best first; the lexicographically first on a tie."""
     return sorted(self.scores, key=lambda layers: (self.scores[layers], layers))
 
 
 def successive_halving(
-  sets: Iterable[Variant],
-  evaluate: Callable[[Variant, int], float],
+  sets: Iterable[Trial],
+  evaluate: Callable[[Trial, int], float],
   steps: int,
   on_rung: Callable[[Rung], None] = lambda rung: None,
 ) -> list[Rung]:

@@ -2,7 +2,7 @@
 
 METHOD, section 4. A variant is the network with the attention of some blocks
 left out (mode `skip`: x stays x), or replaced by an affine map where there is
-one (mode `linear`, see `Wavefront.stand_in`). Variants that agree in the
+one (mode `linear`, see `TrialRunner.use_maps`). Variants that agree in the
 blocks below share their stream: a round of NOSE starts with one stream, and
 the candidate of block l joins at block l. A layer that a variant leaves out
 costs no attention. From the last block that mixes tokens on, only the tokens
@@ -40,14 +40,14 @@ from lambda_vit_jax.models.modes import block_name, mixes_tokens
 from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.trial_readout import Target
 
-Variant = tuple[int, ...]
+Trial = tuple[int, ...]
 """The blocks whose attention is left out (or replaced), ascending."""
 
 # Shards of the images, whose moments are kept apart for the bootstrap.
 _SHARDS = 32
 
 
-class Wavefront:
+class TrialRunner:
   """Evaluates variants of a model on a set of images.
 
   Attributes:
@@ -113,7 +113,7 @@ class Wavefront:
     self._channels = channels[target]
     self._maps: dict[int, Params] = {}
 
-  def stand_in(self, maps: Mapping[int, Params]) -> None:
+  def use_maps(self, maps: Mapping[int, Params]) -> None:
     """From now on, what variants have in place of the attention they lack.
 
     Args:
@@ -128,9 +128,9 @@ class Wavefront:
 
   def evaluate(
     self,
-    variants: Iterable[Variant],
+    variants: Iterable[Trial],
     on_progress: Callable[[int, int], None] | None = None,
-  ) -> dict[Variant, HostMoments]:
+  ) -> dict[Trial, HostMoments]:
     """Moments of the target per variant, apart for each shard of the images.
 
     Args:
@@ -146,7 +146,7 @@ class Wavefront:
     variants = sorted({tuple(sorted(variant)) for variant in variants})
     # Few enough variants at a time that their streams fit in the budget.
     width = self._model.depth + 1
-    found: dict[Variant, HostMoments] = {}
+    found: dict[Trial, HostMoments] = {}
     for start in range(0, len(variants), width):
       chunk = variants[start : start + width]
       found |= self._evaluate(chunk, on_progress)
@@ -154,9 +154,9 @@ class Wavefront:
 
   def _evaluate(
     self,
-    variants: Sequence[Variant],
+    variants: Sequence[Trial],
     on_progress: Callable[[int, int], None] | None,
-  ) -> dict[Variant, HostMoments]:
+  ) -> dict[Trial, HostMoments]:
     # Small micro-batches have few shards each; then several take turns.
     turns = -(-_SHARDS // self._shards)
     states = {
@@ -188,7 +188,7 @@ class Wavefront:
     return found
 
   def _run(
-    self, batch: Mapping[str, Array], states: dict[Variant, Moments]
+    self, batch: Mapping[str, Array], states: dict[Trial, Moments]
   ) -> int:
     """One micro-batch through all variants; returns block evaluations."""
     depth = self._model.depth
@@ -198,11 +198,11 @@ class Wavefront:
     x, narrow = blocks.embed(
       self._stem, self._outer, batch['image'], self._place
     )
-    streams: dict[Variant, tuple[Array, Array]] = {(): (x, narrow)}
+    streams: dict[Trial, tuple[Array, Array]] = {(): (x, narrow)}
     del x
     for index in range(depth):
       # Prefixes of the variants up to this block, under their parent.
-      children: dict[Variant, list[Variant]] = {}
+      children: dict[Trial, list[Trial]] = {}
       for variant in variants:
         prefix = tuple(i for i in variant if i <= index)
         parent = tuple(i for i in prefix if i < index)
@@ -226,7 +226,7 @@ class Wavefront:
       streams = grown
     return evaluated
 
-  def _last_mixing_block(self, variants: Sequence[Variant]) -> int:
+  def _last_mixing_block(self, variants: Sequence[Trial]) -> int:
     """The last block that mixes tokens in any variant; -1 for none."""
     linear_inputs = self._model.module.linear_inputs
     mixing = [
@@ -239,12 +239,12 @@ class Wavefront:
     ]
     return mixing[-1] if mixing else -1
 
-  def _mode(self, index: int, prefix: Variant) -> AttentionMode:
+  def _mode(self, index: int, prefix: Trial) -> AttentionMode:
     if index not in prefix:
       return self._model.attention_modes[index]
     return 'linear' if index in self._maps else 'absent'
 
-  def _attention_params(self, index: int, prefix: Variant) -> Params:
+  def _attention_params(self, index: int, prefix: Trial) -> Params:
     """Parameters of a block with attention, or with what stands in for it."""
     if self._mode(index, prefix) not in ('full', 'linear'):
       # A block without attention parameters borrows those of one that has
@@ -254,7 +254,7 @@ class Wavefront:
       return self._maps[index]
     return pieces.block_params(self._params, index)
 
-  def _block(self, index: int, prefix: Variant, x: Array) -> Array:
+  def _block(self, index: int, prefix: Trial, x: Array) -> Array:
     """A block on all tokens."""
     mode = self._mode(index, prefix)
     if mode in ('full', 'linear'):
@@ -275,7 +275,7 @@ class Wavefront:
   def _end(
     self,
     index: int,
-    prefix: Variant,
+    prefix: Trial,
     streams: tuple[Array, Array],
     batch: Mapping[str, Array],
     state: Moments | None,
@@ -311,7 +311,7 @@ class Wavefront:
     )
     return (streams[0], narrow), state
 
-  def _raise_not_finite(self, variant: Variant) -> None:
+  def _raise_not_finite(self, variant: Trial) -> None:
     """Finds the first block whose output is not finite, and names it."""
     module = self._model.module
     modes = tuple(self._mode(index, variant) for index in range(module.depth))

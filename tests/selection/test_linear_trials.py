@@ -14,7 +14,7 @@ from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection import linear_trials
 from lambda_vit_jax.selection.nose import choose, nose, select
 from lambda_vit_jax.selection.record import Selection
-from lambda_vit_jax.selection.trials import Wavefront
+from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import linear_maps
 from tests.support.search_models import (
   batches_of,
@@ -202,14 +202,14 @@ def test_seven_programs_serve_searches_of_any_length(
   variant = dataclasses.replace(tiny_variant, embed_dim=14 + 6 * devices)
   model = make_model(variant, depth=4)
   images = read_images([IMAGES], SHAPE, mesh_of(devices))
-  wavefront = Wavefront(model, images)
+  runner = TrialRunner(model, images)
   before = compilations()
   removed = ()
   for block in (3, 0, 1):
     left = [i for i in range(4) if i not in removed]
     maps, _ = linear_maps.fit_trials(model, images, removed, left)
-    wavefront.stand_in(maps)
-    wavefront.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
+    runner.use_maps(maps)
+    runner.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
     removed = tuple(sorted((*removed, block)))
   # Embedding; a block, and the end, each with attention and with a map;
   # sums of a block that goes on with its attention, or waits for its map.
@@ -264,9 +264,9 @@ def test_the_block_with_nan_is_named(tiny_variant):
   with pytest.raises(ModelError, match='block 2: activations are NaN'):
     nose(bad, [IMAGES], num_layers=1, **OPTIONS)
   images = read_images([IMAGES], SHAPE)
-  wavefront = Wavefront(model, images)
+  runner = TrialRunner(model, images)
   maps, _ = linear_maps.fit_trials(model, images, (), (0, 1, 2))
   maps[1]['linear']['bias'] = np.full(24, np.nan, np.float32)
-  wavefront.stand_in(maps)
+  runner.use_maps(maps)
   with pytest.raises(ModelError, match=r'block 1: .* of \[1\] replaced'):
-    wavefront.evaluate([(), (0,), (1,)])
+    runner.evaluate([(), (0,), (1,)])

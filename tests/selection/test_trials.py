@@ -16,7 +16,7 @@ from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.plain_loop import plain_loop
-from lambda_vit_jax.selection.trials import Wavefront
+from lambda_vit_jax.selection.trials import TrialRunner
 from tests.support.processes import run_processes
 from tests.support.search_models import (
   NUM_IMAGES,
@@ -76,7 +76,7 @@ VARIANTS = ((), (0,), (1,), (2,), (0, 2), (1, 2))
 def test_same_as_the_plain_loop(tiny_variant, options):
   model = make_model(tiny_variant, **options)
   images = image_set()
-  found = Wavefront(model, images).evaluate(VARIANTS)
+  found = TrialRunner(model, images).evaluate(VARIANTS)
   expected = plain_loop(model, images, VARIANTS, one_program=True)
   assert_same_entropies(found, expected, 10)
   for moments in found.values():
@@ -96,7 +96,7 @@ def test_starts_from_networks_that_lack_attention(
 ):
   model = make_model(tiny_variant, len(modes), attention_modes=modes)
   images = image_set()
-  found = Wavefront(model, images).evaluate(variants)
+  found = TrialRunner(model, images).evaluate(variants)
   expected = plain_loop(model, images, variants, one_program=True)
   assert_same_entropies(found, expected, 10)
 
@@ -113,10 +113,10 @@ def test_features_and_loss(tiny_variant):
   model = make_model(tiny_variant)
   images = image_set(batches=labelled())
   variants = [(), (0,), (2,)]
-  features = Wavefront(model, images, 'features').evaluate(variants)
+  features = TrialRunner(model, images, 'features').evaluate(variants)
   expected = plain_loop(model, images, variants, 'features', one_program=True)
   assert_same_entropies(features, expected, 24)
-  loss = Wavefront(model, images, 'loss').evaluate([()])[()].pooled()
+  loss = TrialRunner(model, images, 'loss').evaluate([()])[()].pooled()
   logits = np.asarray(model(IMAGES), np.float64)
   exact = np.log(np.exp(logits).sum(-1)) - logits[np.arange(75), LABELS]
   np.testing.assert_allclose(loss.mean[0], exact.mean(), rtol=1e-5)
@@ -125,16 +125,16 @@ def test_features_and_loss(tiny_variant):
 @pytest.mark.parametrize('devices', [2, 8])
 def test_same_values_on_any_number_of_devices(tiny_variant, devices):
   model = make_model(tiny_variant)
-  expected = Wavefront(model, image_set()).evaluate(VARIANTS[:4])
+  expected = TrialRunner(model, image_set()).evaluate(VARIANTS[:4])
   mesh = mesh_of(devices)
-  found = Wavefront(model, image_set(mesh)).evaluate(VARIANTS[:4])
+  found = TrialRunner(model, image_set(mesh)).evaluate(VARIANTS[:4])
   assert_same_entropies(found, expected, 10)
   # Images that are already over a mesh bring their devices with them.
   sharding = NamedSharding(mesh, PartitionSpec('data'))
   there = [jax.device_put(IMAGES[:64], sharding), IMAGES[64:]]
   images = image_set(batches=there)
   assert images.placement.mesh.size == devices
-  found = Wavefront(model, images).evaluate(VARIANTS[:4])
+  found = TrialRunner(model, images).evaluate(VARIANTS[:4])
   assert_same_entropies(found, expected, 10)
 
 
@@ -149,9 +149,9 @@ def test_images_with_a_device_axis_and_a_mask(tiny_variant):
 def test_every_micro_batch_gives_the_same(tiny_variant):
   model, images = make_model(tiny_variant), image_set()
   each = memory.bytes_per_image(model.module) / 2**30
-  whole = Wavefront(model, images)
+  whole = TrialRunner(model, images)
   assert whole.micro_batch == 128
-  small = Wavefront(model, images, memory_gib=4.5 * each)
+  small = TrialRunner(model, images, memory_gib=4.5 * each)
   assert small.micro_batch == 4
   found, expected = (w.evaluate([(), (1,)]) for w in (small, whole))
   assert_same_entropies(found, expected, 10)
@@ -163,13 +163,13 @@ def test_every_micro_batch_gives_the_same(tiny_variant):
 def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
   depth = 4
   model = make_model(tiny_variant, depth=depth)
-  wavefront = Wavefront(model, image_set())
-  wavefront.evaluate([(), *((i,) for i in range(depth))])
-  assert wavefront.block_evaluations == depth * (depth + 3) / 2
+  runner = TrialRunner(model, image_set())
+  runner.evaluate([(), *((i,) for i in range(depth))])
+  assert runner.block_evaluations == depth * (depth + 3) / 2
   # A later round needs no base; its trials share what lies below.
-  wavefront.block_evaluations = 0
-  wavefront.evaluate([(1,), (1, 2), (1, 3)])
-  assert wavefront.block_evaluations == 4 + 2 + 1
+  runner.block_evaluations = 0
+  runner.evaluate([(1,), (1, 2), (1, 3)])
+  assert runner.block_evaluations == 4 + 2 + 1
 
 
 @pytest.mark.parametrize('devices', [1, 8])
@@ -179,16 +179,16 @@ def test_four_programs_serve_searches_of_any_length(
   # A width of its own, so that no other test has compiled the programs.
   variant = dataclasses.replace(tiny_variant, embed_dim=16 + 2 * devices)
   model = make_model(variant, depth=5, drop_path_rate=0.1)
-  wavefront = Wavefront(model, image_set(mesh_of(devices)))
+  runner = TrialRunner(model, image_set(mesh_of(devices)))
   removed = ()
   before = compilations()
   for block in (4, 0, 3, 1):
     left = [i for i in range(5) if i not in removed]
-    wavefront.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
+    runner.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
     removed = tuple(sorted((*removed, block)))
   # Blocks that lack attention in the model share the programs, too.
   pruned = prune(model, (3,))
-  Wavefront(pruned, image_set(mesh_of(devices))).evaluate([(), (0,)])
+  TrialRunner(pruned, image_set(mesh_of(devices))).evaluate([(), (0,)])
   assert compilations() - before <= 4
 
 
@@ -199,7 +199,7 @@ def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
     [make_images(300, shape=(16, 16, 1))], (16, 16, 1), mesh_of(1)
   )
   budget = 12 * 2**20
-  wavefront = Wavefront(model, images, memory_gib=budget / 2**30)
+  runner = TrialRunner(model, images, memory_gib=budget / 2**30)
   largest = [0]
   before = sum(array.nbytes for array in jax.live_arrays())
 
@@ -218,8 +218,8 @@ def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
   for name in ('embed', 'attend', 'pass_by'):
     monkeypatch.setattr(blocks, name, watched(getattr(blocks, name)))
   monkeypatch.setattr(trial_readout, 'finish', watched(trial_readout.finish))
-  wavefront.evaluate([(), *((i,) for i in range(6))])
-  assert wavefront.micro_batch >= 8
+  runner.evaluate([(), *((i,) for i in range(6))])
+  assert runner.micro_batch >= 8
   assert largest[0] <= budget
 
 
@@ -229,15 +229,15 @@ def test_the_block_with_nan_is_named(tiny_variant):
   params['block02']['mlp']['fc1']['kernel'][0, 0] = np.nan
   bad = model.replace(params=params)
   with pytest.raises(ModelError, match='block 2: activations are NaN'):
-    Wavefront(bad, image_set()).evaluate([()])
+    TrialRunner(bad, image_set()).evaluate([()])
   images = IMAGES.copy()
   images[40, 0, 0] = np.inf
   with pytest.raises(ModelError, match='the embedding: activations are NaN'):
-    Wavefront(model, image_set(batches=[images])).evaluate([(1,)])
+    TrialRunner(model, image_set(batches=[images])).evaluate([(1,)])
   params = jax.tree.map(np.array, model.params)
   params['head']['bias'][3] = np.nan
   with pytest.raises(ModelError, match='the logits are NaN'):
-    Wavefront(model.replace(params=params), image_set()).evaluate([()])
+    TrialRunner(model.replace(params=params), image_set()).evaluate([()])
 
 
 def test_bad_input_is_one_line(tiny_variant):
@@ -252,21 +252,21 @@ def test_bad_input_is_one_line(tiny_variant):
   with pytest.raises(DataError, match='has no `image`'):
     image_set(batches=[{'pixels': IMAGES}])
   with pytest.raises(UsageError, match='does not hold one image'):
-    Wavefront(model, image_set(), memory_gib=1e-9)
+    TrialRunner(model, image_set(), memory_gib=1e-9)
   with pytest.raises(UsageError, match='does not hold one image'):
-    Wavefront(model, image_set(), memory_gib=-1)
+    TrialRunner(model, image_set(), memory_gib=-1)
   with pytest.raises(UsageError, match='target'):
-    Wavefront(model, image_set(), 'probabilities')
+    TrialRunner(model, image_set(), 'probabilities')
   with pytest.raises(DataError, match='needs a label'):
-    Wavefront(model, image_set(), 'loss')
+    TrialRunner(model, image_set(), 'loss')
   module = model.module.clone(attention_modes=('diluted', 'full'))
   with pytest.raises(ModelError, match="block 0 is in mode 'diluted'"):
-    Wavefront(model.replace(module=module), image_set())
+    TrialRunner(model.replace(module=module), image_set())
 
 
 def test_moments_are_those_of_gathered_targets(tiny_variant):
   model = make_model(tiny_variant)
-  found = Wavefront(model, image_set()).evaluate([()])[()].pooled()
+  found = TrialRunner(model, image_set()).evaluate([()])[()].pooled()
   logits = np.asarray(model(IMAGES), np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
   np.testing.assert_allclose(found.mean, logits.mean(axis=0), rtol=1e-4)

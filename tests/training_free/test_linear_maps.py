@@ -16,7 +16,7 @@ from lambda_vit_jax.models.build import abstract_params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.selection.trials import Wavefront
+from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import least_squares, map_fitter
 from lambda_vit_jax.training_free.linear_maps import fit_linear
 from tests.support.golden import assert_close
@@ -271,9 +271,9 @@ def test_onnx_graph_with_further_inputs(mapped):
 
 
 def test_searches_on_models_with_further_inputs(mapped):
-  """The wavefront's short cuts give what full forwards give."""
+  """The runner's short cuts give what full forwards give."""
   images = read_images([IMAGES], SHAPE)
-  found = Wavefront(mapped, images).evaluate([()])[()].pooled()
+  found = TrialRunner(mapped, images).evaluate([()])[()].pooled()
   logits = np.asarray(mapped.apply(IMAGES)[0], np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
 

@@ -11,7 +11,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.probe import select_by_probe
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.short_dilution import ShortDilution
-from lambda_vit_jax.selection.trials import Variant
+from lambda_vit_jax.selection.trials import Trial
 
 PARTIAL = 'probe.part.json'
 
@@ -47,7 +47,7 @@ def search(
   )
   done: dict[str, float] = run.read_json(PARTIAL) or {}
 
-  def keep(layers: Variant, length: int, loss: float) -> None:
+  def keep(layers: Trial, length: int, loss: float) -> None:
     run.reporter.say(
       f'select: {list(layers)} after {length} steps: loss {loss:.4f}'
     )
@@ -69,10 +69,10 @@ def search(
   )
 
 
-def _key(layers: Variant, steps: int) -> str:
+def _key(layers: Trial, steps: int) -> str:
   return f'{",".join(map(str, layers))}@{steps}'
 
 
-def _parse(key: str) -> tuple[Variant, int]:
+def _parse(key: str) -> tuple[Trial, int]:
   layers, _, steps = key.partition('@')
   return tuple(int(layer) for layer in layers.split(',')), int(steps)
