@@ -12,12 +12,13 @@
 # # Bring your own weights and images
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/bring_your_own.ipynb)
 #
-# Your weights, your images: which attention layers could go, what would be
-# left of the accuracy without training, how fast the smaller model is here, and
-# files that other programs read. Two minutes on a CPU with the stand-ins.
+# For your weights and images: which attention layers can be removed, how many
+# decisions stay the same without training, how fast the smaller model is on this
+# machine, and files that other programs read. It takes two minutes on a CPU with
+# the example weights and images.
 
 # %%
-# A fresh Colab has JAX for its CPU, GPU or TPU: what is there stays as it is.
+# A fresh Colab has JAX for its CPU, GPU or TPU: what is installed stays as it is.
 import importlib.metadata
 import subprocess
 import sys
@@ -71,8 +72,8 @@ if lacks('lambda_vit_jax'):
 # %% [markdown]
 # Fill these in. `WEIGHTS`: a `.safetensors` or `.npz` file, a folder, an export,
 # or `hf-hub:timm/NAME` (needs `huggingface_hub`). `IMAGES`: a folder with
-# `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. `VARIANT`: a name of `lambda-vit
-# models`, where the weights do not say it. Left at None, stand-ins are made.
+# `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. `VARIANT`: a name from `lambda-vit
+# models`, where the weights do not name it. Where one is None, an example is used.
 
 # %%
 WEIGHTS = None
@@ -120,19 +121,19 @@ model.variant, model.num_parameters, model.preprocessing
 
 # %% [markdown]
 # ## The images
-# `lambda-vit check-data image_folder:DIR` reads every image once and says what
+# `lambda-vit check-data image_folder:DIR` reads every image once and reports what
 # it found.
 
 # %%
 assert main(['check-data', f'image_folder:{IMAGES}']) == 0
 
 # %% [markdown]
-# A few hundred images of the training split are enough for a choice.
+# A few hundred images of the training split are enough to choose layers.
 
 
 # %%
 def read(path):
-  """One image as the model wants it: resized, centre crop, normalised."""
+  """One image as the model expects it: resized, centre-cropped, normalised."""
   wanted = model.preprocessing
   height, width = wanted.image_size
   image = Image.open(path).convert('L' if wanted.channels == 1 else 'RGB')
@@ -159,7 +160,7 @@ batches = np.split(images, np.arange(64, len(images), 64))
 images.shape
 
 # %% [markdown]
-# ## Which layers?
+# ## Choose layers
 
 # %%
 selection = lv.nose(model, batches, num_layers=5)
@@ -180,9 +181,9 @@ report
 
 # %% [markdown]
 # ## Time it
-# In turn, so that a slow moment hits both; waiting until results are there; the
-# first calls, which compile, are not counted. `stablehlo` is the exported
-# program, run by JAX without this package.
+# The programs run in turn, so that a slow moment affects all of them. Each call
+# waits for its result, and the first calls, which compile, are not counted.
+# `stablehlo` is the exported program, run by JAX without this package.
 
 # %%
 import jax.export
@@ -207,9 +208,9 @@ for turn in range(12):
 
 # %% [markdown]
 # ## Train the smaller model
-# The same on the command line, with dilution. A few steps here, to show that it
-# runs; take `--config.dilute.dilution_steps=30ep` and more for real, and see
-# `docs/data.md` for a config of your own.
+# The same from the command line, with dilution. It trains only a few steps, to
+# show that it works; for a real run use `--config.dilute.dilution_steps=30ep` or
+# more, and see `docs/data.md` for a config of your own.
 
 # %%
 code = main(

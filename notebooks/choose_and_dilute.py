@@ -12,12 +12,12 @@
 # # Choose attention layers and dilute them
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/choose_and_dilute.ipynb)
 #
-# The whole method on 8x8 digits: choose 5 of 12 attention layers, let them
-# fade into the identity while the network trains, and compare. Five minutes on
-# two CPU cores; the same cells run on a GPU or a TPU.
+# The whole method on 8x8 digits: choose 5 of 12 attention layers, dilute them
+# into the identity while the network trains, and compare. It takes five minutes
+# on two CPU cores; the same cells run on a GPU or a TPU.
 
 # %%
-# A fresh Colab has JAX for its CPU, GPU or TPU: what is there stays as it is.
+# A fresh Colab has JAX for its CPU, GPU or TPU: what is installed stays as it is.
 import importlib.metadata
 import subprocess
 import sys
@@ -85,7 +85,7 @@ jax.devices()
 # %% [markdown]
 # Every step is a stage of the command line; `stage('select')` below is
 # `lambda-vit select --config=configs/digits.py --workdir=WORKDIR`. Each stage
-# reads what the one before left in the folder.
+# reads what earlier ones wrote into the folder.
 
 
 # %%
@@ -106,9 +106,9 @@ f'{dense.num_parameters:,} parameters; classes {dense.class_names}'
 
 # %% [markdown]
 # ## Choose
-# NOSE on 200 training images that nothing trains on. `scores` are transfer
-# entropies in nats: what the network's output loses (or, below zero, gains)
-# in entropy without that attention layer.
+# NOSE on 200 images of the training split that are held out from training.
+# `scores` are transfer entropies in nats: how much the entropy of the network's
+# output drops (or, below zero, rises) without that attention layer.
 
 # %%
 stage('select')
@@ -119,8 +119,8 @@ selection
 selection.plot()
 
 # %% [markdown]
-# What happens without training? `absent` leaves the stream x as it is,
-# `identity` doubles it, which is where dilution ends.
+# What happens without training? `absent` leaves the stream x as it is, `identity`
+# doubles it, which is what dilution ends in.
 
 # %%
 from sklearn.datasets import load_digits
@@ -142,11 +142,12 @@ def accuracy(model):
 }
 
 # %% [markdown]
-# (On all 1,797 images, most of which the dense model was trained on: this
-# shows the damage, not the skill.)
+# (These are all 1,797 images, most of which the dense model was trained on: they
+# show the damage, not the accuracy on new images.)
 #
 # ## Dilute
-# λ goes from 1 to 0 over 300 steps, then 150 steps without those attentions.
+# λ goes from 1 to 0 over 300 steps, followed by 150 steps without those attention
+# layers.
 
 # %%
 stage('dilute')
@@ -159,8 +160,8 @@ rows = [
 
 # %% [markdown]
 # ## Compare
-# Accuracy over the 360 test images, dense, pruned, and the exported program
-# run on its own.
+# Accuracy over the 360 test images of the dense model, the pruned model and the
+# exported program on its own.
 
 # %%
 stage('export')
@@ -172,7 +173,7 @@ stage('evaluate')
 
 # %% [markdown]
 # The exported folder loads anywhere: `params/` holds no array of a removed
-# attention, and `model.safetensors` has timm's names.
+# attention layer, and `model.safetensors` uses timm's parameter names.
 
 # %%
 pruned = lv.load_export(WORKDIR / 'export')

@@ -13,11 +13,11 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/look_inside.ipynb)
 #
 # Entropy of every layer, cosine, spectrum, and which attention layers the
-# network would miss least. A minute on CPU, GPU or TPU: a 12-block ViT for
-# digits comes with the package.
+# network needs least. It takes a minute on CPU, GPU or TPU: a 12-block ViT for
+# digits is included in the package.
 
 # %%
-# A fresh Colab has JAX for its CPU, GPU or TPU: what is there stays as it is.
+# A fresh Colab has JAX for its CPU, GPU or TPU: what is installed stays as it is.
 import importlib.metadata
 import subprocess
 import sys
@@ -78,9 +78,9 @@ model = lv.load_pretrained('builtin:vit_mini_patch2_8_digits')
 f'{model.num_parameters:,} parameters, {model.depth} blocks, on {jax.devices()}'
 
 # %% [markdown]
-# Images: scikit-learn's 8x8 handwritten digits, scaled as the model wants
-# them. For a choice that matters take images that the model was not trained
-# on; `lambda-vit select` keeps some back for this.
+# Images: scikit-learn's 8x8 handwritten digits, normalised as the model expects.
+# For a real choice, use images that the model was not trained on;
+# `lambda-vit select` holds some out for this.
 
 # %%
 from sklearn.datasets import load_digits
@@ -91,7 +91,7 @@ images = ((digits - mean) / std).astype(np.float32)
 batches = np.split(images, 8)
 
 # %% [markdown]
-# Entropy of what each attention and each MLP adds to the stream, in nats,
+# Entropy of what each attention layer and each MLP adds to the stream, in nats,
 # and the cosine between the input and the output of each attention half.
 
 # %%
@@ -102,8 +102,8 @@ profile
 profile.plot()
 
 # %% [markdown]
-# The spectrum: how much of the features' energy lies at which spatial
-# frequency, block by block.
+# The spectrum: how the features' energy is distributed over spatial frequencies,
+# block by block.
 
 # %%
 spectrum = lv.spectrum(model, batches)
@@ -113,9 +113,10 @@ spectrum
 spectrum.plot()
 
 # %% [markdown]
-# NOSE removes, one after another, the layer whose absence changes the entropy
-# of the output least. The bands are 95% intervals from a bootstrap over the
-# images: where they overlap, more images are needed to tell layers apart.
+# NOSE removes, one after another, the layer whose transfer entropy is smallest:
+# without it the entropy of the output drops least. The bands are 95% intervals
+# from a bootstrap over the images: where they overlap, more images are needed to
+# tell the layers apart.
 
 # %%
 selection = lv.nose(model, batches, num_layers=5)
@@ -125,7 +126,7 @@ selection
 selection.plot()
 
 # %% [markdown]
-# Without training, with those attention layers left out:
+# With those attention layers left out, before any training:
 
 # %%
 trial = lv.prune(model, selection.removed, mode='absent')
@@ -135,4 +136,4 @@ agreement = np.mean(
 f'{100 * agreement:.1f}% of decisions unchanged, {trial.num_parameters:,} parameters'
 
 # %% [markdown]
-# Training brings the rest back: see `choose_and_dilute.ipynb`.
+# Training recovers the rest: see `choose_and_dilute.ipynb`.

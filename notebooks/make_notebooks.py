@@ -1,10 +1,10 @@
-"""Writes each notebook from its `.py` in jupytext's percent format.
+"""Write each notebook from its `.py` in jupytext's percent format.
 
   python notebooks/make_notebooks.py                 after an edit of a .py
   python notebooks/make_notebooks.py --owner NAME    once, for a fork
 
-The `.py` is what one edits and reviews; `jupytext --sync` does the same. A
-test says when a pair does not agree.
+Edit and review the `.py`; `jupytext --sync` does the same. A test fails when a
+pair does not agree.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parent
 
-# What a notebook says of itself; the same for all, so that pairs can agree.
+# The same for all notebooks, so that pairs can be compared.
 _METADATA = {
   'accelerator': 'GPU',
   'jupytext': {'formats': 'ipynb,py:percent'},
@@ -53,8 +53,8 @@ def _cell(kind: str | None, text: str, number: int) -> dict[str, Any]:
 
 
 def notebook(script: str) -> dict[str, Any]:
-  """The notebook of a script; what stands above the first cell is left out."""
-  # Text, kind, text, kind, text, …: the first text is the head.
+  """The notebook of a script, without what is above its first cell."""
+  # Text, kind, text, kind, text, …: the first text is what is left out.
   parts = _MARKER.split(script)[1:]
   cells = [
     _cell(kind, text, number)
