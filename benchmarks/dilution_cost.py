@@ -61,8 +61,8 @@ def make_programs(
   from lambda_vit_jax.models.build import init_params, make_module
   from lambda_vit_jax.runtime import sharding
   from lambda_vit_jax.training import dilution, optim
+  from lambda_vit_jax.training.dilution import Dilution
   from lambda_vit_jax.training.step import (
-    Dilution,
     LossSettings,
     init_state,
     make_train_step,

@@ -158,8 +158,8 @@ def jax_training(
   from lambda_vit_jax.models.model import create_model
   from lambda_vit_jax.runtime import sharding
   from lambda_vit_jax.training import optim
+  from lambda_vit_jax.training.dilution import Dilution
   from lambda_vit_jax.training.step import (
-    Dilution,
     LossSettings,
     init_state,
     make_train_step,

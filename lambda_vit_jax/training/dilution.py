@@ -1,5 +1,11 @@
-"""λ as a function of the step, and its vector over blocks (METHOD 2 and 5)."""
+"""The dilution schedule: λ(step) from 1 to 0, and λ per block.
 
+λ scales the attention of the diluted blocks (see docs/method.md):
+`x ← (2 - λ)·x + λ·attn(norm1(x))`. The published schedule is linear from 1
+to 0 and then stays at 0.
+"""
+
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
@@ -11,23 +17,22 @@ from lambda_vit_jax.core.typing import Array, AttentionMode
 def dilution_schedule(
   dilution_steps: int, start_step: int = 0
 ) -> Callable[[Array | int], Array]:
-  """λ over steps: 1 at `start_step`, linear to 0, then 0. An optax schedule.
+  """λ over steps: 1 until `start_step`, then linear to 0; an optax schedule.
 
   Args:
     dilution_steps: steps from λ = 1 to λ = 0; 0 means λ = 0 at once.
-    start_step: the step at which λ leaves 1.
+    start_step: the last step at which λ is 1.
 
   Returns:
-    A function of the step (an int or a traced array) to a float32 scalar:
-    exactly 1 at `start_step` and exactly 0 from `start_step +
-    dilution_steps` on.
+    A function from the step (an int or a traced array) to a float32 λ: exactly
+    1 at `start_step`, exactly 0 from `start_step + dilution_steps` on.
   """
 
   def schedule(step: Array | int) -> Array:
     elapsed = jnp.asarray(step, jnp.float32) - start_step
     remaining = dilution_steps - elapsed
-    # XLA divides by a constant through its reciprocal, so that n / n need not
-    # be 1; 0 / n is 0.
+    # XLA divides by a constant by multiplying with its reciprocal, so n / n may
+    # differ from 1. The first step is therefore set to 1; 0 / n is exact.
     begun = (elapsed > 0) | (remaining <= 0)
     share = jnp.clip(remaining / max(dilution_steps, 1), 0.0, 1.0)
     return jnp.where(begun, share, 1.0)
@@ -38,11 +43,18 @@ def dilution_schedule(
 def warm_schedule(
   dilution_steps: int, halfway: int
 ) -> Callable[[Array | int], Array]:
-  """λ of a warm start: 1 to 0 twice, a pure function of the step.
+  """λ of a warm start: from 1 to 0 twice.
 
-  Before `halfway` it leads from attention to an affine map, from there on
-  from the map to the identity; at `halfway` itself it is 1 again, which is
-  the same network as 0 was on the first way.
+  Until `halfway` λ fades from attention to an affine map, after it from the
+  map to the identity. At `halfway` λ is 1 again: the second half with λ = 1 is
+  the same network as the first half with λ = 0.
+
+  Args:
+    dilution_steps: steps of both halves together.
+    halfway: the step at which the second half begins.
+
+  Returns:
+    A function from the step to a float32 λ.
   """
   first = dilution_schedule(halfway)
   second = dilution_schedule(dilution_steps - halfway, halfway)
@@ -54,15 +66,34 @@ def warm_schedule(
   return schedule
 
 
-def is_diluted(step: int, dilution_steps: int, start_step: int = 0) -> bool:
-  """Whether λ is 0 at `step`: from then on attention is not computed."""
-  return step >= start_step + dilution_steps
+@dataclasses.dataclass(frozen=True)
+class Dilution:
+  """Which layers are diluted, and when.
+
+  Attributes:
+    layers: block indices; none for plain training.
+    steps: steps from λ = 1 to λ = 0.
+    halfway: of a warm start, the step at which λ starts again from 1; None
+      for the plain schedule.
+  """
+
+  layers: tuple[int, ...] = ()
+  steps: int = 0
+  halfway: int | None = None
+
+  def factor(self, step: Array) -> Array:
+    """λ of the diluted layers at `step`; 1 without any."""
+    if not self.layers:
+      return jnp.ones((), jnp.float32)
+    if self.halfway is not None:
+      return warm_schedule(self.steps, self.halfway)(step)
+    return dilution_schedule(self.steps)(step)
 
 
 def factor_vector(
   factor: Array | float, diluted_layers: Iterable[int], depth: int
 ) -> Array:
-  """`[depth]` float32: `factor` at `diluted_layers`, 1 elsewhere."""
+  """λ per block, `[depth]` float32: `factor` if diluted, else 1."""
   chosen = np.zeros(depth, bool)
   chosen[list(diluted_layers)] = True
   return jnp.where(chosen, jnp.asarray(factor, jnp.float32), 1.0)
@@ -71,7 +102,7 @@ def factor_vector(
 def diluted_modes(
   diluted_layers: Iterable[int], modes: Sequence[AttentionMode]
 ) -> tuple[AttentionMode, ...]:
-  """Modes during dilution: `diluted` at those layers that have attention."""
+  """Modes during dilution: `diluted` at those layers that still have attention."""
   diluted_layers = set(diluted_layers)
   return tuple(
     'diluted' if index in diluted_layers and mode == 'full' else mode
@@ -80,5 +111,5 @@ def diluted_modes(
 
 
 def final_mode(compensation: bool) -> AttentionMode:
-  """What a diluted block becomes: `identity`, or `absent` without r = 2 - λ."""
+  """Mode at λ = 0: `identity`, or `absent` if the residual keeps scale 1."""
   return 'identity' if compensation else 'absent'

@@ -11,7 +11,8 @@ from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training.step import Dilution, LossSettings
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training.tracing import Window
 
 Evaluate = Callable[[ViT, Params, Array | None], dict[str, float]]

@@ -1,4 +1,4 @@
-"""One optimisation step, with dilution inside, and what prunes its state."""
+"""One training step: mix, forward with λ, loss, distil, update, average."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -10,12 +10,13 @@ import optax
 from jax.sharding import Mesh
 
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.core.typing import Array, Intermediates, Params
 from lambda_vit_jax.models import modes, surgery
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, sharding
 from lambda_vit_jax.training import dilution, losses, mixing
+from lambda_vit_jax.training.dilution import Dilution
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,7 @@ class TrainState:
     step: int32 scalar, optimisation steps done.
     params: float32 parameters.
     opt_state: optax state.
-    ema: exponential moving average of the parameters, or None.
+    ema: exponential moving average of the parameters, or None for none.
   """
 
   step: Array
@@ -37,22 +38,22 @@ class TrainState:
 
 
 DISTILLATIONS = ('none', 'soft', 'hard', 'feature')
-"""Values of `LossSettings.distill`."""
+"""Possible values of `LossSettings.distill`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-  """What the loss adds to cross-entropy; all static.
+  """Static settings of the training step, besides the optimizer.
 
   Attributes:
-    label_smoothing: share spread over all classes.
+    label_smoothing: share of each target that is spread over all classes.
     mixup_alpha: Beta parameter of mixup, 0 for none.
     cutmix_alpha: Beta parameter of cutmix, 0 for none.
-    distill: one of `DISTILLATIONS`: not at all, towards the teacher's
-      logits (`soft`, `hard`), or towards its features.
-    distill_weight: share of the distillation loss.
-    temperature: of soft distillation.
-    ema_decay: 0 for no average.
+    distill: one of `DISTILLATIONS`: `soft` and `hard` follow the teacher's
+      logits, `feature` its pooled features.
+    distill_weight: share of the distillation loss in the total.
+    temperature: softmax temperature of `soft`.
+    ema_decay: decay of the average of the parameters, 0 for no average.
   """
 
   label_smoothing: float = 0.0
@@ -66,36 +67,15 @@ class LossSettings:
   def __post_init__(self):
     if self.distill not in DISTILLATIONS:
       raise UsageError(
-        f'distill={self.distill!r} is not known; known are '
+        f'distill={self.distill!r} is not known: use one of '
         f'{", ".join(DISTILLATIONS)}'
       )
-
-
-@dataclasses.dataclass(frozen=True)
-class Dilution:
-  """Which layers are diluted and when; `layers=()` is plain training.
-
-  Attributes:
-    layers: blocks.
-    steps: from dense to diluted.
-    halfway: the step at which a warm start has reached its affine maps.
-  """
-
-  layers: tuple[int, ...] = ()
-  steps: int = 0
-  halfway: int | None = None
-
-  def factor(self, step: Array) -> Array:
-    """λ of the layers at `step`."""
-    if self.halfway is not None:
-      return dilution.warm_schedule(self.steps, self.halfway)(step)
-    return dilution.dilution_schedule(self.steps)(step)
 
 
 def init_state(
   params: Params, optimizer: optax.GradientTransformation, with_ema: bool
 ) -> TrainState:
-  """A state at step 0."""
+  """The state at step 0; the average starts as the parameters."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -109,9 +89,14 @@ def prune_state(
 ) -> TrainState:
   """Drops the attention of `layers` from parameters, moments and average.
 
-  Of blocks in `linear` the affine maps stay.
+  Args:
+    state: of the network before the switch.
+    layers: blocks that lose their attention and its norm.
+    linear: blocks that keep the affine map that replaces their attention.
 
-  Every subtree shaped like the parameters is found by its first block.
+  Returns:
+    The state of the pruned network. Optimizer moments are pruned with the
+    parameters: a subtree with a first block is taken for a parameter tree.
   """
   layers, linear = tuple(layers), tuple(linear)
   marker = modes.block_name(0)
@@ -130,26 +115,6 @@ def prune_state(
   )
 
 
-def _target(
-  module: ViT, settings: LossSettings, batch: dict[str, Array], key: Array
-) -> tuple[Array, Callable[[Array], Array]]:
-  """The images as mixed, and the loss of their logits against the labels."""
-  images, labels = batch['image'], batch['label']
-  mixes = settings.mixup_alpha or settings.cutmix_alpha
-  if module.segmentation is not None or not mixes:
-    return images, lambda logits: losses.label_loss(
-      logits, labels, settings.label_smoothing
-    )
-  images, targets = mixing.mix(
-    images,
-    losses.smooth_one_hot(labels, module.num_classes, settings.label_smoothing),
-    key,
-    mixup_alpha=settings.mixup_alpha,
-    cutmix_alpha=settings.cutmix_alpha,
-  )
-  return images, lambda logits: losses.cross_entropy(logits, targets)
-
-
 def make_train_step(
   module: ViT,
   optimizer: optax.GradientTransformation,
@@ -162,83 +127,66 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """Builds the jitted step `(state, batch, teacher_params) -> state, metrics`.
 
-  λ is evaluated from `state.step` inside the program, so one compilation
-  serves the whole schedule. Random keys are folded from (seed, step, block,
-  branch): leaving a branch out shifts no other. The state is donated.
+  λ is computed from `state.step` inside the program, so one compilation serves
+  the whole schedule. Random keys are folded from (seed, step, block, branch),
+  so leaving out one branch does not change the draws of another. The state is
+  donated.
 
   Args:
-    module: in modes `full` and `diluted`, or the pruned module.
+    module: the network, in modes `full` and `diluted` or already pruned.
     optimizer: an optax transformation.
-    settings: terms of the loss.
-    dilution_plan: λ over steps, for the blocks in mode `diluted`.
+    settings: terms of the loss, mixing and averaging.
+    dilution_plan: λ by step, for the blocks in mode `diluted`.
     seed: of every random choice in the step.
-    mesh: the batch and the parameters live on it.
+    mesh: devices that hold the batch and the parameters.
     state_shardings: a sharding per leaf of the state.
     teacher: dense module for distillation.
 
   Returns:
-    A function whose metrics are `loss`, `accuracy` (of the unmixed labels;
-    against mixed images it is only indicative), `gradient_norm` and `lambda`.
+    A function whose metrics are `loss`, `accuracy` (against the unmixed
+    labels, so only indicative when images are mixed), `gradient_norm` and
+    `lambda`.
   """
-  depth = module.depth
-  diluting = 'diluted' in module.attention_modes
-
-  def loss_and_logits(
-    params: Params, state: TrainState, batch: dict[str, Array], teacher_params
-  ) -> tuple[Array, Array]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    path_key, mix_key = jax.random.split(key)
-    images, loss_of = _target(module, settings, batch, mix_key)
-    factor = None
-    if diluting:
-      factor = dilution.factor_vector(
-        dilution_plan.factor(state.step), dilution_plan.layers, depth
-      )
-    logits, taps = apply_module(
-      module,
-      params,
-      images,
-      dilution_factor=factor,
-      drop_path_key=path_key,
-      capture=False,
-    )
-    loss = loss_of(logits)
-    if teacher is not None and settings.distill != 'none':
-      teacher_logits, teacher_taps = apply_module(
-        teacher, teacher_params, images, capture=False
-      )
-      if settings.distill == 'feature':
-        extra = losses.feature_distillation_loss(
-          taps['features'], teacher_taps['features']
-        )
-      else:
-        extra = losses.distillation_loss(
-          logits, teacher_logits, settings.distill, settings.temperature
-        )
-      weight = settings.distill_weight
-      loss = (1.0 - weight) * loss + weight * extra
-    return loss, logits
 
   def step(
-    state: TrainState, batch: dict[str, Array], teacher_params: Params | None
+    state: TrainState, batch: dict[str, Array], teacher_params: Any
   ) -> tuple[TrainState, dict[str, Array]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    drop_path_key, mix_key = jax.random.split(key)
+    images, targets = _mix(module, settings, batch, mix_key)
+    factors = _dilution_factors(module, dilution_plan, state.step)
+
+    def loss_and_logits(params: Params) -> tuple[Array, Array]:
+      student = apply_module(
+        module,
+        params,
+        images,
+        dilution_factor=factors,
+        drop_path_key=drop_path_key,
+        capture=False,
+      )
+      loss = _target_loss(student[0], targets, settings.label_smoothing)
+      if teacher is not None and settings.distill != 'none':
+        taught = apply_module(teacher, teacher_params, images, capture=False)
+        weight = settings.distill_weight
+        loss = (1.0 - weight) * loss + weight * _distillation_loss(
+          student, taught, settings
+        )
+      return loss, student[0]
+
     (loss, logits), gradients = jax.value_and_grad(
       loss_and_logits, has_aux=True
-    )(state.params, state, batch, teacher_params)
+    )(state.params)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      ema = optax.incremental_update(params, ema, 1.0 - settings.ema_decay)
+    ema = _average(state.ema, params, settings.ema_decay)
     metrics = {
       'loss': loss,
       'accuracy': losses.accuracy(logits, batch['label']),
       'gradient_norm': optax.tree.norm(gradients),
-      'lambda': (
-        dilution_plan.factor(state.step) if dilution_plan.layers else 1.0
-      ),
+      'lambda': dilution_plan.factor(state.step),
     }
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
@@ -247,3 +195,59 @@ def make_train_step(
     donate_argnums=0,
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
+
+
+def _mix(
+  module: ViT, settings: LossSettings, batch: dict[str, Array], key: Array
+) -> tuple[Array, Array]:
+  """Images and smoothed targets after mixup or cutmix; masks stay labels."""
+  images, labels = batch['image'], batch['label']
+  if module.segmentation is not None:
+    return images, labels
+  targets = losses.smooth_one_hot(
+    labels, module.num_classes, settings.label_smoothing
+  )
+  return mixing.mix(
+    images,
+    targets,
+    key,
+    mixup_alpha=settings.mixup_alpha,
+    cutmix_alpha=settings.cutmix_alpha,
+  )
+
+
+def _dilution_factors(module: ViT, plan: Dilution, step: Array) -> Array | None:
+  """`[depth]` λ per block at `step`, or None where no block is diluted."""
+  if 'diluted' not in module.attention_modes:
+    return None
+  return dilution.factor_vector(plan.factor(step), plan.layers, module.depth)
+
+
+def _target_loss(logits: Array, targets: Array, smoothing: float) -> Array:
+  """Cross-entropy with `_mix`'s targets: probabilities, or labels of pixels."""
+  if targets.ndim == logits.ndim:
+    return losses.cross_entropy(logits, targets)
+  return losses.pixel_cross_entropy(logits, targets, smoothing)
+
+
+def _distillation_loss(
+  student: tuple[Array, Intermediates],
+  teacher: tuple[Array, Intermediates],
+  settings: LossSettings,
+) -> Array:
+  """Loss between what two networks return for the same images."""
+  (logits, taps), (teacher_logits, teacher_taps) = student, teacher
+  if settings.distill == 'feature':
+    return losses.feature_distillation_loss(
+      taps['features'], teacher_taps['features']
+    )
+  return losses.distillation_loss(
+    logits, teacher_logits, settings.distill, settings.temperature
+  )
+
+
+def _average(ema: Params | None, params: Params, decay: float) -> Params | None:
+  """`decay · ema + (1 - decay) · params`, or None where none is kept."""
+  if ema is None:
+    return None
+  return optax.incremental_update(params, ema, 1.0 - decay)

@@ -7,7 +7,8 @@ from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training import dilution, loop, optim
-from lambda_vit_jax.training.step import Dilution, LossSettings
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.step import LossSettings
 
 LAYERS = (0, 2)
 

@@ -21,8 +21,9 @@ from lambda_vit_jax.models.variants import Variant
 from lambda_vit_jax.runtime import sharding, signals
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training import loop, persistence
+from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
-from lambda_vit_jax.training.step import Dilution, LossSettings
+from lambda_vit_jax.training.step import LossSettings
 from tests.support.training_jobs import (
   LAYERS,
   make_batches,

@@ -10,7 +10,7 @@ from lambda_vit_jax.cli.stages import dilute
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, forward
 from lambda_vit_jax.training import dilution
-from lambda_vit_jax.training.step import Dilution
+from lambda_vit_jax.training.dilution import Dilution
 from tests.support.search_models import make_images, make_model
 
 IMAGES = make_images()

@@ -10,8 +10,8 @@ from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import dilution, loop
+from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Phase
-from lambda_vit_jax.training.step import Dilution
 
 
 def dilution_steps(run: Run) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training import loop
-from lambda_vit_jax.training.step import Dilution
+from lambda_vit_jax.training.dilution import Dilution
 
 
 def starting_model(run: Run) -> Model:

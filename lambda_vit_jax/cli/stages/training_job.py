@@ -17,7 +17,8 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import loop, optim, persistence, tracing
-from lambda_vit_jax.training.step import Dilution, LossSettings
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.step import LossSettings
 
 
 def _training_job(
