@@ -27,7 +27,7 @@ _PUBLIC = {
   'export': 'exporters.export',
   'fold': 'models.edits',
   'linearize': 'training_free.linear_maps',
-  'load_export': 'exporters.export',
+  'load_export': 'checkpoints.load',
   'load_pretrained': 'checkpoints.load',
   'merge_tokens': 'models.edits',
   'nose': 'selection.nose',

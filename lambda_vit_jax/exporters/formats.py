@@ -1,104 +1,72 @@
-"""The portable files of an export: each a writer, and how to run it back.
+"""The export formats: for each a writer, and a reader to check it with.
 
-All of them hold the folded model (METHOD, section 2): a plain ViT without the
-factor 2, in which removed attentions do not exist.
+To add a format, write its two functions and give it an entry in `FORMATS`.
+All formats but `orbax` hold the folded model (docs/method.md#folding): a
+plain ViT without factors of 2, in which removed attention layers have no
+arrays.
 """
 
-import contextlib
+import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from etils import epath
 from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
-from lambda_vit_jax.checkpoints import convert, readers, timm_config
+from lambda_vit_jax.checkpoints import (
+  convert,
+  orbax_store,
+  readers,
+  timm_config,
+)
 from lambda_vit_jax.checkpoints.description import describe
+from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
-from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.exporters.onnx import graph as graph_lib
-from lambda_vit_jax.exporters.onnx import vit
-from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.core.files import absolute, write_json
+from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.exporters.comparison import Program
+from lambda_vit_jax.exporters.onnx import graph as onnx_graph
+from lambda_vit_jax.exporters.onnx import vit as onnx_vit
+from lambda_vit_jax.exporters.source import Source, plain, with_stock_epsilon
+from lambda_vit_jax.exporters.storage import DTYPES
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, apply_module
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.quantization import QUANTIZATIONS
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-"""What a `model.stablehlo` runs on."""
+"""Devices that can run a `model.stablehlo`."""
 
-DTYPES = {
-  'float32': np.dtype(np.float32),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-  'float16': np.dtype(np.float16),
-}
-"""Storage types of the portable files; computation stays in float32."""
-
-INT8 = 'int8'
-"""Beside those: the export of a quantised model."""
-
-# Half a unit in the last place of float16 is 2^-11; an array whose numbers
-# lie below its normal range loses more.
-_FLOAT16_ERROR = 2.0**-10
+# Largest difference of a stock program's logits without a warning.
+_STOCK_WARNING = 1e-3
 
 
-def cast_params(params: Params, dtype: str) -> tuple[Params, list[str]]:
-  """Parameters in a storage dtype, where they survive it.
-
-  Args:
-    params: float32 arrays.
-    dtype: a key of `DTYPES`.
-
-  Returns:
-    The tree, and the paths of arrays that stay float32 because float16 would
-    overflow or lose more than its rounding on them (in the L2 norm).
-  """
-  kept: list[str] = []
-  flat = {}
-  for path, leaf in convert.flatten(params).items():
-    array = np.asarray(leaf)
-    with np.errstate(over='ignore'):
-      cast = array.astype(DTYPES[dtype])
-    if dtype == 'float16':
-      exact = array.astype(np.float64)
-      error = np.linalg.norm(cast.astype(np.float64) - exact)
-      if not error <= _FLOAT16_ERROR * np.linalg.norm(exact):
-        cast = array
-        kept.append(path)
-    flat[path] = cast
-  return convert.unflatten(flat), kept
+def write_orbax(directory: epath.Path, source: Source) -> None:
+  """Writes `params/` and as much of `model.json` as `load_export` reads."""
+  # Orbax takes no arrays of one process from a job of several.
+  params = jax.tree.map(np.asarray, source.model.params)
+  with orbax_store.orbax().StandardCheckpointer(
+    multiprocessing_options=orbax_store.alone()
+  ) as checkpointer:
+    checkpointer.save(absolute(directory / 'params'), params)
+  write_json(
+    directory / 'model.json', describe(source.model) | {'format_version': 1}
+  )
 
 
-def stored_model(folded: Model, dtype: str) -> tuple[Model, list[str]]:
-  """`folded` with the numbers that the files will hold, for `cast_params`.
-
-  A quantised model holds them already.
-  """
-  if dtype == INT8:
-    return folded, []
-  params, kept = cast_params(folded.params, dtype)
-  # Arrays of JAX: a cast of theirs is traced, and the program keeps the
-  # stored type.
-  params = jax.tree.map(jnp.asarray, params)
-  return folded.replace(params=params), kept
-
-
-def program(model: Model) -> Callable[[Array], Array]:
-  """Images to logits, closed over the parameters; traceable."""
-
-  def predict(images: Array) -> Array:
-    return apply_module(model.module, model.params, images, capture=False)[0]
-
-  return predict
+def _dequantized(source: Source) -> dict[str, Program]:
+  """The float32 model beside the quantised one."""
+  return {'quantization': source.unquantized} if source.is_quantized else {}
 
 
 def fill_with_zeros(model: Model) -> Model:
-  """A folded model in whose removed blocks the attention computes zeros.
+  """Gives removed blocks of a folded model attention layers of zeros.
 
   Raises:
     ModelError: a block in mode `linear`, which no attention can stand for.
@@ -114,7 +82,7 @@ def fill_with_zeros(model: Model) -> Model:
   shapes = abstract_params(module)
   params = dict(model.params)
   for index in model.removed_layers:
-    name = modes_lib.block_name(index)
+    name = block_name(index)
     params[name] = params[name] | {
       part: jax.tree.map(
         lambda s: np.zeros(s.shape, s.dtype), shapes[name][part]
@@ -128,9 +96,10 @@ def fill_with_zeros(model: Model) -> Model:
 def write_safetensors(
   directory: epath.Path, folded: Model, zero_fill: bool
 ) -> None:
-  """`model.safetensors` with timm's names, and timm's `config.json`.
+  """Writes `model.safetensors` with timm's names, and timm's `config.json`.
 
-  The header repeats the description, so that the file can be moved alone.
+  The header repeats the model's description, so that the file can be moved
+  alone.
   """
   fields = describe(folded) | {'zero_filled': zero_fill}
   description = json.dumps(fields, allow_nan=False)
@@ -155,26 +124,53 @@ def write_safetensors(
   (directory / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
 
 
+def _safetensors_warnings(
+  source: Source, differences: Mapping[str, float]
+) -> list[str]:
+  """What programs that know timm alone do not do with the file."""
+  warnings = []
+  if differences['stock_epsilon'] > _STOCK_WARNING:
+    warnings.append(
+      'model.safetensors: a program with one epsilon for all norms returns '
+      f'logits that differ by {differences["stock_epsilon"]:.1e}; set each '
+      "norm's epsilon from config.json"
+    )
+  if source.merges_tokens:
+    warnings.append(
+      'model.safetensors: programs that know timm alone compute the network '
+      'without its token merging; use model.stablehlo, model.onnx or this '
+      'package'
+    )
+  if source.is_quantized:
+    warnings.append(
+      'model.safetensors: matrices are int8; other programs have to load '
+      'weight * weight_scale in place of each weight'
+    )
+  return warnings
+
+
 def write_stablehlo(path: epath.Path, folded: Model) -> None:
-  """The whole program with its weights, for any batch size.
+  """Writes the whole program with its weights, for any batch size.
 
   `jax.export.deserialize(path.read_bytes()).call(images)` runs it: float32
   images `[batch, height, width, channels]` to logits `[batch, num_classes]`.
   """
-  module = folded.module
+  module, params = folded.module, folded.params
+
+  def predict(images: Array) -> Array:
+    return apply_module(module, params, images, capture=False)[0]
+
   height, width = module.image_size
   (batch,) = jax_export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct(
     (batch, height, width, module.in_chans), jnp.float32
   )
-  exported = jax_export.export(jax.jit(program(folded)), platforms=PLATFORMS)(
-    images
-  )
+  exported = jax_export.export(jax.jit(predict), platforms=PLATFORMS)(images)
   path.write_bytes(bytes(exported.serialize()))
 
 
-def read_stablehlo(path: epath.Path) -> Callable[[Array], Array]:
-  """The program of `write_stablehlo`, none of our code in it.
+def read_stablehlo(path: epath.Path) -> Program:
+  """Loads a `model.stablehlo`; running it needs none of our code.
 
   Raises:
     CheckpointError: not such a file.
@@ -190,54 +186,95 @@ def read_stablehlo(path: epath.Path) -> Callable[[Array], Array]:
 
 
 def write_onnx(path: epath.Path, folded: Model, dtype: str) -> None:
-  """`model.onnx`: input `images` NHWC, any batch, output `logits`.
+  """Writes `model.onnx`: input `images` (NHWC, any batch), output `logits`.
 
   Raises:
     LambdaVitError: the extra `[onnx]` is not installed, or the model is too
       large for one ONNX file.
   """
-  graph = vit.build(folded, DTYPES.get(dtype, np.dtype(np.float32)))
-  path.write_bytes(graph_lib.serialize(graph))
+  graph = onnx_vit.build(folded, DTYPES.get(dtype, np.dtype(np.float32)))
+  path.write_bytes(onnx_graph.serialize(graph))
 
 
-def read_onnx(path: epath.Path) -> Callable[[Array], Array]:
-  """`model.onnx` in onnxruntime on the CPU.
+def read_onnx(path: epath.Path) -> Program:
+  """Loads a `model.onnx` in onnxruntime on the CPU.
 
   Raises:
     LambdaVitError: the extra `[onnx]` is not installed.
   """
-  session = graph_lib.import_extra('onnxruntime').InferenceSession(
+  session = onnx_graph.import_extra('onnxruntime').InferenceSession(
     path.read_bytes(), providers=['CPUExecutionProvider']
   )
 
   def predict(images: Array) -> Array:
-    return session.run(['logits'], {'images': np.asarray(images, np.float32)})[
-      0
-    ]
+    inputs = {'images': np.asarray(images, np.float32)}
+    return session.run(['logits'], inputs)[0]
 
   return predict
 
 
-def difference(reference: Array, found: Array, typical: bool = False) -> float:
-  """`max |found - reference| / max(1, max |reference|)`; inf if not finite.
+def _no_programs(source: Source) -> dict[str, Program]:
+  del source
+  return {}
 
-  Args:
-    reference: `[batch, ..., num_classes]`.
-    found: what should be the same.
-    typical: of the median image instead of the worst.
+
+def _no_warnings(source: Source, differences: Mapping[str, float]) -> list[str]:
+  del source, differences
+  return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How one format is written, checked and warned about.
+
+  Attributes:
+    write: writes its files into a folder.
+    read: loads them back from that folder as a program, whose logits have to
+      be the model's.
+    others: more programs to compare, by name; their differences are recorded
+      only.
+    warnings: lines to show, given the differences by name.
+    int8_arithmetic: the forms of int8 arithmetic that it can express.
   """
-  reference = np.asarray(reference, np.float64)
-  found = np.asarray(found, np.float64)
-  if reference.shape != found.shape:
-    return math.inf
-  largest = max(1.0, float(np.abs(reference).max()))
-  each = np.abs(found - reference).reshape(len(found), -1).max(axis=1) / largest
-  worst = float(np.median(each) if typical else each.max())
-  return worst if math.isfinite(worst) else math.inf
+
+  write: Callable[[epath.Path, Source], None]
+  read: Callable[[epath.Path], Program]
+  others: Callable[[Source], dict[str, Program]] = _no_programs
+  warnings: Callable[[Source, Mapping[str, float]], list[str]] = _no_warnings
+  int8_arithmetic: tuple[str, ...] = QUANTIZATIONS[1:]
 
 
-@contextlib.contextmanager
-def exact_products() -> Iterator[None]:
-  """Checks compare programs, not an accelerator's short products."""
-  with jax.default_matmul_precision('highest'):
-    yield
+FORMATS = {
+  'orbax': Format(
+    write=write_orbax,
+    read=lambda directory: plain(load_export(directory)),
+    others=_dequantized,
+  ),
+  'safetensors': Format(
+    write=lambda directory, source: write_safetensors(
+      directory, source.stored, source.zero_fill
+    ),
+    read=lambda directory: plain(
+      load_pretrained(directory / 'model.safetensors')
+    ),
+    others=lambda source: {'stock_epsilon': with_stock_epsilon(source)},
+    warnings=_safetensors_warnings,
+  ),
+  'stablehlo': Format(
+    write=lambda directory, source: write_stablehlo(
+      directory / 'model.stablehlo', source.stored
+    ),
+    read=lambda directory: read_stablehlo(directory / 'model.stablehlo'),
+  ),
+  'onnx': Format(
+    write=lambda directory, source: write_onnx(
+      directory / 'model.onnx', source.stored, source.dtype
+    ),
+    read=lambda directory: read_onnx(directory / 'model.onnx'),
+    int8_arithmetic=('weights',),
+  ),
+}
+"""What `export.formats` may name, in the order they are written."""
+
+ALWAYS = 'orbax'
+"""The format that we load ourselves, part of every export."""

@@ -1,5 +1,6 @@
 """Exports that give the model's logits, or do not come to be."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ from lambda_vit_jax.core.errors import (
 )
 from lambda_vit_jax.exporters import export
 from lambda_vit_jax.exporters import formats as formats_lib
+from lambda_vit_jax.exporters.comparison import difference
+from lambda_vit_jax.exporters.storage import cast_params
 from lambda_vit_jax.models.build import (
   abstract_params,
   make_module,
@@ -218,7 +221,7 @@ def test_folded_is_the_same_function(pruned, images):
   model = prune(dense, (0, 1))
   folded = fold(model)
   # The issue's bound for float32: rounding of another order of magnitude.
-  assert formats_lib.difference(model(images), folded(images)) < 1e-5
+  assert difference(model(images), folded(images)) < 1e-5
   with jax.enable_x64(True):
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
     halved = jax.tree.map(lambda x: np.asarray(x, np.float64), folded.params)
@@ -230,7 +233,7 @@ def test_folded_is_the_same_function(pruned, images):
     ]
     assert features[0].dtype == jnp.float64
     # Folding is exact: what remains is float64 rounding.
-    assert formats_lib.difference(*features) < 1e-12
+    assert difference(*features) < 1e-12
 
 
 def test_zero_fill_computes_the_same_with_every_array_there(
@@ -253,9 +256,9 @@ def test_zero_fill_computes_the_same_with_every_array_there(
   save_file(arrays, tmp_path / 'stock.safetensors')
   stock = load_pretrained(tmp_path / 'stock.safetensors')
   assert stock.attention_modes == ('full',) * 3
-  difference = formats_lib.difference(pruned(images), stock(images))
   # Other images than those of the export's own check.
-  assert difference < 10 * report['differences']['stock_epsilon'] + 1e-6
+  found = difference(pruned(images), stock(images))
+  assert found < 10 * report['differences']['stock_epsilon'] + 1e-6
   # Ours reads the zeros as what they stand for, and checks that they are.
   assert load_pretrained(path).removed_layers == (1,)
   with safe_open(path, framework='numpy') as file:
@@ -280,7 +283,7 @@ def test_linear_blocks(pruned, images, tmp_path):
   found = load_pretrained(tmp_path / 'out' / 'model.safetensors')
   assert found.attention_modes == ('linear', 'absent', 'full')
   # The same function, folded.
-  assert formats_lib.difference(model(images), found(images)) < 1e-5
+  assert difference(model(images), found(images)) < 1e-5
   with pytest.raises(ModelError, match='block 0 is a linear map'):
     export.export(model, tmp_path / 'out', formats=FILES, zero_fill=True)
   assert load_export(tmp_path / 'out').attention_modes[0] == 'linear'
@@ -316,7 +319,7 @@ def test_float16_keeps_what_it_cannot_hold():
     'small': np.float32([1e-7, 3e-8]),
     'zero': np.zeros(3, np.float32),
   }
-  cast, kept = formats_lib.cast_params(params, 'float16')
+  cast, kept = cast_params(params, 'float16')
   assert kept == ['large', 'small']
   assert {n: str(a.dtype) for n, a in cast.items()} == {
     'fine': 'float16',
@@ -324,7 +327,7 @@ def test_float16_keeps_what_it_cannot_hold():
     'small': 'float32',
     'zero': 'float16',
   }
-  cast, kept = formats_lib.cast_params(params, 'bfloat16')
+  cast, kept = cast_params(params, 'bfloat16')
   assert kept == []
 
 
@@ -401,12 +404,16 @@ def test_a_failed_export_leaves_the_old_one(pruned, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   export.export(pruned, out, formats=FILES)
 
-  def writes_nonsense(directory, folded, zero_fill):
-    wrong = folded.replace(params=jax.tree.map(lambda x: 2 * x, folded.params))
-    write(directory, wrong, zero_fill)
+  def writes_nonsense(directory, source):
+    wrong = dataclasses.replace(source, stored=scaled(source.stored, 2))
+    entry.write(directory, wrong)
 
-  write = formats_lib.write_safetensors
-  monkeypatch.setattr(formats_lib, 'write_safetensors', writes_nonsense)
+  entry = formats_lib.FORMATS['safetensors']
+  monkeypatch.setitem(
+    formats_lib.FORMATS,
+    'safetensors',
+    dataclasses.replace(entry, write=writes_nonsense),
+  )
   with pytest.raises(CheckpointError, match='logits of safetensors differ'):
     export.export(scaled(pruned, 1.5), out, formats=FILES)
   assert_same(load_export(out).params, pruned.params)
@@ -428,7 +435,7 @@ def test_a_kill_between_the_renames_is_mended(pruned, tmp_path, monkeypatch):
   def fails(*arguments):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(export, '_write', fails)
+  monkeypatch.setattr(export, '_write_formats', fails)
   with pytest.raises(LambdaVitError, match='No space left on device'):
     export.export(pruned, out, formats=())
   assert_same(load_export(out).params, pruned.params)

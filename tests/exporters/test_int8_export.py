@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core.errors import CheckpointError, ModelError, UsageError
 from lambda_vit_jax.exporters import export as export_lib
-from lambda_vit_jax.exporters import formats
+from lambda_vit_jax.exporters.comparison import difference
+from lambda_vit_jax.exporters.formats import read_stablehlo
 from lambda_vit_jax.exporters.onnx import vit
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import dequantize, fold, quantize
@@ -46,7 +47,7 @@ def test_the_folder_is_the_quantised_model(exported, pruned, images):
     )
     # Another order of float32 sums.
     np.testing.assert_allclose(found(images), expected(images), atol=1e-5)
-  program = formats.read_stablehlo(folder / 'model.stablehlo')
+  program = read_stablehlo(folder / 'model.stablehlo')
   np.testing.assert_allclose(program(images), expected(images), atol=1e-5)
   fields = json.loads((folder / 'model.json').read_text())
   assert fields['quantization'] == 'weights'
@@ -133,9 +134,9 @@ def test_dynamic_arithmetic_goes_into_the_program(pruned, images, tmp_path):
   )
   found = load_export(folder)
   assert found.module.quantization == 'dynamic'
-  program = formats.read_stablehlo(folder / 'model.stablehlo')
+  program = read_stablehlo(folder / 'model.stablehlo')
   allowed = report['differences']['quantization']
-  assert formats.difference(found(images), program(images)) <= allowed
+  assert difference(found(images), program(images)) <= allowed
   from jax import export as jax_export
 
   data = bytearray((folder / 'model.stablehlo').read_bytes())
