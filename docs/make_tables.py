@@ -1,9 +1,9 @@
-"""Writes docs/results.md and docs/performance.md from docs/benchmarks/*.json.
+"""Write docs/results.md and docs/performance.md from docs/benchmarks/*.json.
 
   python docs/make_tables.py
 
 Every table names the script that measured it, the hardware and the date. A
-file that is not there has no section. A test says when a page is not current.
+missing file has no section. A test fails when a page is not current.
 """
 
 import json
@@ -21,7 +21,7 @@ PAGES = {
 
 
 def make_page(name: str) -> str:
-  """The text of one of `PAGES`."""
+  """Return the text of one of `PAGES`."""
   page = PAGES[name]
   parts = [page.HEAD.strip()]
   for figures, section in page.SECTIONS.items():
@@ -32,7 +32,7 @@ def make_page(name: str) -> str:
 
 
 def main() -> None:
-  """Writes every page."""
+  """Write every page."""
   for name in PAGES:
     (DOCS / name).write_text(make_page(name))
 

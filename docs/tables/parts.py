@@ -1,11 +1,11 @@
-"""What tables are made of."""
+"""Format the cells of the tables and the line under each."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  """A Markdown table; the first column to the left, the others to the right."""
+  """A Markdown table; the first column left-aligned, the others right."""
   header = list(header)
   lines = [
     '| ' + ' | '.join(header) + ' |',
@@ -28,12 +28,12 @@ def origin(name: str, script: str, found: dict[str, Any]) -> str:
 
 
 def percent(value: float, digits: int = 2) -> str:
-  """A fraction in per cent."""
+  """A fraction as a percentage."""
   return f'{100 * value:.{digits}f}'
 
 
 def span(value: dict[str, float], digits: int = 2) -> str:
-  """A ratio with its extremes."""
+  """A median with its extremes."""
   return (
     f'{value["median"]:.{digits}f} '
     f'[{value["min"]:.{digits}f}, {value["max"]:.{digits}f}]'
@@ -41,5 +41,5 @@ def span(value: dict[str, float], digits: int = 2) -> str:
 
 
 def layers(blocks: Iterable[int]) -> str:
-  """Block numbers, a dash for none."""
+  """Block indices; a dash for none."""
   return ' '.join(map(str, blocks)) or '–'

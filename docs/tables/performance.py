@@ -1,4 +1,4 @@
-"""Sections of docs/performance.md."""
+"""The sections of docs/performance.md, one function per table."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ from tables.parts import layers, origin, percent, span, table
 HEAD = """# Performance
 
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
-[`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in turn
-in one run; figures are medians, with the extremes of the rounds' ratios in
-brackets. No accelerator was at hand for any of them: nothing here says how fast
-a GPU or a TPU is.
+[`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in
+alternation in one run; figures are medians, with the extremes over the rounds in
+brackets. No accelerator was available for any of them: nothing here shows how
+fast a GPU or a TPU is.
 """
 
 
 def nose_table(found: dict[str, Any]) -> str:
-  """The search against plain loops."""
+  """NOSE against plain loops."""
   median = found['median_seconds']
   rows = [
     (
@@ -26,7 +26,7 @@ def nose_table(found: dict[str, Any]) -> str:
       ' '.join(f'{value:.1f}' for value in found['seconds'][name]),
     )
     for name, label in (
-      ('wavefront', 'one pass a round'),
+      ('wavefront', 'one pass per round'),
       ('plain_loop', 'plain loop, this package'),
       ('timm_eager', 'plain loop, PyTorch and timm, eager'),
     )
@@ -38,7 +38,7 @@ def nose_table(found: dict[str, Any]) -> str:
       f'DeiT-T at 224 pixels, 5 of 12, {found["num_images"]} images, all '
       'rounds, compilation excluded. Largest difference of an entropy: '
       f'{found["largest_difference_nats_per_channel"]:.1g} nats per channel.',
-      table(('search', 'seconds', 'times the first', 'every run'), rows),
+      table(('search', 'seconds', 'times the first', 'all runs'), rows),
       origin('nose_speed', 'nose_speed.py', found),
     ]
   )
@@ -49,7 +49,7 @@ def _counted(threads: str) -> str:
 
 
 def timm_table(found: dict[str, Any]) -> str:
-  """Inference and training beside PyTorch."""
+  """Inference and training compared with PyTorch and timm."""
   rows = []
   for name, case in found['cases'].items():
     kind, size, batch, threads = name.split('-')
@@ -75,17 +75,18 @@ def timm_table(found: dict[str, Any]) -> str:
   first = next(iter(found['cases'].values()))
   return '\n\n'.join(
     [
-      '## Beside PyTorch and timm\n\n'
-      'DeiT at 224 pixels, float32, images per second. The fraction of the '
-      'matrix product relates executed multiply-accumulates to a product of '
-      "the MLP's shape in the same run: as XLA takes it by itself, and as this "
-      'package has it taken (next section). Pruned over dense is given beside '
-      'the ratio of their multiply-accumulates. Where the ratio is below 1 we '
-      'are slower than the better of eager PyTorch and `torch.compile`.',
+      '## Compared with PyTorch and timm\n\n'
+      'DeiT at 224 pixels, float32, images per second. The fraction of a '
+      'matrix product is the rate of executed multiply-accumulates over that '
+      "of a product of the MLP's shape in the same run: as XLA computes it by "
+      'default, and as this package has it computed (next section). Pruned '
+      'over dense is followed by the ratio of their multiply-accumulates. '
+      'Where the ratio is below 1 we are slower than the better of eager '
+      'PyTorch and `torch.compile`.',
       table(
         (
           'case',
-          'the better reference',
+          'better reference',
           'dense',
           'ratio',
           "fraction of XLA's product",
@@ -100,19 +101,20 @@ def timm_table(found: dict[str, Any]) -> str:
 
 
 def products_table(found: dict[str, Any]) -> str:
-  """Matrix products with and without the options of `compilation`."""
+  """Matrix products with and without our compiler options."""
   forms = ('default', 'whole', 'used')
   return '\n\n'.join(
     [
       '## Matrix products on a CPU\n\n'
-      'Billions of operations a second on one core, float32: the median, and '
-      'the best in brackets. `default` is what XLA chooses (YNNPACK). `whole` '
-      'is with the options that every large program of this package is '
-      'compiled with (Eigen with the kernels of oneDNN; reductions stay). '
-      '`used` is what the package takes: the same, in pieces where the rows '
-      'of a matrix are a multiple of 4 KiB long and would share their places '
-      'in the cache. (In a network, rows longer than 4 KiB are avoided as well: '
-      'see [`runtime/compilation.py`](../lambda_vit_jax/runtime/compilation.py).)',
+      'Billions of operations per second on one core, float32: the median, '
+      'and the best in brackets. `default` is what XLA chooses (YNNPACK). '
+      '`whole` uses the options that every large program of this package is '
+      'compiled with (Eigen with the kernels of oneDNN; reductions are not '
+      'affected). `used` is what the package does: the same, in pieces where '
+      'the rows of a matrix are a multiple of 4 KiB long and would compete for '
+      'the same cache sets. (In a network, rows longer than 4 KiB are avoided '
+      'as well: see '
+      '[`runtime/compilation.py`](../lambda_vit_jax/runtime/compilation.py).)',
       table(
         ('product', *forms),
         (
@@ -132,7 +134,7 @@ def products_table(found: dict[str, Any]) -> str:
 
 
 def scaling_table(found: dict[str, Any]) -> str:
-  """How cost grows with tokens, depth and batch, and over devices."""
+  """Growth of the cost with tokens, depth and batch, and over devices."""
   rows = []
   for series in ('tokens', 'depth', 'batch'):
     for row in found[series]:
@@ -161,7 +163,7 @@ def scaling_table(found: dict[str, Any]) -> str:
     [
       '## How cost grows\n\n'
       'DeiT-T, float32, dense and without the attention of every third block. '
-      'Growth is to the first row of a series, of the time and of the '
+      'Growth is relative to the first row of a series, of the time and of the '
       'executed multiply-accumulates. Compiled without a cache.',
       table(
         (
@@ -178,15 +180,15 @@ def scaling_table(found: dict[str, Any]) -> str:
         ),
         rows,
       ),
-      'A training step on 16 images by virtual devices on the same cores, '
-      f'which shows what splitting costs: {steps}.',
+      'A training step on 16 images, by the number of virtual devices on the '
+      f'same cores, which shows what splitting costs: {steps}.',
       origin('scaling', 'scaling.py', found),
     ]
   )
 
 
 def merging_tables(of_tasks: dict[str, Any]) -> str:
-  """Speed against the tokens that are merged, of each kind of network."""
+  """Speed against merged tokens, for each kind of network."""
   return '\n\n'.join(map(_merging_table, of_tasks.values()))
 
 
@@ -212,12 +214,12 @@ def _merging_table(found: dict[str, Any]) -> str:
     [
       f'## {title}\n\n'
       f'`{found["variant"]}`{decoder}, attention removed from blocks '
-      f'{layers(found["removed"])} but for the row `dense`; r tokens merged '
-      f'behind each attention from block {found["merge_start"]} on, fewer '
+      f'{layers(found["removed"])} except in the row `dense`; r tokens merged '
+      f'after each attention layer from block {found["merge_start"]} on, fewer '
       'where fewer are left. Float32, '
-      f'{found["batch_size"]} images a call. Ratios are to `{first}`; the last '
-      'column is what the executed multiply-accumulates promise. Accuracy is '
-      'not measured here.',
+      f'{found["batch_size"]} images per call. Ratios are relative to '
+      f'`{first}`; the last column is the ratio of executed '
+      'multiply-accumulates. Accuracy is not measured here.',
       table(
         (
           'program',
@@ -236,30 +238,30 @@ def _merging_table(found: dict[str, Any]) -> str:
 
 
 def fitting_table(found: dict[str, Any]) -> str:
-  """What fitting affine maps costs."""
+  """The cost of fitting affine maps."""
   ratio = found['ratio']
   refit = ''
   if 'refit' in ratio:
     refit = (
-      ' Leaving the attentions out and refitting the MLPs of all blocks from '
-      f'the first on takes {ratio["refit"]:.1f} times as long; choosing '
+      ' Leaving the attention layers out and refitting the MLPs of all blocks '
+      f'from the first on takes {ratio["refit"]:.1f} times as long; choosing '
       f'{len(found["dropped"])} whole blocks, dropping them from the middle and '
-      f'refitting the MLPs in front and behind, {ratio["drop"]:.1f} times.'
+      f'refitting the MLPs before and after, {ratio["drop"]:.1f} times.'
     )
   return '\n\n'.join(
     [
       '## Fitting affine maps\n\n'
       f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
       f'{found["num_images"]} images: fitting in sequence takes '
-      f'{ratio["sequential"]:.2f} times as long as evaluating the images, at '
-      f'once {ratio["at_once"]:.2f} times (bound 8).' + refit,
+      f'{ratio["sequential"]:.2f} times as long as evaluating the images, '
+      f'fitting at once {ratio["at_once"]:.2f} times (bound 8).' + refit,
       origin('training_free_cost', 'training_free_cost.py', found),
     ]
   )
 
 
 def int8_table(found: dict[str, Any]) -> str:
-  """8-bit integers beside float32: accuracy, bytes, speed."""
+  """8-bit integers against float32: accuracy, bytes, speed."""
   rows = [
     (
       name,
@@ -277,10 +279,10 @@ def int8_table(found: dict[str, Any]) -> str:
     [
       '## 8-bit integers\n\n'
       f'The dense digits model of the package, all {found["num_images"]} test '
-      f'images; {found["batch_size"]} images a call. `int8 weights` reads the '
-      'integers as floats, one matrix at a time; `int8 dynamic` quantises '
-      'every token and multiplies integers. The difference is the largest of '
-      'any logit.',
+      f'images; {found["batch_size"]} images per call. `int8 weights` reads '
+      'the integers as floats, one matrix at a time; `int8 dynamic` quantises '
+      'every token and multiplies integers. The difference is the largest over '
+      'all logits.',
       table(
         (
           'program',
@@ -300,7 +302,7 @@ def int8_table(found: dict[str, Any]) -> str:
 
 
 def pipeline_table(found: dict[str, Any]) -> str:
-  """The input pipeline beside timm's."""
+  """The input pipeline compared with timm's."""
   rows = [
     (
       f'{row["size"][0]} x {row["size"][1]}',
@@ -317,9 +319,9 @@ def pipeline_table(found: dict[str, Any]) -> str:
       'JPEG photographs to 224 pixels, full DeiT augmentation, images per '
       'second of one core, and how many times as fast ours is. timm in worker: '
       'ToTensor and Normalize in the DataLoader. timm collated: its own uint8 '
-      'collation, batches normalised as a whole. All sides resize and warp '
-      'with Pillow; a crop of a large photograph is decoded at a fraction of '
-      'its size here.',
+      'collation, batches normalised as a whole. All of them resize and warp '
+      'with Pillow; ours decodes the crop of a large photograph at a fraction '
+      'of its size.',
       table(
         ('pixels', 'pipeline', 'images per CPU second', 'ours over it'), rows
       ),
@@ -329,7 +331,7 @@ def pipeline_table(found: dict[str, Any]) -> str:
 
 
 def dilution_table(found: dict[str, Any]) -> str:
-  """What a step costs while λ falls, and after the switch."""
+  """The cost of a step while λ falls, and after the switch."""
   rows = [
     (
       f'{case["variant"]}, batch {case["batch_size"]}',
@@ -345,9 +347,9 @@ def dilution_table(found: dict[str, Any]) -> str:
   return '\n\n'.join(
     [
       '## Cost of dilution\n\n'
-      'Training steps by CPU time on one core, programs in turn: with λ at '
-      'work against plain training, and after the switch at λ = 0 against '
-      'training of the pruned model from the start.',
+      'CPU time of training steps on one core, programs in alternation: steps '
+      'that dilute against plain training, and steps after the switch at λ = 0 '
+      'against training of the pruned model from the start.',
       table(
         ('model', 'ratio', 'of minima', 'median', 'operations', 'bound'), rows
       ),
@@ -357,7 +359,7 @@ def dilution_table(found: dict[str, Any]) -> str:
 
 
 def startup_table(found: dict[str, Any]) -> str:
-  """How long commands take to start, and what the compile cache saves."""
+  """The start-up time of commands, and what the compile cache saves."""
   rows = [
     (
       name.replace('_', ' '),
@@ -373,11 +375,11 @@ def startup_table(found: dict[str, Any]) -> str:
     [
       '## Start-up\n\n'
       '`lambda-vit --help`, `models`, and `predict` of one image on the digits '
-      'export, first and later starts; fresh processes. Compiling and the '
-      f'first call of {cache["variant"]} are {ratio["wall"]:.1f} times as fast '
-      f'with the compile cache ({ratio["processor"]:.1f} times by processor '
-      'time). Tracing, which no cache spares, is not in these; with it, '
-      f'{ratio["wall_and_trace"]:.1f} times.',
+      'export, first and later starts, each in a fresh process. Compiling and '
+      f'the first call of {cache["variant"]} are {ratio["wall"]:.1f} times as '
+      f'fast with the compile cache ({ratio["processor"]:.1f} times by '
+      'processor time). Tracing, which is not cached, is not included; with '
+      f'it, {ratio["wall_and_trace"]:.1f} times.',
       table(('command', 'seconds', 'processor seconds', 'bound'), rows),
       origin('startup', 'startup.py', found),
     ]
@@ -385,15 +387,15 @@ def startup_table(found: dict[str, Any]) -> str:
 
 
 def loading_table(found: dict[str, Any]) -> str:
-  """How long a safetensors file takes, and how much memory."""
+  """The time and memory of loading a safetensors file."""
   peak = found['peak_over_file']
   return '\n\n'.join(
     [
       '## Loading\n\n'
       f'{found["variant"]} from safetensors, {found["file_bytes"] / 1e6:.0f} '
       f'MB: {span(found["seconds"])} s; the peak of memory that loading adds '
-      f'is {peak["added_by_loading"]:.2f} times the file, of the whole process '
-      f'{peak["whole_process"]:.2f} times.',
+      f'is {peak["added_by_loading"]:.2f} times the file, that of the whole '
+      f'process {peak["whole_process"]:.2f} times.',
       origin('loading', 'loading.py', found),
     ]
   )

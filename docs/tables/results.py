@@ -1,4 +1,4 @@
-"""Sections of docs/results.md."""
+"""The sections of docs/results.md, one function per table."""
 
 import statistics
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from tables.parts import layers, origin, percent, span, table
 HEAD = """# Results
 
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
-[`docs/benchmarks`](benchmarks). Nothing here is of ImageNet: the published
+[`docs/benchmarks`](benchmarks). None of them is for ImageNet: the published
 accuracies for it are in the [README](../README.md) and not verified by us.
 """
 
 
 def digits_table(found: dict[str, Any]) -> str:
-  """Dense and pruned on the digits."""
+  """Dense and pruned models on the digits."""
   rows = [
     (
       name,
@@ -31,7 +31,7 @@ def digits_table(found: dict[str, Any]) -> str:
     [
       '## Digits\n\n'
       f'{found["num_images"]} test images, five seeds, 95% intervals over '
-      'seeds; `dense` trains as many further steps as the pruned rows.',
+      'seeds; `dense` trains for as many further steps as the pruned rows.',
       table(
         ('row', 'removed', 'top-1 %', 'loss', 'difference to dense, points'),
         rows,
@@ -42,7 +42,7 @@ def digits_table(found: dict[str, Any]) -> str:
 
 
 def fashion_table(found: dict[str, Any]) -> str:
-  """Dense and pruned on Fashion-MNIST."""
+  """Dense and pruned models on Fashion-MNIST."""
   rows = [
     (
       name,
@@ -62,8 +62,9 @@ def fashion_table(found: dict[str, Any]) -> str:
       f'on 10,000 of the 60,000 training images; all {found["num_images"]:,} '
       'test images; three seeds. '
       f'{found["settings"][-1].capitalize()}: `dense` and the pruned rows have '
-      'seen the same number of epochs, `start` is what the pruned rows start '
-      'from. The interval (95%) is of the paired difference over test images.',
+      'trained for the same number of epochs, `start` is what the pruned rows '
+      'start from. The 95% interval is that of the difference paired over test '
+      'images.',
       table(
         (
           'row',
@@ -81,19 +82,19 @@ def fashion_table(found: dict[str, Any]) -> str:
 
 
 def quality_tables(of_sets: dict[str, Any]) -> str:
-  """Every criterion's sets on each data set."""
+  """The sets of every criterion on each data set."""
 
   def section(name: str, found: dict[str, Any]) -> str:
     dense = found['dense']
     parts = [
       f'## Which criterion chooses well: {name}\n\n'
       'Three networks trained from scratch (seeds 0, 1, 2), '
-      f'{found["num_images"]:,} test images. Straight after removal, with the '
-      'branch left out (`skip`) or the best affine map in its place '
+      f'{found["num_images"]:,} test images. Directly after removal, with the '
+      'branch left out (`skip`) or replaced by the best affine map '
       '(`linear`), and after a short dilution of '
-      f'{found["dilution_steps"]} steps, the same batches and schedule for '
-      'every set. Top-1 in % and, after dilution, the loss; mean ± standard '
-      'deviation over the networks. Dense: '
+      f'{found["dilution_steps"]} steps, with the same batches and schedule '
+      'for every set. Top-1 in % and, after dilution, the loss; mean ± '
+      'standard deviation over the networks. Dense: '
       f'{percent(dense["top1"]["mean"])} ± '
       f'{percent(dense["top1"]["deviation"])}, loss '
       f'{dense["loss"]["mean"]:.4f}.'
@@ -102,7 +103,7 @@ def quality_tables(of_sets: dict[str, Any]) -> str:
     for size in sizes:
       of_size = [row for row in found['rows'] if row['num_layers'] == size]
       of_size.sort(key=lambda row: row['diluted loss']['mean'])
-      parts.append(f'{size} of 12 removed, least loss after dilution first:')
+      parts.append(f'{size} of 12 removed, by loss after dilution:')
       parts.append(
         table(
           ('criterion', 'skip', 'linear', 'diluted', 'loss, diluted'),
@@ -122,7 +123,7 @@ def quality_tables(of_sets: dict[str, Any]) -> str:
         )
       )
     parts.append(
-      f'{found["sets_run"]} different sets were run. '
+      f'{found["sets_run"]} different sets were evaluated. '
       + origin('selection_quality', 'selection_quality.py', found)
     )
     return '\n\n'.join(parts)
@@ -131,7 +132,7 @@ def quality_tables(of_sets: dict[str, Any]) -> str:
 
 
 def segmentation_table(found: dict[str, Any]) -> str:
-  """Every way to remove attention from a network that segments."""
+  """Ways to remove attention from a network that segments."""
   rows = [
     (
       name,
@@ -151,13 +152,13 @@ def segmentation_table(found: dict[str, Any]) -> str:
       'Digits on textures, two classes and the background, 360 test images; a '
       'ViT of 4 blocks and 144 tokens with the decoder `linear`, three seeds. '
       f'{found["num_layers"]} of 4 attention layers removed, or '
-      f'{found["num_dropped"]} whole block; every trained row has seen '
+      f'{found["num_dropped"]} whole block; every trained row has trained for '
       f'{found["steps"]:,} steps. `transfer_entropy` is NOSE on the mean of '
       'the patches; `training-free` fits affine maps of the token to 128 '
-      'unlabeled images of the dense network; `refit` lets its MLPs make up '
-      f'for what is gone; `merging` merges {found["merge"]} tokens behind each '
-      'attention, at evaluation alone. Speed is of the first seed, '
-      f'{found["speed_batch"]} images a call, in turn.',
+      'unlabelled images of the dense network; `refit` refits its MLPs to '
+      f'compensate; `merging` merges {found["merge"]} tokens after each '
+      'attention layer, at evaluation only. Speed is that of the first seed, '
+      f'{found["speed_batch"]} images per call, in alternation.',
       table(
         (
           'row',
@@ -177,7 +178,7 @@ def segmentation_table(found: dict[str, Any]) -> str:
 
 
 def method_tables(of_sets: dict[str, Any]) -> str:
-  """Every way to remove attention, and every criterion, on each data set."""
+  """Ways to remove attention, and every criterion, on each data set."""
 
   def section(name: str, found: dict[str, Any]) -> str:
     def accuracy(row: dict[str, Any]) -> tuple[str, ...]:
@@ -213,14 +214,15 @@ def method_tables(of_sets: dict[str, Any]) -> str:
         f'## Ways to remove attention: {name}\n\n'
         f'{found["num_layers"]} of 12 attention layers removed, '
         f'{found["num_images"]:,} test images, three seeds; every trained row '
-        'has seen the same number of steps. Differences to `dense` are paired '
-        'over the test images (95%). `transfer_entropy` is NOSE; '
-        '`training-free` fits affine maps to 512 unlabeled images; `blocks '
-        f'dropped` has {found["num_dropped"]} whole blocks less than the dense '
-        'network, and MLPs refit to the same images; `merging` '
-        f'merges {found["merge"]["r"]} of 17 tokens behind each attention '
-        f'from block {found["merge"]["start"]} on, at evaluation alone. Speed '
-        f'is of the first seed, {found["speed_batch"]} images a call, in turn.',
+        'has trained for the same number of steps. Differences to `dense` are '
+        'paired over the test images (95%). `transfer_entropy` is NOSE; '
+        '`training-free` fits affine maps to 512 unlabelled images; `blocks '
+        f'dropped` has {found["num_dropped"]} whole blocks fewer than the '
+        'dense network, and MLPs refitted to the same images; `merging` '
+        f'merges {found["merge"]["r"]} of 17 tokens after each attention layer '
+        f'from block {found["merge"]["start"]} on, at evaluation only. Speed '
+        f'is that of the first seed, {found["speed_batch"]} images per call, '
+        'in alternation.',
         table(
           (
             'row',
@@ -235,7 +237,7 @@ def method_tables(of_sets: dict[str, Any]) -> str:
           ),
           shown,
         ),
-        'Every criterion after full dilution, the best first:',
+        'All criteria after full dilution, best first:',
         table(
           ('row', 'removed, by seed', 'top-1 %', 'by seed', 'difference'),
           criteria,
@@ -293,14 +295,14 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
       [
         f'## Without training: {name}\n\n'
         f'One trained network (top-1 {percent(dense)}%), '
-        f'{found["images"]} unlabeled images, all test images. Attention is '
-        'taken for the identity, left out, or replaced by an affine map of '
-        'the token, of the mean of the image as well, with a map of its own '
-        'for the class token, or of all three; fitted in sequence or at once. '
-        '`refit`: the MLPs behind make up for what is lost (maps fitted in '
-        f'sequence). Top-1 in %. What a refit adds: {spread_of(bare)} where '
+        f'{found["images"]} unlabelled images, all test images. Attention is '
+        'replaced by the identity, left out, or replaced by an affine map: of '
+        "the token, also of the mean of the image's tokens, with a separate "
+        'map for the class token, or all three; fitted in sequence or at once. '
+        '`refit`: later MLPs are refitted to compensate (maps fitted in '
+        f'sequence). Top-1 in %. A refit adds {spread_of(bare)} where '
         f'attention is left out, {added["refit"]} to maps. Re-centred norms '
-        f'instead add {added["recentred"]} to maps. In sequence less at once, '
+        f'instead add {added["recentred"]} to maps. In sequence minus at once, '
         f'over all rows: {spread_of(gains)}.',
         table(header, [[key, *cells(key)] for key in keys]),
         origin('training_free', 'training_free.py', found),
@@ -311,7 +313,7 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
 
 
 def block_tables(of_sets: dict[str, Any]) -> str:
-  """Maps in place of whole blocks and of attention alone."""
+  """Affine maps in place of whole blocks and of attention alone."""
 
   def section(name: str, found: dict[str, Any]) -> str:
     rows = [
@@ -326,14 +328,14 @@ def block_tables(of_sets: dict[str, Any]) -> str:
     return '\n\n'.join(
       [
         f'## Whole blocks or attention alone: {name}\n\n'
-        f'One trained network, {found["images"]} unlabeled images, '
+        f'One trained network, {found["images"]} unlabelled images, '
         f'{found["num_images"]:,} test images, no training. An affine map of '
-        'each token takes the place of consecutive blocks (`mapped`: the idea '
-        'of TOAST, written from its description; the span is the best of its '
-        'length by test accuracy); or blocks are dropped, those that turn the '
-        'stream least (or the best by test accuracy), and MLPs refit to make '
-        'up for them; or maps take the place of the attention of blocks that '
-        'criterion `affine` chooses.',
+        'each token replaces consecutive blocks (`mapped`: the idea of TOAST, '
+        'written from its description; the span is the best of its length by '
+        'test accuracy); or blocks are dropped, those with the smallest angle '
+        'between input and output (or the best by test accuracy), and MLPs '
+        'refitted to compensate; or maps replace the attention of the blocks '
+        'that criterion `affine` chooses.',
         table(('replaced', 'blocks', 'top-1 %', 'MMACs'), rows),
         origin('block_maps', 'block_maps.py', found),
       ]
@@ -343,7 +345,7 @@ def block_tables(of_sets: dict[str, Any]) -> str:
 
 
 def neighbourhood_tables(of_sets: dict[str, Any]) -> str:
-  """What further inputs and corrected norms add to affine maps."""
+  """The gain of further inputs and corrected norms for affine maps."""
   additions = (
     'depthwise',
     'separable',
@@ -376,12 +378,12 @@ def neighbourhood_tables(of_sets: dict[str, Any]) -> str:
         f'## Neighbours and re-centred norms: {name}\n\n'
         f'One trained network with a grid of {found["grid"][0]} x '
         f'{found["grid"][1]} (dense {percent(rows["dense"]["top1"])}%), '
-        f'{found["images"]} unlabeled images, {found["num_images"]:,} test '
-        'images. Top-1 in % with maps fitted in sequence, and what is gained '
-        'in points, with the 95% interval of paired images, by a depthwise or '
+        f'{found["images"]} unlabelled images, {found["num_images"]:,} test '
+        'images. Top-1 in % with maps fitted in sequence, and the gain in '
+        'points, with the 95% interval over paired images, from a depthwise or '
         'separable 3 x 3 term, the mean of the 3 x 3 tokens or all eight '
-        'neighbours as further inputs, and by correcting the later norms. '
-        'What is blank was not measured.',
+        'neighbours as further inputs, and from correcting the later norms. '
+        'Blank cells were not measured.',
         table(
           ('criterion, layers, inputs', 'blocks', 'top-1 %', *additions), lines
         ),
@@ -393,7 +395,7 @@ def neighbourhood_tables(of_sets: dict[str, Any]) -> str:
 
 
 def narrow_tables(of_sets: dict[str, Any]) -> str:
-  """Every block narrowed, the idea of CORP."""
+  """Every block narrowed (the idea of CORP)."""
 
   def section(name: str, found: dict[str, Any]) -> str:
     rows = found['rows']
@@ -411,9 +413,10 @@ def narrow_tables(of_sets: dict[str, Any]) -> str:
       [
         f'## Every block narrowed: {name}\n\n'
         'The idea of CORP, written from its description, on the network of '
-        'the table before: a share of the channels of MLPs, or of queries and '
-        'keys, is removed from every block without training; what goes is '
-        'predicted from what stays by ridge regression, or left out.',
+        'the previous table: a share of the channels of MLPs, or of queries '
+        'and keys, is removed from every block without training; removed '
+        'channels are predicted from the remaining ones by ridge regression, '
+        'or left out.',
         table(('removed', 'top-1 %', 'left out', 'MMACs'), lines),
         origin('narrow_layers', 'narrow_layers.py', found),
       ]
