@@ -100,8 +100,8 @@ def main() -> None:
   model = create_model(VARIANT)
   shape = (*model.module.image_size, model.module.in_chans)
   pixels = np.random.default_rng(0).normal(size=(options.images, *shape))
-  images = read_images([pixels.astype(np.float32)], shape)
-  few = read_images([pixels[: options.micro_batch].astype(np.float32)], shape)
+  images = read_images([pixels.astype(np.float32)], model)
+  few = read_images([pixels[: options.micro_batch].astype(np.float32)], model)
   rounds = rounds_of(model, images)
   runner = TrialRunner(model, images)
 

@@ -1,21 +1,23 @@
-"""The compiled functions of a search over variants, and their memory.
+"""Run a network block by block: `BlockRunner` serves searches, profiles and fits.
 
-Four of them serve a search of any length (METHOD, section 4): `embed`,
-`attend` and `pass_by` (a block with and without attention), and `finish`
-(a block on the tokens that are read, and the moments of the readout).
+A stream is the activations of one micro-batch between blocks, `[batch, tokens,
+embed]`. The jitted functions take parameters as arguments and blocks that are
+equal as modules share a program, so that the number of programs depends
+neither on the depth nor on how often a block runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from lambda_vit_jax.analysis import moments
 from lambda_vit_jax.analysis.images import AXIS, ImageSet, Placement
 from lambda_vit_jax.analysis.memory import micro_batch_size
 from lambda_vit_jax.analysis.moments import Moments
-from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
@@ -27,68 +29,203 @@ from lambda_vit_jax.runtime import compilation
 def embed(
   stem: ViT, params: Params, images: Array, placement: Placement
 ) -> tuple[Array, Array]:
-  """The first stream, and its read tokens."""
+  """The first stream, and the tokens of it that the readout reads."""
   x = pieces.embed(stem, params, images)
-  return _split((x, x[:, : stem.read_tokens]), placement)
+  return jax.lax.with_sharding_constraint(
+    (x, x[:, : stem.read_tokens]), placement.batch
+  )
 
 
 @compilation.jit(static_argnames=('block', 'placement'))
-def attend(
+def run_block(
   block: EncoderBlock, params: Params, x: Array, placement: Placement
 ) -> Array:
-  """A block on all tokens, in mode `full` or `linear`."""
-  return _split(pieces.run_block(block, params, x)[0], placement)
+  """A whole block on all tokens, in mode `full` or `linear`."""
+  output, _ = pieces.run_block(block, params, x)
+  return jax.lax.with_sharding_constraint(output, placement.batch)
 
 
 @compilation.jit(static_argnames=('block', 'placement'))
-def pass_by(
+def run_attention(
+  block: EncoderBlock, params: Params, x: Array, placement: Placement
+) -> Array:
+  """The attention half of a block: the stream before its MLP half."""
+  output = pieces.run_block(block, params, x)[1]['after_attention']
+  return jax.lax.with_sharding_constraint(output, placement.batch)
+
+
+@compilation.jit(static_argnames=('block', 'placement'))
+def run_mlp(
   block: EncoderBlock,
   params: Params,
   x: Array,
   residual_scale: Array,
   placement: Placement,
 ) -> Array:
-  """The MLP half on `residual_scale · x`: skip, absent (1) or identity (2)."""
+  """The MLP half on `residual_scale · x`: a block without attention."""
   x = residual_scale.astype(x.dtype) * x
-  return _split(pieces.run_block(block, params, x)[0], placement)
+  output, _ = pieces.run_block(block, params, x)
+  return jax.lax.with_sharding_constraint(output, placement.batch)
 
 
-def _split(tree: Any, placement: Placement) -> Any:
-  return jax.tree.map(
-    lambda leaf: jax.lax.with_sharding_constraint(leaf, placement.batch), tree
-  )
+def residual_scale(mode: AttentionMode) -> np.float32:
+  """The factor r of the stream in a block that adds no attention."""
+  return np.float32(2.0 if mode == 'identity' else 1.0)
 
 
-def walk(
+class BlockRunner:
+  """A model whose blocks run one at a time, or half of one.
+
+  Every method leaves the stream that it is given alone. `removed` asks for a
+  block without its attention: replaced by its affine map if `use_maps` gave
+  one, else left out (mode `absent`).
+
+  Attributes:
+    module: of the model.
+    placement: devices of the streams.
+    params: of the model, on these devices.
+  """
+
+  def __init__(
+    self,
+    model: Model,
+    placement: Placement,
+    map_inputs: tuple[str, ...] | None = None,
+  ):
+    """Copies the parameters to the devices.
+
+    Args:
+      model: no block in mode `diluted`.
+      placement: devices.
+      map_inputs: `linear_inputs` of the maps; those of the model by default.
+
+    Raises:
+      ModelError: the model merges tokens or segments.
+    """
+    self.module = model.module
+    self.placement = placement
+    self.params: dict[str, Any] = dict(placement.replicate(model.params))
+    self._stem = pieces.stem_of(model.module)
+    self._map_inputs = map_inputs or model.module.linear_inputs
+    self._maps: dict[int, Params] = {}
+
+  @property
+  def stem(self) -> tuple[ViT, Params]:
+    """The module without blocks, and its parameters."""
+    return self._stem, pieces.stem_params(self.params, self.module.depth)
+
+  def update(self, changed: Params) -> None:
+    """Replaces some top-level entries of the parameters."""
+    self.params |= self.placement.replicate(changed)
+
+  def use_maps(self, maps: Mapping[int, Params]) -> None:
+    """From now on, these affine maps replace the attention of removed blocks.
+
+    Args:
+      maps: per block the parameters of its `attn` in mode `linear`; a removed
+        block that has none is run without attention.
+    """
+    self._maps = {
+      index: {'attn': self.placement.replicate(fitted)}
+      for index, fitted in maps.items()
+    }
+
+  def mode(self, index: int, removed: bool = False) -> AttentionMode:
+    """The mode in which a block runs."""
+    if not removed:
+      return self.module.attention_modes[index]
+    return 'linear' if index in self._maps else 'absent'
+
+  def block(
+    self, index: int, removed: bool = False
+  ) -> tuple[EncoderBlock, Params]:
+    """A block in its mode, and the parameters of this mode."""
+    module = self.module
+    if not removed:
+      mode = module.attention_modes[index]
+      params = pieces.block_params(self.params, index)
+      return pieces.block_of(module, index, mode), params
+    if index not in self._maps:
+      return self.mlp(index)
+    module = module.clone(linear_inputs=self._map_inputs)
+    params = pieces.mlp_params(self.params, index) | self._maps[index]
+    return pieces.block_of(module, index, 'linear'), params
+
+  def mlp(self, index: int) -> tuple[EncoderBlock, Params]:
+    """The MLP half of a block, and its parameters."""
+    block = pieces.block_of(self.module, index, 'absent')
+    return block, pieces.mlp_params(self.params, index)
+
+  def embed(self, images: Array) -> tuple[Array, Array]:
+    """See the function `embed`."""
+    return embed(*self.stem, images, self.placement)
+
+  def embed_all(
+    self, images: ImageSet, size: int
+  ) -> tuple[list[Array], list[Array]]:
+    """The first streams of all micro-batches of a size, and their masks."""
+    streams: list[Array] = []
+    masks: list[Array] = []
+    for batch in images.micro_batches(size):
+      streams.append(self.embed(batch['image'])[0])
+      masks.append(batch['mask'])
+    return streams, masks
+
+  def run(self, index: int, x: Array, removed: bool = False) -> Array:
+    """A whole block."""
+    mode = self.mode(index, removed)
+    if mode in ('full', 'linear'):
+      return run_block(*self.block(index, removed), x, self.placement)
+    scale = residual_scale(mode)
+    return run_mlp(*self.mlp(index), x, scale, self.placement)
+
+  def run_attention(self, index: int, x: Array) -> Array:
+    """The first half of a block, in its own mode."""
+    mode = self.mode(index)
+    if mode in ('full', 'linear'):
+      return run_attention(*self.block(index), x, self.placement)
+    scale = float(residual_scale(mode))
+    return x if scale == 1.0 else scale * x
+
+  def run_mlp(self, index: int, x: Array) -> Array:
+    """The second half of a block."""
+    return run_mlp(*self.mlp(index), x, np.float32(1.0), self.placement)
+
+
+def advance(streams: list[Array], step: Callable[[Array], Array]) -> None:
+  """Replaces each stream by `step` of it, in place.
+
+  One after the other: an old stream is freed as soon as its successor exists.
+  """
+  for position, x in enumerate(streams):
+    streams[position] = step(x)
+
+
+def measure_blocks(
   model: Model,
   images: ImageSet,
   step: Callable[..., tuple[Array, Any]],
   memory_gib: float | None = None,
 ) -> Iterator[tuple[int, Any]]:
-  """Runs all images through the blocks, and yields what `step` measures.
+  """Runs all images through the blocks and yields what `step` measures.
 
   Args:
-    model: as it is; a block in mode `diluted` has no λ here and is refused.
+    model: no block in mode `diluted`.
     images: see `images.read_images`.
-    step: jitted, takes (block, params, x, mask, placement) to the stream
-      behind the block and any tree; block and placement are static.
+    step: jitted, takes (block, params, x, mask, placement) to the stream after
+      the block and any tree; block and placement are static.
     memory_gib: activations held at a time, per device.
 
   Yields:
     The block's index and the tree, per micro-batch and block.
   """
-  module, place = model.module, images.placement
-  params = place.replicate(model.params)
-  stem = pieces.stem_of(module)
-  outer = pieces.stem_params(params, module.depth)
-  for batch in images.micro_batches(
-    micro_batch_size(module, images, memory_gib)
-  ):
-    x, _ = embed(stem, outer, batch['image'], place)
-    for index, mode in enumerate(module.attention_modes):
-      block = pieces.block_of(module, index, mode)
+  runner = BlockRunner(model, images.placement)
+  size = micro_batch_size(model.module, images, memory_gib)
+  for batch in images.micro_batches(size):
+    x, _ = runner.embed(batch['image'])
+    for index in range(model.depth):
       x, measured = step(
-        block, pieces.block_params(params, index), x, batch['mask'], place
+        *runner.block(index), x, batch['mask'], images.placement
       )
       yield index, measured
 

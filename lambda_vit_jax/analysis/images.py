@@ -1,4 +1,4 @@
-"""Images for selection: any batches to micro-batches of one fixed shape."""
+"""Read images for a search, profile or fit: any batches to one fixed shape."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,13 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.models.model import Model
 
 AXIS = 'images'
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Devices that share the images of a micro-batch; hashable, static.
+  """The devices that share the images of a micro-batch; hashable, static.
 
   Attributes:
     mesh: one axis over all devices, of every process.
@@ -35,29 +36,29 @@ class Placement:
     return NamedSharding(self.mesh, PartitionSpec())
 
   def replicate(self, tree: Any) -> Any:
-    """Puts a tree of parameters or states on every device."""
+    """Copies a tree of parameters or states to every device."""
 
-    def put(leaf: Array) -> jax.Array:
+    def copy(leaf: Array) -> jax.Array:
       local = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
       if local and not self.replicated.is_fully_addressable:
         leaf = np.asarray(leaf)
       return jax.device_put(leaf, self.replicated)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(copy, tree)
 
   def split(self, local: np.ndarray) -> jax.Array:
-    """This process's rows to an array over all devices."""
+    """An array over all devices, of the rows of every process."""
     return jax.make_array_from_process_local_data(self.batch, local)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-  """The images of a search, on the host.
+  """The images of a search, profile or fit, on the host.
 
   Attributes:
     images: arrays `[n, height, width, channels]` float32 of this process.
-    labels: arrays `[n]` int32 beside them, or None.
-    placement: where micro-batches go.
+    labels: arrays `[n]` int32 that belong to them, or None.
+    placement: devices of the micro-batches.
   """
 
   images: tuple[np.ndarray, ...]
@@ -85,7 +86,7 @@ class ImageSet:
   def micro_batches(self, size: int) -> Iterator[dict[str, jax.Array]]:
     """Yields `image`, `label` and `mask`, each of `size` rows in all.
 
-    The last ones are padded; every process yields equally many.
+    The last ones are padded; every process yields the same number.
     """
     local = size // jax.process_count()
     for start in range(0, int(self.counts().max()), local):
@@ -109,7 +110,7 @@ class ImageSet:
   def _rows(
     arrays: tuple[np.ndarray, ...], start: int, count: int
   ) -> np.ndarray:
-    """Rows `start` to `start + count` of the arrays laid end to end."""
+    """Rows `start` to `start + count` of the concatenated arrays."""
     parts = [arrays[0][:0]]
     for array in arrays:
       parts.append(array[max(start, 0) : max(start + count, 0)])
@@ -117,52 +118,51 @@ class ImageSet:
     return np.concatenate(parts)
 
 
+Batches = Iterable[Any] | Array | Mapping[str, Array]
+"""What `read_images` takes; batches differ in size as they like."""
+
+
 def read_images(
-  batches: Iterable[Array | Mapping[str, Array]],
-  image_shape: tuple[int, int, int],
-  mesh: Mesh | None = None,
+  batches: Batches, model: Model, mesh: Mesh | None = None
 ) -> ImageSet:
-  """Reads batches of any size once, and checks them.
+  """Reads the images of a search, profile or fit once, and checks them.
 
   Args:
-    batches: an iterable of normalised NHWC arrays, or of dicts with `image`
-      and optionally `label` and `mask` (False for padding). Arrays may live
-      on the host, on a device, over a mesh, or have the leading device axis
-      of `jax.pmap`. In a job of several processes, host arrays are this
-      process's part. The images are kept on the host until the search ends.
-    image_shape: (height, width, channels) of the model.
+    batches: an iterable of normalised NHWC arrays, of `(images, labels)`
+      pairs (as a data loader yields them), or of dicts with `image` and
+      optionally `label` and `mask` (False for padding); or one such array or
+      dict. Arrays may be on the host, on a device, over a mesh, or have the
+      leading device axis of `jax.pmap`. In a job of several processes, host
+      arrays are this process's part. The images stay on the host.
+    model: what the images are for; its image size and channels are expected.
     mesh: devices to use; by default those of the arrays, else one CPU device
       or all accelerators.
 
   Raises:
-    DataError: no image, or images of another shape.
+    DataError: no image, images of another shape, or no batches at all.
   """
+  module = model.module
+  shape = (*module.image_size, module.in_chans)
   images, labels = [], []
-  for index, batch in enumerate(batches):
-    fields = dict(batch) if isinstance(batch, Mapping) else {'image': batch}
-    if 'image' not in fields:
-      raise DataError(
-        f'batch {index} has no `image` (only {", ".join(sorted(fields))}); '
-        'give NHWC arrays or dicts with image, label and mask'
-      )
+  for index, batch in enumerate(_iterate(batches)):
+    fields = _fields(batch, index)
     if mesh is None:
       mesh = _mesh_of(fields['image'])
-    image = _local_rows(fields['image'])
-    if image.shape[-3:] != image_shape or image.ndim < 4:
-      raise DataError(
-        f'batch {index} has images of shape {image.shape[1:]}; the model '
-        f'takes {image_shape} (height, width, channels)'
-      )
-    image = image.reshape(-1, *image_shape)
+    image = _checked(fields['image'], index, shape)
     mask = fields.get('mask')
     keep = (
       slice(None)
       if mask is None
       else _local_rows(mask).reshape(-1).astype(bool)
     )
-    images.append(np.asarray(image, np.float32)[keep])
+    images.append(image[keep])
     if fields.get('label') is not None:
       label = _local_rows(fields['label']).reshape(-1)
+      if len(label) != len(image):
+        raise DataError(
+          f'batch {index} has {len(image)} images and {len(label)} labels; '
+          'give one class index per image'
+        )
       labels.append(np.asarray(label, np.int32)[keep])
   found = ImageSet(
     tuple(images),
@@ -175,6 +175,72 @@ def read_images(
       '128 images (config.data.holdout_images)'
     )
   return found
+
+
+_EXPECTED = (
+  'give an NHWC array, or an iterable of NHWC arrays, of (images, labels) '
+  'pairs or of dicts with image, label and mask'
+)
+
+
+def _iterate(batches: Any) -> Iterator[Any]:
+  """The batches of what `read_images` takes."""
+  if isinstance(batches, Mapping) or _is_array(batches):
+    return iter([batches])
+  if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
+    raise DataError(f'batches={batches!r} holds no images; {_EXPECTED}')
+  return iter(batches)
+
+
+def _is_array(value: Any) -> bool:
+  return hasattr(value, 'shape') and hasattr(value, 'dtype')
+
+
+def _fields(batch: Any, index: int) -> dict[str, Any]:
+  """A batch as a dict with `image`, and perhaps `label` and `mask`."""
+  if isinstance(batch, Mapping):
+    if 'image' not in batch:
+      raise DataError(
+        f'batch {index} has no `image` (only {", ".join(sorted(batch))}); '
+        'give NHWC arrays or dicts with image, label and mask'
+      )
+    return dict(batch)
+  if isinstance(batch, list | tuple) and len(batch) == 2:
+    image, label = batch
+    if np.ndim(image) >= 3 and np.ndim(label) <= 1:
+      return {'image': image, 'label': label}
+  return {'image': batch}
+
+
+def _checked(image: Any, index: int, shape: tuple[int, int, int]) -> np.ndarray:
+  """This process's images `[n, height, width, channels]` float32."""
+  try:
+    local = np.asarray(_local_rows(image), np.float32)
+  except (TypeError, ValueError) as error:
+    raise DataError(
+      f'batch {index} is no array of numbers of one shape; {_EXPECTED}'
+    ) from error
+  takes = f'the model takes {shape} (height, width, channels)'
+  if local.ndim == 3:
+    raise DataError(
+      f'batch {index} has shape {local.shape}, that of one image: add a batch '
+      'axis, image[None]'
+    )
+  if local.ndim < 3:
+    raise DataError(
+      f'batch {index} has shape {local.shape} and holds no images; {_EXPECTED}'
+    )
+  if local.shape[-3:] != shape:
+    height, width, channels = shape
+    if local.shape[-3:] == (channels, height, width):
+      raise DataError(
+        f'batch {index} has images of shape {local.shape[1:]}, channels first; '
+        f'{takes}: give images.transpose(0, 2, 3, 1)'
+      )
+    raise DataError(
+      f'batch {index} has images of shape {local.shape[1:]}; {takes}'
+    )
+  return local.reshape(-1, *shape)
 
 
 def _flat_mesh(mesh: Mesh | None) -> Mesh:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks as blocks_lib
 from lambda_vit_jax.analysis import entropy
+from lambda_vit_jax.analysis.blocks import measure_blocks, pooled_moments
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
 from lambda_vit_jax.analysis.moments import (
   ChannelStatistics,
@@ -34,7 +34,7 @@ _TINY = 1e-30
 
 
 @compilation.jit(static_argnames=('block', 'placement'))
-def _measure(
+def _block_moments(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -48,7 +48,7 @@ def _measure(
     measured['attention'] = taps['attention']
     measured['cosine'] = _cosine(taps['input'], taps['after_attention'])
   return x, {
-    name: blocks_lib.pooled_moments(features, mask, placement)
+    name: pooled_moments(features, mask, placement)
     for name, features in measured.items()
   }
 
@@ -67,7 +67,9 @@ def _moments_per_block(
   model: Model, images: ImageSet, memory_gib: float | None
 ) -> list[dict[str, HostMoments]]:
   found: list[dict[str, HostMoments]] = [{} for _ in range(model.depth)]
-  for index, measured in blocks_lib.walk(model, images, _measure, memory_gib):
+  for index, measured in measure_blocks(
+    model, images, _block_moments, memory_gib
+  ):
     for name, moments in measured.items():
       host = to_host(moments)
       old = found[index].get(name)
@@ -176,8 +178,7 @@ def entropy_profile(
     ModelError: the model merges tokens.
     UsageError: a `memory_gib` that is no positive number.
   """
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches, shape, mesh)
+  images = read_images(batches, model, mesh)
   found = _moments_per_block(model, images, memory_gib)
   dead: dict[str, tuple[int, ...]] = {}
   layers: dict[str, list[float | None]] = {'attention': [], 'mlp': []}

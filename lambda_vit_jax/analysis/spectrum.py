@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import Placement, read_images
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
@@ -73,7 +73,7 @@ def radial_profile(amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compilation.jit(static_argnames=('block', 'placement', 'grid', 'prefix'))
-def _measure(
+def _block_amplitude(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -198,12 +198,12 @@ def spectrum(
     UsageError: a `memory_gib` that is no positive number.
   """
   module = model.module
-  images = read_images(batches, (*module.image_size, module.in_chans), mesh)
+  images = read_images(batches, model, mesh)
   step = functools.partial(
-    _measure, grid=module.grid_size, prefix=module.num_prefix_tokens
+    _block_amplitude, grid=module.grid_size, prefix=module.num_prefix_tokens
   )
   total = np.zeros((model.depth, *module.grid_size))
-  for index, amplitude in blocks.walk(model, images, step, memory_gib):
+  for index, amplitude in measure_blocks(model, images, step, memory_gib):
     total[index] += np.asarray(amplitude, np.float64)
   frequencies, profile = radial_profile(total / images.total)
   return Spectrum(

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import ImageSet, Placement
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
@@ -17,7 +17,7 @@ _RIDGE = 1e-6
 
 
 @compilation.jit(static_argnames=('block', 'placement'))
-def _measure(
+def _cross_sums(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -51,7 +51,7 @@ def affine_residual(
     Per block in mode `full`, between 0 and 1.
   """
   found: dict[int, CrossMoments] = {}
-  for index, measured in blocks.walk(model, images, _measure, memory_gib):
+  for index, measured in measure_blocks(model, images, _cross_sums, memory_gib):
     if measured is None:
       continue
     moments = CrossMoments.from_sums(measured)

@@ -82,8 +82,7 @@ def enough_images(
   Raises:
     DataError: fewer than two, or of another shape than the model takes.
   """
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches or (), shape, mesh)
+  images = read_images(() if batches is None else batches, model, mesh)
   total = images.total
   if total < _FEWEST_IMAGES:
     raise DataError(

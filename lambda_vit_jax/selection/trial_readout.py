@@ -1,13 +1,17 @@
-"""The end of a trial network: the last block on the tokens that are read, and the moments of the readout."""
+"""The end of a trial: blocks on the read tokens, and moments of the readout.
+
+After the last block that mixes tokens, only the tokens that the readout reads
+are computed.
+"""
 
 import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lambda_vit_jax.analysis import moments
-from lambda_vit_jax.analysis.blocks import _split
 from lambda_vit_jax.analysis.images import Placement
 from lambda_vit_jax.analysis.moments import Moments
 from lambda_vit_jax.core.typing import Array, Params
@@ -20,93 +24,108 @@ Target = Literal['logits', 'features', 'loss']
 
 
 @dataclasses.dataclass(frozen=True)
-class End:
-  """Static description of the end of the network.
+class Tail:
+  """Static description of the end of a network.
 
   Attributes:
-    attend: the block with its attention (mode `full` or `linear`).
-    plain: the same without.
+    block: with its attention (mode `full`) or affine map (mode `linear`).
+    mlp: the same block in mode `absent`.
     stem: the module that reads out.
     target: what moments are taken of.
     placement: devices of the micro-batch.
   """
 
-  attend: EncoderBlock
-  plain: EncoderBlock
+  block: EncoderBlock
+  mlp: EncoderBlock
   stem: ViT
   target: Target
   placement: Placement
 
 
-@compilation.jit(static_argnames=('end',), donate_argnames=('state',))
-def finish(
-  end: End,
-  attention: Params,
-  mlp: Params,
-  outer: Params,
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TailParams:
+  """The parameters of `Tail.block`, `Tail.mlp` and `Tail.stem`."""
+
+  block: Params
+  mlp: Params
+  stem: Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TailSwitches:
+  """What differs between the calls that share one program; all are scalars.
+
+  Attributes:
+    residual_scale: r of a block without attention.
+    use_attention: whether a block of mode `full` keeps its attention.
+    use_stream: whether the block reads the stream of all tokens.
+    is_last: whether the network ends here; otherwise no moments are added.
+  """
+
+  residual_scale: Array | np.float32
+  use_attention: Array | np.bool_
+  use_stream: Array | np.bool_
+  is_last: Array | np.bool_
+
+
+@compilation.jit(static_argnames=('tail',), donate_argnames=('state',))
+def run_tail(
+  tail: Tail,
+  params: TailParams,
+  switches: TailSwitches,
   streams: tuple[Array, Array],
   batch: dict[str, Array],
   state: Moments,
-  *,
-  residual_scale: Array,
-  use_attention: Array,
-  use_stream: Array,
-  is_last: Array,
 ) -> tuple[Array, Moments]:
-  """One block on the read tokens, and the moments of the readout behind it.
+  """One block on the read tokens, and the moments of the readout after it.
 
   Args:
-    end: static.
-    attention: parameters of a block with its attention.
-    mlp: parameters of the MLP half, of the block itself.
-    outer: parameters of the stem.
-    streams: the stream of all tokens `[batch, tokens, embed]`, and one of
-      the read tokens alone.
+    tail: static.
+    params: of the block and of the readout.
+    switches: see `TailSwitches`.
+    streams: of all tokens, `[batch, tokens, embed]`, and of the read tokens.
     batch: `label` and `mask` of the images.
     state: moments per shard so far; donated.
-    residual_scale: r of a block without attention.
-    use_attention: whether the block has its attention here.
-    use_stream: whether the block reads the stream of all tokens.
-    is_last: whether the network ends here; otherwise no moments are added.
 
   Returns:
-    The read tokens behind the block, and the state.
+    The read tokens after the block, and the state.
   """
   full, narrow = streams
   read_tokens = narrow.shape[1]
+  linear = tail.block.attention_mode == 'linear'
 
   def with_attention() -> Array:
-    return pieces.run_block(end.attend, attention, full, read_tokens)[0]
+    return pieces.run_block(tail.block, params.block, full, read_tokens)[0]
 
   def without() -> Array:
-    x: Array = jnp.where(use_stream, full[:, :read_tokens], narrow)
-    if end.attend.attention_mode == 'linear':
-      return pieces.run_block(end.attend, attention, x)[0]
-    x = residual_scale.astype(x.dtype) * x
-    return pieces.run_block(end.plain, mlp, x)[0]
+    x: Array = jnp.where(switches.use_stream, full[:, :read_tokens], narrow)
+    if linear:
+      return pieces.run_block(tail.block, params.block, x)[0]
+    x = switches.residual_scale.astype(x.dtype) * x
+    return pieces.run_block(tail.mlp, params.mlp, x)[0]
 
-  if end.attend.mixes_tokens and end.attend.attention_mode == 'linear':
-    x = with_attention()
-  elif end.attend.attention_mode == 'linear':
-    x = without()
+  if linear:
+    x = with_attention() if tail.block.mixes_tokens else without()
   else:
-    x = jax.lax.cond(use_attention, with_attention, without)
-  logits, taps = pieces.readout(end.stem, outer, x)
-  values = target_values(end.target, logits, taps, batch['label'])
-  # Small, and the same on every device: the shards, and so the values, do
-  # not depend on how many devices there are.
-  everywhere = end.placement.replicated
-  values = jax.lax.with_sharding_constraint(values, everywhere)
-  mask = jax.lax.with_sharding_constraint(batch['mask'], everywhere)
+    x = jax.lax.cond(switches.use_attention, with_attention, without)
+  logits, taps = pieces.readout(tail.stem, params.stem, x)
+  values = target_values(tail.target, logits, taps, batch['label'])
+  # Small, and replicated: the shards, and so the result, do not depend on the
+  # number of devices.
+  everywhere = tail.placement.replicated
+  values, mask = jax.lax.with_sharding_constraint(
+    (values, batch['mask']), everywhere
+  )
   shards = state.count.shape[0]
   added = jax.vmap(moments.moments_of)(
-    _by_shard(values, shards), _by_shard(mask & is_last, shards)
+    _by_shard(values, shards), _by_shard(mask & switches.is_last, shards)
   )
-  state = jax.tree.map(
-    lambda leaf: jax.lax.with_sharding_constraint(leaf, everywhere),
-    moments.merge(state, added),
+  state = jax.lax.with_sharding_constraint(
+    moments.merge(state, added), everywhere
   )
-  return _split(x, end.placement), state
+  return jax.lax.with_sharding_constraint(x, tail.placement.batch), state
 
 
 def _by_shard(rows: Array, shards: int) -> Array:
@@ -125,5 +144,5 @@ def target_values(
     return logits
   if target == 'features':
     return taps['features'].astype(jnp.float32)
-  right = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - right
+  true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - true

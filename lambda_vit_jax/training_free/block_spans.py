@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks
+from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
-from lambda_vit_jax.core.errors import ModelError, not_finite
+from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.training_free.least_squares import require_finite
 
 # Of a squared length, which an all-zero token has not.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -62,8 +63,7 @@ def choose_blocks(
     DataError: no image, or images of another shape.
   """
   found = spans_of(model, num_blocks, needed, removed)
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches, shape, mesh)
+  images = read_images(batches, model, mesh)
   distances = angles(model, images, memory_gib)
   return tuple(found[min(found, key=lambda i: distances[i, i + num_blocks])])
 
@@ -125,7 +125,7 @@ def angles(
   """
   streams: list[Array] = []
   total = np.zeros((model.depth + 1,) * 2)
-  for index, (before, behind, mask) in blocks.walk(
+  for index, (before, behind, mask) in measure_blocks(
     model, images, _step, memory_gib
   ):
     streams = [*streams, behind] if index else [before, behind]
@@ -138,8 +138,7 @@ def angles(
       ]
       for pair, value in zip(pairs, jax.device_get(sums), strict=True):
         total[pair] += value
-  if not np.isfinite(total).all():
-    raise not_finite()
+  require_finite('', total)
   return total / images.total
 
 

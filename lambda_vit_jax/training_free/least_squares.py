@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.errors import UsageError, not_finite
 from lambda_vit_jax.core.typing import Array
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -188,6 +188,20 @@ class Accumulator:
       in_out + (weight * x).T @ y - (share * in_).T @ out,
       out_out + (weight * y**2 - share * out**2).sum(axis=0),
     )
+
+
+def require_finite(where: str, *arrays: np.ndarray) -> None:
+  """Refuses a fit on activations that are NaN or infinite.
+
+  Args:
+    where: such as `block 3`; may be empty.
+    *arrays: sums or moments of the activations.
+
+  Raises:
+    ModelError: a value is not finite.
+  """
+  if not all(np.isfinite(array).all() for array in arrays):
+    raise not_finite(where)
 
 
 def merged(moments: Iterable[CrossMoments]) -> CrossMoments:

@@ -21,7 +21,7 @@ from lambda_vit_jax.training_free import (
   mlp_refit,
   norm_recentring,
 )
-from lambda_vit_jax.training_free.map_fitter import BlockFit, Fitter, Plan
+from lambda_vit_jax.training_free.map_fitter import BlockFit, MapFitter, Plan
 from lambda_vit_jax.training_free.mlp_refit import MlpFit
 
 
@@ -129,9 +129,8 @@ def fit_linear(
   """
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
-  shape = (*model.module.image_size, model.module.in_chans)
   plan = _plan(model, inputs, ridge, rank)
-  images = read_images(batches, shape, mesh)
+  images = read_images(batches, model, mesh)
   if refit:
     mlp_refit.check_images(images)
   fits: tuple[BlockFit, ...] = ()
@@ -171,7 +170,7 @@ def _fit(
 ) -> tuple[Model, tuple[BlockFit, ...]]:
   """Maps in place of the attentions, and how well they do."""
   _check_samples(model, images.total, plan)
-  fitter = Fitter(model, images, layers, plan, memory_gib)
+  fitter = MapFitter(model, images, layers, plan, memory_gib)
   fitted = fitter.run(layers if sequential else (), on_progress)
   modes = modes_lib.modes_without(layers, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, layers)
@@ -213,7 +212,7 @@ def fit_trials(
   _check_modes(model, layers)
   plan = Plan(model.module.linear_inputs, None, None)
   _check_samples(model, images.total, plan)
-  fitter = Fitter(model, images, layers, plan, memory_gib)
+  fitter = MapFitter(model, images, layers, plan, memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
   again = sum(layer < last for layer in removed)

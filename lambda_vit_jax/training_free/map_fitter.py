@@ -1,14 +1,14 @@
-"""The pass over a network that fits affine maps (see `linearizer`).
+"""Fit the affine maps of several blocks in one pass over the network.
 
-The streams of all images are carried from block to block: the embedding and
-every block run once, whatever the number of chosen blocks. At a chosen block
-one pass leaves sums of products (see `lambda_vit_jax.training_free.least_squares`), and, fitting
-in sequence, a second one runs the block with its new map, so that later maps
-are fitted to what the network has become. Blocks that are equal as modules
-share programs: their number does not grow with the depth.
+The streams of all images go from block to block: the embedding and every block
+run once, whatever the number of chosen blocks. At a chosen block one pass
+collects sums of products (see `least_squares`), and the map is their closed
+form. When fitting in sequence, a second pass runs the block with its new map,
+so that later maps are fitted on the network as modified so far.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,22 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_vit_jax.analysis import blocks, memory
+from lambda_vit_jax.analysis import memory
+from lambda_vit_jax.analysis.blocks import BlockRunner, advance
 from lambda_vit_jax.analysis.images import ImageSet, Placement
-from lambda_vit_jax.core.errors import not_finite
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
-from lambda_vit_jax.training_free import folds as folds_lib
 from lambda_vit_jax.training_free import least_squares
-from lambda_vit_jax.training_free.folds import FoldMoments
+from lambda_vit_jax.training_free.folds import (
+  FoldMoments,
+  fold_sums,
+  folds_within,
+)
 from lambda_vit_jax.training_free.least_squares import (
   AffineMap,
   CrossMoments,
   Sums,
+  require_finite,
 )
 
 
@@ -65,7 +69,7 @@ class Plan:
 @compilation.jit(
   static_argnames=('block', 'folds', 'inputs', 'with_output', 'placement'),
 )
-def measure(
+def attention_sums(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -100,7 +104,7 @@ def measure(
     features = jnp.concatenate([features, mean], axis=-1)
   keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
   sums = [
-    folds_lib.fold_sums(
+    fold_sums(
       features[:, tokens], taps['attention'][:, tokens], keep[:, tokens], folds
     )
     for tokens in _groups(inputs)
@@ -118,8 +122,12 @@ def _groups(inputs: tuple[str, ...]) -> list[slice]:
   return [slice(1), slice(1, None)]
 
 
-class Fitter:
-  """Carries the streams through the network and fits on the way."""
+class MapFitter:
+  """Runs all images through the network, and fits a map per chosen block.
+
+  Attributes:
+    fits: how well each block was replaced, so far.
+  """
 
   def __init__(
     self,
@@ -130,104 +138,76 @@ class Fitter:
     memory_gib: float | None,
   ):
     self.fits: list[BlockFit] = []
-    self._old = model.module
-    self._module = model.module.clone(linear_inputs=plan.inputs)
     self._images = images
-    self._place = images.placement
     self._layers = layers
     self._plan = plan
-    self._size = memory.micro_batch_size(self._old, images, memory_gib)
-    self._params = self._place.replicate(model.params)
+    self._size = memory.micro_batch_size(model.module, images, memory_gib)
+    self._runner = BlockRunner(model, images.placement, plan.inputs)
 
   def run(
     self,
-    in_place: Collection[int],
+    sequential: Collection[int],
     on_progress: Callable[[int, int], None] | None = None,
   ) -> dict[int, Params]:
     """Fits all layers.
 
     Args:
-      in_place: those whose map takes the attention's place in the network
-        that later ones are fitted on.
+      sequential: those whose map replaces the attention in the network that
+        later maps are fitted on.
       on_progress: called with blocks done and blocks in all.
 
     Returns:
       Per layer the parameters of its `attn` in mode `linear`.
     """
-    stem = pieces.stem_of(self._old)
-    outer = pieces.stem_params(self._params, self._old.depth)
-    batches = self._images.micro_batches(self._size)
-    streams, masks = [], []
-    for batch in batches:
-      x, _ = blocks.embed(stem, outer, batch['image'], self._place)
-      streams.append(x)
-      masks.append(batch['mask'])
+    runner = self._runner
+    streams, masks = runner.embed_all(self._images, self._size)
     found = {}
-    # What lies behind the last chosen block does not matter.
+    # No later block is read.
     last = max(self._layers, default=-1)
     for index in range(last + 1):
       if index not in self._layers:
-        for position, x in enumerate(streams):
-          streams[position] = self._advance(index, x)
+        advance(streams, functools.partial(runner.run, index))
       else:
-        stays = index not in in_place
-        moments = self._moments(index, streams, masks, advance=stays)
+        stays = index not in sequential
+        moments = self._moments(index, streams, masks, stays)
         found[index] = self._fit(index, moments)
         if not stays and index < last:
-          block = pieces.block_of(self._module, index, 'linear')
-          params = pieces.mlp_params(self._params, index)
-          params |= {'attn': self._place.replicate(found[index])}
-          for position, x in enumerate(streams):
-            streams[position] = blocks.attend(block, params, x, self._place)
+          runner.use_maps({index: found[index]})
+          advance(streams, functools.partial(runner.run, index, removed=True))
       jax.block_until_ready(streams)
       if on_progress is not None:
         on_progress(index + 1, last + 1)
     return found
 
-  def _advance(self, index: int, x: Array) -> Array:
-    """A block as it is in the model."""
-    mode = self._old.attention_modes[index]
-    if mode in ('full', 'linear'):
-      block = pieces.block_of(self._old, index, mode)
-      params = pieces.block_params(self._params, index)
-      return blocks.attend(block, params, x, self._place)
-    block = pieces.block_of(self._old, index, 'absent')
-    scale = np.float32(2.0 if mode == 'identity' else 1.0)
-    params = pieces.mlp_params(self._params, index)
-    return blocks.pass_by(block, params, x, scale, self._place)
-
   def _moments(
-    self, index: int, streams: list[Any], masks: list[Any], advance: bool
+    self, index: int, streams: list[Any], masks: list[Any], run: bool
   ) -> list[FoldMoments]:
-    """Per group of tokens, over all images; moves the streams if wanted."""
-    folds = folds_lib.folds_within(self._size)
+    """Per group of tokens, over all images; runs the block if wanted."""
     found = [FoldMoments() for _ in _groups(self._plan.inputs)]
     for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
-      output, sums = measure(
-        pieces.block_of(self._old, index, 'full'),
-        pieces.block_params(self._params, index),
+      output, sums = attention_sums(
+        *self._runner.block(index),
         x,
         mask,
-        folds=folds,
+        folds=folds_within(self._size),
         inputs=self._plan.inputs,
-        with_output=advance,
-        placement=self._place,
+        with_output=run,
+        placement=self._images.placement,
       )
-      if advance:
+      if run:
         streams[position] = output
       for group, values in zip(found, jax.device_get(sums), strict=True):
         group.add(position, values)
     return found
 
   def _fit(self, index: int, groups: Sequence[FoldMoments]) -> Params:
-    """The parameters that stand in for an attention."""
+    """The parameters of the map that replaces an attention layer."""
     moments = [group.folds for group in groups]
     everything = [
       least_squares.merged(folds) for folds in zip(*moments, strict=True)
     ]
     whole = least_squares.merged(everything)
-    if not np.isfinite(whole.in_out).all():
-      raise not_finite(f'block {index}')
+    require_finite(f'block {index}', whole.in_out)
     ridge, shared = self._solve(everything)
     if len(moments) == 1:
       self._record(index, ridge, [(whole, shared)])
@@ -283,7 +263,7 @@ class Fitter:
 
   def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
     """A map as the parameters of `LinearAttention`."""
-    width = self._old.embed_dim
+    width = self._runner.module.embed_dim
     # By numpy: jax.numpy would compile a program for each shape.
     kernel, bias = (
       np.asarray(leaf, np.float32) for leaf in (affine.kernel, affine.bias)

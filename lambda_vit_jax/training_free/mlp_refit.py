@@ -22,17 +22,24 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
-from lambda_vit_jax.core.errors import DataError, ModelError, not_finite
+from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import compilation
-from lambda_vit_jax.training_free import folds as folds_lib
 from lambda_vit_jax.training_free import least_squares, paired
-from lambda_vit_jax.training_free.folds import FoldMoments
-from lambda_vit_jax.training_free.least_squares import AffineMap, Sums
+from lambda_vit_jax.training_free.folds import (
+  FoldMoments,
+  fold_sums,
+  folds_within,
+)
+from lambda_vit_jax.training_free.least_squares import (
+  AffineMap,
+  Sums,
+  require_finite,
+)
 
 # A channel's scale, relative to the largest, that counts as closed.
 _CLOSED = 1e-6
@@ -87,8 +94,7 @@ def refit(
       are not finite.
     DataError: hardly any images, or images of another shape.
   """
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images(batches, shape, mesh)
+  images = read_images(batches, model, mesh)
   return refit_on(model, dense, images, memory_gib)[0]
 
 
@@ -122,21 +128,20 @@ def refit_on(
   module = model.module
   # Hidden layers and their sums of products come beside the activations.
   size = memory.micro_batch_size(dense.module, images, memory_gib)
-  here, there, masks = paired.at_block(model, dense, images, first, size)
+  here, there = paired.at_block(model, dense, images, first, size)
   fits = []
   for index in range(first, model.depth):
-    here.attention(index)
+    here.run_attention(index)
     there.run_to(pairing.targets[index])
     narrow = index >= module.last_mixing_block
     moments = FoldMoments()
-    for position, mask in enumerate(masks):
-      sums = measure(
-        pieces.block_of(module, index, 'absent'),
-        pieces.mlp_params(here.placed, index),
+    for position, mask in enumerate(here.masks):
+      sums = hidden_sums(
+        *here.runner.mlp(index),
         here.streams[position],
         there.streams[position],
         mask,
-        folds=folds_lib.folds_within(size),
+        folds=folds_within(size),
         # Where no attention follows, other tokens are not computed at all.
         stop=module.read_tokens if narrow else None,
         placement=images.placement,
@@ -145,8 +150,8 @@ def refit_on(
     fit, correction = _solve(index, moments)
     fits.append(fit)
     name = block_name(index)
-    here.put({name: corrected(here.params[name], correction)})
-    here.mlp(index)
+    here.update({name: corrected(here.params[name], correction)})
+    here.run_mlp(index)
     if on_progress is not None:
       on_progress(index + 1, model.depth)
   return model.replace(params=here.params), tuple(fits)
@@ -166,7 +171,7 @@ def check_images(images: ImageSet) -> None:
 
 
 @compilation.jit(static_argnames=('block', 'folds', 'stop', 'placement'))
-def measure(
+def hidden_sums(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -193,15 +198,14 @@ def measure(
   hidden = pieces.hidden_layer(block, params, x)[:, :stop]
   gap = (target - output)[:, :stop]
   keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
-  sums = folds_lib.fold_sums(hidden, gap, keep, folds)
+  sums = fold_sums(hidden, gap, keep, folds)
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
 def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
   folds = moments.folds
   whole = least_squares.merged(folds)
-  if not (np.isfinite(whole.in_out).all() and np.isfinite(whole.in_in).all()):
-    raise not_finite(f'block {index}')
+  require_finite(f'block {index}', whole.in_out, whole.in_in)
   ridge = least_squares.choose_ridge(folds)
   correction = least_squares.solve(whole, ridge)
   residual = least_squares.residual_share(whole, correction)

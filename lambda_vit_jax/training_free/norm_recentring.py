@@ -10,7 +10,7 @@ corrected for what the earlier ones have become. Labels are not used.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis import blocks, memory, moments
 from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
 from lambda_vit_jax.analysis.moments import ChannelStatistics, Moments
-from lambda_vit_jax.core.errors import DataError, not_finite
+from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import paired
+from lambda_vit_jax.training_free.least_squares import require_finite
 
 
 def recentre(
@@ -56,9 +57,8 @@ def recentre(
       activations that are not finite.
     DataError: fewer than 32 images, or images of another shape.
   """
-  shape = (*model.module.image_size, model.module.in_chans)
   return recentre_on(
-    model, dense, read_images(batches, shape, mesh), memory_gib
+    model, dense, read_images(batches, model, mesh), memory_gib
   )
 
 
@@ -76,11 +76,11 @@ def recentre_on(
     return model
   size = memory.micro_batch_size(dense.module, images, memory_gib)
   first = pairing.first
-  here, there, masks = paired.at_block(model, dense, images, first, size)
+  here, there = paired.at_block(model, dense, images, first, size)
 
   def correct(params: Params, base: Params, name: str, view: _View) -> Params:
     """`params` with another norm `name`, given that of the dense network."""
-    found = (_statistics(network, masks, view) for network in (here, there))
+    found = (_statistics(network, view) for network in (here, there))
     return params | {name: corrected(base[name], *found)}
 
   module = model.module
@@ -91,15 +91,15 @@ def recentre_on(
     block, base = here.params[name], there.params[block_name(origin)]
     if model.attention_modes[index] == 'full':
       block = correct(block, base, 'norm1', _View(epsilon))
-      here.put({name: block})
-    here.attention(index)
-    there.attention(origin)
+      here.update({name: block})
+    here.run_attention(index)
+    there.run_attention(origin)
     # Where no attention follows, other tokens are not computed at all.
     narrow = index >= module.last_mixing_block
     seen = _View(epsilon, stop=module.read_tokens if narrow else None)
-    here.put({name: correct(block, base, 'norm2', seen)})
-    here.mlp(index)
-    there.mlp(origin)
+    here.update({name: correct(block, base, 'norm2', seen)})
+    here.run_mlp(index)
+    there.run_mlp(origin)
   there.run_to(dense.depth)
   view = _View(
     module.norm_eps[-1],
@@ -161,7 +161,7 @@ def _moments(
 
 
 def _statistics(
-  network: paired.Network, masks: Sequence[Array], view: _View
+  network: paired.StreamedModel, view: _View
 ) -> ChannelStatistics:
   """Per channel, of what a norm makes of the streams before its affine.
 
@@ -171,10 +171,9 @@ def _statistics(
   found = functools.reduce(
     moments.merge_host,
     (
-      moments.to_host(_moments(x, mask, view, network.placement))
-      for x, mask in zip(network.streams, masks, strict=True)
+      moments.to_host(_moments(x, mask, view, network.runner.placement))
+      for x, mask in zip(network.streams, network.masks, strict=True)
     ),
   ).pooled()
-  if not np.isfinite([found.mean, found.std]).all():
-    raise not_finite()
+  require_finite('', found.mean, found.std)
   return found

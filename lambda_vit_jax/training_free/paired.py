@@ -6,20 +6,15 @@ block at a time.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
-import jax
-import numpy as np
-
-from lambda_vit_jax.analysis import blocks
-from lambda_vit_jax.analysis.images import ImageSet, Placement
+from lambda_vit_jax.analysis.blocks import BlockRunner, advance
+from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime import compilation
 
 # The class token is one sample an image: of 32, σ is known within an eighth.
 LEAST_IMAGES = 32
@@ -145,88 +140,57 @@ _FREE = (
 )
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
-def _attend(
-  block: EncoderBlock, params: Params, x: Array, placement: Placement
-) -> Array:
-  """The stream between the halves of a block."""
-  found = pieces.run_block(block, params, x)[1]['after_attention']
-  return jax.lax.with_sharding_constraint(found, placement.batch)
+class StreamedModel:
+  """A model and the streams of all images, moved on half a block at a time.
 
+  Attributes:
+    params: of the model, as updated.
+    runner: runs the blocks.
+    streams: one per micro-batch, all before the same half of a block.
+    masks: of the micro-batches, `[batch]`, False for padding.
+  """
 
-class Network:
-  """A network that runs half a block at a time, on streams that it keeps."""
-
-  def __init__(self, model: Model, placement: Placement):
+  def __init__(self, model: Model, images: ImageSet, size: int):
+    """Embeds the images, in micro-batches of `size`."""
     self.params: dict[str, Any] = dict(model.params)
-    self.streams: list[Array] = []
+    self.runner = BlockRunner(model, images.placement)
+    self.streams, self.masks = self.runner.embed_all(images, size)
     self._done = 0
-    self._model = model
-    self.placement = placement
-    self.placed = placement.replicate(self.params)
 
-  def put(self, changed: Params) -> None:
-    """Takes new parameters for some of its parts."""
+  def update(self, changed: Params) -> None:
+    """Replaces the parameters of some blocks or norms."""
     self.params |= changed
-    self.placed |= self.placement.replicate(changed)
-
-  def embed(self, images: Array) -> None:
-    """Makes the first stream of further images."""
-    stem = pieces.stem_of(self._model.module)
-    outer = pieces.stem_params(self.placed, self._model.depth)
-    x, _ = blocks.embed(stem, outer, images, self.placement)
-    self.streams.append(x)
+    self.runner.update(changed)
 
   def run_to(self, index: int) -> None:
-    """Runs the blocks that are left in front of a block."""
+    """Runs the blocks that remain before a block."""
     while self._done < index:
-      self.attention(self._done)
-      self.mlp(self._done)
+      self.run_attention(self._done)
+      self.run_mlp(self._done)
 
-  def attention(self, index: int) -> None:
-    """The first half of a block."""
-    mode = self._model.attention_modes[index]
-    if mode == 'identity':
-      self._advance(lambda x: 2.0 * x)
-    elif mode != 'absent':
-      block = pieces.block_of(self._model.module, index, mode)
-      params = pieces.block_params(self.placed, index)
-      self._advance(lambda x: _attend(block, params, x, self.placement))
+  def run_attention(self, index: int) -> None:
+    """Runs the first half of a block."""
+    advance(self.streams, functools.partial(self.runner.run_attention, index))
 
-  def mlp(self, index: int) -> None:
-    """The second half."""
-    block = pieces.block_of(self._model.module, index, 'absent')
-    params = pieces.mlp_params(self.placed, index)
-    one = np.float32(1.0)
-    self._advance(
-      lambda x: blocks.pass_by(block, params, x, one, self.placement)
-    )
+  def run_mlp(self, index: int) -> None:
+    """Runs the second half."""
+    advance(self.streams, functools.partial(self.runner.run_mlp, index))
     self._done = index + 1
-
-  def _advance(self, step: Callable[[Array], Array]) -> None:
-    # One after the other: each old stream goes as its new one comes.
-    for position, x in enumerate(self.streams):
-      self.streams[position] = step(x)
 
 
 def at_block(
   model: Model, dense: Model, images: ImageSet, index: int, size: int
-) -> tuple[Network, Network, list[Array]]:
-  """Both networks with the streams before a block, and the images' masks.
+) -> tuple[StreamedModel, StreamedModel]:
+  """Both models, with their streams before a block.
 
   Args:
-    model: the modified network.
+    model: the modified model.
     dense: the dense one.
     images: of both.
-    index: a block in front of which the two do not differ.
+    index: a block before which the two do not differ.
     size: of a micro-batch.
   """
-  here, there = (Network(m, images.placement) for m in (model, dense))
-  masks: list[Array] = []
-  for batch in images.micro_batches(size):
-    for network in (here, there):
-      network.embed(batch['image'])
-    masks.append(batch['mask'])
-  for network in (here, there):
-    network.run_to(index)
-  return here, there, masks
+  pair = tuple(StreamedModel(each, images, size) for each in (model, dense))
+  for each in pair:
+    each.run_to(index)
+  return pair[0], pair[1]

@@ -145,7 +145,7 @@ def test_blocks_that_add_a_shade_are_made_up_for(tiny_variant, gone):
 def test_the_mlp_in_front_aims_behind_the_blocks_that_are_gone(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1, 2))
-  images = read_images(batches_of(IMAGES), (8, 8, 1), None)
+  images = read_images(batches_of(IMAGES), dense)
   found, fits = mlp_refit.refit_on(short, dense, images)
   assert [fit.block_index for fit in fits] == [0, 1]
   wanted = output(dense, 2)

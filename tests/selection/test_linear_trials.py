@@ -31,7 +31,6 @@ CHANNELS = 10
 IMAGES = make_images(130)
 LABELS = np.random.default_rng(1).integers(0, CHANNELS, len(IMAGES))
 LABELLED = [{'image': IMAGES, 'label': LABELS}]
-SHAPE = (8, 8, 1)
 OPTIONS = {'trial': 'linear', 'resamples': 0}
 
 
@@ -201,7 +200,7 @@ def test_seven_programs_serve_searches_of_any_length(
   # A width of its own, so that no other test has compiled the programs.
   variant = dataclasses.replace(tiny_variant, embed_dim=14 + 6 * devices)
   model = make_model(variant, depth=4)
-  images = read_images([IMAGES], SHAPE, mesh_of(devices))
+  images = read_images([IMAGES], model, mesh_of(devices))
   runner = TrialRunner(model, images)
   before = compilations()
   removed = ()
@@ -221,7 +220,7 @@ def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
   found = nose(model, [IMAGES], num_layers=1, **OPTIONS)
   # The fit runs every block once, whatever the number of candidates.
   assert found.block_evaluations == 4 + 4 * (4 + 3) / 2
-  images = read_images([IMAGES], SHAPE)
+  images = read_images([IMAGES], model)
   # Later every block but the last runs a second time, with its map.
   assert linear_maps.fit_trials(model, images, (0, 3), (1, 2))[1] == 4 + 1
 
@@ -263,7 +262,7 @@ def test_the_block_with_nan_is_named(tiny_variant):
   bad = model.replace(params=params)
   with pytest.raises(ModelError, match='block 2: activations are NaN'):
     nose(bad, [IMAGES], num_layers=1, **OPTIONS)
-  images = read_images([IMAGES], SHAPE)
+  images = read_images([IMAGES], model)
   runner = TrialRunner(model, images)
   maps, _ = linear_maps.fit_trials(model, images, (), (0, 1, 2))
   maps[1]['linear']['bias'] = np.full(24, np.nan, np.float32)

@@ -86,8 +86,7 @@ def test_signed_and_absolute_differ():
 
 def _reference(model, images, number, sign='signed'):
   """Greedy search in float64 numpy on targets of full forwards."""
-  shape = (*model.module.image_size, model.module.in_chans)
-  images = read_images([images], shape)
+  images = read_images([images], model)
 
   def entropies(variants):
     found = plain_loop(
@@ -203,7 +202,7 @@ def test_layers_that_are_gone_are_no_candidates(model):
 def test_loss_increase_is_that_of_full_forwards(model):
   found = select(model, _labelled(), criterion='loss_increase', num_layers=1)
 
-  images = read_images(_labelled(), SHAPE)
+  images = read_images(_labelled(), model)
   variants = ((), (0,), (1,), (2,), (3,))
   exact = {
     variant: moments.pooled().mean[0]

@@ -13,7 +13,7 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.analysis.moments import moments_of, statistics
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import prune
-from lambda_vit_jax.selection import trial_readout
+from lambda_vit_jax.selection import trials
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.plain_loop import plain_loop
 from lambda_vit_jax.selection.trials import TrialRunner
@@ -35,9 +35,9 @@ IMAGES = make_images()
 LABELS = np.random.default_rng(1).integers(0, 10, NUM_IMAGES)
 
 
-def image_set(mesh=None, batches=None):
+def image_set(model, mesh=None, batches=None):
   return read_images(
-    batches_of(IMAGES) if batches is None else batches, SHAPE, mesh
+    batches_of(IMAGES) if batches is None else batches, model, mesh
   )
 
 
@@ -75,7 +75,7 @@ VARIANTS = ((), (0,), (1,), (2,), (0, 2), (1, 2))
 )
 def test_same_as_the_plain_loop(tiny_variant, options):
   model = make_model(tiny_variant, **options)
-  images = image_set()
+  images = image_set(model)
   found = TrialRunner(model, images).evaluate(VARIANTS)
   expected = plain_loop(model, images, VARIANTS, one_program=True)
   assert_same_entropies(found, expected, 10)
@@ -95,14 +95,15 @@ def test_starts_from_networks_that_lack_attention(
   tiny_variant, modes, variants
 ):
   model = make_model(tiny_variant, len(modes), attention_modes=modes)
-  images = image_set()
+  images = image_set(model)
   found = TrialRunner(model, images).evaluate(variants)
   expected = plain_loop(model, images, variants, one_program=True)
   assert_same_entropies(found, expected, 10)
 
 
 def test_the_two_forms_of_the_plain_loop_agree(tiny_variant):
-  model, images = make_model(tiny_variant, depth=2), image_set()
+  model = make_model(tiny_variant, depth=2)
+  images = image_set(model)
   fast = plain_loop(model, images, [(1,)])
   assert_same_entropies(
     fast, plain_loop(model, images, [(1,)], one_program=True), 10
@@ -111,7 +112,7 @@ def test_the_two_forms_of_the_plain_loop_agree(tiny_variant):
 
 def test_features_and_loss(tiny_variant):
   model = make_model(tiny_variant)
-  images = image_set(batches=labelled())
+  images = image_set(model, batches=labelled())
   variants = [(), (0,), (2,)]
   features = TrialRunner(model, images, 'features').evaluate(variants)
   expected = plain_loop(model, images, variants, 'features', one_program=True)
@@ -125,29 +126,31 @@ def test_features_and_loss(tiny_variant):
 @pytest.mark.parametrize('devices', [2, 8])
 def test_same_values_on_any_number_of_devices(tiny_variant, devices):
   model = make_model(tiny_variant)
-  expected = TrialRunner(model, image_set()).evaluate(VARIANTS[:4])
+  expected = TrialRunner(model, image_set(model)).evaluate(VARIANTS[:4])
   mesh = mesh_of(devices)
-  found = TrialRunner(model, image_set(mesh)).evaluate(VARIANTS[:4])
+  found = TrialRunner(model, image_set(model, mesh)).evaluate(VARIANTS[:4])
   assert_same_entropies(found, expected, 10)
   # Images that are already over a mesh bring their devices with them.
   sharding = NamedSharding(mesh, PartitionSpec('data'))
   there = [jax.device_put(IMAGES[:64], sharding), IMAGES[64:]]
-  images = image_set(batches=there)
+  images = image_set(model, batches=there)
   assert images.placement.mesh.size == devices
   found = TrialRunner(model, images).evaluate(VARIANTS[:4])
   assert_same_entropies(found, expected, 10)
 
 
 def test_images_with_a_device_axis_and_a_mask(tiny_variant):
+  model = make_model(tiny_variant)
   stacked = IMAGES[:64].reshape(8, 8, *SHAPE)
   padded = np.concatenate([IMAGES[64:], np.full((5, *SHAPE), 7, np.float32)])
   mask = np.arange(16) < 11
-  images = image_set(batches=[stacked, {'image': padded, 'mask': mask}])
+  images = image_set(model, batches=[stacked, {'image': padded, 'mask': mask}])
   np.testing.assert_array_equal(np.concatenate(images.images), IMAGES)
 
 
 def test_every_micro_batch_gives_the_same(tiny_variant):
-  model, images = make_model(tiny_variant), image_set()
+  model = make_model(tiny_variant)
+  images = image_set(model)
   each = memory.bytes_per_image(model.module) / 2**30
   whole = TrialRunner(model, images)
   assert whole.micro_batch == 128
@@ -163,7 +166,7 @@ def test_every_micro_batch_gives_the_same(tiny_variant):
 def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
   depth = 4
   model = make_model(tiny_variant, depth=depth)
-  runner = TrialRunner(model, image_set())
+  runner = TrialRunner(model, image_set(model))
   runner.evaluate([(), *((i,) for i in range(depth))])
   assert runner.block_evaluations == depth * (depth + 3) / 2
   # A later round needs no base; its trials share what lies below.
@@ -179,7 +182,7 @@ def test_four_programs_serve_searches_of_any_length(
   # A width of its own, so that no other test has compiled the programs.
   variant = dataclasses.replace(tiny_variant, embed_dim=16 + 2 * devices)
   model = make_model(variant, depth=5, drop_path_rate=0.1)
-  runner = TrialRunner(model, image_set(mesh_of(devices)))
+  runner = TrialRunner(model, image_set(model, mesh_of(devices)))
   removed = ()
   before = compilations()
   for block in (4, 0, 3, 1):
@@ -188,16 +191,14 @@ def test_four_programs_serve_searches_of_any_length(
     removed = tuple(sorted((*removed, block)))
   # Blocks that lack attention in the model share the programs, too.
   pruned = prune(model, (3,))
-  TrialRunner(pruned, image_set(mesh_of(devices))).evaluate([(), (0,)])
+  TrialRunner(pruned, image_set(model, mesh_of(devices))).evaluate([(), (0,)])
   assert compilations() - before <= 4
 
 
 def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
   variant = dataclasses.replace(tiny_variant, image_size=16, mlp_ratio=4.0)
   model = make_model(variant, depth=6)
-  images = read_images(
-    [make_images(300, shape=(16, 16, 1))], (16, 16, 1), mesh_of(1)
-  )
+  images = read_images([make_images(300, shape=(16, 16, 1))], model, mesh_of(1))
   budget = 12 * 2**20
   runner = TrialRunner(model, images, memory_gib=budget / 2**30)
   largest = [0]
@@ -215,9 +216,9 @@ def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
 
     return call
 
-  for name in ('embed', 'attend', 'pass_by'):
+  for name in ('embed', 'run_block', 'run_mlp'):
     monkeypatch.setattr(blocks, name, watched(getattr(blocks, name)))
-  monkeypatch.setattr(trial_readout, 'finish', watched(trial_readout.finish))
+  monkeypatch.setattr(trials, 'run_tail', watched(trials.run_tail))
   runner.evaluate([(), *((i,) for i in range(6))])
   assert runner.micro_batch >= 8
   assert largest[0] <= budget
@@ -229,44 +230,44 @@ def test_the_block_with_nan_is_named(tiny_variant):
   params['block02']['mlp']['fc1']['kernel'][0, 0] = np.nan
   bad = model.replace(params=params)
   with pytest.raises(ModelError, match='block 2: activations are NaN'):
-    TrialRunner(bad, image_set()).evaluate([()])
+    TrialRunner(bad, image_set(model)).evaluate([()])
   images = IMAGES.copy()
   images[40, 0, 0] = np.inf
   with pytest.raises(ModelError, match='the embedding: activations are NaN'):
-    TrialRunner(model, image_set(batches=[images])).evaluate([(1,)])
+    TrialRunner(model, image_set(model, batches=[images])).evaluate([(1,)])
   params = jax.tree.map(np.array, model.params)
   params['head']['bias'][3] = np.nan
   with pytest.raises(ModelError, match='the logits are NaN'):
-    TrialRunner(model.replace(params=params), image_set()).evaluate([()])
+    TrialRunner(model.replace(params=params), image_set(model)).evaluate([()])
 
 
 def test_bad_input_is_one_line(tiny_variant):
   model = make_model(tiny_variant, depth=2)
   with pytest.raises(DataError, match='selection slice is empty'):
-    image_set(batches=[])
+    image_set(model, batches=[])
   masked = {'image': IMAGES[:3], 'mask': np.zeros(3, bool)}
   with pytest.raises(DataError, match='selection slice is empty'):
-    image_set(batches=[masked])
+    image_set(model, batches=[masked])
   with pytest.raises(DataError, match=r'batch 1 has images of shape \(8, 7'):
-    image_set(batches=[IMAGES, IMAGES[:, :, :7]])
+    image_set(model, batches=[IMAGES, IMAGES[:, :, :7]])
   with pytest.raises(DataError, match='has no `image`'):
-    image_set(batches=[{'pixels': IMAGES}])
+    image_set(model, batches=[{'pixels': IMAGES}])
   with pytest.raises(UsageError, match='does not hold one image'):
-    TrialRunner(model, image_set(), memory_gib=1e-9)
+    TrialRunner(model, image_set(model), memory_gib=1e-9)
   with pytest.raises(UsageError, match='does not hold one image'):
-    TrialRunner(model, image_set(), memory_gib=-1)
+    TrialRunner(model, image_set(model), memory_gib=-1)
   with pytest.raises(UsageError, match='target'):
-    TrialRunner(model, image_set(), 'probabilities')
+    TrialRunner(model, image_set(model), 'probabilities')
   with pytest.raises(DataError, match='needs a label'):
-    TrialRunner(model, image_set(), 'loss')
+    TrialRunner(model, image_set(model), 'loss')
   module = model.module.clone(attention_modes=('diluted', 'full'))
   with pytest.raises(ModelError, match="block 0 is in mode 'diluted'"):
-    TrialRunner(model.replace(module=module), image_set())
+    TrialRunner(model.replace(module=module), image_set(model))
 
 
 def test_moments_are_those_of_gathered_targets(tiny_variant):
   model = make_model(tiny_variant)
-  found = TrialRunner(model, image_set()).evaluate([()])[()].pooled()
+  found = TrialRunner(model, image_set(model)).evaluate([()])[()].pooled()
   logits = np.asarray(model(IMAGES), np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
   np.testing.assert_allclose(found.mean, logits.mean(axis=0), rtol=1e-4)
@@ -278,7 +279,6 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from lambda_vit_jax.models.variants import Variant
-from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.nose import nose
 from tests.support.search_models import make_images
 from tests.support.search_models import make_model

@@ -40,7 +40,7 @@ def by_numpy(model):
 @pytest.mark.parametrize('devices', [1, 8])
 def test_angles_are_those_of_gathered_streams(tiny_variant, devices):
   model = lv.prune(make_model(tiny_variant), (1,))
-  images = read_images(batches_of(IMAGES, 20), (8, 8, 1), mesh_of(devices))
+  images = read_images(batches_of(IMAGES, 20), model, mesh_of(devices))
   # Small enough for several micro-batches, the last of them padded.
   found = block_spans.angles(model, images, 0.002)
   # Float32 streams and their angles, averaged.
@@ -61,7 +61,7 @@ def test_blocks_that_do_nothing_are_found(tiny_variant):
 
 def test_the_best_span_by_its_definition(tiny_variant):
   model = make_model(tiny_variant, depth=6)
-  images = read_images([IMAGES], (8, 8, 1), None)
+  images = read_images([IMAGES], model)
   distances = block_spans.angles(model, images)
   for number in range(1, 6):
     (first, *rest) = lv.choose_blocks(model, [IMAGES], number)

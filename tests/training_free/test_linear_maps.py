@@ -110,11 +110,11 @@ def test_user_batches_and_devices_do_not_matter(tiny_variant):
 def test_exact_with_one_token(tiny_variant, rng):
   """Softmax over one token is 1: attention is affine in n(x)."""
   model = make_model(tiny_variant, layer_scale=0.5)
-  place = read_images([IMAGES], SHAPE, mesh_of(1)).placement
+  place = read_images([IMAGES], model, mesh_of(1)).placement
   stream = jnp.asarray(rng.normal(size=(64, 1, 24)), jnp.float32)
   block = pieces.block_of(model.module, 1, 'full')
   params = pieces.block_params(model.params, 1)
-  output, (sums,) = map_fitter.measure(
+  output, (sums,) = map_fitter.attention_sums(
     block,
     params,
     stream,
@@ -272,7 +272,7 @@ def test_onnx_graph_with_further_inputs(mapped):
 
 def test_searches_on_models_with_further_inputs(mapped):
   """The runner's short cuts give what full forwards give."""
-  images = read_images([IMAGES], SHAPE)
+  images = read_images([IMAGES], mapped)
   found = TrialRunner(mapped, images).evaluate([()])[()].pooled()
   logits = np.asarray(mapped.apply(IMAGES)[0], np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)

@@ -57,7 +57,7 @@ def test_no_block_is_further_from_the_dense_network(tiny_variant, how, options):
 def test_the_correction_is_that_of_ridge_regression(tiny_variant, index):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1,), 'absent')
-  images = read_images([IMAGES], (*dense.module.image_size, 1), None)
+  images = read_images([IMAGES], dense)
   found, fits = mlp_refit.refit_on(model, dense, images)
   fit = fits[index - 1]
   assert fit.block_index == index

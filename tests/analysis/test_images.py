@@ -1,0 +1,100 @@
+"""Every form in which users have images is read; what holds none is refused."""
+
+import numpy as np
+import pytest
+
+from lambda_vit_jax.analysis.images import read_images
+from lambda_vit_jax.core.errors import DataError
+from tests.support.search_models import make_images, make_model
+
+IMAGES = make_images(12)
+LABELS = np.arange(12)
+
+
+class Loader:
+  """Yields `(images, labels)`, as a data loader of another library does."""
+
+  def __init__(self, kind):
+    self.kind = kind
+
+  def __iter__(self):
+    for start in (0, 5, 10):
+      part = slice(start, start + 5)
+      yield self.kind((IMAGES[part], LABELS[part]))
+
+
+FORMS = {
+  'one array': (IMAGES, False),
+  'a list of arrays': ([IMAGES[:7], IMAGES[7:]], False),
+  'a tuple of arrays': ((IMAGES[:7], IMAGES[7:]), False),
+  'a list of lists of images': ([list(IMAGES[:10]), list(IMAGES[10:])], False),
+  'a device axis': (IMAGES.reshape(4, 3, 8, 8, 1), False),
+  'a generator': ((IMAGES[i : i + 3] for i in range(0, 12, 3)), False),
+  'one dict': ({'image': IMAGES, 'label': LABELS}, True),
+  'dicts': ([{'image': IMAGES, 'label': LABELS}], True),
+  'pairs in tuples': (Loader(tuple), True),
+  'pairs in lists': (Loader(list), True),
+}
+
+
+@pytest.fixture(scope='module')
+def model(tiny_variant):
+  return make_model(tiny_variant)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_forms_of_batches(model, form):
+  batches, labelled = FORMS[form]
+  found = read_images(batches, model)
+  np.testing.assert_array_equal(np.concatenate(found.images), IMAGES)
+  assert (found.labels is not None) == labelled
+  if labelled:
+    np.testing.assert_array_equal(np.concatenate(found.labels), LABELS)
+
+
+CHANNELS_FIRST = np.zeros((4, 1, 8, 8), np.float32)
+REFUSED = {
+  'an int': (3, 'batches=3 holds no images; give an NHWC array'),
+  'a str': ('photos/', "batches='photos/' holds no images"),
+  'bytes': (b'photos', 'holds no images'),
+  'none': (None, 'batches=None holds no images'),
+  'a list of paths': (['a.png', 'b.png'], 'batch 0 is no array of numbers'),
+  'a list of ints': ([1, 2], r'batch 0 has shape \(\) and holds no images'),
+  'channels first': (
+    CHANNELS_FIRST,
+    r'shape \(1, 8, 8\), channels first; the model takes \(8, 8, 1\)'
+    r' .*: give images.transpose\(0, 2, 3, 1\)',
+  ),
+  'channels that differ within a batch': (
+    [[IMAGES[0], np.zeros((8, 8, 3))]],
+    'batch 0 is no array of numbers of one shape',
+  ),
+  'channels that differ between batches': (
+    [IMAGES, np.zeros((2, 8, 8, 3))],
+    r'batch 1 has images of shape \(8, 8, 3\); the model takes \(8, 8, 1\)',
+  ),
+  'no batch': ([], 'no batch holds an image'),
+  'an empty batch': (IMAGES[:0], 'no batch holds an image'),
+  'one image': (
+    IMAGES[0],
+    r'shape \(8, 8, 1\), that of one image: add a batch',
+  ),
+  'a list of images': (list(IMAGES), 'batch 0 has .* add a batch axis'),
+  'images and labels that are no pair': (
+    (IMAGES, LABELS),
+    r'batch 1 has shape \(12,\) and holds no images; .* \(images, labels\)',
+  ),
+  'too few labels': (
+    [(IMAGES, LABELS[:3])],
+    'batch 0 has 12 images and 3 labels',
+  ),
+  'a dict without image': ([{'pixels': IMAGES}], 'has no `image`'),
+}
+
+
+@pytest.mark.parametrize('form', REFUSED)
+def test_what_holds_no_images_is_refused_in_one_line(model, form):
+  batches, message = REFUSED[form]
+  with pytest.raises(DataError, match=message) as caught:
+    read_images(batches, model)
+  assert '\n' not in str(caught.value)
