@@ -47,9 +47,7 @@ def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
       dataset.test,
       np.arange(len(dataset.test)),
       dense.preprocessing,
-      batch_size=BATCH,
-      process_index=0,
-      process_count=1,
+      pipeline.Loading(BATCH),
     )
   )
   mesh = sharding.make_mesh(1)

@@ -198,9 +198,8 @@ def our_batches(
     np.arange(len(source)),
     Preprocessing((SIZE, SIZE), MEAN, STD, 0.875, 'bicubic'),
     RECIPES['deit'],
-    batch_size,
+    pipeline.Loading(batch_size, workers=workers),
     seed=0,
-    workers=workers,
   )
 
 

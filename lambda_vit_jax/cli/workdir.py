@@ -164,18 +164,24 @@ class Run:
     self, preprocessing: Preprocessing, start_step: int
   ) -> Iterator[dict[str, np.ndarray]]:
     """This process's endless training batches from a step on."""
-    data = self.config['data']
     return pipeline.train_batches(
       self.dataset.train,
       self.train_indices,
       preprocessing,
       self.recipe,
-      batch_size=self.batch_size,
+      self._loading(),
       seed=config_values.integer(self.config['seed'], 'seed'),
       start_step=start_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      repeats=data['repeats'],
+      repeats=self.config['data']['repeats'],
+    )
+
+  def _loading(self, alone: bool = False) -> pipeline.Loading:
+    """How batches are read; `alone`, by this process without the others."""
+    data = self.config['data']
+    return pipeline.Loading(
+      batch_size=self.batch_size,
+      process_index=0 if alone else jax.process_index(),
+      process_count=1 if alone else jax.process_count(),
       workers=data['workers'],
       skip_undecodable=data['skip_undecodable'],
     )
@@ -226,11 +232,7 @@ class Run:
       split,
       indices,
       preprocessing,
-      batch_size=self.batch_size,
-      process_index=0 if alone else jax.process_index(),
-      process_count=1 if alone else jax.process_count(),
-      workers=self.config['data']['workers'],
-      skip_undecodable=self.config['data']['skip_undecodable'],
+      self._loading(alone),
       recipe=self.recipe,
     )
 

@@ -118,14 +118,14 @@ class Augment:
     kind = given.pop('kind', 'none')
     if kind not in RECIPES:
       raise UsageError(
-        f'data.augment.kind is {kind!r}; it must be one of '
+        f'config.data.augment.kind={kind!r}: must be one of '
         f'{", ".join(RECIPES)}{nearest(str(kind), RECIPES)}'
       )
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:
       if key not in known:
         raise UsageError(
-          f'data.augment has no field {key!r}{nearest(key, known)}'
+          f'config.data.augment has no field {key!r}{nearest(key, known)}'
         )
     for key in ('crop_area', 'crop_aspect'):
       if key in given:
@@ -162,7 +162,7 @@ class Augment:
 
 def _check(name: str, value: Any, valid: bool) -> None:
   if not valid:
-    raise UsageError(f'data.augment.{name} = {value!r} is out of range.')
+    raise UsageError(f'config.data.augment.{name}={value!r}: out of range')
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
@@ -170,7 +170,7 @@ def _pair(name: str, value: Any) -> tuple[float, float]:
     low, high = (float(number) for number in value)
   except (TypeError, ValueError) as error:
     raise UsageError(
-      f'data.augment.{name} = {value!r}; two numbers are needed.'
+      f'config.data.augment.{name}={value!r}: two numbers are needed'
     ) from error
   return low, high
 

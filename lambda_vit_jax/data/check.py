@@ -231,8 +231,8 @@ def _check_split(
   readable = sizes.total()
   if not readable:
     raise DataError(
-      f'No image of {source.describe(0)} and those after it can be decoded: '
-      f'{broken[0][1] if broken else "the split is empty"}.'
+      f'no image of {source.describe(0)} and those after it can be decoded: '
+      f'{broken[0][1] if broken else "the split is empty"}'
     )
   mean, square = moments / readable
   std = np.sqrt(np.maximum(square - mean**2, 0))

@@ -185,17 +185,17 @@ def parse_policy(text: str) -> Policy:
     else:
       values[fields[key]] = float(number)
   if head != 'rand' or not increasing:
-    raise UsageError(_malformed(text, 'it must start with rand, hold inc1'))
+    raise UsageError(_malformed(text, 'must start with rand and contain inc1'))
   policy = Policy(**values)
   if policy.magnitude > MAX_MAGNITUDE or policy.probability > 1:
-    raise UsageError(_malformed(text, 'm goes to 10 and p to 1'))
+    raise UsageError(_malformed(text, 'm must be at most 10, p at most 1'))
   return policy
 
 
 def _malformed(text: str, why: str) -> str:
   return (
-    f'The RandAugment policy {text!r} is malformed: {why}; an example is '
-    'rand-m9-mstd0.5-inc1.'
+    f'config.data.augment.randaugment={text!r}: {why}; an example is '
+    'rand-m9-mstd0.5-inc1'
   )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.data import masks, pipeline, transforms
+from lambda_vit_jax.data import masks, readers, transforms
 from lambda_vit_jax.data.masks import MaskError, MaskRules
 from lambda_vit_jax.data.sources.dataset import ImageSource
 from lambda_vit_jax.data.transforms import UndecodableError
@@ -117,10 +117,10 @@ def make_canvas(
     )
     labels = rules.read(record['label'], image.size)
   except UndecodableError as error:
-    message = pipeline.undecodable(source, index, error)
+    message = readers.undecodable_message(source, index, error)
     raise UndecodableError(message) from error
   except MaskError as error:
-    raise pipeline.of_record(source, index, error) from error
+    raise readers.mask_error(source, index, error) from error
   window = preprocessing.image_size
   scale = masks.fitting if windowing.mode == 'whole' else masks.covering
   size = masks.scaled(image.size, scale(image.size, window))

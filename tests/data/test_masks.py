@@ -15,6 +15,7 @@ from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.data import masks, pipeline
 from lambda_vit_jax.data.check import check_data
 from lambda_vit_jax.data.masks import MaskError, MaskRules
+from lambda_vit_jax.data.pipeline import Loading
 from lambda_vit_jax.data.segment_augment import SegmentAugment, distort
 from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
 from lambda_vit_jax.data.transforms import UndecodableError
@@ -72,11 +73,11 @@ def test_bad_masks_are_named(mask, message, training):
   recipe = SegmentAugment(RULES)
   if training:
     batches = pipeline.train_batches(
-      broken, np.arange(1), GREY, recipe, batch_size=1, seed=0
+      broken, np.arange(1), GREY, recipe, Loading(1), seed=0
     )
   else:
     batches = pipeline.eval_batches(
-      broken, np.arange(1), GREY, batch_size=1, recipe=recipe
+      broken, np.arange(1), GREY, Loading(1), recipe
     )
   with pytest.raises(DataError, match=message) as raised:
     next(batches)
@@ -86,14 +87,12 @@ def test_bad_masks_are_named(mask, message, training):
 def test_damaged_masks_can_be_skipped(source):
   image, mask = source.records[0]
   broken = Source([(image, mask[:60]), (image, mask)])
-  options = {'batch_size': 2, 'recipe': SegmentAugment(RULES)}
+  recipe = SegmentAugment(RULES)
+  split = (broken, np.arange(2), GREY)
   with pytest.raises(DataError, match='record 0 cannot be decoded'):
-    next(pipeline.eval_batches(broken, np.arange(2), GREY, **options))
-  batch = next(
-    pipeline.eval_batches(
-      broken, np.arange(2), GREY, skip_undecodable=True, **options
-    )
-  )
+    next(pipeline.eval_batches(*split, Loading(2), recipe))
+  skipping = Loading(2, skip_undecodable=True)
+  batch = next(pipeline.eval_batches(*split, skipping, recipe))
   assert batch['mask'].tolist() == [False, True]
   # Whatever is wrong with it, the line tells it from its image.
   for data in (mask[:60], b'', b'no image'):
@@ -242,13 +241,9 @@ def test_examples_are_of_seed_step_and_place_alone(source, start, parts):
   recipe = SegmentAugment(RULES)
   arguments = (source, np.arange(3), GREY, recipe)
 
-  def batch(step, **options):
+  def batch(step, start=0, **options):
     batches = pipeline.train_batches(
-      *arguments,
-      batch_size=4,
-      seed=5,
-      start_step=options.pop('start', 0),
-      **options,
+      *arguments, Loading(4, **options), seed=5, start_step=start
     )
     for _ in range(step):
       next(batches)
@@ -327,11 +322,7 @@ def test_folders(tmp_path, rng, layout):
   assert dataset.train.labels.tolist() == [0, 0, 0]
   batch = next(
     pipeline.eval_batches(
-      dataset.test,
-      np.arange(2),
-      GREY,
-      batch_size=2,
-      recipe=SegmentAugment(RULES),
+      dataset.test, np.arange(2), GREY, Loading(2), SegmentAugment(RULES)
     )
   )
   # Levels say the classes: (60·class + 20) / 127.5 - 1.
@@ -464,7 +455,7 @@ def test_prepared_tfds_masks(tmp_path, monkeypatch):
     data_dir=str(tmp_path), file_format='array_record'
   ).download_and_prepare()
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  with pytest.raises(DataError, match=r'set segment\.num_classes\.$'):
+  with pytest.raises(DataError, match=r'set segment\.num_classes$'):
     open_masks('tfds:tiny_scenes')
   dataset = open_masks('tfds:tiny_scenes', 3)
   assert (len(dataset.train), len(dataset.test)) == (4, 2)
@@ -472,11 +463,7 @@ def test_prepared_tfds_masks(tmp_path, monkeypatch):
   colour = Preprocessing((16, 24))
   batch = next(
     pipeline.eval_batches(
-      dataset.train,
-      np.arange(4),
-      colour,
-      batch_size=4,
-      recipe=SegmentAugment(rules),
+      dataset.train, np.arange(4), colour, Loading(4), SegmentAugment(rules)
     )
   )
   # Zero stands for no class.

@@ -15,9 +15,9 @@ from PIL import Image
 
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import pipeline
+from lambda_vit_jax.data import readers
 from lambda_vit_jax.data.augment import Augment
-from lambda_vit_jax.data.pipeline import eval_batches, train_batches
+from lambda_vit_jax.data.pipeline import Loading, eval_batches, train_batches
 from lambda_vit_jax.data.sources.idx_folder import ArraySource
 
 GREY = Preprocessing((6, 6), (0.5,), (0.5,), 1.0, 'bilinear')
@@ -47,16 +47,17 @@ def _take(batches, number):
   return taken
 
 
-def _train(number=5, augment=AFFINE, seed=0, batch_size=8, **settings):
+def _train(number=5, recipe=AFFINE, seed=0, start_step=0, repeats=1, **loading):
   return _take(
     train_batches(
       _source(),
       np.arange(2, NUM_IMAGES),
       GREY,
-      augment,
-      batch_size,
+      recipe,
+      Loading(**{'batch_size': 8, **loading}),
       seed,
-      **settings,
+      start_step,
+      repeats,
     ),
     number,
   )
@@ -85,7 +86,7 @@ def test_shapes_and_values(undisturbed):
     assert batch['image'].dtype == np.float32
     assert batch['label'].shape == (8,)
     assert batch['label'].dtype == np.int32
-  plain = _train(augment=NONE)
+  plain = _train(recipe=NONE)
   for batch in plain:
     expected = (batch['label'] / 255 - 0.5) / 0.5
     # One float32 multiplication and addition.
@@ -134,7 +135,7 @@ def test_processes_share_the_same_batches(undisturbed, count):
 
 
 def test_chunks_change_nothing(undisturbed, monkeypatch):
-  monkeypatch.setattr(pipeline, '_CHUNK_IMAGES', 3)
+  monkeypatch.setattr(readers, '_CHUNK_IMAGES', 3)
   _assert_same(undisturbed, _train())
   _assert_same(undisturbed[2:], _train(3, start_step=2))
 
@@ -156,7 +157,7 @@ def test_images_of_one_batch_are_changed_differently():
   source = ArraySource(
     'one', np.full((1, 6, 6), 255, np.uint8), np.zeros(1, np.int32)
   )
-  (batch,) = _take(train_batches(source, [0], GREY, AFFINE, 8, 0), 1)
+  (batch,) = _take(train_batches(source, [0], GREY, AFFINE, Loading(8), 0), 1)
   flat = batch['image'].reshape(8, -1)
   assert len(np.unique(flat, axis=0)) == 8
 
@@ -170,11 +171,7 @@ def test_every_image_once_whatever_the_batch_size(batch_size, count):
   source = _source()
   indices = np.arange(NUM_IMAGES)[::-1]
   parts = [
-    list(
-      eval_batches(
-        source, indices, GREY, batch_size, process_index=i, process_count=count
-      )
-    )
+    list(eval_batches(source, indices, GREY, Loading(batch_size, i, count)))
     for i in range(count)
   ]
   number = -(-NUM_IMAGES // batch_size)
@@ -192,9 +189,10 @@ def test_every_image_once_whatever_the_batch_size(batch_size, count):
 
 
 def test_evaluation_workers_change_nothing():
-  settings = (_source(), np.arange(NUM_IMAGES), GREY, 8)
+  split = (_source(), np.arange(NUM_IMAGES), GREY)
   _assert_same(
-    list(eval_batches(*settings)), list(eval_batches(*settings, workers=2))
+    list(eval_batches(*split, Loading(8))),
+    list(eval_batches(*split, Loading(8, workers=2))),
   )
 
 
@@ -223,7 +221,8 @@ class BrokenSource:
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_undecodable_image_is_named(workers):
-  batches = eval_batches(BrokenSource(), np.arange(6), GREY, 2, workers=workers)
+  loading = Loading(2, workers=workers)
+  batches = eval_batches(BrokenSource(), np.arange(6), GREY, loading)
   next(batches)
   with pytest.raises(DataError, match=r'photos/3\.png cannot be') as raised:
     next(batches)
@@ -234,17 +233,16 @@ def test_undecodable_image_is_named(workers):
 
 
 def test_undecodable_training_image_is_named():
-  batches = train_batches(BrokenSource(), [4], GREY, NONE, 2, 0)
+  batches = train_batches(BrokenSource(), [4], GREY, NONE, Loading(2), 0)
   with pytest.raises(DataError, match=r'photos/4\.png cannot be decoded'):
     next(batches)
 
 
 def test_undecodable_images_are_skipped_if_asked(caplog):
-  pipeline._warn_once.cache_clear()
+  readers._warn_once.cache_clear()
+  loading = Loading(6, skip_undecodable=True)
   with caplog.at_level(logging.WARNING):
-    (batch,) = eval_batches(
-      BrokenSource(), np.arange(6), GREY, 6, skip_undecodable=True
-    )
+    (batch,) = eval_batches(BrokenSource(), np.arange(6), GREY, loading)
   np.testing.assert_array_equal(batch['mask'], [1, 1, 1, 0, 0, 1])
   assert 'photos/3.png' in caplog.text
   assert 'photos/4.png' in caplog.text
@@ -252,14 +250,7 @@ def test_undecodable_images_are_skipped_if_asked(caplog):
   def train(start, number):
     return _take(
       train_batches(
-        BrokenSource(),
-        np.arange(6),
-        GREY,
-        AFFINE,
-        6,
-        0,
-        start_step=start,
-        skip_undecodable=True,
+        BrokenSource(), np.arange(6), GREY, AFFINE, loading, 0, start_step=start
       ),
       number,
     )
@@ -273,9 +264,8 @@ def test_undecodable_images_are_skipped_if_asked(caplog):
 
 
 def test_nothing_but_broken_images_is_an_error():
-  batches = train_batches(
-    BrokenSource(), [3, 4], GREY, NONE, 2, 0, skip_undecodable=True
-  )
+  loading = Loading(2, skip_undecodable=True)
+  batches = train_batches(BrokenSource(), [3, 4], GREY, NONE, loading, 0)
   with pytest.raises(DataError, match='images in a row cannot be decoded'):
     next(batches)
 
@@ -284,20 +274,29 @@ def test_nothing_but_broken_images_is_an_error():
   'settings, error, message',
   [
     ({'batch_size': 9, 'process_count': 2}, UsageError, 'multiple of the 2'),
-    ({'batch_size': 0}, UsageError, 'batch_size = 0'),
-    ({'process_index': 1}, UsageError, 'process_index = 1'),
-    ({'repeats': 0}, UsageError, 'repeats = 0'),
-    ({'prefetch': 0}, UsageError, 'prefetch = 0'),
-    ({'workers': -1}, UsageError, 'workers = -1'),
-    ({'start_step': -1}, UsageError, 'start_step = -1'),
-    ({'indices': []}, DataError, 'No image is left'),
+    ({'batch_size': 0}, UsageError, 'batch_size=0'),
+    ({'process_index': 1}, UsageError, 'process_index=1'),
+    ({'repeats': 0}, UsageError, 'repeats=0'),
+    ({'prefetch': 0}, UsageError, 'prefetch=0'),
+    ({'workers': -1}, UsageError, 'workers=-1'),
+    ({'start_step': -1}, UsageError, 'start_step=-1'),
+    ({'indices': []}, DataError, 'no image is left'),
     ({'indices': [23]}, DataError, 'exceed the split'),
   ],
 )
 def test_sizes_that_do_not_fit(settings, error, message):
-  arguments = {'indices': [0, 1], 'batch_size': 8, 'seed': 0, **settings}
+  own = {'indices': [0, 1], 'repeats': 1, 'start_step': 0}
+  arguments = {key: settings.get(key, value) for key, value in own.items()}
+  loading = {key: settings[key] for key in settings.keys() - own.keys()}
   with pytest.raises(error, match=message):
-    train_batches(_source(), preprocessing=GREY, augment=NONE, **arguments)
+    train_batches(
+      _source(),
+      preprocessing=GREY,
+      recipe=NONE,
+      loading=Loading(**{'batch_size': 8, **loading}),
+      seed=0,
+      **arguments,
+    )
 
 
 def test_few_batches_are_in_memory():
@@ -309,7 +308,8 @@ def test_few_batches_are_in_memory():
       return super().__getitem__(index)
 
   source = Counting('grey', _source().images, _source().labels)
-  batches = train_batches(source, np.arange(23), GREY, NONE, 8, 0, prefetch=2)
+  loading = Loading(8, prefetch=2)
+  batches = train_batches(source, np.arange(23), GREY, NONE, loading, 0)
   for taken in range(1, 6):
     next(batches)
     # What was handed out, two batches ahead, one being started.
@@ -344,9 +344,8 @@ def test_few_batches_are_in_memory_of_workers(tmp_path):
   os.mkfifo(pipe)
   descriptor = os.open(pipe, os.O_RDWR)
   source = LoggingSource(str(pipe))
-  batches = train_batches(
-    source, np.arange(23), GREY, NONE, 8, 0, workers=2, prefetch=2
-  )
+  loading = Loading(8, workers=2, prefetch=2)
+  batches = train_batches(source, np.arange(23), GREY, NONE, loading, 0)
   read = 0
   for taken in range(1, 9):
     next(batches)
@@ -363,7 +362,7 @@ def test_few_batches_are_in_memory_of_workers(tmp_path):
 def test_close_stops_the_threads():
   before = threading.active_count()
   for _ in range(3):
-    batches = train_batches(_source(), [0], GREY, NONE, 4, 0)
+    batches = train_batches(_source(), [0], GREY, NONE, Loading(4), 0)
     next(batches)
     batches.close()
   for thread in threading.enumerate():

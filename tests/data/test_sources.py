@@ -436,4 +436,4 @@ def _files(directory) -> list[pathlib.Path]:
 
 def _is_one_line(error: Exception) -> None:
   assert '\n' not in str(error)
-  assert str(error).endswith('.')
+  assert not str(error).endswith('.')

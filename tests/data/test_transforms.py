@@ -308,13 +308,13 @@ def test_kinds():
   [
     ({'kind': 'affin'}, 'did you mean affine'),
     ({'rotatoin': 3}, 'did you mean rotation'),
-    ({'flip': 1.5}, 'flip = 1.5'),
-    ({'flip': 'often'}, "flip = 'often'"),
-    ({'rotation': -1}, 'rotation = -1'),
+    ({'flip': 1.5}, r'flip=1\.5: out of'),
+    ({'flip': 'often'}, "flip='often': out of"),
+    ({'rotation': -1}, 'rotation=-1: out of'),
     ({'crop_area': (0.5, 0.2)}, 'crop_area'),
     ({'crop_area': 0.5}, 'two numbers'),
     ({'randaugment': 'rand-m9'}, 'inc1'),
-    ({'randaugment': 9}, 'randaugment = 9'),
+    ({'randaugment': 9}, 'randaugment=9: out of'),
   ],
 )
 def test_bad_recipes(config, message):

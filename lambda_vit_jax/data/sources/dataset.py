@@ -88,8 +88,8 @@ def split_holdout(
   labels = np.asarray(labels)
   if not 0 <= num_holdout <= len(labels):
     raise UsageError(
-      f'data.holdout_images = {num_holdout} must lie in 0..{len(labels)}, the '
-      'number of training images.'
+      f'config.data.holdout_images={num_holdout}: must be in '
+      f'0..{len(labels)}, the number of training images'
     )
   # RandomState's stream is frozen for good, Generator's is not (NEP 19).
   order = np.random.RandomState(0).permutation(len(labels))

@@ -92,13 +92,12 @@ def open_digits(cache_dir: epath.Path) -> Dataset:
   # Whatever TFDS says of damaged files, the cure is the same.
   except Exception as error:
     raise DataError(
-      f'The prepared digits cannot be read ({type(error).__name__}); {cure}.'
+      f'the prepared digits cannot be read ({type(error).__name__}); {cure}'
     ) from error
   found = len(dataset.train) + len(dataset.test)
   if found != NUM_IMAGES:
     raise DataError(
-      f'The prepared digits hold {found} images instead of {NUM_IMAGES}; '
-      f'{cure}.'
+      f'the prepared digits hold {found} images instead of {NUM_IMAGES}; {cure}'
     )
   return dataset
 
@@ -122,8 +121,8 @@ def _prepare(root: epath.Path, version_dir: epath.Path) -> None:
         raise
   except OSError as error:
     raise DataError(
-      f'The digits cannot be prepared in {root} ({error.strerror or error}); '
-      'make the folder writable or point XDG_CACHE_HOME at another one.'
+      f'the digits cannot be prepared in {root} ({error.strerror or error}); '
+      'make the folder writable or point XDG_CACHE_HOME at another one'
     ) from error
   finally:
     if unfinished.exists():

@@ -70,13 +70,13 @@ def open_idx_folder(directory: str) -> Dataset:
     raise DataError(
       f'idx_folder: {root} is not a folder; it must hold the four files '
       'train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same '
-      'with t10k.'
+      'with t10k'
     )
   train, test = (_open_split(root, prefix) for prefix in ('train', 't10k'))
   if train.images.shape[1:] != test.images.shape[1:]:
     raise DataError(
       f'idx_folder: the images of {root} are {_size(train)} for training but '
-      f'{_size(test)} for testing; the files belong to different data sets.'
+      f'{_size(test)} for testing; the files belong to different data sets'
     )
   num_classes = int(train.labels.max()) + 1
   missing = np.setdiff1d(np.arange(num_classes), train.labels)
@@ -88,7 +88,7 @@ def open_idx_folder(directory: str) -> Dataset:
         if missing.size
         else f'{num_classes} classes, testing a label {test.labels.max()}'
       )
-      + '; the files are damaged or belong to different data sets.'
+      + '; the files are damaged or belong to different data sets'
     )
   names = tuple(str(number) for number in range(num_classes))
   if 'fashion' in root.name.lower() and num_classes == len(FASHION_CLASSES):
@@ -105,10 +105,10 @@ def _open_split(root: epath.Path, prefix: str) -> ArraySource:
     raise DataError(
       f'idx_folder: {images_path} holds {len(images)} images but '
       f'{labels_path.name} {len(labels)} labels; they belong to different '
-      'data sets.'
+      'data sets'
     )
   if not images.size:
-    raise DataError(f'idx_folder: {images_path} holds no image.')
+    raise DataError(f'idx_folder: {images_path} holds no image')
   return ArraySource(str(images_path), images, labels.astype(np.int32))
 
 
@@ -122,7 +122,7 @@ def _read(path: epath.Path, num_axes: int) -> np.ndarray:
       if len(header) < header_size or header[:4] != expected:
         raise DataError(
           f'idx_folder: {path} is no idx file of unsigned bytes with '
-          f'{num_axes} axes; download it again.'
+          f'{num_axes} axes; download it again'
         )
       # Python integers: a damaged header may claim more than 64 bits hold.
       shape = struct.unpack(f'>{num_axes}I', header[4:])
@@ -130,23 +130,23 @@ def _read(path: epath.Path, num_axes: int) -> np.ndarray:
       if claimed > _MAX_BYTES:
         raise DataError(
           f'idx_folder: {path} claims {claimed} bytes, more than the '
-          f'{_MAX_BYTES} that are read; it is damaged.'
+          f'{_MAX_BYTES} that are read; it is damaged'
         )
       # One byte more than claimed, to notice what should not be there.
       data = file.read(claimed + 1)
   except FileNotFoundError as error:
     raise DataError(
       f'idx_folder: {path} is missing; the folder must hold images and '
-      'labels for train and t10k.'
+      'labels for train and t10k'
     ) from error
   except (OSError, EOFError, zlib.error) as error:
     raise DataError(
-      f'idx_folder: {path} cannot be unpacked ({error}); download it again.'
+      f'idx_folder: {path} cannot be unpacked ({error}); download it again'
     ) from error
   if len(data) != claimed:
     raise DataError(
       f'idx_folder: {path} holds {"more" if len(data) > claimed else "fewer"} '
-      f'bytes than the {claimed} its header claims; download it again.'
+      f'bytes than the {claimed} its header claims; download it again'
     )
   return np.frombuffer(data, np.uint8).reshape(shape)
 

@@ -36,7 +36,7 @@ class FolderSource:
     except OSError as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
-        f'({error.strerror or error}); the folder changed while in use.'
+        f'({error.strerror or error}); the folder changed while in use'
       ) from error
     return Record(image=data, label=self.class_numbers[index], index=index)
 
@@ -67,21 +67,21 @@ def open_image_folder(directory: str) -> Dataset:
   if not root.is_dir():
     raise DataError(
       f'image_folder: {root} is not a folder; it must hold train/CLASS/ and '
-      'val/CLASS/ (or test/CLASS/).'
+      'val/CLASS/ (or test/CLASS/)'
     )
   train = root / 'train'
   test = next((root / n for n in ('val', 'test') if (root / n).is_dir()), None)
   if not train.is_dir() or test is None:
     raise DataError(
       f'image_folder: {root} must hold a folder train and a folder val or '
-      'test; it holds ' + (_listing(root) or 'nothing') + '.'
+      'test; it holds ' + (_listing(root) or 'nothing')
     )
   train_names, test_names = _classes(train), _classes(test)
   if train_names != test_names:
     raise DataError(
       f'image_folder: the classes of {train} and {test} differ: '
       + _difference(train_names, test_names)
-      + '; both need the same folders.'
+      + '; both need the same folders'
     )
   return Dataset(
     name=f'image_folder:{directory}',
@@ -99,7 +99,7 @@ def _classes(split: epath.Path) -> tuple[str, ...]:
   )
   if not names:
     raise DataError(
-      f'image_folder: {split} is empty; it needs one folder per class.'
+      f'image_folder: {split} is empty; it needs one folder per class'
     )
   return tuple(names)
 
@@ -117,7 +117,7 @@ def _open_split(split: epath.Path, names: tuple[str, ...]) -> FolderSource:
       raise DataError(
         f'image_folder: the class {split / name} has no image '
         f'({", ".join("*" + suffix for suffix in SUFFIXES)}); add some or '
-        'remove the class from both splits.'
+        'remove the class from both splits'
       )
     files.extend(f'{name}/{file}' for file in found)
     class_numbers.extend([number] * len(found))

@@ -62,7 +62,7 @@ def _bytes(path: epath.Path) -> bytes:
   except OSError as error:
     raise DataError(
       f'{path} cannot be read ({error.strerror or error}); the folder changed '
-      'while in use.'
+      'while in use'
     ) from error
 
 
@@ -87,7 +87,7 @@ def open_segmentation_folder(
   if not train or not test:
     raise DataError(
       f'segmentation_folder: {root} must hold train/images, train/masks, '
-      'val/images and val/masks (or test instead of val).'
+      'val/images and val/masks (or test instead of val)'
     )
   names = _class_names(root, num_classes)
   return Dataset(
@@ -122,7 +122,7 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
     if num_classes is None:
       raise DataError(
         f'segmentation_folder: {root} has no {CLASSES}; write one name a line '
-        'there, or set segment.num_classes.'
+        'there, or set segment.num_classes'
       )
     return class_numbers(num_classes)
   try:
@@ -130,13 +130,13 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
   except UnicodeDecodeError as error:
     raise DataError(
       f'segmentation_folder: {path} is no text in UTF-8 ({error.reason}); save '
-      'it as that.'
+      'it as UTF-8'
     ) from error
   names = tuple(filter(None, map(str.strip, lines)))
   if num_classes not in (None, len(names)) or not names:
     raise DataError(
       f'segmentation_folder: {path} names {len(names)} classes, '
-      f'segment.num_classes is {num_classes}; make them agree.'
+      f'segment.num_classes is {num_classes}; make them agree'
     )
   return names
 
@@ -150,7 +150,7 @@ def _open_split(images: epath.Path, masks: epath.Path) -> MaskFolderSource:
   if not files:
     raise DataError(
       f'segmentation_folder: {images} holds no image '
-      f'({", ".join("*" + suffix for suffix in SUFFIXES)}).'
+      f'({", ".join("*" + suffix for suffix in SUFFIXES)})'
     )
   stored = {path.name for path in masks.iterdir()}
   mask_files = tuple(f'{name.rpartition(".")[0]}.png' for name in files)
@@ -158,6 +158,6 @@ def _open_split(images: epath.Path, masks: epath.Path) -> MaskFolderSource:
   if missing:
     raise DataError(
       f'segmentation_folder: {masks / missing[0]} is missing, and '
-      f'{len(missing) - 1} more; every image needs a mask of its name.'
+      f'{len(missing) - 1} more; every image needs a mask of its name'
     )
   return MaskFolderSource(str(images), str(masks), tuple(files), mask_files)

@@ -57,8 +57,7 @@ def check_source(source: str) -> tuple[str, str]:
     masks = source.partition(':')[0] == 'segmentation_folder'
     hint = '; masks need task=segment' if masks else ''
     raise UsageError(
-      f'data.source is {source!r}; it must be one of '
-      f'{", ".join(SOURCES)}{hint}.'
+      f'data.source={source!r}: must be one of {", ".join(SOURCES)}{hint}'
     )
   return found
 
@@ -112,8 +111,8 @@ def check_masks(source: str) -> tuple[str, str]:
   found = _split(source, MASK_SOURCES)
   if found is None:
     raise UsageError(
-      f'data.source is {source!r}; with task=segment it must be one of '
-      f'{", ".join(MASK_SOURCES)}.'
+      f'data.source={source!r}: with task=segment it must be one of '
+      f'{", ".join(MASK_SOURCES)}'
     )
   return found
 

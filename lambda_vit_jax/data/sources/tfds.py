@@ -73,7 +73,7 @@ class TfdsSource:
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
-        f'({type(error).__name__}: {one_line(error)}); {self.cure}.'
+        f'({type(error).__name__}: {one_line(error)}); {self.cure}'
       ) from error
 
   @functools.cached_property
@@ -125,12 +125,12 @@ def open_builder(name: str) -> tfds.core.DatasetBuilder:
   except Exception as error:
     raise DataError(
       f'tfds:{name} cannot be opened ({one_line(error)}); check the name, '
-      'and TFDS_DATA_DIR for where it was prepared.'
+      'and TFDS_DATA_DIR for where it was prepared'
     ) from error
   if not builder.info.splits:
     raise DataError(
       f'tfds:{name} is not prepared in {builder.data_path}; run `tfds build '
-      f'{name} --file_format=array_record` or set TFDS_DATA_DIR.'
+      f'{name} --file_format=array_record` or set TFDS_DATA_DIR'
     )
   return builder
 
@@ -173,7 +173,7 @@ def dataset_of_builder(
   if 'train' not in splits or test is None:
     raise DataError(
       f'{name} has the splits {", ".join(builder.info.splits)}; a labelled '
-      'train split and a labelled test or validation split are needed.'
+      'train split and a labelled test or validation split are needed'
     )
   class_names = tuple(builder.info.features[label_key].names)
   return Dataset(name, class_names, splits['train'], test)
@@ -197,12 +197,12 @@ def _image_and_label(name: str, features: Any) -> tuple[str, str]:
   if image_key is None or label_key is None:
     raise DataError(
       f'{name} has the features {", ".join(features) or "none"}; one image '
-      'and one class label are needed.'
+      'and one class label are needed'
     )
   if features[image_key].np_dtype != np.uint8:
     raise DataError(
       f'{name} stores {features[image_key].np_dtype} images; 8-bit images '
-      'are needed.'
+      'are needed'
     )
   return image_key, label_key
 
@@ -226,7 +226,7 @@ def data_source(
   except Exception as error:
     raise DataError(
       f'{name} in {builder.data_path} does not allow random access '
-      f'({one_line(error)}); prepare it with --file_format=array_record.'
+      f'({one_line(error)}); prepare it with --file_format=array_record'
     ) from error
 
 

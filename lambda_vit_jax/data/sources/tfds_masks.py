@@ -43,7 +43,7 @@ class TfdsMaskSource:
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read ({type(error).__name__}: '
-        f'{one_line(error)}); prepare the data set again.'
+        f'{one_line(error)}); prepare the data set again'
       ) from error
     return Record(
       image=record[self.image_key], label=record[self.mask_key], index=index
@@ -87,12 +87,11 @@ def dataset_of_builder(
   if image_key is None or mask_key is None:
     raise DataError(
       f'{name} has the features {", ".join(features) or "none"}; an image and '
-      f'a mask ({", ".join(_MASKS)}) are needed.'
+      f'a mask ({", ".join(_MASKS)}) are needed'
     )
   if num_classes is None:
     raise DataError(
-      f'{name} does not say how many classes there are; set '
-      'segment.num_classes.'
+      f'{name} does not say how many classes there are; set segment.num_classes'
     )
   splits = {
     split: TfdsMaskSource(
@@ -105,6 +104,6 @@ def dataset_of_builder(
   if 'train' not in splits or test is None:
     raise DataError(
       f'{name} has the splits {", ".join(builder.info.splits)}; a train split '
-      'and a test or validation split are needed.'
+      'and a test or validation split are needed'
     )
   return Dataset(name, class_numbers(num_classes), splits['train'], test)
