@@ -22,9 +22,9 @@ from lambda_vit_jax.checkpoints import (
 from lambda_vit_jax.checkpoints.readers import WeightFile
 from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import ATTENTION_PARTS
 from lambda_vit_jax.models.variants import Variant, get_variant
 
 _LOG = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
     return file
   shapes = dict(file.shapes)
   for block_index in own.removed_layers:
-    for part in surgery.ATTENTION_PARTS:
+    for part in ATTENTION_PARTS:
       prefix = f'blocks.{block_index}.{part}.'
       for name in [name for name in shapes if name.startswith(prefix)]:
         del shapes[name]

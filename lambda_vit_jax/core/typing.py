@@ -26,13 +26,4 @@ Batches = Iterable[Array]
 AttentionMode = Literal[
   'full', 'diluted', 'skip', 'identity', 'absent', 'linear'
 ]
-"""What the attention half of a block computes (METHOD, section 2)."""
-
-ATTENTION_MODES: tuple[AttentionMode, ...] = (
-  'full',
-  'diluted',
-  'skip',
-  'identity',
-  'absent',
-  'linear',
-)
+"""What the attention half of a block computes: a key of `lambda_vit_jax.models.modes.MODES`."""

@@ -34,10 +34,9 @@ from lambda_vit_jax.exporters.onnx import graph as onnx_graph
 from lambda_vit_jax.exporters.onnx import vit as onnx_vit
 from lambda_vit_jax.exporters.source import Source, plain, with_stock_epsilon
 from lambda_vit_jax.exporters.storage import DTYPES
-from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, apply_module
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import ATTENTION_PARTS, block_name
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -87,7 +86,7 @@ def fill_with_zeros(model: Model) -> Model:
       part: jax.tree.map(
         lambda s: np.zeros(s.shape, s.dtype), shapes[name][part]
       )
-      for part in surgery.ATTENTION_PARTS
+      for part in ATTENTION_PARTS
       if part in shapes[name]
     }
   return model.replace(module=module, params=params)

@@ -1,18 +1,11 @@
-"""A block of the Vision Transformer, whose attention can be diluted and removed.
+"""One block of the Vision Transformer: `r·x + a·attention`, then the MLP.
 
-One block is `x <- r·x + a·drop_path(attn(norm1(x)))`, then
-`x <- x + drop_path(mlp(norm2(x)))`. `attention_mode` picks `r` and `a`:
+  x <- r·x + a·drop_path(attn(norm1(x)))
+  x <- x + drop_path(mlp(norm2(x)))
 
-  mode      r      a  parameters of the attention half
-  full      1      1  norm1, attn.qkv, attn.proj (and ls1)
-  diluted   2 - λ  λ  the same; λ is a traced input, 1 -> 0
-  skip      1      0  the same, unused: a trial of NOSE
-  identity  2      -  none: what dilution ends in, x + x
-  absent    1      -  none: after folding, or without compensation
-  linear    1      -  attn.linear alone: x + W·n(x) + b (`linear_inputs`)
-
-Blocks in mode `full` can merge tokens between their halves (`merging`); what
-follows then works on fewer, each with a size, the patches it stands for.
+`attention_mode` picks r and a (`lambda_vit_jax.models.modes`, the table). Blocks in
+mode `full` can merge tokens between the two halves (`token_merging`); what
+follows works on fewer tokens, each with a size, the number of its patches.
 """
 
 from typing import Any
@@ -35,21 +28,41 @@ from lambda_vit_jax.models.layers import (
   drop_path,
   fold_key,
 )
-from lambda_vit_jax.models.modes import mixes_tokens
+from lambda_vit_jax.models.modes import MODES, mixes_tokens
+from lambda_vit_jax.models.shortcuts import PLAIN, StreamInfo
+
+
+def mix(x: Array, branch: Array | None, r: Any, a: Any) -> Array:
+  """`r·x + a·branch`, the one line of the method.
+
+  Args:
+    x: `[batch, tokens, embed]`.
+    branch: the same, or None for nothing.
+    r: residual scale, a number or a traced scalar.
+    a: attention scale, likewise.
+  """
+  if branch is None:
+    return x if r == 1 else r * x
+  if isinstance(a, float) and a == r == 1:
+    return x + branch
+  # In float32: bfloat16 has 128 values of λ between 0.5 and 1.
+  mixed = r * x.astype(jnp.float32)
+  mixed += a * branch.astype(jnp.float32)
+  return mixed.astype(x.dtype)
 
 
 class EncoderBlock(nn.Module):
-  """One pre-norm block; the home of dilution.
+  """A pre-norm block whose attention can be diluted, removed or replaced.
 
   Attributes:
-    attention_mode: what the attention half computes, see the module's head.
-    compensation: whether dilution keeps the stream's share, `r = 2 - λ`;
-      otherwise `r = 1` (the paper's ablation).
+    attention_mode: what the attention half computes, a key of `MODES`.
+    compensation: whether dilution ends in `2·x`, with r = 2 - λ; otherwise
+      r = 1 (the paper's ablation).
     norm_eps: epsilon of both norms; folding divides it by `4^k`.
     layer_scale: initial γ, or None for no LayerScale.
-    linear_inputs: what mode `linear` maps, see `LinearAttention`.
-    dilution_path: what mode `diluted` leads from and to, see `DILUTION_PATHS`.
-    merge: patch tokens that mode `full` merges away behind its attention.
+    linear_inputs: inputs of the map in mode `linear`, see `LinearAttention`.
+    dilution_path: start and end of mode `diluted`, one of `DILUTION_PATHS`.
+    merge: patch tokens that mode `full` merges away after its attention.
     num_prefix_tokens: leading tokens that are never merged.
     quantization: of the matrices, see `lambda_vit_jax.models.quantization`.
   """
@@ -76,23 +89,13 @@ class EncoderBlock(nn.Module):
     """Whether one token's output depends on other tokens."""
     return mixes_tokens(self.attention_mode, self.linear_inputs)
 
-  def _norm(self, name: str, affine: bool = True) -> LayerNorm:
-    return LayerNorm(self.norm_eps, self.dtype, affine, name=name)
-
-  def _scale(self, x: Array, name: str) -> Array:
-    if self.layer_scale is None:
-      return x
-    return LayerScale(self.layer_scale, name=name)(x)
-
   @nn.compact
   def __call__(
     self,
     x: Array,
     dilution_factor: Array | None = None,
     drop_path_key: Array | None = None,
-    read_tokens: int | None = None,
-    halvings: int | None = None,
-    sizes: Array | None = None,
+    info: StreamInfo = PLAIN,
   ) -> tuple[Array, dict[str, Array]]:
     """Applies the block.
 
@@ -100,113 +103,101 @@ class EncoderBlock(nn.Module):
       x: the stream, `[batch, tokens, embed]`.
       dilution_factor: λ of this block, a scalar array; mode `diluted` only.
       drop_path_key: typed key of this block, None in evaluation.
-      read_tokens: if set, only that many leading tokens are computed; keys
-        and values still come from all.
-      halvings: with k, `x` is `2^-k` of the stream, and so is what returns: an
-        identity block, counted in k, has nothing left to do. With None the
-        factor 2 is computed.
-      sizes: how many patches each token stands for, `[batch, tokens]`; None
-        for one each.
+      info: sizes of merged tokens, and which shortcuts are taken.
 
     Returns:
       The stream `[batch, read_tokens or tokens - merge, embed]`, and the named
       intermediates: `input`, `norm1` and `attention` (where the mode has
       them; `attention` is what the branch adds at scale 1), the stream
       `after_attention` (merged), `mlp` (what that branch adds) and `output`;
-      `sizes` of the output's tokens once there are any, and `places`
-      (`merging.places`) where this block merges.
+      `sizes` of the output's tokens once any were merged, and `places`
+      (`token_merging.places`) where this block merges.
     """
     taps = {'input': x}
-    halved = halvings or 0
-    share = 0.5**halved
-    stream = x if read_tokens is None else x[:, :read_tokens]
-    mode = self.attention_mode
-    if mode == 'diluted' and self.dilution_path != 'attention':
-      branch = (
-        self._blend(x, dilution_factor, read_tokens, halved, sizes)
-        if self.dilution_path == 'to_linear'
-        else self._map(x, read_tokens, halved, sizes)
-      )
-      branch = share * drop_path(
-        branch, self.drop_path_rate, fold_key(drop_path_key, 0)
-      )
-      blended = self.dilution_path == 'to_linear'
-      stream = (
-        stream + branch
-        if blended
-        else self._mix(stream, branch, dilution_factor)
-      )
-    elif mode in ('full', 'diluted'):
-      taps['norm1'] = self._norm('norm1')(x, halved)
-      attention, keys = Attention(
-        self.num_heads,
-        self.attention_kernel,
-        self.dtype,
-        self.qkv_bias,
-        self.quantization,
-        name='attn',
-      ).with_keys(taps['norm1'], read_tokens, sizes)
-      taps['attention'] = attention = self._scale(attention, 'ls1')
-      attention = drop_path(
-        attention, self.drop_path_rate, fold_key(drop_path_key, 0)
-      )
-      stream = self._mix(stream, share * attention, dilution_factor)
-      if self.merge and read_tokens is None:
-        # With `read_tokens` there is nothing left that would read the others.
-        leading = self.num_prefix_tokens
-        matching = token_merging.match(keys.mean(axis=1), self.merge, leading)
-        stream, sizes = token_merging.merge(stream, sizes, matching, leading)
-        taps['places'] = token_merging.places(matching, x.shape[1] - leading)
-    elif mode == 'linear':
-      # All tokens only where the map reads their mean.
-      taps['norm1'] = self._norm('norm1', affine=False)(
-        x if self.mixes_tokens else stream, halved
-      )
-      taps['attention'] = LinearAttention(
-        self.linear_inputs, self.dtype, self.quantization, name='attn'
-      )(taps['norm1'], read_tokens, sizes)
-      stream = stream + share * taps['attention']
-    elif mode == 'identity' and halvings is None:
-      stream = 2.0 * stream
-    taps['after_attention'] = stream
-    if sizes is not None and read_tokens is None:
-      taps['sizes'] = sizes
+    r, a = self._scales(dilution_factor, info)
+    attn, keys = self._attention_half(x, dilution_factor, info, taps)
+    # An affine map is no attention: stochastic depth never drops it.
+    rate = 0.0 if self.attention_mode == 'linear' else self.drop_path_rate
+    if attn is not None:
+      attn = drop_path(attn, rate, fold_key(drop_path_key, 0))
+      attn = info.branch_scale * attn
+    x = mix(info.read(x), attn, r, a)
+    x = self._merge_tokens(x, keys, info, taps)
+    taps['after_attention'] = x
 
-    hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-    mlp = MlpBlock(
-      hidden_dim, self.activation, self.dtype, self.quantization, name='mlp'
-    )(self._norm('norm2')(stream, halved))
+    mlp = self._mlp(x.shape[-1])(self._norm('norm2')(x, info.norm_halvings))
     taps['mlp'] = mlp = self._scale(mlp, 'ls2')
-    stream = stream + share * drop_path(
-      mlp, self.drop_path_rate, fold_key(drop_path_key, 1)
-    )
-    taps['output'] = stream
-    return stream, taps
+    mlp = drop_path(mlp, self.drop_path_rate, fold_key(drop_path_key, 1))
+    x = x + info.branch_scale * mlp
+    taps['output'] = x
+    return x, taps
 
-  def _map(
-    self,
-    x: Array,
-    read_tokens: int | None,
-    halved: int,
-    sizes: Array | None,
-  ) -> Array:
-    """The affine map of n(x), on its way out."""
-    normal = self._norm('norm1', affine=False)(x, halved)
-    return LinearAttention(
-      self.linear_inputs, self.dtype, self.quantization, name='attn'
-    )(normal, read_tokens, sizes)
+  def _scales(
+    self, dilution_factor: Array | None, info: StreamInfo
+  ) -> tuple[Any, Any]:
+    """The scales r and a of the mixing line."""
+    r, a = MODES[self.attention_mode].scales(dilution_factor)
+    if self.attention_mode == 'diluted':
+      if self.dilution_path == 'to_linear':
+        # λ is inside the blend.
+        return 1.0, 1.0
+      if not self.compensation:
+        return 1.0, a
+    if self.attention_mode == 'identity' and info.halvings is not None:
+      # This block's factor 2 is among the halvings.
+      return 1.0, a
+    return r, a
 
-  def _blend(
+  def _attention_half(
     self,
     x: Array,
     dilution_factor: Array | None,
-    read_tokens: int | None,
-    halved: int,
-    sizes: Array | None,
+    info: StreamInfo,
+    taps: dict[str, Array],
+  ) -> tuple[Array | None, Array | None]:
+    """What is added at a = 1 (None for nothing), and the keys if any."""
+    if MODES[self.attention_mode].adds_nothing:
+      return None, None
+    if self.attention_mode == 'linear':
+      return self._affine_map(x, info, taps), None
+    if self.attention_mode == 'diluted':
+      if self.dilution_path == 'to_linear':
+        return self._blend(x, dilution_factor, info), None
+      if self.dilution_path == 'from_linear':
+        return self._affine_map(x, info, taps), None
+    return self._attention(x, info, taps)
+
+  def _attention(
+    self, x: Array, info: StreamInfo, taps: dict[str, Array]
+  ) -> tuple[Array, Array]:
+    """`attn(norm1(x))`, and its keys `[batch, heads, tokens, head_dim]`."""
+    taps['norm1'] = self._norm('norm1')(x, info.norm_halvings)
+    attention, keys = Attention(
+      self.num_heads,
+      self.attention_kernel,
+      self.dtype,
+      self.qkv_bias,
+      self.quantization,
+      name='attn',
+    ).with_keys(taps['norm1'], info.read_tokens, info.sizes)
+    taps['attention'] = self._scale(attention, 'ls1')
+    return taps['attention'], keys
+
+  def _affine_map(
+    self, x: Array, info: StreamInfo, taps: dict[str, Array]
   ) -> Array:
-    """`λ·attn + (1 - λ)·(W·n(x) + b)`: a warm start's first half."""
-    if dilution_factor is None:
-      raise ValueError('mode `diluted` needs a dilution_factor')
+    """`W·n(x) + b`."""
+    # All tokens only where the map reads their mean.
+    x = x if self.mixes_tokens else info.read(x)
+    norm = self._norm('norm1', affine=False)
+    taps['norm1'] = norm(x, info.norm_halvings)
+    taps['attention'] = LinearAttention(
+      self.linear_inputs, self.dtype, self.quantization, name='attn'
+    )(taps['norm1'], info.read_tokens, info.sizes)
+    return taps['attention']
+
+  def _blend(self, x: Array, dilution_factor: Any, info: StreamInfo) -> Array:
+    """`λ·attn + (1 - λ)·(W·n(x) + b)`, from attention to a fitted map."""
     attention, affine = BlendedAttention(
       self.num_heads,
       self.attention_kernel,
@@ -216,25 +207,50 @@ class EncoderBlock(nn.Module):
       self.quantization,
       name='attn',
     )(
-      self._norm('norm1')(x, halved),
-      self._norm('norm', affine=False)(x, halved),
-      read_tokens,
-      sizes,
+      self._norm('norm1')(x, info.norm_halvings),
+      self._norm('norm', affine=False)(x, info.norm_halvings),
+      info.read_tokens,
+      info.sizes,
     )
     mixed = dilution_factor * self._scale(attention, 'ls1').astype(jnp.float32)
     mixed += (1.0 - dilution_factor) * affine.astype(jnp.float32)
     return mixed.astype(affine.dtype)
 
-  def _mix(
-    self, stream: Array, attention: Array, dilution_factor: Array | None
+  def _merge_tokens(
+    self,
+    x: Array,
+    keys: Array | None,
+    info: StreamInfo,
+    taps: dict[str, Array],
   ) -> Array:
-    """`r·x + a·attn`, the one line of the method (METHOD, section 2)."""
-    if self.attention_mode == 'full':
-      return stream + attention
-    if dilution_factor is None:
-      raise ValueError('mode `diluted` needs a dilution_factor')
-    # In float32: bfloat16 has 128 values of λ between 0.5 and 1.
-    residual_scale = 2.0 - dilution_factor if self.compensation else 1.0
-    mixed = residual_scale * stream.astype(jnp.float32)
-    mixed += dilution_factor * attention.astype(jnp.float32)
-    return mixed.astype(stream.dtype)
+    """Merges similar tokens; adds `sizes` and `places` to `taps`."""
+    if info.read_tokens is not None:
+      # Nothing is left that would read the other tokens.
+      return x
+    sizes = info.sizes
+    if self.merge and keys is not None:
+      leading = self.num_prefix_tokens
+      tokens = x.shape[1]
+      matching = token_merging.match(keys.mean(axis=1), self.merge, leading)
+      x, sizes = token_merging.merge(x, sizes, matching, leading)
+      taps['places'] = token_merging.places(matching, tokens - leading)
+    if sizes is not None:
+      taps['sizes'] = sizes
+    return x
+
+  def _mlp(self, width: int) -> MlpBlock:
+    return MlpBlock(
+      int(width * self.mlp_ratio),
+      self.activation,
+      self.dtype,
+      self.quantization,
+      name='mlp',
+    )
+
+  def _norm(self, name: str, affine: bool = True) -> LayerNorm:
+    return LayerNorm(self.norm_eps, self.dtype, affine, name=name)
+
+  def _scale(self, x: Array, name: str) -> Array:
+    if self.layer_scale is None:
+      return x
+    return LayerScale(self.layer_scale, name=name)(x)

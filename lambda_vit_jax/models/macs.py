@@ -1,80 +1,76 @@
-"""Multiply-accumulates of a ViT, by the formula of METHOD, section 1."""
-
-from collections.abc import Sequence
+"""Count multiply-accumulates and parameters of a ViT in closed form."""
 
 import jax
 import numpy as np
 
 from lambda_vit_jax.core.typing import AttentionMode, Params
-from lambda_vit_jax.models.modes import HAS_ATTENTION
+from lambda_vit_jax.models import decoders
+from lambda_vit_jax.models.modes import MODES, mixes_tokens
 from lambda_vit_jax.models.vit import ViT
 
 
-def count_macs(
-  *,
-  modes: Sequence[AttentionMode],
-  tokens: int,
-  patches: int,
-  patch_inputs: int,
-  embed_dim: int,
-  mlp_ratio: float,
-  num_classes: int,
-  read_tokens: int | None = None,
-  linear_inputs: Sequence[str] = ('token',),
-  merged: Sequence[int] = (),
-  leading_tokens: int = 1,
-  key_dim: int | None = None,
-) -> int:
+def count_macs(module: ViT, executed: bool = False) -> int:
   """Multiply-accumulates of one image (products only, no norm, no softmax).
 
   Args:
-    modes: one attention mode per block; `diluted` counts as `full`.
-    tokens: tokens per image, the class token included.
-    patches: patches per image.
-    patch_inputs: numbers in one patch, `patch_size² · channels`.
-    embed_dim: the width D.
-    mlp_ratio: hidden width of the MLP over D.
-    num_classes: outputs of all heads together.
-    read_tokens: None for the published convention, in which every block
-      works on every token. Otherwise what is really executed when only that
-      many leading tokens are read: from the last block that mixes tokens on,
-      only they have queries, projections and MLPs.
-    linear_inputs: what blocks in mode `linear` map.
-    merged: tokens that each block merges away behind its attention; none
-      where it is empty.
-    leading_tokens: tokens that are never merged.
-    key_dim: channels that tokens are matched on, to count the products of
-      matching and merging too; None leaves them out.
+    module: `diluted` blocks count as `full` ones.
+    executed: count what really runs: from the last block that mixes tokens on,
+      only the tokens that the readout reads have queries, projections and
+      MLPs; and the products of token merging. Otherwise, as published, every
+      block works on every token.
   """
-  total = patches * patch_inputs * embed_dim + num_classes * embed_dim
-  mixing_modes = {'full', 'diluted'}
-  if 'mean' in linear_inputs:
-    mixing_modes.add('linear')
-  mixing = [i for i, mode in enumerate(modes) if mode in mixing_modes]
-  last = mixing[-1] if mixing else -1
-  square = embed_dim * embed_dim
-  for index, mode in enumerate(modes):
-    narrow = read_tokens is not None and index >= last
-    rows = read_tokens if narrow and read_tokens else tokens
-    if mode in ('full', 'diluted'):
-      total += 2 * tokens * square + 2 * rows * square
-      total += 2 * rows * tokens * embed_dim
-    elif mode == 'linear':
-      total += rows * square
-      if 'mean' in linear_inputs:
-        # Once an image and map; the class token's map may be the only one.
-        own = 'class_map' in linear_inputs
-        total += (own + (rows > own)) * square
-    if merged and merged[index] and not narrow:
-      second = (tokens - leading_tokens) // 2
-      if key_dim is not None:
-        first = tokens - leading_tokens - second
-        total += first * second * key_dim
-        total += merged[index] * second * (embed_dim + 1)
-      tokens -= merged[index]
-      rows = tokens
-    total += int(2 * rows * mlp_ratio * square)
+  width = module.embed_dim
+  rows, columns = module.grid_size
+  total = rows * columns * module.patch_size**2 * module.in_chans * width
+  if module.segmentation is not None:
+    total += decoders.count_macs(
+      module.segmentation, module.grid_size, width, module.num_classes
+    )
+  else:
+    # The second leading token has a head of its own.
+    total += module.num_classes * (1 + module.distilled) * width
+  tokens = module.num_tokens
+  for index, mode in enumerate(module.attention_modes):
+    computed = tokens
+    narrow = executed and index >= module.last_mixing_block
+    if narrow and module.read_tokens is not None:
+      computed = module.read_tokens
+    total += _attention_macs(module, mode, tokens, computed)
+    merged = module.merge_counts[index]
+    if merged and computed == tokens:
+      total += executed * _merging_macs(module, tokens, merged)
+      tokens -= merged
+      computed = tokens
+    total += int(2 * computed * module.mlp_ratio * width**2)
   return total
+
+
+def _attention_macs(
+  module: ViT, mode: AttentionMode, tokens: int, computed: int
+) -> int:
+  """Of the attention half of a block that computes some of its tokens."""
+  width = module.embed_dim
+  square = width * width
+  if MODES[mode].adds_nothing:
+    return 0
+  if MODES[mode].has_attention:
+    projections = 2 * tokens * square + 2 * computed * square
+    return projections + 2 * computed * tokens * width
+  total = computed * square
+  if mixes_tokens(mode, module.linear_inputs):
+    # Once per image and map; the class token's map may be the only one.
+    own = 'class_map' in module.linear_inputs
+    total += (own + (computed > own)) * square
+  return total
+
+
+def _merging_macs(module: ViT, tokens: int, merged: int) -> int:
+  """Of matching keys and of summing the merged tokens."""
+  patches = tokens - module.num_prefix_tokens
+  second = patches // 2
+  head_dim = module.embed_dim // module.num_heads
+  matching = (patches - second) * second * head_dim
+  return matching + merged * second * (module.embed_dim + 1)
 
 
 def count_parameters(params: Params) -> int:
@@ -100,7 +96,7 @@ def size_of(module: ViT) -> int:
   total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
   for mode in module.attention_modes:
     total += 2 * width + (2 * width + 1) * hidden + width + scale
-    if mode in HAS_ATTENTION:
+    if MODES[mode].has_attention:
       total += 2 * width + 4 * width * width + width + scale
       total += 3 * width if module.qkv_bias else 0
     elif mode == 'linear':

@@ -14,7 +14,6 @@ from lambda_vit_jax.core.typing import (
   Intermediates,
   Params,
 )
-from lambda_vit_jax.models import decoders
 from lambda_vit_jax.models import macs as macs_lib
 from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import forward, init_params, make_module
@@ -81,29 +80,7 @@ class Model:
       executed: count what runs (the readout's tokens alone behind the last
         mixing of tokens) instead of the published convention.
     """
-    module = self.module
-    rows, columns = module.grid_size
-    outputs, decoding = module.num_classes, 0
-    if module.segmentation is not None:
-      decoding = decoders.count_macs(
-        module.segmentation, module.grid_size, module.embed_dim, outputs
-      )
-      outputs = 0
-    return decoding + macs_lib.count_macs(
-      modes=module.attention_modes,
-      tokens=module.num_tokens,
-      patches=rows * columns,
-      patch_inputs=module.patch_size**2 * module.in_chans,
-      embed_dim=module.embed_dim,
-      mlp_ratio=module.mlp_ratio,
-      # The second leading token has a head of its own.
-      num_classes=outputs * (1 + module.distilled),
-      read_tokens=module.read_tokens if executed else None,
-      linear_inputs=module.linear_inputs,
-      merged=module.merge_counts,
-      leading_tokens=module.num_prefix_tokens,
-      key_dim=module.embed_dim // module.num_heads if executed else None,
-    )
+    return macs_lib.count_macs(self.module, executed)
 
   def replace(self, **changes: Any) -> 'Model':
     """A new Model with fields changed, `replace(params=...)`."""

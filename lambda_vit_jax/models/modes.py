@@ -1,18 +1,117 @@
-"""The six attention modes of a block."""
+"""The six attention modes of a block, in one table.
 
+The attention half of every block is one line with two numbers,
+
+  x <- r·x + a·drop_path(attn(norm1(x))),
+
+and `MODES` has r and a for each mode. Below the table is what follows from it
+for a whole network, which has one mode per block. Plain Python: no arrays.
+"""
+
+import dataclasses
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.typing import ATTENTION_MODES, AttentionMode
+from lambda_vit_jax.core.typing import AttentionMode
+
+ATTENTION = ('norm1', 'attn.qkv', 'attn.proj', 'ls1')
+"""Parameters of an attention layer; `ls1` only with LayerScale."""
+
+AFFINE_MAP = tuple(
+  f'attn.{name}' for name in ('linear', 'mean', 'class_linear', 'class_mean')
+)
+"""Parameters of W·n(x) + b, which ones depends on its inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """One row of the table.
+
+  Attributes:
+    residual_scale: r; None for 2 - λ.
+    attention_scale: a; None for λ. With 0, nothing is computed.
+    parameters: of the attention half, in the tree of the block.
+    mixes_tokens: whether a token's output depends on other tokens.
+  """
+
+  residual_scale: float | None
+  attention_scale: float | None
+  parameters: tuple[str, ...]
+  mixes_tokens: bool
+
+  @property
+  def has_attention(self) -> bool:
+    """Whether the parameters of the attention layer are in the tree."""
+    return self.parameters == ATTENTION
+
+  @property
+  def adds_nothing(self) -> bool:
+    """Whether the attention half only scales the stream."""
+    return self.attention_scale == 0
+
+  def scales(self, dilution_factor: Any = None) -> tuple[Any, Any]:
+    """Returns r and a: numbers, or traced arrays in mode `diluted`.
+
+    Args:
+      dilution_factor: λ, a scalar array.
+
+    Raises:
+      ValueError: mode `diluted` without λ.
+    """
+    if self.residual_scale is not None:
+      return self.residual_scale, self.attention_scale
+    if dilution_factor is None:
+      raise ValueError('mode `diluted` needs a dilution_factor')
+    return 2.0 - dilution_factor, dilution_factor
+
+
+MODES: dict[AttentionMode, Mode] = {
+  # The dense model.
+  'full': Mode(1.0, 1.0, ATTENTION, True),
+  # Training; λ is a traced input and goes from 1 to 0.
+  'diluted': Mode(None, None, ATTENTION, True),
+  # A trial of the search: what if this layer were left out?
+  'skip': Mode(1.0, 0.0, ATTENTION, False),
+  # The end of dilution: attention has become the identity, x + x.
+  'identity': Mode(2.0, 0.0, (), False),
+  # After folding, or after dilution without compensation.
+  'absent': Mode(1.0, 0.0, (), False),
+  # x + W·n(x) + b. Mixes tokens only with the input `mean`: `mixes_tokens`.
+  'linear': Mode(1.0, 1.0, AFFINE_MAP, False),
+}
+"""The modes by name."""
+
+NO_ATTENTION: tuple[AttentionMode, ...] = tuple(
+  name for name, mode in MODES.items() if not mode.has_attention
+)
+"""Modes in which a block has no parameters of an attention layer."""
+
+ATTENTION_PARTS = tuple(dict.fromkeys(n.split('.')[0] for n in ATTENTION))
+"""Children of a block that belong to its attention half."""
+
+LINEAR_MAPS = tuple(name.split('.')[1] for name in AFFINE_MAP)
+"""Children of `attn` in mode `linear`; all of them write to the stream."""
 
 LINEAR_INPUTS = ('token', 'mean', 'class_map')
-"""What mode `linear` can map (`LinearAttention`)."""
+"""Possible inputs of the map in mode `linear` (`LinearAttention`)."""
+
+DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
+"""What mode `diluted` computes: from attention to x + x, or by way of a map.
+
+  attention    (2 - λ)·x + λ·attn
+  to_linear    x + λ·attn + (1 - λ)·(W·n(x) + b)
+  from_linear  (2 - λ)·x + λ·(W·n(x) + b)
+"""
 
 
-NO_ATTENTION: tuple[AttentionMode, ...] = ('identity', 'absent', 'linear')
-"""Modes in which a block holds no attention parameters."""
+def mixes_tokens(
+  mode: AttentionMode, linear_inputs: Sequence[str] = ('token',)
+) -> bool:
+  """Whether one token's output depends on other tokens."""
+  needs_mean = mode == 'linear' and 'mean' in linear_inputs
+  return MODES[mode].mixes_tokens or needs_mean
 
 
 def block_name(block_index: int) -> str:
@@ -64,7 +163,7 @@ def modes_without(
 
 
 def removed_layers(modes: Sequence[AttentionMode]) -> tuple[int, ...]:
-  """Indices of the blocks that hold no attention."""
+  """Indices of the blocks without an attention layer."""
   return tuple(i for i, mode in enumerate(modes) if mode in NO_ATTENTION)
 
 
@@ -79,10 +178,10 @@ def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
       f'{len(modes)} attention modes for {depth} blocks; give one per block'
     )
   for index, mode in enumerate(modes):
-    if mode not in ATTENTION_MODES:
+    if mode not in tuple(MODES):  # unhashable ones too
       raise ModelError(
         f'block {index}: unknown attention mode {mode!r}; '
-        f'known are {", ".join(ATTENTION_MODES)}'
+        f'known are {", ".join(MODES)}'
       )
   known = cast(tuple[AttentionMode, ...], tuple(modes))
   check_layers(removed_layers(known), depth)
@@ -90,7 +189,7 @@ def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
 
 
 def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
-  """Returns what mode `linear` maps, in the order of `LINEAR_INPUTS`.
+  """Returns the inputs of mode `linear`, in the order of `LINEAR_INPUTS`.
 
   Raises:
     ModelError: an unknown input, or no `token`.
@@ -110,10 +209,13 @@ def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
 
 
 def doublings(modes: Sequence[AttentionMode]) -> tuple[int, ...]:
-  """k(l): identity blocks up to and including block l (METHOD, section 2)."""
+  """k(l): identity blocks up to and including block l.
+
+  The stream after block l is 2^k(l) times that of the folded network.
+  """
   counts, count = [], 0
   for mode in modes:
-    count += mode == 'identity'
+    count += MODES[mode].residual_scale == 2
     counts.append(count)
   return tuple(counts)
 
@@ -131,26 +233,4 @@ def fold_eps(
   exponents = (*counts, counts[-1] if counts else 0)
   return tuple(
     eps / 4.0**count for eps, count in zip(norm_eps, exponents, strict=True)
-  )
-
-
-DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
-"""From attention to the identity, or by way of an affine map:
-
-  attention    (2 - λ)·x + λ·attn
-  to_linear    x + λ·attn + (1 - λ)·(W·n(x) + b)
-  from_linear  (2 - λ)·x + λ·(W·n(x) + b)
-"""
-
-
-HAS_ATTENTION = ('full', 'diluted', 'skip')
-"""Modes whose attention parameters are in the tree."""
-
-
-def mixes_tokens(
-  mode: AttentionMode, linear_inputs: tuple[str, ...] = ('token',)
-) -> bool:
-  """Whether one token's output depends on other tokens."""
-  return mode in ('full', 'diluted') or (
-    mode == 'linear' and 'mean' in linear_inputs
   )

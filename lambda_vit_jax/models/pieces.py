@@ -12,8 +12,8 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
-from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.models.surgery import ATTENTION_PARTS
+from lambda_vit_jax.models.modes import ATTENTION_PARTS, block_name
+from lambda_vit_jax.models.shortcuts import StreamInfo
 from lambda_vit_jax.models.vit import ViT
 
 
@@ -87,7 +87,8 @@ def run_block(
   read_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
   """The stream behind a block, and its intermediates (see `EncoderBlock`)."""
-  result: Any = block.apply({'params': params}, x, read_tokens=read_tokens)
+  info = StreamInfo(read_tokens=read_tokens)
+  result: Any = block.apply({'params': params}, x, info=info)
   return result
 
 

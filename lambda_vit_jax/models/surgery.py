@@ -8,15 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lambda_vit_jax.core.typing import AttentionMode, Params
-from lambda_vit_jax.models.modes import block_name, doublings
+from lambda_vit_jax.models.modes import (
+  ATTENTION_PARTS,
+  LINEAR_MAPS,
+  block_name,
+  doublings,
+)
 from lambda_vit_jax.models.quantization import SCALE
-
-ATTENTION_PARTS = ('norm1', 'attn', 'ls1')
-"""Children of a block that belong to its attention half."""
-
-
-LINEAR_MAPS = ('linear', 'mean', 'class_linear', 'class_mean')
-"""Children of `attn` in mode `linear`; all of them write to the stream."""
 
 
 def prune_tree(tree: Params, layers: Iterable[int]) -> Params:

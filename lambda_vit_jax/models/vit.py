@@ -1,7 +1,7 @@
-"""The Vision Transformer: tokens, blocks (`models.block`), readout.
+"""The Vision Transformer: patch and class tokens, blocks, readout.
 
-Submodules carry timm's names; nothing relies on automatic numbering, so a
-removed submodule never renames another.
+The blocks are in `models.block`. Submodules have timm's names, and none of
+them is numbered by Flax, so that removing one never renames another.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,11 @@ from lambda_vit_jax.models.layers import (
   parameter,
   small_init,
 )
-from lambda_vit_jax.models.modes import block_name, doublings, mixes_tokens
+from lambda_vit_jax.models.modes import block_name, doublings
 from lambda_vit_jax.models.resampling import resize
+from lambda_vit_jax.models.shortcuts import StreamInfo, last_mixing_block
 
-# Behind the places of all blocks, whose keys are folded from the same one.
+# Larger than any block index: their keys are folded from the same key.
 _DROPOUT = 1 << 16
 
 
@@ -116,16 +117,8 @@ class ViT(nn.Module):
 
   @property
   def last_mixing_block(self) -> int:
-    """Index of the last block that mixes tokens, -1 for none.
-
-    From there on only the tokens that the readout reads need computing.
-    """
-    mixing = [
-      index
-      for index, mode in enumerate(self.attention_modes)
-      if mixes_tokens(mode, self.linear_inputs)
-    ]
-    return mixing[-1] if mixing else -1
+    """Index of the last block that mixes tokens, -1 for none."""
+    return last_mixing_block(self.attention_modes, self.linear_inputs)
 
   @property
   def merge_counts(self) -> tuple[int, ...]:
@@ -184,8 +177,7 @@ class ViT(nn.Module):
       self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
     make_block = EncoderBlock
     if self.remat:
-      # `read_tokens` and `halvings` are no arrays (self counts as 0).
-      make_block = nn.remat(EncoderBlock, static_argnums=(4, 5))
+      make_block = nn.remat(EncoderBlock)
     for block_index in range(self.depth):
       # Registers the submodule under that name.
       block = make_block(**self.block_fields(block_index))
@@ -270,43 +262,48 @@ class ViT(nn.Module):
   def grid(self, tokens: Array, owners: Array | None = None) -> Array:
     """The patches among `tokens`: `[batch, rows, columns, embed]`.
 
-    Where tokens have merged, each of the `owners` (`merging.follow`) stands in
-    all its places.
+    Where tokens have merged, each is repeated at the places of all patches
+    that it stands for, as `owners` (`token_merging.follow`) records.
     """
     patches = token_merging.spread(tokens[:, self.num_prefix_tokens :], owners)
     return patches.reshape(patches.shape[0], *self.grid_size, patches.shape[-1])
 
   def segment(
-    self,
-    x: Array,
-    grids: list[Array],
-    halvings: int,
-    key: Array | None,
-    owners: Array | None,
+    self, x: Array, taps: Mapping[str, Any], halved: bool, key: Array | None
   ) -> tuple[Array, dict[str, Array]]:
-    """The last stream, and the grids that are read, to logits per pixel.
+    """The last stream, and the blocks that the decoder reads, to pixel logits.
 
     Args:
-      x: `[batch, tokens, embed]`, `2^-halvings` of the stream.
-      grids: what `upernet` reads, at the stream's scale.
-      halvings: see above.
+      x: `[batch, tokens, embed]`.
+      taps: of all blocks.
+      halved: whether the factors of identity blocks were left out.
       key: of dropout, None in evaluation.
-      owners: see `grid`.
 
     Returns:
-      Logits `[batch, height, width, num_classes]` float32; `tokens` behind
-      the final norm, and its patches as `features`.
+      Logits `[batch, height, width, num_classes]` float32; and `tokens` after
+      the final norm, its patches as `features`, and the grids that are read.
     """
-    assert self.segmentation is not None
+    decoder = self.segmentation
+    assert decoder is not None
+    counts = doublings(self.attention_modes) if halved else (0,) * self.depth
+    grids: dict[str, Array] = {}
+    owners = None
+    for index, halvings in enumerate(counts):
+      block = taps[block_name(index)]
+      if 'places' in block:
+        owners = token_merging.follow(owners, block['places'])
+      for place, read in enumerate(decoder.blocks):
+        if read == index:
+          grid = self.grid(block['output'], owners)
+          grids[f'grid{place}'] = grid * decoder.factor(place, halvings)
     norm = self.norm if self.norm_before_pool else self.fc_norm
-    # Also where no decoder reads it: selection does.
-    tokens = norm(x, halvings)
+    # Also for decoders that do not read it: selection does.
+    tokens = norm(x, counts[-1] if counts else 0)
     features = self.grid(tokens, owners)
-    if self.segmentation.kind == 'linear':
-      grids = [features]
-    logits = self.decoder(grids, fold_key(key, _DROPOUT)).astype(jnp.float32)
+    inputs = [features] if decoder.kind == 'linear' else list(grids.values())
+    logits = self.decoder(inputs, fold_key(key, _DROPOUT)).astype(jnp.float32)
     logits = resize(logits, self.image_size)
-    return logits, {'tokens': tokens, 'features': features}
+    return logits, grids | {'tokens': tokens, 'features': features}
 
   def __call__(
     self,
@@ -322,11 +319,9 @@ class ViT(nn.Module):
       images: `[batch, height, width, channels]` float32, normalised.
       dilution_factor: λ per block, `[depth]`; for blocks in mode `diluted`.
       drop_path_key: typed key for stochastic depth, None in evaluation.
-      capture: with False, the blocks behind the last mixing of tokens work
-        on the tokens that are read alone, the factors of identity blocks are
-        left to the norms' epsilons and the branches' scale (METHOD 2,
-        folding), and `features` is the one intermediate: the same logits with
-        fewer operations and less memory.
+      capture: whether all intermediates are returned. With False, `features`
+        is the only one, and the shortcuts of `models.shortcuts` are taken: the
+        same logits with fewer operations and less memory.
 
     Returns:
       Logits `[batch, num_classes]` float32 (the pooled features where there
@@ -337,37 +332,26 @@ class ViT(nn.Module):
     x = self.embed(images)
     taps: dict[str, Any] = {'embedding': x}
     counts = doublings(self.attention_modes)
-    sizes = owners = None
-    read = () if self.segmentation is None else self.segmentation.blocks
-    grids: list[Array] = []
-    for block_index in range(self.depth):
-      narrow = not capture and block_index >= self.last_mixing_block
-      factor = None if dilution_factor is None else dilution_factor[block_index]
-      x, block_taps = getattr(self, block_name(block_index))(
+    sizes = None
+    for index in range(self.depth):
+      narrow = not capture and index >= self.last_mixing_block
+      x, block_taps = getattr(self, block_name(index))(
         x,
-        factor,
-        fold_key(drop_path_key, block_index),
-        self.read_tokens if narrow else None,
-        None if capture else counts[block_index],
-        sizes,
+        None if dilution_factor is None else dilution_factor[index],
+        fold_key(drop_path_key, index),
+        StreamInfo(
+          sizes,
+          self.read_tokens if narrow else None,
+          None if capture else counts[index],
+        ),
       )
       sizes = block_taps.get('sizes')
-      if 'places' in block_taps:
-        owners = token_merging.follow(owners, block_taps['places'])
-      for place, tapped in enumerate(read):
-        if tapped == block_index and self.segmentation is not None:
-          halved = 0 if capture else counts[block_index]
-          grid = self.grid(x, owners)
-          grids.append(grid * self.segmentation.factor(place, halved))
-      if capture:
-        taps[block_name(block_index)] = block_taps
-    halvings = counts[-1] if counts and not capture else 0
+      taps[block_name(index)] = block_taps
     if self.segmentation is not None:
-      logits, readout = self.segment(x, grids, halvings, drop_path_key, owners)
-      readout |= {f'grid{place}': grid for place, grid in enumerate(grids)}
+      logits, readout = self.segment(x, taps, not capture, drop_path_key)
     else:
+      halvings = counts[-1] if counts and not capture else 0
       logits, readout = self.readout(x, halvings, sizes)
     if capture:
       return logits, taps | readout
-    taps = readout
-    return logits, {'features': taps['features']}
+    return logits, {'features': readout['features']}
