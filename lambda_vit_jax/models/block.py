@@ -114,6 +114,7 @@ class EncoderBlock(nn.Module):
       (`token_merging.places`) where this block merges.
     """
     taps = {'input': x}
+    residual = info.read(x)
     r, a = self._scales(dilution_factor, info)
     attn, keys = self._attention_half(x, dilution_factor, info, taps)
     # An affine map is no attention: stochastic depth never drops it.
@@ -121,7 +122,7 @@ class EncoderBlock(nn.Module):
     if attn is not None:
       attn = drop_path(attn, rate, fold_key(drop_path_key, 0))
       attn = info.branch_scale * attn
-    x = mix(info.read(x), attn, r, a)
+    x = mix(residual, attn, r, a)
     x = self._merge_tokens(x, keys, info, taps)
     taps['after_attention'] = x
 
