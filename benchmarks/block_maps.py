@@ -19,29 +19,24 @@ alone, and with the mean and a map for the class token), chosen without labels.
 The workdir needs a finished `pretrain`. Writes docs/benchmarks/block_maps.json.
 """
 
-import argparse
-import datetime
 import functools
-import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import common
 import jax
 import numpy as np
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.training_free import block_spans, linear_maps
 from lambda_vit_jax.training_free.mlp_refit import refit
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/block_maps.json'
+OUTPUT = common.RESULTS / 'block_maps.json'
 IMAGES = 512
 SPANS = (1, 2, 3, 4, 5, 6)
 COUNTS = (3, 5, 6)
@@ -183,29 +178,14 @@ def attention_rows(run: Run, model: Model, images: list, test: list) -> Any:
   return rows
 
 
-def measure() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--name', required=True)
-  parser.add_argument('--config', required=True)
-  parser.add_argument('--workdir', required=True)
-  options, overrides = parser.parse_known_args()
-  _, config, _ = flags.parse(
-    [
-      'run',
-      f'--config={options.config}',
-      f'--workdir={options.workdir}',
-      *overrides,
-    ]
-  )
-  run = Run(config.to_dict(), options.workdir, Reporter())
+def main() -> None:
+  name, run = common.named_run(__doc__)
   model = run.load('pretrain')
   images = list(run.holdout_batches(model.preprocessing, IMAGES))
   test = list(run.eval_batches(model.preprocessing))
   dense = accuracy.evaluate_model(model, iter(test), run.mesh)
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'num_images': dense['num_images'],
     'images': IMAGES,
     'rows': {
@@ -215,10 +195,8 @@ def measure() -> None:
       **attention_rows(run, model, images, test),
     },
   }
-  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-  found[options.name] = result
-  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+  common.write_entry(OUTPUT, name, result)
 
 
 if __name__ == '__main__':
-  measure()
+  main()

@@ -12,39 +12,31 @@ stopped. Takes about 40 minutes on one CPU core.
 """
 
 import argparse
-import datetime
 import json
 import math
-import pathlib
 
+import common
 import numpy as np
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
-from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
-from lambda_vit_jax.evaluation import accuracy, benchmark
-from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.evaluation import accuracy
 
 # Two-sided 95% quantile of Student's t with 4 degrees of freedom.
 T_95_OF_5_SEEDS = 2.776
 SEEDS = range(5)
 ARMS = {'dense': 0, 'pruned-5': 5, 'pruned-6': 6}
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/digits_table.json'
+OUTPUT = common.RESULTS / 'digits_table.json'
 
 
 def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
   """Trains one row with one seed; returns its accuracy and the start's."""
-  _, config, _ = flags.parse(
-    [
-      'run',
-      '--config=configs/digits.py',
-      f'--workdir={workdir}',
-      f'--config.seed={seed}',
-      f'--config.select.num_layers={layers}',
-    ]
+  run = common.open_run(
+    'configs/digits.py',
+    workdir,
+    f'--config.seed={seed}',
+    f'--config.select.num_layers={layers}',
   )
-  run = Run(config.to_dict(), workdir, Reporter())
   score = run.path('score.json')
   if score.exists():
     return files.read_json(score)
@@ -89,9 +81,7 @@ def write_table() -> None:
   }
   top1 = {arm: np.array([r['top1'] for r in rows[arm]]) for arm in ARMS}
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'config': 'configs/digits.py',
     'num_images': rows['dense'][0]['num_images'],
     'start': rows['dense'][0]['start'],
@@ -106,8 +96,7 @@ def write_table() -> None:
       for arm in ARMS
     },
   }
-  OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(OUTPUT, result)
   print(json.dumps(result, indent=2))
 
 

@@ -19,15 +19,13 @@ missed.
 """
 
 import argparse
-import datetime
-import json
 import os
-import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+import common
 
 CASES = {
   # Variant, batch size, steps of a turn.
@@ -36,9 +34,7 @@ CASES = {
 }
 LAYERS = (0, 1, 3, 4, 6)
 BOUNDS = {'diluting_over_dense': 1.02, 'switched_over_pruned': 1.03}
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/dilution_cost.json'
-)
+OUTPUT = common.RESULTS / 'dilution_cost.json'
 SETTINGS = {
   'weight_decay': 0.05,
   'b1': 0.9,
@@ -118,7 +114,7 @@ def make_programs(
   }
 
 
-def measure(programs: dict[str, Callable], steps: int, rounds: int) -> dict:
+def time_steps(programs: dict[str, Callable], steps: int, rounds: int) -> dict:
   """Seconds per step of every round, on the wall and of CPU time."""
   times: dict[str, dict[str, list[float]]] = {
     name: {'cpu': [], 'wall': []} for name in programs
@@ -135,14 +131,6 @@ def measure(programs: dict[str, Callable], steps: int, rounds: int) -> dict:
   return times
 
 
-def spread(values: list[float]) -> dict[str, float]:
-  return {
-    'min': min(values),
-    'median': statistics.median(values),
-    'max': max(values),
-  }
-
-
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=30)
@@ -150,24 +138,23 @@ def main() -> int:
   flags = parser.parse_args()
   os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-  from lambda_vit_jax.evaluation import benchmark
   from lambda_vit_jax.runtime import startup
 
   # As the stages do.
   startup.keep_memory()
-  results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+  results = common.read(OUTPUT)
   missed = False
   for case in flags.case or CASES:
     variant, batch_size, steps = CASES[case]
     programs = make_programs(variant, batch_size)
     flops = {name: count for name, (_, count) in programs.items()}
     takes = {name: take for name, (take, _) in programs.items()}
-    times = measure(takes, steps, flags.rounds)
+    times = time_steps(takes, steps, flags.rounds)
     ratios: dict[str, dict[str, Any]] = {}
     for name in BOUNDS:
       above, below = name.split('_over_')
       ratios[name] = {
-        clock: spread(
+        clock: common.spread(
           [
             a / b
             for a, b in zip(
@@ -182,23 +169,21 @@ def main() -> int:
       )
       ratios[name]['flops'] = flops[above] / flops[below]
     results[case] = {
-      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-      'device': benchmark.describe_device(),
+      **common.provenance(),
       'cores_used': 1,
-      'versions': benchmark.versions(),
       'variant': variant,
       'batch_size': batch_size,
       'rounds': flags.rounds,
       'operations_per_step': flops,
       'steps_per_round': steps,
       'seconds_per_step': {
-        name: {clock: spread(values) for clock, values in both.items()}
+        name: {clock: common.spread(values) for clock, values in both.items()}
         for name, both in times.items()
       },
       'ratios': ratios,
       'bounds': BOUNDS,
     }
-    OUTPUT.write_text(json.dumps(results, indent=2) + '\n')
+    common.write(OUTPUT, results)
     for name, bound in BOUNDS.items():
       found = ratios[name]
       missed |= found['cpu_minima'] > bound

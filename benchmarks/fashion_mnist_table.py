@@ -18,25 +18,23 @@ continues where it was stopped. Takes about an hour on one CPU core.
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
 import pathlib
 
+import common
 import jax
 import numpy as np
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
-from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime.progress import Reporter
 
 SEEDS = range(3)
 ROOT = pathlib.Path(__file__).parents[1]
-OUTPUT = ROOT / 'docs/benchmarks/fashion_mnist_table.json'
+OUTPUT = common.RESULTS / 'fashion_mnist_table.json'
 SETTINGS = (
   '--config.batch_size=64',
   '--config.data.train_images=10000',
@@ -68,9 +66,6 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
   """The workdir of one row and seed; a pruned one starts from `start`'s."""
   workdir = f'{options.workdir}/{arm.name}-{seed}'
   arguments = [
-    'run',
-    f'--config={ROOT}/configs/fashion_mnist.py',
-    f'--workdir={workdir}',
     f'--config.seed={seed}',
     f'--config.data.source={options.source}',
     *SETTINGS,
@@ -88,8 +83,8 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
     ]
   else:
     arguments += [f'--config.pretrain.steps={arm.dense_epochs}ep']
-  _, config, _ = flags.parse(arguments)
-  return Run(config.to_dict(), workdir, Reporter())
+  config = f'{common.ROOT}/configs/fashion_mnist.py'
+  return common.open_run(config, workdir, *arguments)
 
 
 def hits(run: Run, model: Model) -> np.ndarray:
@@ -161,9 +156,7 @@ def write_table() -> None:
     for arm in (START, DENSE, *PRUNED)
   }
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'config': 'configs/fashion_mnist.py',
     'settings': [
       *SETTINGS,
@@ -183,8 +176,7 @@ def write_table() -> None:
       for name, found in rows.items()
     },
   }
-  OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(OUTPUT, result)
   print(json.dumps(result, indent=2))
 
 

@@ -10,11 +10,10 @@ ratios, with their extremes. Writes docs/benchmarks/int8.json.
 """
 
 import argparse
-import datetime
 import json
-import pathlib
 from typing import Any
 
+import common
 import numpy as np
 
 from lambda_vit_jax.checkpoints.load import load_pretrained
@@ -25,17 +24,8 @@ from lambda_vit_jax.models.edits import quantize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import sharding
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/int8.json'
+OUTPUT = common.RESULTS / 'int8.json'
 BATCH = 40
-
-
-def span(values: np.ndarray) -> dict[str, float]:
-  """Median and extremes."""
-  return {
-    'min': float(values.min()),
-    'median': float(np.median(values)),
-    'max': float(values.max()),
-  }
 
 
 def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
@@ -61,7 +51,7 @@ def score(models: dict[str, Model]) -> dict[str, dict[str, Any]]:
   return rows
 
 
-def measure(models: dict[str, Model], batch_size: int, rounds: int) -> Any:
+def time_models(models: dict[str, Model], batch_size: int, rounds: int) -> Any:
   """Bytes and images per second of each."""
   module = models['float32'].module
   shape = (batch_size, *module.image_size, module.in_chans)
@@ -72,8 +62,10 @@ def measure(models: dict[str, Model], batch_size: int, rounds: int) -> Any:
   seconds = benchmark.time_in_turn(calls, rounds)
   first = np.asarray(seconds['float32'])
   for name, row in rows.items():
-    row['images_per_second'] = span(batch_size / np.asarray(seconds[name]))
-    row['over_float32'] = span(first / np.asarray(seconds[name]))
+    row['images_per_second'] = common.spread(
+      batch_size / np.asarray(seconds[name])
+    )
+    row['over_float32'] = common.spread(first / np.asarray(seconds[name]))
   return rows
 
 
@@ -90,17 +82,15 @@ def main() -> None:
     'int8 dynamic': quantize(dense, 'dynamic'),
   }
   scores = score(models)
-  measured = measure(models, options.batch_size, options.rounds)
+  timed = time_models(models, options.batch_size, options.rounds)
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'num_images': scores['float32']['num_images'],
     'batch_size': options.batch_size,
     'rounds': options.rounds,
-    'rows': {name: scores[name] | measured[name] for name in models},
+    'rows': {name: scores[name] | timed[name] for name in models},
   }
-  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(OUTPUT, result)
   print(json.dumps(result, indent=2))
 
 

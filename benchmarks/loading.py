@@ -9,7 +9,6 @@ Exits 1 where a bound is missed. Writes docs/benchmarks/loading.json.
 """
 
 import argparse
-import datetime
 import json
 import pathlib
 import statistics
@@ -19,9 +18,11 @@ import tempfile
 import threading
 import time
 
+import common
+
 MEMORY_BOUND = 2.2
 SECONDS_BOUND = 3.0
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/loading.json'
+OUTPUT = common.RESULTS / 'loading.json'
 
 
 def resident_bytes() -> int:
@@ -84,7 +85,6 @@ def new_process(*arguments: str) -> str:
 
 
 def main() -> int:
-  from lambda_vit_jax.evaluation import benchmark
 
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--variant', default='deit_base_patch16_224')
@@ -118,15 +118,13 @@ def main() -> int:
     f'{whole:.2f} x with the whole process'
   )
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'variant': flags.variant,
     'file_bytes': size,
     'seconds': {'min': min(seconds), 'median': median, 'max': max(seconds)},
     'peak_over_file': {'added_by_loading': added, 'whole_process': whole},
   }
-  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(OUTPUT, result)
   return int(added > MEMORY_BOUND or median > SECONDS_BOUND)
 
 

@@ -8,19 +8,18 @@ it a JSON with the config, the seed and the accuracy.
 """
 
 import argparse
-import datetime
-import json
 import pathlib
 
+import common
 from safetensors.numpy import save_file
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
-from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.runtime.progress import Reporter
 
-ASSETS = pathlib.Path(__file__).parents[1] / 'lambda_vit_jax' / 'assets'
+ASSETS = common.ROOT / 'lambda_vit_jax/checkpoints/builtin'
 NAME = 'vit_mini_patch2_8_digits'
 
 
@@ -40,12 +39,10 @@ def write_asset() -> None:
     'command': 'lambda-vit pretrain --config=configs/digits.py:scratch',
     'seed': config['seed'],
     'evaluation': scores,
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    **common.provenance(),
     'config': config,
   }
-  (ASSETS / f'{NAME}.json').write_text(json.dumps(about, indent=2) + '\n')
+  common.write(ASSETS / f'{NAME}.json', about)
   print(scores)
 
 

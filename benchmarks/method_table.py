@@ -24,32 +24,30 @@ Writes its part of docs/benchmarks/method_table.json.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import json
 import pathlib
 from typing import Any
 
+import common
 import fashion_mnist_table
 import jax
 import jax.numpy as jnp
 import numpy as np
 from fashion_mnist_table import PRUNED, SETTINGS, hits, paired
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.edits import drop_blocks, merge_tokens
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose, probe
 from lambda_vit_jax.training_free import block_spans, linear_maps
 from lambda_vit_jax.training_free.mlp_refit import refit
 
 ROOT = pathlib.Path(__file__).parents[1]
-OUTPUT = ROOT / 'docs/benchmarks/method_table.json'
+OUTPUT = common.RESULTS / 'method_table.json'
 SEEDS = range(3)
 NUM_LAYERS = 6
 NUM_DROPPED = 4
@@ -108,18 +106,14 @@ class Runs:
   def _open(self, name: str, *arguments: str) -> Run:
     workdir = f'{self._folder}/{name}-{self._seed}'
     source = [f'--config.data.source={self._source}'] if self._source else []
-    _, config, _ = flags.parse(
-      [
-        'run',
-        f'--config={ROOT}/configs/{self._data.config}',
-        f'--workdir={workdir}',
-        f'--config.seed={self._seed}',
-        *source,
-        *self._data.common,
-        *arguments,
-      ]
+    return common.open_run(
+      f'{common.ROOT}/configs/{self._data.config}',
+      workdir,
+      f'--config.seed={self._seed}',
+      *source,
+      *self._data.common,
+      *arguments,
     )
-    return Run(config.to_dict(), workdir, Reporter())
 
   def trained(self, name: str) -> Run:
     """`start` or `dense`, trained."""
@@ -284,11 +278,7 @@ def speed(models: dict[str, Model], batch: int = SPEED_BATCH) -> dict[str, Any]:
     found[name] = {
       **{key: sizes[name][key] for key in benchmark.OF_MODEL},
       'images_per_second': batch / float(np.median(times)),
-      'over_dense': {
-        'min': min(ratios),
-        'median': float(np.median(ratios)),
-        'max': max(ratios),
-      },
+      'over_dense': common.spread(ratios),
     }
   return found
 
@@ -305,9 +295,7 @@ def write_table() -> None:
   rows = [rows_of_seed(options, seed) for seed in SEEDS]
   data = DATA_SETS[options.name]
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'config': data.config,
     'settings': dataclasses.asdict(data),
     'num_layers': NUM_LAYERS,
@@ -319,9 +307,7 @@ def write_table() -> None:
     'rows': {name: accuracy(rows, name) for name in rows[0]},
     'speed': speed({name: rows[0][name][2] for name in SPEED_ROWS}),
   }
-  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-  found[options.name] = result
-  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+  common.write_entry(OUTPUT, options.name, result)
   print(json.dumps(result, indent=2))
 
 

@@ -19,14 +19,14 @@ counted without them. Writes its part of docs/benchmarks/narrow_layers.json.
 """
 
 import functools
-import pathlib
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 from neighbour_maps import FOLDS
-from stepwise import Network, Table, open_run
+from stepwise import Network, Table
 
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import modes
@@ -35,9 +35,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments
 
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/narrow_layers.json'
-)
+OUTPUT = common.RESULTS / 'narrow_layers.json'
 SHARES = (0.1875, 0.25, 0.5)
 PARTS = {
   'both': ('attn', 'mlp'),
@@ -203,8 +201,8 @@ def narrow_macs(model: Model, parts: tuple[str, ...], share: float) -> int:
   return model.macs() - module.depth * removed
 
 
-def measure() -> None:
-  name, run = open_run(__doc__)
+def main() -> None:
+  name, run = common.named_run(__doc__)
   table = Table(name, run, OUTPUT)
   table.row('dense', table.network, 0, {}, macs=table.model.macs())
   for share in SHARES:
@@ -221,4 +219,4 @@ def measure() -> None:
 
 
 if __name__ == '__main__':
-  measure()
+  main()

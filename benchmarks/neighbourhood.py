@@ -30,15 +30,15 @@ docs/benchmarks/neighbourhood.json, row after row. Takes 20 minutes on one CPU
 core.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import block_maps
+import common
 import jax
 import numpy as np
 from neighbour_maps import FOLDS, NEIGHBOURHOODS, fit_maps, measure_block
-from stepwise import Maps, Network, Table, open_run
+from stepwise import Maps, Network, Table
 
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import modes as modes_lib
@@ -49,9 +49,7 @@ from lambda_vit_jax.selection import nose
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/neighbourhood.json'
-)
+OUTPUT = common.RESULTS / 'neighbourhood.json'
 # The options of `selection.select`, and how many layers are chosen.
 CHOICES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
   'affine': ({'criterion': 'affine'}, (5, 3)),
@@ -251,8 +249,8 @@ def write_block_maps(table: Table) -> None:
     print(length, best, top1[best], flush=True)
 
 
-def measure() -> None:
-  table = Table(*open_run(__doc__), OUTPUT)
+def main() -> None:
+  table = Table(*common.named_run(__doc__), OUTPUT)
   table.row('dense', table.network, 0, {}, macs=table.model.macs())
   for criterion, (choice, counts) in CHOICES.items():
     order = nose.select(
@@ -270,4 +268,4 @@ def measure() -> None:
 
 
 if __name__ == '__main__':
-  measure()
+  main()

@@ -12,19 +12,15 @@ docs/benchmarks/nose_speed.json.
 """
 
 import argparse
-import datetime
 import importlib.util
 import json
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Callable
 
-import jax
+import common
 import numpy as np
 
-import lambda_vit_jax
 from lambda_vit_jax.analysis.images import ImageSet, read_images
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.runtime import startup
@@ -154,31 +150,11 @@ def main() -> None:
     'largest_difference_nats_per_channel': float(
       difference.max() / model.num_classes
     ),
-    'hardware': {
-      'processor': _processor(),
-      'cores': os.cpu_count(),
-      'device': jax.devices()[0].device_kind,
-    },
-    'versions': {
-      'lambda_vit_jax': lambda_vit_jax.__version__,
-      'jax': jax.__version__,
-      'python': platform.python_version(),
-    },
-    'date': datetime.date.today().isoformat(),
+    **common.provenance(),
   }
   path = pathlib.Path(options.output)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(path, result)
   print(json.dumps(result['speedup']), '->', path)
-
-
-def _processor() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  if info.exists():
-    for line in info.read_text().splitlines():
-      if line.startswith('model name'):
-        return line.split(':', 1)[1].strip()
-  return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

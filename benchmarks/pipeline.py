@@ -22,7 +22,6 @@ rounds' ratios is below 1.2 at any size.
 import argparse
 import datetime
 import io
-import json
 import math
 import os
 import pathlib
@@ -35,12 +34,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import common
 import numpy as np
 from absl import flags
 from PIL import Image, ImageOps, features
 
 RATIO_BOUND = 1.2
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/pipeline.json'
+OUTPUT = common.RESULTS / 'pipeline.json'
 POLICY = 'rand-m9-mstd0.5-inc1'
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -224,14 +224,6 @@ def turn(
   return images / cpu, images / wall
 
 
-def spread(values: list[float]) -> dict[str, float]:
-  return {
-    'min': min(values),
-    'median': statistics.median(values),
-    'max': max(values),
-  }
-
-
 def processor() -> str:
   for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
     if line.startswith('model name'):
@@ -239,7 +231,7 @@ def processor() -> str:
   return platform.processor()
 
 
-def measure(width: int, flags: argparse.Namespace) -> dict[str, Any]:
+def compare_pipelines(width: int, flags: argparse.Namespace) -> dict[str, Any]:
   """The sides in turns, on photographs of one size."""
   size = (width, width * 3 // 4)
   with tempfile.TemporaryDirectory() as folder:
@@ -267,10 +259,14 @@ def measure(width: int, flags: argparse.Namespace) -> dict[str, Any]:
   return {
     'size': size,
     'mean_bytes': round(file_bytes),
-    'images_per_cpu_second': {name: spread(v) for name, v in cpu.items()},
-    'images_per_second': {name: spread(v) for name, v in wall.items()},
+    'images_per_cpu_second': {
+      name: common.spread(v) for name, v in cpu.items()
+    },
+    'images_per_second': {name: common.spread(v) for name, v in wall.items()},
     'ratios': {
-      name: spread([a / b for a, b in zip(cpu['ours'], cpu[name], strict=True)])
+      name: common.spread(
+        [a / b for a, b in zip(cpu['ours'], cpu[name], strict=True)]
+      )
       | {'of_medians': medians['ours'] / medians[name]}
       for name in others
     },
@@ -294,7 +290,7 @@ def main() -> int:
   torch.set_num_threads(1)
   rows: list[dict[str, Any]] = []
   for width in flags.width:
-    rows.append(measure(width, flags))
+    rows.append(compare_pipelines(width, flags))
     for name, rate in rows[-1]['images_per_cpu_second'].items():
       print(f'{width} {name:<15} {rate["median"]:7.1f} images per CPU second')
     for name, ratio in rows[-1]['ratios'].items():
@@ -316,7 +312,7 @@ def main() -> int:
       'bound': RATIO_BOUND,
       'photographs': rows,
     }
-    OUTPUT.write_text(json.dumps(results, indent=2) + '\n')
+    common.write(OUTPUT, results)
   return int(
     any(
       ratio['median'] < RATIO_BOUND

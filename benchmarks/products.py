@@ -14,16 +14,15 @@ docs/benchmarks/products.json.
 """
 
 import argparse
-import datetime
-import json
 import os
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/products.json'
+import common
+
+OUTPUT = common.RESULTS / 'products.json'
 SHAPES = (
   # Rows, inputs, outputs: qkv, projection, and the MLP's two, of T, S, B, L.
   (3152, 192, 576),
@@ -100,7 +99,7 @@ def attention_calls() -> tuple[dict[str, Callable[[], Any]], int]:
   return forms(attend, attend, arguments), macs
 
 
-def measure(
+def time_forms(
   calls: dict[str, Callable[[], Any]], macs: int, rounds: int
 ) -> dict[str, dict[str, float]]:
   """Billions of operations a second of each form: best and median."""
@@ -128,7 +127,6 @@ def main() -> None:
   # Before JAX starts: its pool has as many threads as there are cores.
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 
-  from lambda_vit_jax.evaluation import benchmark
   from lambda_vit_jax.runtime import compilation, startup
 
   startup.keep_memory()
@@ -136,25 +134,22 @@ def main() -> None:
   for shape in SHAPES:
     rows, inputs, outputs = shape
     name = ' x '.join(map(str, shape))
-    found[name] = measure(
+    found[name] = time_forms(
       calls_of(*shape), rows * inputs * outputs, options.rounds
     )
     print(name, found[name], flush=True)
   calls, macs = attention_calls()
-  found['attention of DeiT-S, 16 images'] = measure(calls, macs, options.rounds)
-  OUTPUT.write_text(
-    json.dumps(
-      {
-        'gflops': found,
-        'compiler_options': compilation.compiler_options(),
-        'rounds': options.rounds,
-        'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-        'device': benchmark.describe_device(),
-        'versions': benchmark.versions(),
-      },
-      indent=2,
-    )
-    + '\n'
+  found['attention of DeiT-S, 16 images'] = time_forms(
+    calls, macs, options.rounds
+  )
+  common.write(
+    OUTPUT,
+    {
+      'gflops': found,
+      'compiler_options': compilation.compiler_options(),
+      'rounds': options.rounds,
+      **common.provenance(),
+    },
   )
 
 

@@ -13,7 +13,6 @@ splitting costs, not what it gains. Writes docs/benchmarks/scaling.json.
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
@@ -22,7 +21,9 @@ import subprocess
 import sys
 from typing import Any
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/scaling.json'
+import common
+
+OUTPUT = common.RESULTS / 'scaling.json'
 VARIANT = 'deit_tiny_patch16_224'
 SERIES: dict[str, tuple[dict[str, int], ...]] = {
   'tokens': tuple({'pixels': size, 'batch': 4} for size in (224, 384, 512)),
@@ -152,7 +153,6 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   options = parser.parse_args()
 
-  from lambda_vit_jax.evaluation import benchmark
   from lambda_vit_jax.runtime import startup
 
   startup.keep_memory()
@@ -161,18 +161,13 @@ def main() -> None:
     for name, points in SERIES.items()
   }
   found['devices'] = measure_devices(options.rounds)
-  OUTPUT.write_text(
-    json.dumps(
-      found
-      | {
-        'rounds': options.rounds,
-        'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-        'device': benchmark.describe_device(),
-        'versions': benchmark.versions(),
-      },
-      indent=2,
-    )
-    + '\n'
+  common.write(
+    OUTPUT,
+    found
+    | {
+      'rounds': options.rounds,
+      **common.provenance(),
+    },
   )
 
 

@@ -19,31 +19,27 @@ on two CPU cores. Writes docs/benchmarks/segmentation_table.json.
 
 import argparse
 import dataclasses
-import datetime
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import common
 import jax
 from method_table import speed
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import (
   evaluate_masks,
   finished,
   registry,
 )
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models import variants
 from lambda_vit_jax.models.edits import merge_tokens
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.runtime.progress import Reporter
 
 ROOT = pathlib.Path(__file__).parents[1]
-OUTPUT = ROOT / 'docs/benchmarks/segmentation_table.json'
+OUTPUT = common.RESULTS / 'segmentation_table.json'
 CONFIG = 'ade20k_upernet_deit_base.py:linear,runlocal'
 VARIANT = dataclasses.replace(
   variants.get_variant('vit_nano_patch2_8'),
@@ -99,17 +95,13 @@ FITTED = {
 def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
   """A workdir of its own for every run."""
   workdir = f'{folder}/{name.replace(", ", "-").replace(" ", "-")}-{seed}'
-  _, config, _ = flags.parse(
-    [
-      'run',
-      f'--config={ROOT}/configs/{CONFIG}',
-      f'--workdir={workdir}',
-      f'--config.seed={seed}',
-      *SETTINGS,
-      *arguments,
-    ]
+  return common.open_run(
+    f'{common.ROOT}/configs/{CONFIG}',
+    workdir,
+    f'--config.seed={seed}',
+    *SETTINGS,
+    *arguments,
   )
-  return Run(config.to_dict(), workdir, Reporter())
 
 
 def trained(folder: str, name: str, seed: int, steps: int) -> Run:
@@ -193,9 +185,7 @@ def write_table() -> None:
   folder = str(pathlib.Path(options.workdir).absolute())
   seeds = [rows_of_seed(folder, seed) for seed in SEEDS]
   found = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'config': CONFIG,
     'settings': SETTINGS,
     'num_layers': NUM_LAYERS,
@@ -214,7 +204,7 @@ def write_table() -> None:
       {name: row['model'] for name, row in seeds[0].items()}, SPEED_BATCH
     ),
   }
-  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+  common.write(OUTPUT, found)
 
 
 if __name__ == '__main__':

@@ -16,27 +16,25 @@ stopped. Writes its part of docs/benchmarks/selection_quality.json.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import pathlib
 
+import common
 import numpy as np
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
-from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.selection.short_dilution import ShortDilution
 from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training_free import linear_maps
 
 ROOT = pathlib.Path(__file__).parents[1]
-OUTPUT = ROOT / 'docs/benchmarks/selection_quality.json'
+OUTPUT = common.RESULTS / 'selection_quality.json'
 SEEDS = range(3)
 SIZES = (3, 5, 6)
 # One row each: the options of `selection.select`.
@@ -69,16 +67,9 @@ def parse() -> argparse.Namespace:
 def open_run(options: argparse.Namespace, seed: int) -> Run:
   """The workdir of one trained network."""
   workdir = f'{options.workdir}/seed-{seed}'
-  _, config, _ = flags.parse(
-    [
-      'run',
-      f'--config={options.config}',
-      f'--workdir={workdir}',
-      f'--config.seed={seed}',
-      *options.overrides,
-    ]
+  run = common.open_run(
+    options.config, workdir, f'--config.seed={seed}', *options.overrides
   )
-  run = Run(config.to_dict(), workdir, Reporter())
   registry.run_stage(run, 'pretrain')
   return run
 
@@ -227,9 +218,7 @@ def write_table() -> None:
     )
     results.append(measure_sets(run, model, sets, options.steps))
   result = {
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
     'config': options.config,
     'overrides': options.overrides,
     'dilution_steps': options.steps,
@@ -241,9 +230,7 @@ def write_table() -> None:
     'sets_run': sum(len(found) for found in results),
     'rows': rows_of(chosen, results),
   }
-  found = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-  found[options.name] = result
-  OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+  common.write_entry(OUTPUT, options.name, result)
   print(json.dumps(result, indent=2))
 
 

@@ -8,20 +8,18 @@ part is a DeiT-S with random weights. Writes docs/benchmarks/startup.json.
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/startup.json'
+import common
 
+OUTPUT = common.RESULTS / 'startup.json'
 BOUNDS = {'help': 1.5, 'models': 2.5, 'predict': 6.0}
 """Seconds."""
 
@@ -71,7 +69,7 @@ print(json.dumps(rest | {'trace': trace['wall'], 'wall_and_trace': both}))
 """
 
 
-def measure(command: list[str], cache: str) -> dict[str, float]:
+def time_command(command: list[str], cache: str) -> dict[str, float]:
   """Seconds of one process."""
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
   start = time.perf_counter()
@@ -104,14 +102,7 @@ def first_call(export: str, cache: str) -> dict[str, float]:
 
 def summary(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
   """Least, median and greatest of each kind of seconds."""
-  return {
-    kind: {
-      'min': min(row[kind] for row in rows),
-      'median': statistics.median(row[kind] for row in rows),
-      'max': max(row[kind] for row in rows),
-    }
-    for kind in rows[0]
-  }
+  return {kind: common.spread(row[kind] for row in rows) for kind in rows[0]}
 
 
 def write_image(path: str) -> None:
@@ -145,9 +136,9 @@ def main() -> int:
       'predict_without_cache': (predict, 'off'),
       'predict': (predict, cache),
     }
-    measure(predict, cache)
+    time_command(predict, cache)
     commands = {
-      name: summary([measure(*what) for _ in range(flags.rounds)])
+      name: summary([time_command(*what) for _ in range(flags.rounds)])
       for name, what in rows.items()
     }
     first_call(large, cache)
@@ -165,19 +156,15 @@ def main() -> int:
     / calls['with_cache'][kind]['median']
     for kind in ('wall', 'processor', 'wall_and_trace')
   }
-  from lambda_vit_jax.evaluation import benchmark
-
   results = {
-    'date': datetime.date.today().isoformat(),
-    'device': benchmark.describe_device(),
-    'python': platform.python_version(),
+    **common.provenance(),
     'rounds': flags.rounds,
     'load_average': load,
     'seconds': commands,
     'bounds': BOUNDS,
     'first_call': {'variant': flags.variant, **calls, 'ratio': ratio},
   }
-  flags.output.write_text(json.dumps(results, indent=2) + '\n')
+  common.write(flags.output, results)
   print(json.dumps(results, indent=2))
   held = all(
     commands[name]['wall']['median'] <= bound for name, bound in BOUNDS.items()

@@ -3,28 +3,23 @@
 What neighbourhood.py and narrow_layers.py share.
 """
 
-import argparse
-import datetime
 import functools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 from neighbour_maps import PARTS, columns_of, features
 
-from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training_free.least_squares import AffineMap
 
 IMAGES = 512
@@ -151,12 +146,10 @@ class Table:
     self._streams = {0: [self.network.embed(c) for c in self._chunks(images)]}
     self._holdout = {0: self.network.embed(holdout)}
     self._hits: dict[str, np.ndarray] = {}
-    found = json.loads(output.read_text()) if output.exists() else {}
+    found = common.read(output)
     self._all = found
     self.entry = found[name] = {
-      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-      'device': benchmark.describe_device(),
-      'versions': benchmark.versions(),
+      **common.provenance(),
       'variant': self.model.variant,
       'grid': list(self.network.grid),
       'images': len(holdout),
@@ -186,8 +179,7 @@ class Table:
     return self._holdout[start]
 
   def write(self) -> None:
-    self._output.parent.mkdir(parents=True, exist_ok=True)
-    self._output.write_text(json.dumps(self._all, indent=2) + '\n')
+    common.write(self._output, self._all)
 
   def score(self, logits: Sequence[np.ndarray]) -> dict[str, Any]:
     """Accuracy, loss, and under `hits` which images are right."""
@@ -234,21 +226,3 @@ class Table:
     self.entry['rows'][key] = scored | {'blocks': sorted(maps)} | more
     self.write()
     print(key, self.entry['rows'][key], flush=True)
-
-
-def open_run(description: str) -> tuple[str, Run]:
-  """The name of the rows and the run, from the command line."""
-  parser = argparse.ArgumentParser(description=description.splitlines()[0])
-  parser.add_argument('--name', required=True)
-  parser.add_argument('--config', required=True)
-  parser.add_argument('--workdir', required=True)
-  options, overrides = parser.parse_known_args()
-  _, config, _ = flags.parse(
-    [
-      'run',
-      f'--config={options.config}',
-      f'--workdir={options.workdir}',
-      *overrides,
-    ]
-  )
-  return options.name, Run(config.to_dict(), options.workdir, Reporter())

@@ -20,17 +20,17 @@ when it is done; the others stay.
 """
 
 import argparse
-import datetime
 import gc
 import json
 import os
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-OUTPUT = pathlib.Path(__file__).parents[1] / 'docs/benchmarks/timm_speed.json'
+import common
+
+OUTPUT = common.RESULTS / 'timm_speed.json'
 REMOVED = {
   'tiny': (0, 2, 4, 6),
   'small': (0, 2, 4, 6),
@@ -205,7 +205,7 @@ def jax_training(
   return {'dense': call}, {'dense': {'macs_executed': model.macs(True)}}
 
 
-def measure(
+def time_in_turn(
   calls: dict[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
   """Wall and CPU seconds of every call in every round."""
@@ -229,12 +229,7 @@ def measure(
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
   """How often faster the second is: per round, then the median."""
-  each = [a / b for a, b in zip(over, under, strict=True)]
-  return {
-    'median': statistics.median(each),
-    'min': min(each),
-    'max': max(each),
-  }
+  return common.spread(a / b for a, b in zip(over, under, strict=True))
 
 
 def run_case(case: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +244,7 @@ def run_case(case: str, options: argparse.Namespace) -> dict[str, Any]:
   else:
     ours, sizes = jax_training(variant, batch_size)
   calls |= ours
-  wall, cpu = measure(calls, options.rounds)
+  wall, cpu = time_in_turn(calls, options.rounds)
   medians = {name: statistics.median(times) for name, times in wall.items()}
   references = [name for name in calls if name.startswith('timm')]
   best = min(references, key=medians.__getitem__)
@@ -301,7 +296,6 @@ def main() -> None:
 
   import torch
 
-  from lambda_vit_jax.evaluation import benchmark
   from lambda_vit_jax.runtime import startup
 
   startup.keep_memory()
@@ -310,12 +304,10 @@ def main() -> None:
   for case in options.case or CASES:
     print(case, flush=True)
     result = run_case(case, options)
-    found['cases'][f'{case}-{options.threads}t'] = result | {
-      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-      'device': benchmark.describe_device(),
-      'versions': benchmark.versions() | {'torch': torch.__version__},
-    }
-    OUTPUT.write_text(json.dumps(found, indent=2) + '\n')
+    result |= common.provenance()
+    result['versions']['torch'] = torch.__version__
+    found['cases'][f'{case}-{options.threads}t'] = result
+    common.write(OUTPUT, found)
     short = ('dense_over_timm', 'pruned_over_dense', 'fraction_of_matmul')
     print({key: result[key] for key in short if key in result}, flush=True)
     gc.collect()

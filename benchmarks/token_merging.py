@@ -13,12 +13,10 @@ docs/benchmarks/token_merging.json.
 """
 
 import argparse
-import datetime
-import json
 import pathlib
-import statistics
 from typing import Any
 
+import common
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,21 +30,10 @@ REMOVED = (0, 2, 4, 6)
 START = 1
 # Of a pixel, as ADE20k has them.
 CLASSES = 150
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/token_merging.json'
-)
+OUTPUT = common.RESULTS / 'token_merging.json'
 
 
-def spread(values: list[float]) -> dict[str, float]:
-  """Median and extremes of the rounds."""
-  return {
-    'median': statistics.median(values),
-    'min': min(values),
-    'max': max(values),
-  }
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def time_programs(options: argparse.Namespace) -> dict[str, Any]:
   """Builds, compiles and times every program."""
   dense = create_model(options.variant, image_size=options.image_size)
   if options.segment:
@@ -72,8 +59,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
   first = f'r={options.r[0]}'
   for name, row in rows.items():
     times = seconds[name]
-    row['images_per_second'] = spread([options.batch / t for t in times])
-    row['over_first'] = spread(
+    row['images_per_second'] = common.spread([options.batch / t for t in times])
+    row['over_first'] = common.spread(
       [a / b for a, b in zip(seconds[first], times, strict=True)]
     )
     row['macs_ratio'] = rows[first]['macs_executed'] / row['macs_executed']
@@ -88,9 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     'rounds': options.rounds,
     'seconds': seconds,
     'rows': rows,
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
   }
 
 
@@ -106,10 +91,8 @@ def main() -> None:
   parser.add_argument('--removed', type=int, nargs='+', default=REMOVED)
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   options = parser.parse_args()
-  output = options.output
-  found = json.loads(output.read_text()) if output.exists() else {}
-  found[options.segment or 'classify'] = measure(options)
-  output.write_text(json.dumps(found, indent=2) + '\n')
+  name = options.segment or 'classify'
+  common.write_entry(options.output, name, time_programs(options))
 
 
 if __name__ == '__main__':

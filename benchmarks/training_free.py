@@ -18,27 +18,22 @@ training_free.json, one entry per name.
 """
 
 import argparse
-import datetime
-import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lambda_vit_jax.cli import flags
+import common
+
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.evaluation import accuracy, benchmark
+from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.selection.nose import select
 from lambda_vit_jax.training_free.linear_maps import fit_linear
 from lambda_vit_jax.training_free.mlp_refit import refit
 from lambda_vit_jax.training_free.norm_recentring import recentre
 
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free.json'
-)
+OUTPUT = common.RESULTS / 'training_free.json'
 IMAGES = 512
 COUNTS = (3, 5)
 # One row each: the options of `selection.select`.
@@ -70,7 +65,7 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
 
 
 class Table:
-  """Rows by key; measured when asked for the first time."""
+  """Rows by key; computed when first asked for."""
 
   def __init__(self, name: str, run: Run):
     self._name = name
@@ -79,30 +74,27 @@ class Table:
     preprocessing = self.dense.preprocessing
     self.images = list(run.holdout_batches(preprocessing, IMAGES))
     self._test = list(run.eval_batches(preprocessing))
-    self._all = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    self._all = common.read(OUTPUT)
     self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
 
   def score(self, model: Model) -> dict[str, float]:
     found = accuracy.evaluate_model(model, iter(self._test), self._run.mesh)
     return {'top1': found['top1'], 'loss': found['loss']}
 
-  def row(self, key: str, measure: Any) -> dict[str, Any]:
+  def row(self, key: str, compute: Callable[[], Any]) -> dict[str, Any]:
     if key not in self._rows:
-      self._rows[key] = measure()
+      self._rows[key] = compute()
       self._save()
       print(key, self._rows[key], flush=True)
     return self._rows[key]
 
   def _save(self) -> None:
     self._all[self._name] |= {
-      'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-      'device': benchmark.describe_device(),
-      'versions': benchmark.versions(),
+      **common.provenance(),
       'variant': self.dense.variant,
       'images': IMAGES,
     }
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(self._all, indent=2) + '\n')
+    common.write(OUTPUT, self._all)
 
   def left_out(
     self, layers: tuple[int, ...], correct: Callable[..., Model]
@@ -188,7 +180,7 @@ def write_rows(
     )
 
 
-def measure() -> None:
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--name', default='digits')
   parser.add_argument('--config', default='configs/digits.py')
@@ -200,18 +192,10 @@ def measure() -> None:
   options, overrides = parser.parse_known_args()
   if options.name == 'digits' and not overrides:
     overrides = [f'--config.data.holdout_images={IMAGES}']
-  _, config, _ = flags.parse(
-    [
-      'run',
-      f'--config={options.config}',
-      f'--workdir={options.workdir}',
-      *overrides,
-    ]
-  )
-  run = Run(config.to_dict(), options.workdir, Reporter())
+  run = common.open_run(options.config, options.workdir, *overrides)
   registry.run_stage(run, 'pretrain')
   write_rows(Table(options.name, run), options.kinds, options.criteria)
 
 
 if __name__ == '__main__':
-  measure()
+  main()

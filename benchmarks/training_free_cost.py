@@ -11,17 +11,14 @@ behind. Writes docs/benchmarks/training_free_cost.json.
 """
 
 import argparse
-import datetime
-import json
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import common
 import jax
 import numpy as np
 
-from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.edits import drop_blocks, prune
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.training_free.block_spans import choose_blocks
@@ -32,9 +29,7 @@ VARIANT = 'deit_small_patch16_224'
 LAYERS = (0, 2, 4, 6, 8)
 DROPPED = (5, 6, 7, 8)
 BATCH = 16
-OUTPUT = (
-  pathlib.Path(__file__).parents[1] / 'docs/benchmarks/training_free_cost.json'
-)
+OUTPUT = common.RESULTS / 'training_free_cost.json'
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -43,7 +38,7 @@ def seconds(call: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
-def measure() -> None:
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--images', type=int, default=512)
   parser.add_argument('--repeats', type=int, default=1)
@@ -92,13 +87,11 @@ def measure() -> None:
       for name, value in best.items()
       if name != 'evaluate'
     },
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'device': benchmark.describe_device(),
-    'versions': benchmark.versions(),
+    **common.provenance(),
   }
-  OUTPUT.write_text(json.dumps(result, indent=2) + '\n')
+  common.write(OUTPUT, result)
   print(result['ratio'])
 
 
 if __name__ == '__main__':
-  measure()
+  main()
