@@ -288,7 +288,8 @@ def base() -> ml_collections.ConfigDict:
   # Devices that share one copy of the parameters; 1 keeps a copy on each.
   mesh.fsdp = 1
   config.metrics = metrics = ml_collections.ConfigDict()
-  # Event files in WORKDIR/tensorboard besides metrics.jsonl.
+  # Event files in WORKDIR/tensorboard besides metrics.jsonl (extra
+  # `tensorboard`).
   metrics.tensorboard = False
   # Project of Weights & Biases (extra `wandb`) that gets them; empty for none.
   metrics.wandb = ''

@@ -57,6 +57,7 @@ ONLY_IN = {
   'huggingface_hub': {'checkpoints'},
   'ml_collections': {'main', 'cli'},
   'orbax': {'checkpoints'},
+  'tensorboardX': {'training'},
   'tensorflow': set(),
   'timm': set(),
   'torch': {'checkpoints'},

@@ -1,87 +1,36 @@
 """Event files as TensorBoard reads them; W&B through a stand-in."""
 
+import pathlib
 import struct
 import sys
 import types
 
+import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from hypothesis import given
-from hypothesis import strategies as st
+from etils.epath import testing
+from tensorboardX.proto import event_pb2
 
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.training import tensorboard, trackers
+from lambda_vit_jax.training import trackers
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 
 
-# RFC 3720, appendix B.4.
-@pytest.mark.parametrize(
-  'data, expected',
-  [
-    (bytes(32), 0x8A9136AA),
-    (b'\xff' * 32, 0x62A8AB43),
-    (bytes(range(32)), 0x46DD794E),
-    (bytes(range(31, -1, -1)), 0x113FDB5C),
-  ],
-)
-def test_checksums_of_the_standard(data, expected):
-  assert tensorboard.crc32c(data) == expected
-
-
-def _event_class():
-  """TensorFlow's `Event`, as far as it is used, built by protobuf itself."""
-  file = descriptor_pb2.FileDescriptorProto(name='event.proto', syntax='proto3')
-  field = descriptor_pb2.FieldDescriptorProto
-
-  def add(name, *fields):
-    message = file.message_type.add(name=name)
-    for number, label, kind, type_name in fields:
-      message.field.add(
-        name=label,
-        number=number,
-        type=getattr(field, f'TYPE_{kind}'),
-        type_name=type_name or None,
-        label=(
-          field.LABEL_REPEATED if label == 'value' else field.LABEL_OPTIONAL
-        ),
-      )
-
-  add('Value', (1, 'tag', 'STRING', ''), (2, 'simple_value', 'FLOAT', ''))
-  add('Summary', (1, 'value', 'MESSAGE', '.Value'))
-  add('SessionLog', (1, 'status', 'INT32', ''))
-  add(
-    'Event',
-    (1, 'wall_time', 'DOUBLE', ''),
-    (2, 'step', 'INT64', ''),
-    (3, 'file_version', 'STRING', ''),
-    (5, 'summary', 'MESSAGE', '.Summary'),
-    (7, 'session_log', 'MESSAGE', '.SessionLog'),
-  )
-  pool = descriptor_pool.DescriptorPool()
-  pool.Add(file)
-  return message_factory.GetMessageClass(pool.FindMessageTypeByName('Event'))
-
-
-EVENT = _event_class()
-
-
-def _records(data):
+def _events(data):
+  """The events of a file: length, checksum, message, checksum."""
   while data:
     (length,) = struct.unpack('<Q', data[:8])
-    body, data = data[: 12 + length + 4], data[12 + length + 4 :]
-    message = body[12:-4]
-    assert body == tensorboard.record(message)
-    yield EVENT.FromString(message)
+    yield event_pb2.Event.FromString(data[12 : 12 + length])
+    data = data[12 + length + 4 :]
 
 
 def _shown(folder):
   """Scalars by (step, tag) after TensorBoard's rule for restarts."""
   found = {}
   for path in sorted(folder.glob('*tfevents*')):
-    events = list(_records(path.read_bytes()))
+    events = list(_events(path.read_bytes()))
     assert events[0].file_version == 'brain.Event:2'
     for event in events:
-      if event.session_log.status == 1:
+      if event.session_log.status == event_pb2.SessionLog.START:
         found = {key: v for key, v in found.items() if key[0] < event.step}
       for value in event.summary.value:
         assert (event.step, value.tag) not in found
@@ -89,33 +38,76 @@ def _shown(folder):
   return found
 
 
-@given(st.integers(0, 2**62), st.floats(width=32, allow_nan=False))
-def test_protobuf_reads_what_we_write(step, value):
-  message = tensorboard._event(
-    step, 5, b''.join(tensorboard._summary({'λ': value, 'loss': 1.0}))
-  )
-  event = EVENT.FromString(message)
-  assert event.step == step
-  assert [v.tag for v in event.summary.value] == ['λ', 'loss']
-  assert event.summary.value[0].simple_value == value
+@pytest.mark.parametrize('value', [0.0, -0.0, 1 / 3, 1e-30, 3e38, np.inf])
+@pytest.mark.parametrize('step', [1, 2**31, 2**62])
+def test_a_value_is_on_disk_when_write_returns(tmp_path, step, value):
+  tracker = trackers.TensorBoardTracker(tmp_path)
+  tracker.write('dilute', step, {'λ': value, 'loss': 1.0})
+  shown = _shown(tmp_path / 'tensorboard' / 'dilute')
+  assert shown == {(step, 'λ'): np.float32(value), (step, 'loss'): 1.0}
+  tracker.close()
 
 
-def test_a_resumed_stage_shows_each_step_once(tmp_path):
+def _train_twice(workdir, local):
+  """Five steps, then from step 4 on to 8; the halves are exact in float32."""
   for start, stop in ((0, 6), (4, 9)):
     writer = MetricsWriter(
-      tmp_path, trackers=[tensorboard.TensorBoardTracker(tmp_path)]
+      local, trackers=[trackers.TensorBoardTracker(workdir)]
     )
     writer.rewind('dilute', start)
     for step in range(start + 1, stop):
-      # Halves are exact in float32.
       writer.write('dilute', step, loss=start + step / 2)
     writer.close()
-  rows = {
-    (r['step'], 'loss'): r['loss']
-    for r in read_metrics(tmp_path / 'metrics.jsonl')
-  }
-  assert [step for step, _ in rows] == list(range(1, 9))
+  rows = read_metrics(local / 'metrics.jsonl')
+  assert [row['step'] for row in rows] == list(range(1, 9))
+  return {(row['step'], 'loss'): row['loss'] for row in rows}
+
+
+def test_a_resumed_stage_shows_each_step_once(tmp_path):
+  rows = _train_twice(tmp_path, tmp_path)
   assert _shown(tmp_path / 'tensorboard' / 'dilute') == rows
+
+
+def test_a_stage_begun_by_version_0_1_shows_each_step_once(tmp_path):
+  folder = tmp_path / 'tensorboard' / 'dilute'
+  tracker = trackers.TensorBoardTracker(tmp_path)
+  tracker.write('dilute', 1, {'loss': 9.0})
+  tracker.write('dilute', 2, {'loss': 9.0})
+  tracker.close()
+  (path,) = folder.iterdir()
+  path.rename(folder / 'events.out.tfevents.0000000000.lambda_vit_jax')
+  tracker = trackers.TensorBoardTracker(tmp_path)
+  tracker.begin('dilute', 1)
+  tracker.write('dilute', 2, {'loss': 3.0})
+  tracker.close()
+  assert _shown(folder) == {(1, 'loss'): 9.0, (2, 'loss'): 3.0}
+
+
+def test_remote_files_are_never_appended_to(tmp_path):
+  def local(path):
+    return tmp_path / str(path).removeprefix('gs://')
+
+  def open_whole(original, path, mode='r', **options):
+    del original
+    assert 'a' not in mode or not str(path).startswith('gs://')
+    return pathlib.Path(local(path)).open(mode, **options)
+
+  with testing.mock_epath(
+    open=open_whole,
+    exists=lambda original, path: local(path).exists(),
+    makedirs=lambda original, path, **_: local(path).mkdir(
+      parents=True, exist_ok=True
+    ),
+    mkdir=lambda original, path, **_: local(path).mkdir(
+      parents=True, exist_ok=True
+    ),
+    glob=lambda original, path: [
+      f'gs://{found.relative_to(tmp_path)}'
+      for found in tmp_path.glob(str(path).removeprefix('gs://'))
+    ],
+  ):
+    rows = _train_twice('gs://bucket/run', tmp_path)
+  assert _shown(tmp_path / 'bucket/run/tensorboard/dilute') == rows
 
 
 class Wandb(types.ModuleType):
@@ -167,18 +159,31 @@ def test_only_the_leader_tracks(tmp_path):
   writer = MetricsWriter(
     tmp_path,
     leader=False,
-    trackers=[tensorboard.TensorBoardTracker(tmp_path)],
+    trackers=[trackers.TensorBoardTracker(tmp_path)],
   )
   writer.rewind('dilute', 0)
   writer.write('dilute', 1, loss=1.0)
   assert not list(tmp_path.iterdir())
 
 
-def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
-  # None in sys.modules: the import fails as if nothing were there.
-  monkeypatch.setitem(sys.modules, 'wandb', None)
-  with pytest.raises(UsageError, match=r'lambda_vit_jax\[wandb\]'):
-    trackers.make_trackers(CONFIG, tmp_path)
+@pytest.mark.parametrize(
+  'module, extra, settings',
+  [
+    ('wandb', 'wandb', {'tensorboard': False, 'wandb': 'project'}),
+    (
+      'tensorboardX.event_file_writer',
+      'tensorboard',
+      {'tensorboard': True, 'wandb': ''},
+    ),
+  ],
+)
+def test_a_package_that_is_not_installed_is_named(
+  module, extra, settings, tmp_path, monkeypatch
+):
+  # With None in sys.modules the import fails as if nothing were installed.
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(UsageError, match=rf"'lambda_vit_jax\[{extra}\]'$"):
+    trackers.make_trackers({'seed': 0, 'metrics': settings}, tmp_path)
 
 
 @pytest.mark.parametrize(
