@@ -92,7 +92,7 @@ def product(x: Array, matrix: Matrix, quantization: str = 'none') -> Array:
     ModelError: `dynamic` with more inputs than 32-bit sums can hold.
   """
   if matrix.scale is None:
-    return matmul.whole(x, matrix.values.astype(x.dtype))
+    return matmul.product(x, matrix.values.astype(x.dtype))
   wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
   scale = matrix.scale.astype(wide)
   if quantization == 'dynamic':
@@ -110,7 +110,7 @@ def product_parts(
 ) -> tuple[Array, ...]:
   """`product` as `count` arrays `[rows, outputs/count]`."""
   if matrix.scale is None:
-    return matmul.parts(x, matrix.values.astype(x.dtype), count)
+    return matmul.product_parts(x, matrix.values.astype(x.dtype), count)
   return tuple(jnp.split(product(x, matrix, quantization), count, axis=1))
 
 

@@ -1,7 +1,8 @@
-"""Products of floats, cut where that is faster (`compilation` says where).
+"""Matrix products of floats, split into pieces where a CPU is faster with it.
 
-A cut product has a backward pass of its own, that of the whole one: by itself,
-every piece would make a gradient of the whole matrix's size.
+`runtime.compilation` decides where. A split product has the backward pass of
+the whole one: otherwise every piece would make a gradient of the size of the
+whole matrix.
 """
 
 import functools
@@ -17,50 +18,56 @@ from lambda_vit_jax.runtime import compilation
 Activation = Callable[[Array], Array]
 
 
-def whole(x: Array, matrix: Array) -> Array:
+def product(x: Array, matrix: Array) -> Array:
   """`x·W` of `[rows, inputs]` and `[inputs, outputs]`."""
   pieces = compilation.column_pieces(x.shape[0], matrix.shape[1], x.dtype)
   if pieces == 1:
     return x @ matrix
-  return jnp.concatenate(_cut(pieces, x, matrix), axis=1)
+  return jnp.concatenate(_split(pieces, x, matrix), axis=1)
 
 
-def parts(x: Array, matrix: Array, count: int) -> tuple[Array, ...]:
+def product_parts(x: Array, matrix: Array, count: int) -> tuple[Array, ...]:
   """`x·W` as `count` arrays `[rows, outputs/count]`, of equal width.
 
-  One product that is split behind, or a product for each.
+  One product that is split afterwards, or one product for each part.
   """
   rows, columns = x.shape[0], matrix.shape[1]
   if compilation.long_rows(rows, columns, x.dtype):
-    return _cut(count, x, matrix)
-  return tuple(jnp.split(whole(x, matrix), count, axis=1))
+    return _split(count, x, matrix)
+  return tuple(jnp.split(product(x, matrix), count, axis=1))
 
 
-def perceptron(
-  x: Array, first: Array, bias: Array, second: Array, activation: Activation
+def mlp(
+  x: Array,
+  first: tuple[Array, Array],
+  second: tuple[Array, Array],
+  activation: Activation,
 ) -> Array:
-  """`activation(x·U + b)·V`, whose hidden layer need never be there at once.
+  """`activation(x·U + b)·V + c`, if faster without the whole hidden layer.
 
   Args:
-    x: `[rows, inputs]`.
-    first: U, `[inputs, hidden]`.
-    bias: b, `[hidden]`.
-    second: V, `[hidden, outputs]`.
-    activation: of each number by itself.
+    x: `[..., inputs]`.
+    first: U `[inputs, hidden]` and b `[hidden]`.
+    second: V `[hidden, outputs]` and c `[outputs]`.
+    activation: elementwise.
   """
-  rows, hidden = x.shape[0], first.shape[1]
+  flat = x.reshape(-1, x.shape[-1])
+  (matrix, bias), (out_matrix, out_bias) = first, second
+  rows, hidden = flat.shape[0], matrix.shape[1]
   pieces = compilation.hidden_pieces(rows, hidden, x.dtype)
   if pieces == 1:
-    return _perceptron(activation, x, first, bias, second)
-  return _cut_perceptron(pieces, activation, x, first, bias, second)
+    flat = _mlp(activation, flat, matrix, bias, out_matrix)
+  else:
+    flat = _split_mlp(pieces, activation, flat, matrix, bias, out_matrix)
+  return (flat + out_bias).reshape(*x.shape[:-1], out_matrix.shape[1])
 
 
 def constant(x: Array, value: int) -> Array:
-  """An int32 `[1, 1]`, which a compiler takes for something made from `x`.
+  """An int32 `[1, 1]` that the compiler believes to depend on `x`.
 
-  With it, a matrix cannot be copied or made floats before its product is due.
-  Else a CPU's schedule does so with all matrices of the network at once, and
-  constants are folded: more memory than the network itself takes.
+  A matrix combined with it cannot be copied, or converted to floats, before
+  `x` is known. Otherwise XLA on a CPU does so for all matrices of the network
+  at once, and folds constants, which takes more memory than the network.
   """
   if not x.size:
     return jnp.full((1, 1), value, jnp.int32)
@@ -72,7 +79,7 @@ def constant(x: Array, value: int) -> Array:
 def _slices(
   array: Array, pieces: int, axis: int, like: Array
 ) -> Iterator[Array]:
-  """Equal parts of `array` along `axis`, none copied before `like` is there."""
+  """Equal parts of `array` along `axis`, none copied before `like` is known."""
   width = array.shape[axis] // pieces
   zero = constant(like, 0)[0, 0]
   for start in range(0, array.shape[axis], width):
@@ -80,17 +87,17 @@ def _slices(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cut(pieces: int, x: Array, matrix: Array) -> tuple[Array, ...]:
+def _split(pieces: int, x: Array, matrix: Array) -> tuple[Array, ...]:
   return tuple(x @ part for part in _slices(matrix, pieces, 1, x))
 
 
-def _cut_forward(
+def _split_forward(
   pieces: int, x: Array, matrix: Array
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-  return _cut(pieces, x, matrix), (x, matrix)
+  return _split(pieces, x, matrix), (x, matrix)
 
 
-def _cut_backward(
+def _split_backward(
   pieces: int, residuals: tuple[Array, Array], cotangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
   del pieces
@@ -99,17 +106,17 @@ def _cut_backward(
   return cotangent @ matrix.T, x.T @ cotangent
 
 
-_cut.defvjp(_cut_forward, _cut_backward)
+_split.defvjp(_split_forward, _split_backward)
 
 
-def _perceptron(
+def _mlp(
   activation: Activation, x: Array, first: Array, bias: Array, second: Array
 ) -> Array:
-  return whole(activation(whole(x, first) + bias), second)
+  return product(activation(product(x, first) + bias), second)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cut_perceptron(
+def _split_mlp(
   pieces: int,
   activation: Activation,
   x: Array,
@@ -126,14 +133,14 @@ def _cut_perceptron(
   return total
 
 
-def _cut_perceptron_forward(
+def _split_mlp_forward(
   pieces: int, activation: Activation, *arguments: Array
 ) -> tuple[Array, Any]:
   del pieces
-  return jax.vjp(functools.partial(_perceptron, activation), *arguments)
+  return jax.vjp(functools.partial(_mlp, activation), *arguments)
 
 
-def _cut_perceptron_backward(
+def _split_mlp_backward(
   pieces: int, activation: Activation, backward: Any, cotangent: Array
 ) -> tuple[Array, ...]:
   del pieces, activation
@@ -141,4 +148,4 @@ def _cut_perceptron_backward(
   return gradients
 
 
-_cut_perceptron.defvjp(_cut_perceptron_forward, _cut_perceptron_backward)
+_split_mlp.defvjp(_split_mlp_forward, _split_mlp_backward)

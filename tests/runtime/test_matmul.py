@@ -25,9 +25,9 @@ def dots(function, *arguments):
 
 def test_a_product_in_pieces_is_the_product(rng, cutting):
   x, y = normal(rng, 70, 40), normal(rng, 40, 1024)
-  program = Program(matmul.whole)
+  program = Program(matmul.product)
   assert dots(program, x, y) == 4
-  assert dots(jax.jit(matmul.whole), x, y) == 1
+  assert dots(jax.jit(matmul.product), x, y) == 1
   # 40 products of numbers around 1 in float32, in another order.
   np.testing.assert_allclose(program(x, y), x @ y, atol=2e-5)
   bad = x.at[0, 0].set(jnp.nan)
@@ -36,7 +36,7 @@ def test_a_product_in_pieces_is_the_product(rng, cutting):
 
 
 def three_parts(x, matrix):
-  return matmul.parts(x, matrix, 3)
+  return matmul.product_parts(x, matrix, 3)
 
 
 def test_parts_are_the_split_product(rng, cutting):
@@ -51,7 +51,8 @@ def test_parts_are_the_split_product(rng, cutting):
 
 
 def mlp(x, first, bias, second):
-  return matmul.perceptron(x, first, bias, second, gelu)
+  zero = jnp.zeros(second.shape[1])
+  return matmul.mlp(x, (first, bias), (second, zero), gelu)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_gradients_are_those_of_whole_products(rng, mlp_arguments, cutting):
 
   # Of one product: its pieces, then both gradients as whole products.
   one = normal(rng, 70, 40), normal(rng, 40, 1024)
-  compare(matmul.whole, one, 4 + 2)
+  compare(matmul.product, one, 4 + 2)
   compare(three_parts, (normal(rng, 1024, 8), normal(rng, 8, 1152)), 3 + 2)
   # In training the hidden layer is kept, and nothing is cut.
   compare(mlp, mlp_arguments, 2 + 4)
