@@ -1,10 +1,9 @@
-"""Writes docs/reference.md from the code: commands, config keys, Python names.
+"""Write docs/reference.md from the code: commands, config keys, Python names.
 
   python docs/make_reference.py
 
-What a config key means is the comment above it in `configs/common.py`, and
-what a function does is its docstring: this file holds neither. A test says
-when the page is not current.
+The meaning of a config key is the comment above it in `configs/common.py`; the
+text on a function is its docstring. A test fails when the page is not current.
 """
 
 import ast
@@ -28,7 +27,7 @@ PAGE = ROOT / 'docs' / 'reference.md'
 
 _HEAD = """# Reference
 
-Made from the code by [`docs/make_reference.py`](make_reference.py); edit the
+Generated from the code by [`docs/make_reference.py`](make_reference.py); edit the
 code, not this page.
 
 - [Command line](#command-line)
@@ -46,21 +45,21 @@ _COMMANDS = """## Command line
 | exit code | meaning |
 |---|---|
 | 0 | done; `--help` too |
-| 1 | failed; one line on stderr says what, where and what to do |
+| 1 | failed; one line on stderr names what, where and what to do |
 | 2 | wrong command line or config, an unknown key included |
-| 130, 143 | stopped by Ctrl-C, by SIGTERM; everything is saved |
+| 130, 143 | stopped by Ctrl-C or by SIGTERM; everything is saved |
 """
 
 _KEYS = """## Config keys
 
-`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown
-key is an error. A duration is a number of steps (`1000`) or of epochs
-(`30ep`). An empty default takes what the meaning says.
+`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown key is an
+error. A duration is a number of steps (`1000`) or of epochs (`30ep`). Where the
+default is empty, the last column describes what is used.
 """
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """`{'data.source': value}` of nested mappings, in their order."""
+  """Flatten nested mappings to `{'data.source': value}`, in their order."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
@@ -71,7 +70,7 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _comment_above(lines: list[str], line_number: int) -> str:
-  """The comment that ends on the line before `line_number` (from 1)."""
+  """Return the comment that ends on the line before `line_number` (from 1)."""
   found: list[str] = []
   for line in reversed(lines[: line_number - 1]):
     text = line.strip()
@@ -82,7 +81,7 @@ def _comment_above(lines: list[str], line_number: int) -> str:
 
 
 def _attribute_docs(owner: type) -> dict[str, str]:
-  """The section `Attributes:` of a class's docstring."""
+  """Parse the section `Attributes:` of a class's docstring."""
   text = inspect.cleandoc(owner.__doc__ or '').partition('Attributes:\n')[2]
   entries = re.findall(r'^  (\w+): ((?:.+\n?)(?:    .+\n?)*)', text, re.M)
   return {name: ' '.join(body.split()) for name, body in entries}
@@ -101,7 +100,10 @@ def _dict_keys(node: ast.AST, lines: list[str], prefix: str) -> dict[str, str]:
 def _target_paths(
   node: ast.Assign, names: dict[str, str]
 ) -> Iterator[tuple[str, int]]:
-  """Config keys that an assignment sets; remembers local names of sections."""
+  """Yield the config keys that an assignment sets.
+
+  A section that is assigned to a local name is added to `names`.
+  """
   paths = []
   for target in node.targets:
     text = ast.unparse(target)
@@ -115,7 +117,7 @@ def _target_paths(
 
 
 def key_meanings() -> dict[str, str]:
-  """The comment above each key in `configs/common.py`."""
+  """Collect the comment above each key in `configs/common.py`."""
   source = inspect.getsource(common)
   lines = source.splitlines()
   functions = {
@@ -161,7 +163,7 @@ def _key_tables() -> str:
     row = f'| `{key}` | {_shown(value)} | {_cell(meanings.get(key, ""))} |'
     pages.setdefault(section, []).append(row)
   parts = []
-  # Keys without a section first.
+  # Keys without a section sort first.
   for section, rows in sorted(pages.items()):
     title = f'`{section}`' if section else 'Top level'
     parts += [f'### {title}', '', '| key | default | meaning |']
@@ -174,7 +176,7 @@ def _config_files() -> str:
   parts = [
     '## Config files',
     '',
-    'Each file, and the keys in which it differs from the defaults above.',
+    'Each file, with the keys that differ from the defaults above.',
     '',
   ]
   for path in sorted((ROOT / 'configs').glob('*.py')):
@@ -204,7 +206,7 @@ def _command_line() -> str:
   for name in (*flags.STAGES, *flags.COMMANDS):
     text = _help_of([name])
     if text != general:
-      # What the general help says as well stands there once.
+      # Paragraphs of the general help are not repeated.
       own = [p for p in text.split('\n\n') if p not in general]
       text = '\n\n'.join(own)
       parts += ['', f'### `lambda-vit {name}`', '', '```text', text, '```']
@@ -212,7 +214,7 @@ def _command_line() -> str:
 
 
 def _signature(name: str, module: str) -> str:
-  """How a public name is written down in its file."""
+  """Return the signature of a public name as its file spells it."""
   source = inspect.getsource(importlib.import_module(module))
   node = next(
     node
@@ -225,7 +227,7 @@ def _signature(name: str, module: str) -> str:
   result = f' -> {ast.unparse(node.returns)}' if node.returns else ''
   if len(short + result) <= 80:
     return short + result
-  # One argument a line: commas inside brackets do not end one.
+  # One argument per line; a comma inside brackets does not end an argument.
   arguments = re.split(r', (?![^\[(]*[\])])', ast.unparse(node.args))
   return f'{name}(\n  ' + ',\n  '.join(arguments) + f',\n){result}'
 
@@ -244,7 +246,7 @@ def _python() -> str:
 
 
 def render() -> str:
-  """The whole page."""
+  """Return the text of the page."""
   sections = (_HEAD, _command_line(), _KEYS, _key_tables(), _config_files())
   text = '\n'.join((*sections, _python()))
   return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
