@@ -1,13 +1,14 @@
 """Every config loads, locks, holds the promised keys and builds a model."""
 
+import functools
 import importlib
 import pathlib
 
 import pytest
 
-from lambda_vit_jax.cli import config_values, flags
-from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.models.build import make_module
+from tests.support import settings
 
 NAMES = sorted(
   path.stem
@@ -15,7 +16,7 @@ NAMES = sorted(
   if path.stem not in ('__init__', 'common')
 )
 
-# METHOD, section 7: keys that users and scripts rely on.
+# Keys that users and scripts rely on.
 PROMISED = (
   'seed',
   'batch_size',
@@ -43,30 +44,38 @@ PROMISED = (
 )
 
 
-@pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('argument', ['', ':runlocal'])
-def test_config(name, argument):
-  _, config, _ = flags.parse(
+each_config = pytest.mark.parametrize('name', NAMES)
+each_form = pytest.mark.parametrize('argument', ['', ':runlocal'])
+
+
+@functools.cache
+def parsed(name, argument=''):
+  return flags.parse(
     ['run', f'--config=configs/{name}.py{argument}', '--workdir=unused']
-  )
+  )[1]
+
+
+@each_config
+@each_form
+def test_config(name, argument):
+  config = parsed(name, argument)
   assert config.is_locked
-  for key in PROMISED:
-    value = config
-    for part in key.split('.'):
-      value = value[part]
-  config_values.budget(config.select)
-  for stage, keys in (
-    ('pretrain', ('steps', 'warmup_steps')),
-    ('dilute', ('dilution_steps', 'settle_steps', 'warmup_steps')),
-  ):
-    for key in keys:
-      config_values.duration(config[stage][key], 100, key)
-  Augment.from_config(config.data.augment.to_dict())
+  settings.check(config.to_dict())
   assert make_module(config.model.variant, image_size=config.model.image_size)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_config_says_how_to_run_it(name):
+@pytest.mark.parametrize('key', PROMISED)
+@each_config
+def test_config_has_the_promised_key(name, key):
+  section, _, last = key.rpartition('.')
+  config = parsed(name)
+  assert last in (config[section] if section else config)
+
+
+@pytest.mark.parametrize(
+  'text', ['lambda-vit run --config=', ':runlocal', 'Hardware and time']
+)
+@each_config
+def test_docstring_describes_how_to_run_it(name, text):
   module = importlib.import_module(f'lambda_vit_jax.configs.{name}')
-  for text in ('lambda-vit run --config=', ':runlocal', 'Hardware and time'):
-    assert text in module.__doc__
+  assert text in module.__doc__

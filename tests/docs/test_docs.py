@@ -1,4 +1,4 @@
-"""What README.md and docs/ print works: commands, keys, Python, links."""
+"""The pages are correct: commands, config keys, Python, links."""
 
 import contextlib
 import io
@@ -16,15 +16,15 @@ from PIL import Image
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import config_values, flags
-from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.exporters.export import FORMATS
 from tests.support import doc_pages
+from tests.support import settings as settings_lib
 
 COMMANDS = doc_pages.commands()
 DIGITS = 'builtin:vit_mini_patch2_8_digits'
-# Stands for something that only a reader has.
+# Placeholders for something that only a reader has.
 PLACEHOLDER = re.compile(r'\b(DIR|IMAGE|NAME|FILE|MODEL|PROJECT|BUCKET)\b')
-# Programs that are not ours; what they are told to run of ours is checked.
+# Other programs; commands of ours that they are given are checked.
 ELSEWHERE = ('gcloud', 'git', 'cd', 'export', 'ssh', 'source', 'srun', 'sbatch')
 each_page = pytest.mark.parametrize('path', doc_pages.PAGES, ids=doc_pages.name)
 
@@ -37,22 +37,15 @@ def flatten(config, prefix=''):
 
 
 def check_stage(words):
-  """The stage exists, and the config file takes every override."""
-  # A made-up file stands for one that a reader would write.
+  """The stage exists, and the config file accepts every override."""
+  # A made-up name means a file that a reader would write.
   words = [
     re.sub(r'^--config=(FILE|my_\w+)\.py', '--config=configs/digits.py', w)
     for w in words
   ]
   _, config, _ = flags.parse(words)
   settings = config.to_dict()
-  config_values.budget(settings['select'])
-  for stage, keys in (
-    ('pretrain', ('steps', 'warmup_steps')),
-    ('dilute', ('dilution_steps', 'settle_steps', 'warmup_steps')),
-  ):
-    for key in keys:
-      config_values.duration(settings[stage][key], 100, f'{stage}.{key}')
-  Augment.from_config(settings['data']['augment'])
+  settings_lib.check(settings)
   assert set(settings['export']['formats']) <= set(FORMATS)
 
 
@@ -68,7 +61,7 @@ def check_ours(words, capsys):
   for word in words[1:]:
     if word.startswith('--'):
       assert word.partition('=')[0] in text
-  # What needs nothing but the package is run.
+  # Commands that need only the package are run.
   if not re.search(r'--model=|:', ' '.join(words)) and not any(
     PLACEHOLDER.search(word) for word in words
   ):
@@ -192,14 +185,20 @@ def test_every_picture_has_a_text(path):
   assert not re.search(r'!\[\]\(', path.read_text())
 
 
-def test_pictures_are_small():
-  for path in (doc_pages.ROOT / 'docs' / 'images').iterdir():
-    assert path.stat().st_size < 150_000
+def in_docs(pattern):
+  """Parametrise by the files of docs/ that match a pattern."""
+  paths = sorted((doc_pages.ROOT / 'docs').glob(pattern))
+  return pytest.mark.parametrize('path', paths, ids=lambda path: path.name)
 
 
-def test_every_figure_has_its_script():
-  for path in (doc_pages.ROOT / 'docs' / 'benchmarks').glob('*.json'):
-    assert (doc_pages.ROOT / 'benchmarks' / f'{path.stem}.py').exists()
+@in_docs('images/*')
+def test_picture_is_small(path):
+  assert path.stat().st_size < 150_000
+
+
+@in_docs('benchmarks/*.json')
+def test_figures_have_their_script(path):
+  assert (doc_pages.ROOT / 'benchmarks' / f'{path.stem}.py').exists()
 
 
 def test_hooks_and_ci_use_what_make_uses():
@@ -213,11 +212,10 @@ def test_hooks_and_ci_use_what_make_uses():
   )
 
 
-def test_every_page_is_in_the_index():
+@in_docs('[a-z]*.md')
+def test_page_is_in_the_index(path):
   index = (doc_pages.ROOT / 'docs' / 'README.md').read_text()
-  for path in (doc_pages.ROOT / 'docs').glob('*.md'):
-    if path.name != 'README.md':
-      assert f']({path.name})' in index
+  assert f']({path.name})' in index
 
 
 @each_page
@@ -227,7 +225,7 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
   namespace = {}
   for body in bodies:
     code = compile(body, doc_pages.name(path), 'exec')
-    # PyTorch and timm are not installed here; tests/parity runs those lines.
+    # PyTorch and timm may not be installed; tests/parity runs those lines.
     if re.search(r'\b(torch|timm)\b', body) and 'lv.' not in body:
       continue
     if 'model.safetensors' in body:
@@ -242,21 +240,21 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
       exec(code, namespace)
     if 'get_config' in namespace:
       config_values.budget(namespace['get_config']().to_dict()['select'])
-    # A table that a page shows is the one that its code prints.
+    # A table on a page is the output of the code above it.
     for line in out.getvalue().splitlines():
       assert line in path.read_text()
 
 
 @pytest.mark.slow
 def test_commands_by_hand(tmp_path, monkeypatch):
-  """What is printed and needs no other data, in order, in smoke-run form."""
+  """Commands that need no other data work in order, as smoke runs."""
   monkeypatch.chdir(tmp_path)
   Image.new('L', (8, 8)).save('IMAGE.png')
   for label in '0123456789':
     for split in ('train', 'val'):
       folder = tmp_path / 'DIR' / split / label
       folder.mkdir(parents=True)
-      # No picture twice: check-data would say so.
+      # No picture twice: check-data would report it.
       shade = 20 * int(label) + (split == 'val')
       Image.new('L', (8, 8), shade).save(folder / '0.png')
   for index, split in enumerate(('train', 'val')):
@@ -284,8 +282,8 @@ def test_commands_by_hand(tmp_path, monkeypatch):
         )
         for word in command.words[1:]
       ]
-      # Compiled as for users, on the one device that they have: eight that
-      # share two cores wait for each other too long.
+      # Compiled as for users, on one device: eight virtual ones that share two
+      # cores wait for each other too long.
       done_by = subprocess.run(
         [sys.executable, '-m', 'lambda_vit_jax', *words],
         env=os.environ | {'XLA_FLAGS': ''},

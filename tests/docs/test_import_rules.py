@@ -1,4 +1,4 @@
-"""Who may import whom: rooms, files and outside packages, by syntax tree."""
+"""Import rules between rooms, files and outside packages, by syntax tree."""
 
 import ast
 import pathlib
@@ -54,21 +54,22 @@ ROOMS = {
 ONLY_IN = {
   'absl': {'main', 'cli'},
   'flax': {'models'},
+  'grain': {'data'},
   'huggingface_hub': {'checkpoints'},
+  'matplotlib': {'analysis', 'selection', 'cli'},
   'ml_collections': {'main', 'cli'},
   'orbax': {'checkpoints'},
   'tensorboardX': {'training'},
+  'sklearn': {'data'},
   'tensorflow': set(),
+  'tensorflow_datasets': {'data'},
   'timm': set(),
   'torch': {'checkpoints'},
 }
 
-# Drawing is imported where it happens: no file loads it at its head.
-DRAWN_LATE = ('matplotlib', 'PIL', 'sklearn')
-
 
 def _name(path: pathlib.Path) -> str:
-  """Dotted name within the package: `models.block`, `data` for its head."""
+  """Dotted name within the package: `models.block`, `data` for its `__init__`."""
   parts = path.relative_to(PACKAGE).with_suffix('').parts
   if len(parts) > 1 and parts[-1] == '__init__':
     parts = parts[:-1]
@@ -83,7 +84,7 @@ def _room(name: str) -> str:
 
 
 def _imported(path: pathlib.Path) -> set[str]:
-  """Dotted names that a file imports, at its head or within a function."""
+  """Dotted names that a file imports, at its top or within a function."""
   found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
@@ -179,6 +180,18 @@ def test_outside_packages_stay_in_their_room(package, allowed):
     for other in _imported(path):
       if other.partition('.')[0] == package:
         assert _room(name) in allowed, f'{path} imports {other}'
+
+
+def test_matplotlib_is_imported_only_inside_functions():
+  for path in FILES.values():
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        names = [node.module]
+      else:
+        continue
+      assert not any(name.startswith('matplotlib') for name in names), path
 
 
 def test_configs_import_only_ml_collections_and_common():

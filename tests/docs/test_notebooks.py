@@ -78,7 +78,7 @@ def test_the_first_cell_installs_what_the_package_needs(path):
   lines = ast.literal_eval(values['NEEDED'])
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   assert lines == sorted(project['dependencies'])
-  # An accelerator's JAX belongs to the runtime: we never choose another.
+  # The runtime provides JAX for its accelerator; we never install another.
   assert not re.search(r'jax\[|jaxlib|--upgrade|colab_tpu', text)
 
 
@@ -106,7 +106,7 @@ def test_runs_from_top_to_bottom(path, tmp_path):
   script = '\n\n'.join(map(source, cells(path)))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    # They train: compiled as for users.
+    # Compiled as for users, because the notebooks train.
     'XLA_FLAGS': '',
     'MPLBACKEND': 'agg',
     'TMPDIR': str(tmp_path),

@@ -1,4 +1,4 @@
-"""The wheel builds, and works away from the repository."""
+"""The wheel builds and works outside of the repository."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ def call(*words, cwd, **environment):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-  """A wheel made from a source archive made from a copy of the tree."""
+  """A wheel built from a source archive of a copy of the tree."""
   copy = tmp_path_factory.mktemp('source') / 'tree'
   skipped = shutil.ignore_patterns('.*', '__pycache__', 'runs', '*.egg-info')
   shutil.copytree(ROOT, copy, ignore=skipped)
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def installed(wheel, tmp_path_factory):
-  """A folder with the package alone; what it needs is there already."""
+  """A folder with only the package; its dependencies are installed."""
   target = tmp_path_factory.mktemp('site')
   install = (sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index')
   call(*install, '--no-deps', '--target', target, wheel, cwd=target)
@@ -47,7 +47,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def run(installed, tmp_path):
-  """Runs the installed console script in an empty folder."""
+  """Run the installed console script in an empty folder."""
 
   def lambda_vit(*words):
     script = (sys.executable, installed / 'bin' / 'lambda-vit')
@@ -88,5 +88,5 @@ def test_configs_of_the_package_and_of_a_user(where, run, installed, tmp_path):
     "  return digits.get_config('runlocal')\n"
   )
   run('pretrain', f'--config={config}', '--workdir=run')
-  # The weights came from inside the wheel.
+  # The weights are those in the wheel.
   assert (tmp_path / 'run' / 'checkpoints' / 'pretrain' / '0').is_dir()

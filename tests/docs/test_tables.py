@@ -1,4 +1,4 @@
-"""The pages of figures are what docs/make_tables.py makes of the figures."""
+"""docs/results.md and docs/performance.md agree with the figures."""
 
 import pathlib
 import runpy

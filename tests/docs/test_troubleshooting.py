@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has a row for every message, and none too many."""
+"""docs/troubleshooting.md has a row for every error message, and no other."""
 
 import ast
 import functools
@@ -8,7 +8,7 @@ import re
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / 'lambda_vit_jax'
 PAGE = ROOT / 'docs' / 'troubleshooting.md'
-# Fewer letters than this in a row are the text of another error, passed on.
+# A message with fewer letters only passes on the text of another error.
 FEWEST_LETTERS = 8
 
 
@@ -21,7 +21,7 @@ def trees():
 
 
 def error_classes():
-  """Names of LambdaVitError and of what derives from it."""
+  """Names of LambdaVitError and its subclasses."""
   bases = {
     node.name: {ast.unparse(base) for base in node.bases}
     for _, tree in trees()
@@ -37,7 +37,7 @@ def error_classes():
 
 
 def template(node):
-  """The text of a message, with `…` for what is filled in."""
+  """The text of a message, with `…` for inserted values."""
   if isinstance(node, ast.Constant) and isinstance(node.value, str):
     return node.value
   if isinstance(node, ast.JoinedStr):
@@ -49,7 +49,7 @@ def template(node):
 
 @functools.cache
 def messages():
-  """`(place, text)` of every error that is made in the package."""
+  """`(place, text)` of every error that the package constructs."""
   return list(_messages())
 
 
@@ -95,7 +95,6 @@ def test_every_row_has_its_message():
 
 
 def test_the_walk_sees_the_messages():
-  # As many as there were when this was written, so that a walk that finds
-  # nothing does not pass for a page that covers everything.
+  # Lower bounds, so that a walk that finds nothing does not pass.
   assert len(messages()) > 150
   assert len(list(rows())) > 120

@@ -1,4 +1,4 @@
-"""Reads README.md and docs/*.md: their fences, links and commands."""
+"""Parse README.md and docs/*.md: code blocks, links and commands."""
 
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ _SHELLS = ('bash', 'sh', 'console', 'shell')
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """One line of a shell, split; `where` is for messages and test names."""
+  """A shell command split into words; `where` is for messages and test names."""
 
   where: str
   words: tuple[str, ...]
@@ -31,13 +31,13 @@ def name(path: pathlib.Path) -> str:
 
 
 def fences(path: pathlib.Path, *languages: str) -> list[str]:
-  """Bodies of a page's fenced blocks in one of the languages."""
+  """Bodies of a page's code blocks in the given languages."""
   found = _FENCE.findall(path.read_text())
   return [body for language, body in found if language in languages]
 
 
 def _split(where: str, text: str) -> list[Command]:
-  """The commands of some lines; assignments before a program are dropped."""
+  """Commands in shell lines, without leading variable assignments."""
   commands = []
   for line in text.replace('\\\n', ' ').splitlines():
     words = shlex.split(line.removeprefix('$ '), comments=True)
@@ -45,7 +45,7 @@ def _split(where: str, text: str) -> list[Command]:
       words.pop(0)
     if words:
       commands.append(Command(where, tuple(words)))
-      # A command that is handed to another program is one as well.
+      # A command given to another program counts as well.
       if 'lambda-vit' in words[1:]:
         start = words.index('lambda-vit')
         commands.append(Command(where, tuple(words[start:])))
@@ -57,7 +57,7 @@ def _split(where: str, text: str) -> list[Command]:
 
 
 def commands() -> list[Command]:
-  """Every command printed in the pages; reference.md has those of `--help`."""
+  """All commands on the pages, those of `--help` in reference.md included."""
   found = []
   for path in PAGES:
     for body in fences(path, *_SHELLS):
@@ -70,14 +70,14 @@ def commands() -> list[Command]:
 
 
 def prose(path: pathlib.Path) -> str:
-  """A page without its fenced blocks."""
+  """A page without its code blocks."""
   return re.sub(
     r'^```.*?^```', '', path.read_text(), flags=re.MULTILINE | re.DOTALL
   )
 
 
 def anchors(path: pathlib.Path) -> set[str]:
-  """What `#…` may follow a link to this page, as GitHub names headings."""
+  """The anchors of a page's headings, as GitHub names them."""
   titles = re.findall(r'^#+ (.+)$', prose(path), re.MULTILINE)
   return {
     re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles
