@@ -1,4 +1,8 @@
-"""Pure edits of a `Model`: prune, fold, merge tokens, quantize, drop blocks."""
+"""Edits that return a new `Model`: prune, fold, merge tokens, quantize, …
+
+They need no data, and share the arrays that they do not change. `adapt` has
+those that replace the head or the image size.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -7,32 +11,47 @@ from typing import Any
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import AttentionMode
 from lambda_vit_jax.models import merge_schedule, quantization, surgery
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import (
+  MODES,
+  Layers,
+  block_name,
+  check_layers,
+  doublings,
+  fold_eps,
+  fold_modes,
+  modes_without,
+  removed_layers,
+)
 
 
 def prune(
-  model: Model, layers: Iterable[int], mode: AttentionMode = 'identity'
+  model: Model, layers: Layers, mode: AttentionMode = 'identity'
 ) -> Model:
-  """Removes the attention of `layers`: no array of it stays in the tree.
+  """Removes the attention of `layers`: none of its arrays stays in the tree.
 
-  The blocks are then what dilution leaves at λ = 0 (METHOD, sections 2 and 5).
+  The blocks are then what dilution leaves at λ = 0
+  (docs/method.md#a-block-and-its-modes).
 
   Args:
     model: left as it is.
-    layers: block indices; those that are gone already stay as they are.
-    mode: `identity` (2x, what dilution ends in) or `absent` (x).
+    layers: block indices, or a `Selection`; those that have lost their
+      attention already stay as they are.
+    mode: `identity` (2x, the end of dilution) or `absent` (x).
 
   Returns:
     A new `Model`; arrays that stay are shared with the old one.
 
   Raises:
-    ModelError: an index out of range or given twice, or no attention left.
+    ModelError: layers that are neither, an index out of range or given twice,
+      no attention left, or another mode.
   """
-  modes = modes_lib.modes_without(layers, model.attention_modes, mode)
-  modes_lib.check_layers(modes_lib.removed_layers(modes), model.depth)
+  if mode not in MODES or MODES[mode].parameters:
+    known = ' and '.join(name for name in MODES if not MODES[name].parameters)
+    raise ModelError(f'prune to mode {mode!r}: known are {known}')
+  modes = modes_without(layers, model.attention_modes, mode)
+  check_layers(removed_layers(modes), model.depth)
   gone = [
     index
     for index, (old, new) in enumerate(
@@ -49,19 +68,20 @@ def prune(
 def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
-  Needs no training: the parameters stay as they are (`merging`).
+  Needs no training: the parameters stay as they are
+  (docs/method.md#token-merging).
 
   Args:
-    model: left as it is; merging that it has is replaced.
+    model: left as it is; its own merging, if any, is replaced.
     merge: tokens per block, a list with one number per block, `constant:8` or
-      `decreasing:8` (`merge_plan.merge_schedule`); 0 for none.
+      `decreasing:8` (`merge_schedule.merge_schedule`); 0 for none.
     start: the first block that merges.
 
   Returns:
     A new `Model` that shares the parameters.
 
   Raises:
-    ModelError: another form, or more than the tokens allow.
+    ModelError: another form, or more tokens than there are to merge.
   """
   module = model.module
   rows, columns = module.grid_size
@@ -74,8 +94,8 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
 def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   """The model with its matrices as 8-bit integers, one scale per channel.
 
-  Needs no data: each matrix by itself (`lambda_vit_jax.models.quantization`). What
-  is searched, fitted or trained has to be done before.
+  Needs no data: each matrix is rounded by itself (docs/method.md#8-bit-integers).
+  Quantise last: a quantised model cannot be searched, fitted or trained.
 
   Args:
     model: left as it is; may be quantised already.
@@ -83,12 +103,12 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
       each token as well and multiplies integers.
 
   Returns:
-    A new `Model`; arrays that are no matrix are shared with the old one.
+    A new `Model`; arrays that are not matrices are shared with the old one.
 
   Raises:
     ModelError: an unknown arithmetic.
   """
-  # Decoders have convolutions, which have no form of 8 bits here.
+  # Decoders have convolutions, which have no 8-bit form here.
   kept = {
     name: leaf for name, leaf in model.params.items() if name == 'decoder'
   }
@@ -104,15 +124,15 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
 
 
 def dequantize(model: Model) -> Model:
-  """The model in float32 whose matrices are what 8-bit integers left.
+  """The float32 model with the rounded matrices of a quantised one.
 
   Args:
     model: left as it is; quantised or not.
 
   Returns:
-    A new `Model`: each matrix is `q · scale`, one scale per output channel
-    (docs/method.md, 8-bit integers). Of a model that is not quantised all
-    values are the same.
+    A new `Model`: each matrix is `q · scale`, with one scale per output channel
+    (docs/method.md#8-bit-integers). The values of a model that is not quantised
+    do not change.
   """
   return model.replace(
     module=model.module.clone(quantization='none'),
@@ -121,26 +141,26 @@ def dequantize(model: Model) -> Model:
 
 
 def fold(model: Model) -> Model:
-  """The same function as a plain ViT, no factor 2 anywhere.
+  """The same function as a plain ViT, without the factors 2.
 
-  METHOD, section 2: each `identity` block, which doubles the stream, becomes
-  `absent`; what later blocks add is divided by 2^k, their norms' epsilons by
-  4^k, where k counts the doublings before them.
+  Each `identity` block, which doubles the stream, becomes `absent`; the branches
+  of later blocks are divided by 2^k and the epsilons of their norms by 4^k,
+  where k counts the doublings so far (docs/method.md#folding).
 
   Args:
     model: left as it is; without blocks in mode `diluted`.
 
   Returns:
-    A new `Model` with the same logits, exactly but for rounding.
+    A new `Model` with the same logits, up to rounding.
   """
   modes = model.attention_modes
   segmentation = model.module.segmentation
   if segmentation is not None:
-    segmentation = segmentation.folded(modes_lib.doublings(modes))
+    segmentation = segmentation.folded(doublings(modes))
   return model.replace(
     module=model.module.clone(
-      attention_modes=modes_lib.fold_modes(modes),
-      norm_eps=modes_lib.fold_eps(model.module.norm_eps, modes),
+      attention_modes=fold_modes(modes),
+      norm_eps=fold_eps(model.module.norm_eps, modes),
       segmentation=segmentation,
     ),
     params=surgery.fold_tree(model.params, modes),
@@ -150,9 +170,9 @@ def fold(model: Model) -> Model:
 def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
   """The network without some of its blocks, attention and MLP.
 
-  What is left is renumbered: an ordinary network of fewer blocks, whose
-  `kept_blocks` say which they were. `refit` lets the MLPs that stay make up
-  for what is gone.
+  The other blocks are renumbered: the result is an ordinary network of fewer
+  blocks, whose `kept_blocks` are their old indices. `refit` fits the remaining
+  MLPs to make up for the dropped blocks.
 
   Args:
     model: left as it is; may be pruned.
@@ -165,7 +185,7 @@ def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
     ModelError: an index out of range or given twice, a block that doubles the
       stream (`identity`) or that the decoder reads, or no attention left.
   """
-  gone = modes_lib.check_layers(blocks, model.depth)
+  gone = check_layers(blocks, model.depth)
   if not gone:
     return model
   module = model.module
@@ -177,7 +197,7 @@ def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
       )
   kept = tuple(i for i in range(model.depth) if i not in gone)
   modes = tuple(model.attention_modes[i] for i in kept)
-  if len(modes_lib.removed_layers(modes)) == len(modes):
+  if len(removed_layers(modes)) == len(modes):
     raise ModelError(
       f'without the blocks {list(gone)} no attention is left; keep a block '
       'that has one'

@@ -1,39 +1,45 @@
 """`Model`: a frozen pair of a Linen module and its parameters."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import (
   Array,
   AttentionMode,
   Intermediates,
   Params,
 )
-from lambda_vit_jax.models import macs as macs_lib
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import forward, init_params, make_module
-from lambda_vit_jax.models.macs import count_parameters
+from lambda_vit_jax.models.macs import count_macs, count_parameters
+from lambda_vit_jax.models.modes import (
+  MODES,
+  Layers,
+  check_modes,
+  modes_without,
+  removed_layers,
+)
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Model(Shown):
   """A Vision Transformer and its parameters.
 
   Attributes:
     module: the Linen module; holds the attention modes and epsilons.
     params: plain nested dict of arrays.
-    variant: name of the variant it was made from.
+    variant: name of its architecture in `models.variants`.
     preprocessing: how images become its input.
     class_names: one per class, or empty if unknown.
-    kept_blocks: the variant's blocks that are left, ascending, where some
-      were dropped (`drop_blocks`); empty where none was.
+    kept_blocks: indices in the variant of the blocks that are left, ascending,
+      if some were dropped (`drop_blocks`); otherwise empty.
   """
 
   module: ViT
@@ -66,7 +72,7 @@ class Model:
   @property
   def removed_layers(self) -> tuple[int, ...]:
     """Blocks without attention parameters."""
-    return modes_lib.removed_layers(self.attention_modes)
+    return removed_layers(self.attention_modes)
 
   @property
   def num_parameters(self) -> int:
@@ -74,13 +80,46 @@ class Model:
     return count_parameters(self.params)
 
   def macs(self, executed: bool = False) -> int:
-    """Multiply-accumulates per image (METHOD, section 1).
+    """Multiply-accumulates per image (docs/method.md#what-is-counted).
 
     Args:
-      executed: count what runs (the readout's tokens alone behind the last
-        mixing of tokens) instead of the published convention.
+      executed: count what really runs (only the tokens that the readout reads,
+        from the last block that mixes tokens on) instead of the published
+        convention.
     """
-    return macs_lib.count_macs(self.module, executed)
+    return count_macs(self.module, executed)
+
+  def table(self) -> Table:
+    """A summary: sizes, cost, and which blocks are in which mode."""
+    module = self.module
+    classes = str(self.num_classes) if self.num_classes else 'none: features'
+    if module.segmentation is not None:
+      classes += f' per pixel ({module.segmentation.kind})'
+    rows = [
+      ('image size', ' × '.join(map(str, module.image_size))),
+      ('classes', classes),
+      ('blocks', str(self.depth)),
+    ]
+    for mode in MODES:
+      blocks = [i for i, m in enumerate(self.attention_modes) if m == mode]
+      if blocks:
+        rows.append((f'{mode} attention', f'blocks {_ranges(blocks)}'))
+    if self.kept_blocks:
+      rows.append(
+        ('kept of the variant', f'blocks {_ranges(self.kept_blocks)}')
+      )
+    if module.merge:
+      rows.append(('merged tokens', ' '.join(map(str, module.merge_counts))))
+    if module.quantization != 'none':
+      rows.append(('int8 arithmetic', module.quantization))
+    macs, unit = self.macs() / 1e6, 'M'
+    if macs >= 1e3:
+      macs, unit = macs / 1e3, 'G'
+    rows += [
+      ('parameters', f'{self.num_parameters:,}'),
+      ('MACs per image', f'{macs:.4g} {unit}'),
+    ]
+    return Table(f'Model {self.variant}', ('', ''), rows)
 
   def replace(self, **changes: Any) -> 'Model':
     """A new Model with fields changed, `replace(params=...)`."""
@@ -100,8 +139,8 @@ class Model:
 
     Args:
       images: `[batch, height, width, channels]` float32, normalised.
-      attention_modes: one per block, this model's by default; a block whose
-        attention parameters are gone cannot be given them back.
+      attention_modes: one per block, this model's by default; a block without
+        attention parameters cannot get a mode that needs them.
       dilution_factor: λ `[depth]`, for blocks in mode `diluted`.
 
     Returns:
@@ -109,15 +148,15 @@ class Model:
       has no head), and a dict: `embedding`; `block00` and so on, each a dict
       of what the block has of `input`, `norm1`, `attention`,
       `after_attention`, `mlp` and `output`, `[batch, tokens, embed_dim]`; and
-      `features`, behind the final norm.
+      `features`, after the final norm.
 
     Raises:
-      ModelError: modes that need parameters which are not there, or
-        `diluted` without a factor.
+      ModelError: modes whose parameters are not in the tree, or `diluted`
+        without a factor.
     """
     module = self.module
     if attention_modes is not None:
-      modes = modes_lib.check_modes(attention_modes, self.depth)
+      modes = check_modes(attention_modes, self.depth)
       for index, mode in enumerate(modes):
         if mode == 'linear' != self.attention_modes[index]:
           raise ModelError(
@@ -139,21 +178,34 @@ class Model:
     )
 
 
+def _ranges(indices: Sequence[int]) -> str:
+  """Ascending indices as text: `0-2, 5`."""
+  runs: list[list[int]] = []
+  for index in indices:
+    if runs and runs[-1][-1] == index - 1:
+      runs[-1].append(index)
+    else:
+      runs.append([index])
+  return ', '.join(
+    str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs
+  )
+
+
 def create_model(
   variant: str,
   num_classes: int | None = None,
   image_size: int | Sequence[int] | None = None,
-  removed_layers: Iterable[int] = (),
+  removed_layers: Layers = (),
   seed: int = 0,
   **options: Any,
 ) -> Model:
-  """A freshly initialised model of a known variant (METHOD, section 1).
+  """A freshly initialised model of a known variant .
 
   Args:
-    variant: a name of `lambda-vit models`.
+    variant: a name that `lambda-vit models` lists.
     num_classes: 0 for no head; the variant's by default.
     image_size: pixels, divisible by the patch size.
-    removed_layers: blocks in mode `identity`.
+    removed_layers: blocks in mode `identity`: indices, or a `Selection`.
     seed: of the initial parameters.
     **options: fields of the module (`models.vit.ViT`): `attention_modes`,
       `dtype`, `drop_path_rates`, `pooling` and so on.
@@ -170,7 +222,7 @@ def create_model(
     spec,
     num_classes=num_classes,
     image_size=image_size,
-    attention_modes=modes_lib.modes_without(removed_layers, modes),
+    attention_modes=modes_without(removed_layers, modes),
     **options,
   )
   return Model(

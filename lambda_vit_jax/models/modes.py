@@ -11,7 +11,7 @@ for a whole network, which has one mode per block. Plain Python: no arrays.
 import dataclasses
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import AttentionMode
@@ -119,6 +119,39 @@ def block_name(block_index: int) -> str:
   return f'block{block_index:02d}'
 
 
+class HasRemoved(Protocol):
+  """A `Selection`, of which only the blocks that it removes matter here."""
+
+  @property
+  def removed(self) -> tuple[int, ...]:
+    """Indices of the blocks."""
+
+
+Layers = Iterable[int] | HasRemoved
+"""Attention layers: block indices, or a `Selection`."""
+
+
+def layer_indices(layers: Layers) -> Iterable[int]:
+  """The block indices that `layers` stands for, unchecked.
+
+  Raises:
+    ModelError: neither block indices nor a `Selection`.
+  """
+  found = getattr(layers, 'removed', layers)
+  if isinstance(found, str) or not isinstance(found, Iterable):
+    raise ModelError(
+      f'layers {_one_line(layers)}: give block indices or a Selection'
+    )
+  return found
+
+
+def _one_line(value: Any) -> str:
+  """The repr of a short value, the type of a long one."""
+  text = repr(value)
+  long = len(text) > 60 or '\n' in text
+  return f'of type {type(value).__name__}' if long else text
+
+
 def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
   """Returns `layers` sorted, as ints.
 
@@ -126,12 +159,16 @@ def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
     ModelError: an index out of range, given twice, or no attention left.
   """
   if isinstance(layers, str) or not isinstance(layers, Iterable):
-    raise ModelError(f'layers {layers!r}: give a list of block indices')
+    raise ModelError(
+      f'layers {_one_line(layers)}: give a list of block indices'
+    )
   layers = tuple(layers)
   for layer in layers:
     whole = isinstance(layer, numbers.Real) and layer % 1 == 0
     if isinstance(layer, bool) or not whole:
-      raise ModelError(f'layer {layer!r}: a block index is a whole number')
+      raise ModelError(
+        f'layer {_one_line(layer)}: a block index is a whole number'
+      )
     if not 0 <= layer < depth:
       raise ModelError(
         f'layer {layer} is out of range: blocks are 0 to {depth - 1}'
@@ -146,18 +183,18 @@ def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
 
 
 def modes_without(
-  layers: Iterable[int],
+  layers: Layers,
   modes: Sequence[AttentionMode],
   replacement: AttentionMode = 'identity',
 ) -> tuple[AttentionMode, ...]:
   """Per-block modes with `layers` set to `replacement`.
 
-  A block whose attention is gone already keeps its mode, so that removing a
-  layer twice is removing it once.
+  A block that has lost its attention already keeps its mode, so that removing a
+  layer twice is the same as removing it once.
   """
-  layers = set(check_layers(layers, len(modes)))
+  gone = set(check_layers(layer_indices(layers), len(modes)))
   return tuple(
-    replacement if index in layers and mode not in NO_ATTENTION else mode
+    replacement if index in gone and mode not in NO_ATTENTION else mode
     for index, mode in enumerate(modes)
   )
 

@@ -24,6 +24,7 @@ from lambda_vit_jax.models.edits import fold, merge_tokens, prune, quantize
 from lambda_vit_jax.models.macs import count_parameters, size_of
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS
+from lambda_vit_jax.selection.record import Selection
 
 # Two float32 programs of the same sums in another order differ by a few
 # units in the last place of numbers around 1.
@@ -234,6 +235,94 @@ def test_pruning_is_pure_and_idempotent(model):
   assert set(pruned.params['block01']) == {'norm2', 'mlp'}
   # 4·D² + 4·D of attention and 2·D of norm1.
   assert before - pruned.num_parameters == 4 * 24**2 + 6 * 24
+
+
+def selection_of(*removed):
+  return Selection('random', 'logits', 'signed', 0, None, removed=removed)
+
+
+@pytest.mark.parametrize('mode', ['identity', 'absent'])
+def test_prune_takes_a_selection(model, mode):
+  selection = selection_of(0, 2)
+  found = prune(model, selection, mode)
+  expected = prune(model, (0, 2), mode)
+  assert found.module == expected.module
+  assert found.attention_modes == (mode, 'full', mode)
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_model_is_created_without_the_layers_of_a_selection():
+  selection = selection_of(2)
+  model = create_model('vit_nano_patch2_8', removed_layers=selection)
+  assert model.removed_layers == (2,)
+
+
+def test_a_selection_of_a_deeper_network_is_refused(model):
+  selection = selection_of(11)
+  with pytest.raises(ModelError, match='layer 11 is out of range'):
+    prune(model, selection)
+
+
+@pytest.mark.parametrize('layers', [3, 'identity', None, lambda model: model])
+def test_neither_layers_nor_a_selection_is_one_line(model, layers):
+  with pytest.raises(ModelError, match='give block indices or a Sel') as error:
+    prune(model, model if callable(layers) else layers)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_array_among_the_layers_is_one_line(model):
+  with pytest.raises(ModelError, match='of type ndarray: a block') as error:
+    prune(model, np.zeros((30, 30)))
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('mode', ['full', 'skip', 'linear', 'none'])
+def test_prune_leaves_a_mode_without_parameters(model, mode):
+  with pytest.raises(ModelError, match='known are identity and absent'):
+    prune(model, (0,), mode)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_model_is_shown_in_few_lines(name):
+  variant = VARIANTS[name]
+  # As many groups of blocks, and as long, as there can be.
+  modes = ['full', 'identity', 'absent', 'linear'] * variant.depth
+  module = make_module(
+    name,
+    num_classes=7,
+    attention_modes=modes[: variant.depth],
+    merge=(1,) * variant.depth,
+    quantization='weights',
+  )
+  shapes = abstract_params(make_module(name, num_classes=7))
+  model = Model(module, shapes, name, None, kept_blocks=(0, 2))
+  text = repr(model)
+  assert len(text.splitlines()) <= 20
+  assert all(len(line) <= 100 for line in text.splitlines())
+  assert f'Model {name}' in text
+  assert f'{count_parameters(shapes):,}' in text
+
+
+def test_what_is_shown_of_a_model():
+  model = create_model('vit_mini_patch2_8', removed_layers=(1, 2, 3, 7))
+  text = repr(model.replace(kept_blocks=(0, 1, 2, 4)))
+  lines = {tuple(line.split()) for line in text.splitlines()}
+  assert {
+    ('Model', 'vit_mini_patch2_8'),
+    ('image', 'size', '8', '×', '8'),
+    ('classes', '10'),
+    ('blocks', '12'),
+    ('full', 'attention', 'blocks', '0,', '4-6,', '8-11'),
+    ('identity', 'attention', 'blocks', '1-3,', '7'),
+    ('kept', 'of', 'the', 'variant', 'blocks', '0-2,', '4'),
+    ('parameters', f'{model.num_parameters:,}'),
+    ('MACs', 'per', 'image', f'{model.macs() / 1e6:.4g}', 'M'),
+  } == lines
+  assert 'array' not in text.lower()
+  html = model._repr_html_()
+  assert html.startswith('<table>')
+  assert 'vit_mini_patch2_8' in html
+  assert '1-3, 7' in html
 
 
 @pytest.mark.parametrize(
