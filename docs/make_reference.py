@@ -27,8 +27,8 @@ PAGE = ROOT / 'docs' / 'reference.md'
 
 _HEAD = """# Reference
 
-Generated from the code by [`docs/make_reference.py`](make_reference.py); edit the
-code, not this page.
+Generated from the code by [`docs/make_reference.py`](make_reference.py); edit
+the code, not this page.
 
 - [Command line](#command-line)
 - [Config keys](#config-keys)
@@ -52,9 +52,9 @@ _COMMANDS = """## Command line
 
 _KEYS = """## Config keys
 
-`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown key is an
-error. A duration is a number of steps (`1000`) or of epochs (`30ep`). Where the
-default is empty, the last column describes what is used.
+`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown
+key is an error. A duration is a number of steps (`1000`) or of epochs (`30ep`).
+Where the default is empty, the last column describes what is used.
 """
 
 

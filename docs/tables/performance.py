@@ -9,9 +9,9 @@ HEAD = """# Performance
 
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in
-alternation in one run; figures are medians, with the extremes over the rounds in
-brackets. No accelerator was available for any of them: nothing here shows how
-fast a GPU or a TPU is.
+alternation in one run; figures are medians, with the extremes over the rounds
+in brackets. No accelerator was available for any of them: nothing here shows
+how fast a GPU or a TPU is.
 """
 
 
