@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from lambda_vit_jax.cli import help as usage_lib
-from lambda_vit_jax.cli.flags import COMMANDS, _is_job, parse, usage
+from lambda_vit_jax.cli.flags import COMMANDS, is_job, parse, usage
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
   StoppedError,
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
   code = _guarded(argv, lambda: parsed.append(parse(argv)))
   if code:
     return code
-  if _is_job(parsed[0][2]):
+  if is_job(parsed[0][2]):
     return _run_in_job(*parsed[0], argv)
   return _guarded(argv, lambda: _run_stage(*parsed[0], argv))
 

@@ -9,9 +9,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lambda_vit_jax.cli import config_values
-from lambda_vit_jax.cli import flags as flags_lib
+from lambda_vit_jax.cli import config_differences
 from lambda_vit_jax.cli import help as usage_lib
+from lambda_vit_jax.cli.settings import BUDGETS
 from lambda_vit_jax.core.errors import UsageError, nearest
 
 
@@ -176,7 +176,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
   if not values.workdir:
     raise UsageError(f'{stage}: --workdir=DIR is needed')
   _apply_budget_flags(config, rest)
-  _is_job(values)
+  is_job(values)
   return stage, config, values
 
 
@@ -237,30 +237,30 @@ def _full_keys(arguments: Sequence[str]) -> list[str]:
   files = [a for a in arguments if a.startswith('--config=')]
   values = _define_flags(files)
   values(['lambda-vit', *files])
-  return list(config_values.flatten(values.config.to_dict()))
+  return list(config_differences.flatten(values.config.to_dict()))
 
 
 def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
   """A budget that is set by flag clears the default of the others."""
   given = [
     name
-    for name in config_values.BUDGETS
+    for name in BUDGETS
     if any(a.startswith(f'--config.select.{name}=') for a in arguments)
   ]
   if len(given) > 1:
     raise UsageError(
       f'{" and ".join(given)} are both set; give exactly one of '
-      f'{", ".join(config_values.BUDGETS)}'
+      f'{", ".join(BUDGETS)}'
     )
   if given:
-    for name in config_values.BUDGETS:
+    for name in BUDGETS:
       if name != given[0]:
         config.select[name] = None
 
 
-def _is_job(values: flags.FlagValues) -> bool:
+def is_job(values: flags.FlagValues) -> bool:
   """Whether this is one of several processes; raises UsageError."""
-  return flags_lib.check_flags(
+  return check_flags(
     values.coordinator,
     values.num_processes,
     values.process_id,

@@ -13,7 +13,13 @@ from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.load import load_stage
-from lambda_vit_jax.cli import config_check, config_values, task, workdir_config
+from lambda_vit_jax.cli import (
+  config_check,
+  config_differences,
+  task,
+  workdir_config,
+)
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
@@ -54,10 +60,11 @@ class Run:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     self.config = config
+    self.settings = Settings.from_config(config)
     self.reporter = reporter
     self.workdir = files.absolute(workdir)
     self.leader = processes.is_leader()
-    config_check.check(config)
+    config_check.check(self.settings)
     self._new = processes.from_leader(
       lambda: workdir_config.claim(self.workdir, _plain(config))
     )
@@ -86,7 +93,7 @@ class Run:
       {
         key
         for c in configs
-        for key in config_values.differing_keys(configs[0], c)
+        for key in config_differences.differing_keys(configs[0], c)
       }
     )
     if keys:
@@ -112,47 +119,36 @@ class Run:
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     """All devices of all processes."""
-    return sharding.make_mesh(
-      config_values.integer(self.config['mesh']['fsdp'], 'mesh.fsdp', least=1)
-    )
+    return sharding.make_mesh(self.settings.mesh.fsdp)
 
   @functools.cached_property
   def batch_size(self) -> int:
     """Images of one step over all processes."""
-    size = config_values.integer(
-      self.config['batch_size'], 'batch_size', least=1
-    )
-    sharding.check_batch_size(size, self.mesh)
-    return size
+    sharding.check_batch_size(self.settings.batch_size, self.mesh)
+    return self.settings.batch_size
 
   @functools.cached_property
   def dataset(self) -> Dataset:
     """The data set, opened."""
-    return task.open_dataset(self.config)
+    return task.open_dataset(self.settings)
 
   @functools.cached_property
   def recipe(self) -> Recipe:
     """What a stored record becomes, in training and in evaluation."""
-    return task.recipe(self.config, self.dataset)
+    return task.recipe(self.settings, self.dataset)
 
   @functools.cached_property
   def _split(self) -> tuple[np.ndarray, np.ndarray]:
-    data = self.config['data']
     labels = self.dataset.train.labels
     used = np.arange(len(labels))
-    if data['train_images'] is not None:
-      limit = config_values.integer(
-        data['train_images'], 'data.train_images', 1
-      )
+    limit = self.settings.data.train_images
+    if limit is not None:
       if limit > len(labels):
         raise UsageError(
           f'config.data.train_images={limit}: there are only {len(labels)}'
         )
       used = split_holdout(labels, limit)[1]
-    train, held = split_holdout(
-      labels[used],
-      config_values.integer(data['holdout_images'], 'data.holdout_images'),
-    )
+    train, held = split_holdout(labels[used], self.settings.data.holdout_images)
     return used[train], used[held]
 
   @property
@@ -170,20 +166,20 @@ class Run:
       preprocessing,
       self.recipe,
       self._loading(),
-      seed=config_values.integer(self.config['seed'], 'seed'),
+      seed=self.settings.seed,
       start_step=start_step,
-      repeats=self.config['data']['repeats'],
+      repeats=self.settings.data.repeats,
     )
 
   def _loading(self, alone: bool = False) -> pipeline.Loading:
     """How batches are read; `alone`, by this process without the others."""
-    data = self.config['data']
+    data = self.settings.data
     return pipeline.Loading(
       batch_size=self.batch_size,
       process_index=0 if alone else jax.process_index(),
       process_count=1 if alone else jax.process_count(),
-      workers=data['workers'],
-      skip_undecodable=data['skip_undecodable'],
+      workers=data.workers,
+      skip_undecodable=data.skip_undecodable,
     )
 
   def eval_batches(
@@ -246,10 +242,9 @@ class Run:
 
   def with_options(self, model: Model, **options: Any) -> Model:
     """`model` with the config's dtype and rematerialisation."""
-    settings = self.config['model']
-    dtype = config_values.compute_dtype(settings)
+    settings = self.settings.model
     module = model.module.clone(
-      dtype=jnp.dtype(dtype), remat=bool(settings['remat']), **options
+      dtype=jnp.dtype(settings.dtype), remat=settings.remat, **options
     )
     return model.replace(module=module)
 
@@ -264,26 +259,26 @@ class Run:
     Raises:
       ModelError: not a schedule, or more than the tokens allow.
     """
-    settings = self.config['model']
+    settings = self.settings.model
     rows, columns = module.grid_size
     return merge_schedule_lib.merge_schedule(
-      settings['merge'],
+      settings.merge,
       module.depth,
       rows * columns,
-      settings['merge_start'],
+      settings.merge_start,
       modes,
     )
 
   def fresh_model(self) -> Model:
     """The config's variant, not yet trained."""
-    settings = self.config['model']
+    settings = self.settings.model
     model = create_model(
-      settings['variant'],
+      settings.variant,
       num_classes=self.dataset.num_classes,
-      image_size=config_values.image_size(settings['image_size']),
-      seed=config_values.integer(self.config['seed'], 'seed'),
+      image_size=settings.image_size,
+      seed=self.settings.seed,
     )
-    return task.with_outputs(self.config, model, self.dataset)
+    return task.with_outputs(self.settings, model, self.dataset)
 
   def write_json(self, name: str, value: Any) -> None:
     """Writes a file of this run; the leading process does."""

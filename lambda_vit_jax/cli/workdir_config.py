@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.cli import config_values
+from lambda_vit_jax.cli import config_differences
 from lambda_vit_jax.configs import common
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
@@ -56,7 +56,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
       files.write_json(path, config)
       return True
     saved = files.read_object(path)
-    differing = config_values.differences(
+    differing = config_differences.differences(
       saved, config, common.base().to_dict()
     )
     binding = [
@@ -101,18 +101,18 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
       were on the way from one to the next.
   """
   linear = saved.get('method') == 'linearize'
-  if config_values.is_below(key, 'analyze'):
+  if config_differences.is_below(key, 'analyze'):
     return ('analysis.json',)
-  if config_values.is_below(key, 'select'):
+  if config_differences.is_below(key, 'select'):
     return (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
-  if config_values.is_below(key, 'linearize'):
+  if config_differences.is_below(key, 'linearize'):
     warm = saved.get('dilute', {}).get('start') == 'linear'
     return (
       *_LINEAR,
       *(_DILUTED if warm else ()),
       *(_LAST if linear or warm else ()),
     )
-  if config_values.is_below(key, 'dilute'):
+  if config_differences.is_below(key, 'dilute'):
     # Criterion `probe` dilutes.
     probing = saved.get('select', {}).get('criterion') == 'probe'
     return (
@@ -122,7 +122,7 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
     )
   if key in ('model.merge', 'model.merge_start'):
     return (*_DILUTED, *_LAST)
-  if key == 'method' or config_values.is_below(key, 'export'):
+  if key == 'method' or config_differences.is_below(key, 'export'):
     return _LAST
   if key in ('segment.evaluation', 'segment.stride', 'segment.pictures'):
     return _SCORES

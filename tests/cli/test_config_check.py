@@ -8,6 +8,7 @@ from lambda_vit_jax.configs import common, digits
 
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import config_check
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from tests.support.stage_runs import arguments
 
@@ -64,6 +65,10 @@ WRONG = [
 ]
 
 
+def check(config):
+  config_check.check(Settings.from_config(config))
+
+
 def changed(key, value):
   config = copy.deepcopy(BASE)
   section = config
@@ -77,7 +82,7 @@ def changed(key, value):
 @pytest.mark.parametrize('key, value, message', WRONG)
 def test_a_wrong_value_is_refused_at_once(key, value, message):
   with pytest.raises(LambdaVitError) as caught:
-    config_check.check(changed(key, value))
+    check(changed(key, value))
   assert message in str(caught.value)
 
 
@@ -94,11 +99,11 @@ def test_a_wrong_value_is_refused_at_once(key, value, message):
   ],
 )
 def test_a_right_value_passes(key, value):
-  config_check.check(changed(key, value))
+  check(changed(key, value))
 
 
 def test_the_defaults_pass():
-  config_check.check(common.base().to_dict())
+  check(common.base().to_dict())
 
 
 @pytest.mark.parametrize(
@@ -119,10 +124,10 @@ def test_the_defaults_pass():
 )
 def test_a_wrong_value_of_a_segmentation(key, value):
   config = changed('task', 'segment')
-  config_check.check(config)
+  check(config)
   config['segment'][key] = value
   with pytest.raises(LambdaVitError):
-    config_check.check(config)
+    check(config)
 
 
 def test_a_speedup_is_held_against_the_network():
@@ -130,13 +135,13 @@ def test_a_speedup_is_held_against_the_network():
   config['select']['num_layers'] = None
   config['init'] = ''
   with pytest.raises(UsageError, match='out of reach'):
-    config_check.check(config)
+    check(config)
   # What the weights' own size decides is left to the stage.
   config['init'] = 'somewhere'
-  config_check.check(config)
+  check(config)
   config['select']['target_speedup'] = 1.01
   config['init'] = ''
-  config_check.check(config)
+  check(config)
 
 
 def test_a_value_of_a_late_stage_costs_nothing_and_locks_nothing(

@@ -10,8 +10,9 @@ import types
 import pytest
 
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_check, config_values, flags, outcome
+from lambda_vit_jax.cli import config_check, config_differences, flags, outcome
 from lambda_vit_jax.cli import help as help_lib
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.stages.registry import Stage
 from lambda_vit_jax.core.errors import LambdaVitError
@@ -80,13 +81,13 @@ def test_examples_do_not_get_into_each_others_way():
       _, config, values = flags.parse(words[1:])
       if values.workdir == quickstart:
         plain = flags.parse(['run', *words[2:4]])[1]
-        assert not config_values.differing_keys(
+        assert not config_differences.differing_keys(
           plain.to_dict(), config.to_dict()
         )
-      config_check.check(config.to_dict())
+      config_check.check(Settings.from_config(config.to_dict()))
       # Two examples of one stage in one workdir: the same config.
       other = seen.setdefault((name, values.workdir), config.to_dict())
-      assert not config_values.differing_keys(other, config.to_dict())
+      assert not config_differences.differing_keys(other, config.to_dict())
 
 
 def test_the_example_from_the_hub_fits_its_config():

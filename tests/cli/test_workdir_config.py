@@ -5,7 +5,7 @@ import json
 import pytest
 from lambda_vit_jax.configs import common
 
-from lambda_vit_jax.cli import config_values, workdir_config
+from lambda_vit_jax.cli import config_differences, workdir_config
 from lambda_vit_jax.core.errors import UsageError
 
 # Results in the order in which a run of method `dilute` leaves them.
@@ -174,6 +174,6 @@ def test_withdrawing_spares_what_anyone_has_written(tmp_path):
 def test_every_key_of_the_config_binds_somewhere():
   """No section is forgotten: with every result there, all values bind."""
   config = values()
-  for key in config_values.differences({}, config):
+  for key in config_differences.differences({}, config):
     if not key.startswith('linearize.'):
       assert workdir_config._readers(key, config), key

@@ -15,7 +15,8 @@ from PIL import Image
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_values, flags
+from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.exporters.export import FORMATS
 from tests.support import doc_pages
 from tests.support import settings as settings_lib
@@ -239,7 +240,7 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
     with contextlib.redirect_stdout(out):
       exec(code, namespace)
     if 'get_config' in namespace:
-      config_values.budget(namespace['get_config']().to_dict()['select'])
+      Settings.from_config(namespace['get_config']().to_dict())
     # A table on a page is the output of the code above it.
     for line in out.getvalue().splitlines():
       assert line in path.read_text()

@@ -8,8 +8,9 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from lambda_vit_jax.configs import common
 
-from lambda_vit_jax.cli import config_values, flags
+from lambda_vit_jax.cli import config_values, flags, settings
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.models import modes
@@ -107,18 +108,21 @@ _VALUES = st.recursive(
 )
 
 
+SELECT = common.base().select.to_dict()
+
+
 @hypothesis.given(value=_VALUES)
-def test_resolvers_give_what_they_promise_or_a_usage_error(value):
+def test_readers_give_what_they_promise_or_a_usage_error(value):
   def attempt(call, kind):
     found = _attempt(call)
     assert found is None or isinstance(found, kind)
 
   attempt(lambda: config_values.integer(value, 'key'), int)
   attempt(lambda: config_values.number(value, 'key'), float)
-  attempt(lambda: config_values.duration(value, 7, 'key'), int)
-  attempt(lambda: config_values.image_size(value), int | tuple | None)
-  select = dict.fromkeys(config_values.BUDGETS) | {'num_layers': value}
-  attempt(lambda: config_values.budget(select), tuple)
+  attempt(lambda: config_values.duration(value, 'key').steps(7), int)
+  attempt(lambda: config_values.image_size(value, 'key'), int | tuple)
+  select = SELECT | {'num_layers': value}
+  attempt(lambda: settings.read(settings.Select, select).budget, dict)
 
 
 _FIELDS = st.fixed_dictionaries(

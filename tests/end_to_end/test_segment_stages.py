@@ -406,11 +406,9 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path, more, message):
 
 def test_evaluation_options_are_checked(finished):
   for key, value in (('evaluation', 'both'), ('stride', 9)):
-    changed = finished.config | {
-      'segment': finished.config['segment'] | {key: value}
-    }
     broken = open_run(finished.workdir, *SMALL)
-    broken.config = changed
+    segment = dataclasses.replace(broken.settings.segment, **{key: value})
+    broken.settings = dataclasses.replace(broken.settings, segment=segment)
     with pytest.raises(UsageError, match=f'config.segment.{key}'):
       evaluate.evaluate_all(broken)
 

@@ -5,12 +5,13 @@ import types
 
 import jax
 import pytest
+from lambda_vit_jax.configs import common
 
 from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.report import build, speed_table
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.cli.stages import benchmark as benchmark_lib
 from lambda_vit_jax.core import files
-from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.edits import prune, quantize
@@ -138,9 +139,10 @@ def test_a_file_of_an_earlier_version_is_shown_with_dashes():
 
 
 def pretend_run(tmp_path, **settings):
-  settings = {'batch_size': 16, 'batch_sizes': (), 'rounds': 3} | settings
+  config = common.base().to_dict()
+  config['benchmark'] |= settings
   return types.SimpleNamespace(
-    config={'benchmark': settings}, path=lambda name: tmp_path / name
+    settings=Settings.from_config(config), path=lambda name: tmp_path / name
   )
 
 
@@ -160,16 +162,10 @@ def test_a_size_that_was_not_measured_is_still_to_do(tmp_path):
   assert not benchmark_lib.is_finished(pretend_run(tmp_path))
 
 
-@pytest.mark.parametrize('wrong', ['many', ('x',), (0,), (1.5,)])
-def test_sizes_that_are_none(tmp_path, wrong):
-  run = pretend_run(tmp_path, batch_sizes=wrong)
-  with pytest.raises(UsageError, match=r'benchmark\.batch_sizes'):
-    benchmark_lib.sizes(run)
-
-
 def test_sizes_from_the_command_line(tmp_path):
   _, config, _ = flags.parse(
     arguments('benchmark', tmp_path, '--config.benchmark.batch_sizes=(1, 4)')
   )
   run = pretend_run(tmp_path, **config.benchmark.to_dict())
-  assert benchmark_lib.sizes(run) == (16, (1, 4))
+  found = run.settings.benchmark
+  assert (found.batch_size, found.batch_sizes) == (16, (1, 4))

@@ -1,7 +1,7 @@
 """Stage `analyze`: entropy of every layer, and the spectrum of features."""
 
 from lambda_vit_jax.analysis import profile, spectrum
-from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.stages.held_out import memory_gib, selection_batches
 from lambda_vit_jax.cli.workdir import Run
 
@@ -9,9 +9,7 @@ from lambda_vit_jax.cli.workdir import Run
 def analyze(run: Run) -> None:
   """Entropy profile and spectrum of the dense model."""
   model = task.searched(run.load('pretrain'))
-  limit = config_values.optional_count(
-    run.config['analyze']['num_images'], 'analyze.num_images'
-  )
+  limit = run.settings.analyze.num_images
   # Read twice.
   batches = list(selection_batches(run, model, limit))
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from lambda_vit_jax.cli import config_values
-from lambda_vit_jax.cli.stages import finished as finished_lib
 from lambda_vit_jax.cli.stages.export import exported_predict
+from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import CheckpointError
@@ -13,15 +12,6 @@ from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.model import Model
 
 FILE = 'benchmark.json'
-
-
-def sizes(run: Run) -> tuple[int, tuple[int, ...]]:
-  """Images per call, and those of the sweep.
-
-  Raises:
-    UsageError: not whole numbers; names the key.
-  """
-  return config_values.benchmark_sizes(run.config['benchmark'])
 
 
 def is_finished(run: Run) -> bool:
@@ -33,16 +23,19 @@ def is_finished(run: Run) -> bool:
     found = files.read_object(path)
   except CheckpointError:
     return False
-  size, swept = sizes(run)
+  settings = run.settings.benchmark
   done = {row['batch_size'] for row in found.get('sweep', ())}
-  return found.get('batch_size') == size and set(swept) <= done
+  return (
+    found.get('batch_size') == settings.batch_size
+    and set(settings.batch_sizes) <= done
+  )
 
 
 def measure(
   run: Run, dense: Model, pruned: Model, exported: Model | Callable[[Any], Any]
 ) -> None:
   """Dense, pruned and exported in turn; writes `benchmark.json`."""
-  size, swept = sizes(run)
+  settings = run.settings.benchmark
   models = {'dense': dense, 'pruned': pruned}
   programs = {}
   if isinstance(exported, Model):
@@ -54,11 +47,9 @@ def measure(
   results = benchmark.compare(
     models,
     programs,
-    batch_size=size,
-    batch_sizes=swept,
-    rounds=config_values.integer(
-      run.config['benchmark']['rounds'], 'benchmark.rounds', 1
-    ),
+    batch_size=settings.batch_size,
+    batch_sizes=settings.batch_sizes,
+    rounds=settings.rounds,
     reporter=run.reporter,
   )
   results['exported']['dtype'] = _storage(run)
@@ -94,6 +85,6 @@ def benchmark_all(run: Run) -> None:
     measure(
       run,
       run.load('pretrain'),
-      finished_lib.pruned_model(run),
+      pruned_model(run),
       exported_predict(run),
     )

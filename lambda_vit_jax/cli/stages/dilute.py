@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from lambda_vit_jax.cli import config_values
 from lambda_vit_jax.cli.stages import finished, select
-from lambda_vit_jax.cli.stages.training_job import _fit, _training_job
+from lambda_vit_jax.cli.stages.training_job import fit, training_job
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import modes as modes_lib
@@ -16,12 +15,11 @@ from lambda_vit_jax.training.job import Phase
 
 def dilution_steps(run: Run) -> tuple[int, int]:
   """Steps while λ falls, and steps without the chosen layers."""
-  settings = run.config['dilute']
-  diluting, settling = (
-    config_values.duration(settings[key], run.steps_per_epoch, f'dilute.{key}')
-    for key in ('dilution_steps', 'settle_steps')
+  settings = run.settings.dilute
+  return (
+    settings.dilution_steps.steps(run.steps_per_epoch),
+    settings.settle_steps.steps(run.steps_per_epoch),
   )
-  return diluting, settling
 
 
 def dilute(run: Run) -> None:
@@ -30,10 +28,9 @@ def dilute(run: Run) -> None:
   With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
   leads to them in the first half of the steps, and away in the second.
   """
-  warm = config_values.is_warm(run.config)
   dense = run.load('pretrain')
   layers = select.removed_layers(run, dense.depth)
-  compensation = bool(run.config['dilute']['compensation'])
+  compensation = run.settings.dilute.compensation
   diluting, settling = dilution_steps(run)
   modes = dense.attention_modes
   pruned = modes_lib.modes_without(
@@ -43,7 +40,7 @@ def dilute(run: Run) -> None:
     compensation=compensation, merge=run.merge_schedule(dense.module, pruned)
   )
   model = dense.replace(module=module)
-  if warm:
+  if run.settings.dilute.is_warm:
     fitted = finished.load_linear(run)
     plan = Dilution(layers, diluting, halfway=diluting // 2)
     phases = warm_phases(
@@ -72,8 +69,8 @@ def dilute(run: Run) -> None:
         removed=layers,
       ),
     )
-  job = _training_job(run, 'dilute', model, phases, plan, dense)
-  _fit(run, job, model)
+  job = training_job(run, 'dilute', model, phases, plan, dense)
+  fit(run, job, model)
 
 
 def warm_phases(

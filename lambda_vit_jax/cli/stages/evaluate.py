@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.stages import evaluate_masks
-from lambda_vit_jax.cli.stages import finished as finished_lib
 from lambda_vit_jax.cli.stages.export import exported_predict
+from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.evaluation import accuracy
 
@@ -17,10 +16,10 @@ def evaluate_all(run: Run) -> None:
   results: dict[str, Mapping[str, Any]] = {}
   models = {
     'dense': run.load('pretrain'),
-    'pruned': finished_lib.pruned_model(run),
+    'pruned': pruned_model(run),
   }
   with run.reporter.bar('evaluate', 3 * total) as bar:
-    if task.segments(run.config):
+    if run.settings.segments:
       found = evaluate_masks.evaluate(
         run, models, exported_predict(run), bar.advance
       )

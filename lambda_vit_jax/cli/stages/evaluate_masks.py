@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data import masks, transforms
@@ -87,8 +87,8 @@ def _canvases(
   run: Run, model: Model, indices: np.ndarray, windowing: Windowing
 ) -> Iterator[Canvas]:
   """Test images of this process, decoded ahead in threads."""
-  rules = task.mask_rules(run.config, run.dataset)
-  skip = run.config['data']['skip_undecodable']
+  rules = task.mask_rules(run.settings.segment, run.dataset.num_classes)
+  skip = run.settings.data.skip_undecodable
 
   def make(index: int) -> Canvas | None:
     try:
@@ -124,17 +124,15 @@ def evaluate(
   Returns:
     For each of the models, and for `exported`, see `windows.evaluate`.
   """
-  settings = run.config['segment']
+  settings = run.settings.segment
   model = models['pruned']
-  stride = settings['stride']
   windowing = Windowing.of(
-    settings['evaluation'],
-    None if stride is None else config_values.integer(stride, 'segment.stride'),
+    settings.evaluation,
+    settings.stride,
     model.preprocessing.image_size,
   )
   count = jax.process_count()
   indices = np.arange(len(run.dataset.test))[jax.process_index() :: count]
-  shown = config_values.integer(settings['pictures'], 'segment.pictures')
   programs: dict[str, Predict] = {
     name: predictor(model, run.mesh) for name, model in models.items()
   }
@@ -150,7 +148,7 @@ def evaluate(
     def keep(
       index: int, labels: np.ndarray, seen: dict[int, np.ndarray] = seen
     ) -> None:
-      if index < shown:
+      if index < settings.pictures:
         seen[index] = labels
 
     results[name] = sliding_windows.evaluate(
@@ -177,7 +175,7 @@ def _write_pictures(
     return
   folder = run.path(FOLDER)
   folder.mkdir(parents=True, exist_ok=True)
-  rules = task.mask_rules(run.config, run.dataset)
+  rules = task.mask_rules(run.settings.segment, run.dataset.num_classes)
   for index, dense in kept['dense'].items():
     record = run.dataset.test[index]
     image = transforms.load(transforms.open_image(record['image']), 3)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lambda_vit_jax.checkpoints import load
-from lambda_vit_jax.cli import task
-from lambda_vit_jax.cli.stages import finished as finished_lib
+from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.exporters import export, formats
 from lambda_vit_jax.models.model import Model
@@ -15,20 +14,20 @@ def export_model(run: Run) -> None:
   """Writes `export/`, each format checked against the model."""
   if not run.leader:
     return
-  settings = run.config['export']
-  model = finished_lib.pruned_model(run)
+  settings = run.settings.export
+  model = pruned_model(run)
   # Logits per pixel are many.
-  number = 2 if task.segments(run.config) else 8
+  number = 2 if run.settings.segments else 8
   batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
   images = batch['image'][:number]
   results = export.export(
     model,
     run.path('export'),
-    formats=tuple(settings['formats']),
-    dtype=settings['dtype'],
-    zero_fill=settings['zero_fill'],
+    formats=settings.formats,
+    dtype=settings.dtype,
+    zero_fill=settings.zero_fill,
     check_images=images,
-    int8_arithmetic=settings['int8_arithmetic'],
+    int8_arithmetic=settings.int8_arithmetic,
   )
   for line in results.get('warnings', ()):
     run.reporter.warn(line)

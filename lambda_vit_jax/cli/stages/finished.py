@@ -1,7 +1,6 @@
 """The pruned model that a run ends in, read from its workdir."""
 
 from lambda_vit_jax.checkpoints import load
-from lambda_vit_jax.cli import config_values
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.model import Model
@@ -16,7 +15,7 @@ def pruned_model(run: Run) -> Model:
     CheckpointError: the stage that makes it has not run.
     ModelError: `model.merge` is more than the tokens allow.
   """
-  if config_values.method(run.config) == 'dilute':
+  if run.settings.method == 'dilute':
     model, dropped = run.load('dilute'), []
   else:
     model = load_linear(run)

@@ -13,7 +13,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 
 
-def _held_out(
+def held_out_batches(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """The held-out slice, as masked batches."""
@@ -29,13 +29,13 @@ def selection_batches(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """The same as a search reads them."""
-  batches = _held_out(run, model, limit)
-  return (task.for_search(run.config, batch) for batch in batches)
+  batches = held_out_batches(run, model, limit)
+  return (task.for_search(run.settings, batch) for batch in batches)
 
 
 def memory_gib(run: Run) -> float | None:
   """Memory for activations: the config's, else what the poorest has."""
-  given = run.config['select']['memory_gib']
+  given = run.settings.select.memory_gib
   if given is not None or jax.process_count() == 1:
     return given
   return min(processes.gather(memory_lib.default_gib()))

@@ -8,9 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.stages import held_out, select
-from lambda_vit_jax.cli.stages import linearize as linearize_lib
 from lambda_vit_jax.cli.stages.finished import FOLDER
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array
@@ -40,29 +39,26 @@ def fit(
     batches: images; labels are not looked at.
     memory_gib: working memory per device.
   """
-  settings = run.config['linearize']
+  settings = run.settings.linearize
   searched = task.searched(dense)
   dropped: tuple[int, ...] = ()
-  if settings['num_drop_blocks'] or settings['drop_blocks']:
+  if settings.num_drop_blocks or settings.drop_blocks:
     # Read more than once.
     batches = list(batches)
     dropped = _dropped(run, dense, layers, batches, memory_gib)
   short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
-  rank = settings['rank']
   with run.reporter.bar('linearize', short.depth) as bar:
     model, fits, mlps = fit_linear(
       short,
       batches,
       layers,
-      sequential=bool(settings['sequential']),
-      ridge=settings['ridge'],
-      rank=None
-      if rank is None
-      else config_values.integer(rank, 'linearize.rank', 1),
-      inputs=tuple(settings['inputs']),
-      recentre=bool(settings['recentre']),
-      refit=bool(settings['refit']),
-      maps=bool(settings['maps']),
+      sequential=settings.sequential,
+      ridge=settings.ridge,
+      rank=settings.rank,
+      inputs=settings.inputs,
+      recentre=settings.recentre,
+      refit=settings.refit,
+      maps=settings.maps,
       dense=searched,
       memory_gib=memory_gib,
       mesh=run.mesh,
@@ -72,11 +68,11 @@ def fit(
   _tell(run, fits, mlps)
   if run.leader:
     record: dict[str, Any] = {
-      'sequential': bool(settings['sequential']),
-      'rank': rank,
-      'recentre': bool(settings['recentre']),
-      'refit': bool(settings['refit']),
-      'maps': bool(settings['maps']),
+      'sequential': settings.sequential,
+      'rank': settings.rank,
+      'recentre': settings.recentre,
+      'refit': settings.refit,
+      'maps': settings.maps,
       'dropped': list(dropped),
       'blocks': [dataclasses.asdict(row) for row in fits],
       'mlps': [dataclasses.asdict(row) for row in mlps],
@@ -94,12 +90,10 @@ def _dropped(
   memory_gib: float | None,
 ) -> tuple[int, ...]:
   """The whole blocks to leave out: those given, or so many that are chosen."""
-  settings = run.config['linearize']
-  number = config_values.integer(
-    settings['num_drop_blocks'], 'linearize.num_drop_blocks'
-  )
+  settings = run.settings.linearize
+  number = settings.num_drop_blocks
   if not number:
-    return modes_lib.check_layers(settings['drop_blocks'], dense.depth)
+    return modes_lib.check_layers(settings.drop_blocks, dense.depth)
   decoder = dense.module.segmentation
   return block_spans.choose_blocks(
     task.searched(dense),
@@ -132,8 +126,8 @@ def _without(
   short = drop_blocks(dense, dropped)
   # Before anything is fitted.
   modes_lib.check_layers((*layers, *short.removed_layers), short.depth)
-  settings = run.config['linearize']
-  if settings['refit'] and settings['maps'] and layers:
+  settings = run.settings.linearize
+  if settings.refit and settings.maps and layers:
     # Maps are fitted to what attentions put out: first a good network.
     short = refit(short, dense, batches, memory_gib=memory_gib, mesh=run.mesh)
   return short, layers
@@ -165,10 +159,8 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
 def linearize(run: Run) -> None:
   """Least-squares maps in place of the chosen attentions; no training."""
   dense = run.load('pretrain')
-  limit = config_values.optional_count(
-    run.config['linearize']['num_images'], 'linearize.num_images'
-  )
-  linearize_lib.fit(
+  limit = run.settings.linearize.num_images
+  fit(
     run,
     dense,
     select.removed_layers(run, dense.depth),

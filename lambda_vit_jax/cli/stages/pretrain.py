@@ -3,8 +3,8 @@
 import dataclasses
 
 from lambda_vit_jax.checkpoints import load
-from lambda_vit_jax.cli import config_values, task
-from lambda_vit_jax.cli.stages.training_job import _fit, _training_job
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.stages.training_job import fit, training_job
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
@@ -14,25 +14,22 @@ from lambda_vit_jax.training.dilution import Dilution
 
 def starting_model(run: Run) -> Model:
   """The dense model before training: `init` weights, else a fresh one."""
-  settings = run.config['model']
-  where = run.config['init']
-  if not where:
+  settings = run.settings
+  if not settings.init:
     model = run.fresh_model()
   else:
     model = load.load_pretrained(
-      where,
-      variant=settings['variant'],
-      num_classes=(
-        None if task.segments(run.config) else run.dataset.num_classes
-      ),
-      image_size=config_values.image_size(settings['image_size']),
+      settings.init,
+      variant=settings.model.variant,
+      num_classes=None if settings.segments else run.dataset.num_classes,
+      image_size=settings.model.image_size,
     )
     # Training changes numbers by less than 8 bits can tell apart.
     model = dequantize(model)
     # Merging is of the pruned model, and by this config.
     model = model.replace(module=model.module.clone(merge=()))
-    model = task.with_outputs(run.config, model, run.dataset)
-  ratio = config_values.crop_ratio(settings)
+    model = task.with_outputs(settings, model, run.dataset)
+  ratio = settings.model.crop_ratio
   if ratio is None:
     return model
   return model.replace(
@@ -42,9 +39,7 @@ def starting_model(run: Run) -> Model:
 
 def pretrain_steps(run: Run) -> int:
   """Steps of the stage `pretrain`."""
-  return config_values.duration(
-    run.config['pretrain']['steps'], run.steps_per_epoch, 'pretrain.steps'
-  )
+  return run.settings.pretrain.steps.steps(run.steps_per_epoch)
 
 
 def pretrain(run: Run) -> None:
@@ -54,5 +49,5 @@ def pretrain(run: Run) -> None:
   # Only to refuse what cannot work before hours of training.
   run.merge_schedule(model.module, None)
   phases = (loop.Phase(model.module, until=steps),)
-  job = _training_job(run, 'pretrain', model, phases, Dilution(), None)
-  _fit(run, job, model)
+  job = training_job(run, 'pretrain', model, phases, Dilution(), None)
+  fit(run, job, model)

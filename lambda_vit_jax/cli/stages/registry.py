@@ -8,7 +8,7 @@ command loses nothing and `run` starts again at the first unfinished stage.
 import dataclasses
 from collections.abc import Callable
 
-from lambda_vit_jax.cli import config_values, workdir
+from lambda_vit_jax.cli import workdir
 from lambda_vit_jax.cli.stages import (
   analyze,
   benchmark,
@@ -58,15 +58,14 @@ STAGES: dict[str, Stage] = {
       linearize,
       _has('linear/model.json'),
       lambda run: (
-        config_values.method(run.config) == 'linearize'
-        or config_values.is_warm(run.config)
+        run.settings.method == 'linearize' or run.settings.dilute.is_warm
       ),
     ),
     Stage(
       'dilute',
       dilute.dilute,
       _trained('dilute', lambda run: sum(dilute.dilution_steps(run))),
-      lambda run: config_values.method(run.config) == 'dilute',
+      lambda run: run.settings.method == 'dilute',
     ),
     Stage('export', export_model, _has('export/model.json')),
     Stage('evaluate', evaluate_all, _has('evaluation.json')),

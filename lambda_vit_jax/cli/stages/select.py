@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import select_probe
 from lambda_vit_jax.cli.stages.held_out import (
-  _held_out,
+  held_out_batches,
   memory_gib,
   selection_batches,
 )
@@ -26,17 +27,15 @@ _PARTIAL = 'selection.part.json'
 
 def select(run: Run) -> None:
   """Chooses the layers to remove; writes after every round."""
-  settings = run.config['select']
+  settings = run.settings.select
   dense = run.load('pretrain')
   model = task.searched(dense)
-  limit = config_values.optional_count(
-    settings['num_images'], 'select.num_images'
-  )
+  limit = settings.num_images
   size = _budget(settings, dense)
-  name = settings['criterion']
+  name = settings.criterion
   if name == 'probe':
     # Read by every criterion that proposes a set.
-    held_out = list(_held_out(run, model, limit))
+    held_out = list(held_out_batches(run, model, limit))
     chosen = select_probe.search(run, dense, held_out, size, memory_gib(run))
   elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
     images = selection_batches(run, model, limit)
@@ -50,16 +49,14 @@ def select(run: Run) -> None:
   run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
 
 
-def _budget(settings: Mapping[str, Any], dense: Model) -> dict[str, Any]:
+def _budget(settings: Select, dense: Model) -> dict[str, Any]:
   """The budget of `config.select`, as `selection.select` takes it."""
-  key, value = config_values.budget(settings)
-  if key == 'num_layers':
-    return {key: int(value)}
-  if key == 'target_speedup' and settings['criterion'] != 'given':
+  speedup = settings.target_speedup
+  if speedup is not None and settings.criterion != 'given':
     # Of the whole network: a search does not see a decoder.
-    number = budget.resolve_num_layers(dense, target_speedup=value)
+    number = budget.resolve_num_layers(dense, target_speedup=speedup)
     return {'num_layers': number}
-  return {key: value}
+  return settings.budget
 
 
 def _search(
@@ -69,7 +66,7 @@ def _search(
   size: Mapping[str, Any],
 ) -> nose.Selection:
   """NOSE or a static criterion; goes on behind the last finished round."""
-  settings = run.config['select']
+  settings = run.settings.select
   found = run.read_json(_PARTIAL)
   begun = None if found is None else nose.Selection.from_json(found)
   with run.reporter.bar('select', 100) as bar:
@@ -82,13 +79,13 @@ def _search(
     return nose.select(
       model,
       batches,
-      criterion=settings['criterion'],
-      target=settings['target'],
-      sign=settings['sign'],
-      trial=settings['trial'],
-      layers=tuple(settings['layers']),
+      criterion=settings.criterion,
+      target=settings.target,
+      sign=settings.sign,
+      trial=settings.trial,
+      layers=settings.layers,
       memory_gib=memory_gib(run),
-      seed=config_values.integer(run.config['seed'], 'seed'),
+      seed=run.settings.seed,
       mesh=run.mesh,
       resume=begun,
       on_round=lambda found: run.write_json(_PARTIAL, found.to_json()),

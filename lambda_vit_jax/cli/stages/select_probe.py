@@ -1,11 +1,12 @@
 """`select` with `criterion=probe`: resumable after every short dilution."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax.cli import config_values, task
+from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.probe import select_by_probe
@@ -31,16 +32,12 @@ def search(
     batches: the held-out images and labels, for the proposals and the score.
     size: the budget, one of `selection.select`'s.
     memory_gib: see `selection.select`.
-
-  Raises:
-    UsageError: `select.probe_steps` is below 2.
   """
-  steps = config_values.probe_steps(run.config['select'])
-  settings = run.config['dilute']
-  peak = config_values.peak_learning_rate(settings, run.batch_size, 'dilute')
+  settings = run.settings.dilute
+  peak = settings.peak_learning_rate(run.batch_size)
   short = ShortDilution(
     model,
-    {**settings, 'learning_rate': peak},
+    {**dataclasses.asdict(settings), 'learning_rate': peak},
     lambda: run.train_batches(model.preprocessing, 0),
     batches,
     run.mesh,
@@ -56,14 +53,14 @@ def search(
 
   return select_by_probe(
     task.searched(model),
-    [task.for_search(run.config, batch) for batch in batches],
+    [task.for_search(run.settings, batch) for batch in batches],
     short,
-    steps=steps,
+    steps=run.settings.select.probe_steps,
     done={_parse(key): loss for key, loss in done.items()},
     on_score=keep,
     memory_gib=memory_gib,
     mesh=run.mesh,
-    seed=config_values.integer(run.config['seed'], 'seed'),
+    seed=run.settings.seed,
     warn=run.reporter.warn,
     **size,
   )

@@ -1,11 +1,13 @@
-"""The stages that train: `pretrain`, and `dilute` over the chosen layers."""
+"""From settings to a training job; shared by `pretrain` and `dilute`."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.description import describe
-from lambda_vit_jax.cli import config_values, workdir
+from lambda_vit_jax.cli import workdir
+from lambda_vit_jax.cli.settings import Training
 from lambda_vit_jax.cli.stages import evaluate_masks
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
@@ -21,7 +23,7 @@ from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.step import LossSettings
 
 
-def _training_job(
+def training_job(
   run: Run,
   stage: str,
   model: Model,
@@ -29,32 +31,13 @@ def _training_job(
   plan: Dilution,
   teacher: Model | None,
 ) -> loop.Job:
-  """A job from the config section that is named like the stage."""
-  settings = run.config[stage]
-  total = phases[-1].until
-  peak = config_values.peak_learning_rate(settings, run.batch_size, stage)
-  warmup = config_values.duration(
-    settings['warmup_steps'], run.steps_per_epoch, f'{stage}.warmup_steps'
-  )
-  schedule = optim.learning_rate_schedule(
-    peak,
-    # Nothing is trained in no steps, whatever the warm-up.
-    total or warmup + 1,
-    warmup,
-    settings['final_learning_rate'],
-    settings['schedule'],
-    config_values.number(settings['poly_power'], f'{stage}.poly_power'),
-  )
-  optim.check_frozen(settings['frozen'], model.params, stage)
-  if settings['distill'] == 'none':
-    teacher = None
-  elif teacher is None:
-    raise UsageError(
-      f'config.{stage}.distill={settings["distill"]!r}: this stage has no '
-      'teacher; only `dilute` has one, the dense model'
-    )
+  """Returns the job that the config section named like the stage asks for."""
+  settings = run.settings.training(stage)
+  schedule = _schedule(run, settings, phases[-1].until)
+  optim.check_frozen(settings.frozen, model.params, stage)
+  teacher = _teacher(settings, stage, teacher)
   shape = get_variant(model.variant).drop_path_shape
-  rates = drop_path_rates(settings['drop_path_rate'], model.depth, shape)
+  rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
   return loop.Job(
     stage=stage,
     phases=tuple(
@@ -63,46 +46,77 @@ def _training_job(
       )
       for phase in phases
     ),
-    optimizer=optim.make_optimizer(settings, schedule, model.depth),
-    learning_rate=schedule,
-    loss=LossSettings(
-      label_smoothing=settings['label_smoothing'],
-      mixup_alpha=settings['mixup'],
-      cutmix_alpha=settings['cutmix'],
-      distill=settings['distill'],
-      distill_weight=settings['distill_weight'],
-      temperature=settings['distill_temperature'],
-      ema_decay=settings['ema'],
+    optimizer=optim.make_optimizer(
+      dataclasses.asdict(settings), schedule, model.depth
     ),
+    learning_rate=schedule,
+    loss=_loss(settings),
     dilution=plan,
-    seed=config_values.integer(run.config['seed'], 'seed'),
+    seed=run.settings.seed,
     steps_per_epoch=run.steps_per_epoch,
     make_batches=functools.partial(run.train_batches, model.preprocessing),
     teacher=(teacher.module, teacher.params) if teacher else None,
     batch_size=run.batch_size,
     description=describe(model),
-    log_every=config_values.integer(run.config['log_every'], 'log_every', 1),
-    checkpoint_every=config_values.integer(
-      run.config['checkpoint_every'], 'checkpoint_every', 1
-    ),
+    log_every=run.settings.log_every,
+    checkpoint_every=run.settings.checkpoint_every,
     evaluate=functools.partial(_evaluate_holdout, run, model.preprocessing),
     eval_every=_eval_every(run),
-    # Not looked at where the workdir has its own: it may be gone by then.
+    # Not looked for where the workdir has its own: it may be gone by then.
     start=None
     if workdir.finished_step(run.workdir, stage) is not None
-    else persistence.find(run.config['resume_from'], stage),
-    window=tracing.window(run.config['profile'], run.path('profile')),
+    else persistence.find(run.settings.resume_from, stage),
+    window=tracing.window(run.settings.profile, run.path('profile')),
+  )
+
+
+def _schedule(
+  run: Run, settings: Training, total: int
+) -> Callable[[Array | int], Array]:
+  warmup = settings.warmup_steps.steps(run.steps_per_epoch)
+  return optim.learning_rate_schedule(
+    settings.peak_learning_rate(run.batch_size),
+    # Without steps nothing is trained, whatever the warm-up.
+    total or warmup + 1,
+    warmup,
+    settings.final_learning_rate,
+    settings.schedule,
+    settings.poly_power,
+  )
+
+
+def _teacher(
+  settings: Training, stage: str, dense: Model | None
+) -> Model | None:
+  if settings.distill == 'none':
+    return None
+  if dense is None:
+    raise UsageError(
+      f'config.{stage}.distill={settings.distill!r}: this stage has no '
+      'teacher; only `dilute` has one, the dense model'
+    )
+  return dense
+
+
+def _loss(settings: Training) -> LossSettings:
+  return LossSettings(
+    label_smoothing=settings.label_smoothing,
+    mixup_alpha=settings.mixup,
+    cutmix_alpha=settings.cutmix,
+    distill=settings.distill,
+    distill_weight=settings.distill_weight,
+    temperature=settings.distill_temperature,
+    ema_decay=settings.ema,
   )
 
 
 def _eval_every(run: Run) -> int:
-  """Steps between evaluations on the held-out slice; 0 for none."""
+  """Returns the steps between evaluations on held-out images; 0 for none."""
   if not len(run.holdout_indices()):
     return 0
-  for key in ('eval_every', 'checkpoint_every'):
-    if run.config[key] is not None:
-      return config_values.integer(run.config[key], key)
-  return 0
+  if run.settings.eval_every is not None:
+    return run.settings.eval_every
+  return run.settings.checkpoint_every
 
 
 def _evaluate_holdout(
@@ -123,12 +137,11 @@ def _evaluate_holdout(
   return {'loss': scores['loss'], 'accuracy': scores['top1']}
 
 
-def _fit(run: Run, job: loop.Job, model: Model) -> None:
+def fit(run: Run, job: loop.Job, model: Model) -> None:
+  """Trains `model`; checkpoints go to the folder of the job's stage."""
   checkpointer = orbax_store.Checkpointer(
     run.path('checkpoints') / job.stage,
-    keep=config_values.integer(
-      run.config['keep_checkpoints'], 'keep_checkpoints', 1
-    ),
+    keep=run.settings.keep_checkpoints,
     keep_best=job.eval_every > 0,
   )
   loop.fit(

@@ -1,0 +1,82 @@
+"""Compare two configs key by key, ignoring keys that change no result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Keys that may change between two runs in one workdir: none of them alters a
+# result that an earlier stage wrote.
+_OPERATIONAL = (
+  'log_every',
+  'checkpoint_every',
+  'keep_checkpoints',
+  'eval_every',
+  'profile',
+  # Read only where the workdir has no checkpoint of the stage.
+  'resume_from',
+  'mesh',
+  'metrics',
+  'benchmark',
+  'data.workers',
+  'data.cache_dir',
+  'select.memory_gib',
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns values by their full keys, `select.num_layers`; tuples as lists."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+_MISSING = object()
+
+
+def differences(
+  saved: Mapping[str, Any],
+  config: Mapping[str, Any],
+  defaults: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+  """Finds the differences that could change a result.
+
+  Args:
+    saved: the config that a workdir was made with.
+    config: today's config.
+    defaults: values for keys that `saved` lacks: an earlier version, which did
+      not know the key, did what is the default now.
+
+  Returns:
+    For each key, in order, both values in words:
+    `select.num_layers was 5, is 6`.
+  """
+  old, new = flatten(saved), flatten(config)
+  keys = sorted(set(old) | set(new))
+  old = flatten(defaults or {}) | old
+  return {
+    key: f'{key} was {_shown(old, key)}, is {_shown(new, key)}'
+    for key in keys
+    if not any(is_below(key, name) for name in _OPERATIONAL)
+    and old.get(key, _MISSING) != new.get(key, _MISSING)
+  }
+
+
+def differing_keys(
+  saved: Mapping[str, Any],
+  config: Mapping[str, Any],
+  defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+  """Returns the keys of `differences`."""
+  return list(differences(saved, config, defaults))
+
+
+def is_below(key: str, section: str) -> bool:
+  """Returns whether a full key is `section` or inside it."""
+  return key == section or key.startswith(f'{section}.')
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+  return repr(flat[key]) if key in flat else 'not there'
