@@ -3,15 +3,14 @@
 import argparse
 import io
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import rich.console
 import rich.table
 from etils import epath
 
+from lambda_vit_jax.cli.console import stdout_console
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.macs import size_of
@@ -188,14 +187,7 @@ def models(argv: Sequence[str]) -> None:
       str(row['tokens']),
       row['weights'],
     )
-  _console().print(table)
-
-
-def _console() -> rich.console.Console:
-  console = rich.console.Console(file=sys.stdout, highlight=False)
-  if not console.is_terminal:
-    console.width = 160
-  return console
+  stdout_console().print(table)
 
 
 def check_data(argv: Sequence[str]) -> None:
@@ -219,7 +211,7 @@ def check_data(argv: Sequence[str]) -> None:
   if options.json:
     print(json.dumps(report.to_json()))
   else:
-    _console().print(report)
+    stdout_console().print(report)
   if report.problems:
     raise DataError(
       f'{options.source}: {len(report.problems)} problems, the first: '

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lambda_vit_jax.cli import config_differences
+from lambda_vit_jax.cli import config_differences, stage_table
 from lambda_vit_jax.cli import help as usage_lib
 from lambda_vit_jax.cli.settings import BUDGETS
 from lambda_vit_jax.core.errors import UsageError, nearest
@@ -59,17 +59,9 @@ def check_flags(
 
 STAGES = {
   'run': 'all stages, from the first unfinished one on',
-  'pretrain': 'a dense model, from --config.init weights or from scratch',
-  'analyze': 'entropy per layer, and the spectrum of features',
-  'select': 'which attention layers go (NOSE, or another criterion)',
-  'linearize': 'affine maps instead of those layers, without training',
-  'dilute': 'λ from 1 to 0 over those layers, then training without them',
-  'export': 'the pruned parameter tree and portable formats',
-  'evaluate': 'exact accuracy of dense, pruned and exported',
-  'benchmark': 'sizes and speed, dense against pruned in one run',
-  'report': 'one self-contained page with the plots and tables',
+  **{name: spec.help for name, spec in stage_table.STAGES.items()},
 }
-
+"""By name, what the help of the whole program prints of each stage."""
 
 COMMANDS = {
   'predict': '--model=DIR IMAGE...  the five best classes of each image',

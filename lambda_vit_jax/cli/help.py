@@ -1,7 +1,10 @@
-"""What `lambda-vit --help` and `lambda-vit STAGE --help` say."""
+"""The texts of `lambda-vit --help` and `lambda-vit STAGE --help`."""
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
+
+from lambda_vit_jax.cli import stage_table
 
 _RUN = '--config=configs/digits.py --workdir=runs/digits'
 
@@ -12,10 +15,10 @@ class Help:
 
   Attributes:
     synopsis: the command line.
-    text: what it does and what it leaves.
+    text: what it does.
     examples: whole command lines.
-    flags: those that no other command has, a line each.
-    note: stands below the examples.
+    flags: those that no other command has, one per line.
+    note: text below the examples.
   """
 
   synopsis: str
@@ -27,8 +30,8 @@ class Help:
 
 _NOTE = """\
 A workdir keeps one config: give all its stages the same --config.... flags.
-Where finished stages have read other values, take another --workdir; in a new
-one `lambda-vit run` with the same flags does the stages before, too.
+If finished stages have read other values, choose another --workdir; in a new
+one, `lambda-vit run` with the same flags runs the earlier stages, too.
 """
 
 
@@ -54,14 +57,14 @@ def _stage(name: str, text: str, *examples: tuple[str, str]) -> Help:
 HELP: dict[str, Help] = {
   'run': _stage(
     'run',
-    'All stages in order, each of them skipped where its result is there.\n'
+    'All stages in order, skipping each whose result is there.\n'
     'Run the same command again after an interruption.',
     ('digits_3', '--config.select.num_layers=3'),
   ),
   'pretrain': _stage(
     'pretrain',
     'Trains the dense model: from --config.init weights, or from scratch.\n'
-    '0 steps take the weights as they are. Writes checkpoints/pretrain/STEP/.',
+    'With 0 steps the weights are taken as they are.',
     (
       'deit_s',
       '--config=configs/imagenet_deit_small.py '
@@ -72,14 +75,13 @@ HELP: dict[str, Help] = {
   'analyze': _stage(
     'analyze',
     'Entropy of every attention and MLP output, and the spectrum of the\n'
-    'features, on held-out training images. Writes analysis.json.',
+    'features, on held-out training images.',
     ('digits_128', '--config.analyze.num_images=128'),
   ),
   'select': _stage(
     'select',
     'Chooses the attention layers to remove: NOSE, or another criterion.\n'
-    'Writes selection.json. Exactly one of num_layers, removal_ratio and\n'
-    'target_speedup is in force.',
+    'Exactly one of num_layers, removal_ratio and target_speedup is in force.',
     ('digits_6', '--config.select.num_layers=6'),
     ('digits_fast', '--config.select.target_speedup=1.2'),
     (
@@ -90,7 +92,7 @@ HELP: dict[str, Help] = {
   'dilute': _stage(
     'dilute',
     'Trains with λ going from 1 to 0 over the chosen layers, then without\n'
-    'them. Writes checkpoints/dilute/STEP/.',
+    'them.',
     (
       'digits_long',
       '--config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep',
@@ -100,9 +102,8 @@ HELP: dict[str, Help] = {
   'linearize': _stage(
     'linearize',
     'Training-free: replaces the chosen attention layers by least-squares\n'
-    'maps, or leaves out whole blocks; fitted on unlabelled images. Writes\n'
-    'linear/. With --config.method=linearize, `run` takes this stage in\n'
-    'place of dilute.',
+    'maps, or leaves out whole blocks; fitted on unlabelled images.\n'
+    'With --config.method=linearize, `run` has this stage instead of dilute.',
     (
       'digits_linear',
       '--config.method=linearize --config.linearize.num_images=512',
@@ -122,8 +123,8 @@ HELP: dict[str, Help] = {
   ),
   'export': _stage(
     'export',
-    'Writes export/: the pruned parameters, and portable formats that are\n'
-    'checked against the model. Format onnx needs an extra:\n'
+    'Exports the pruned parameters, and portable formats that are checked\n'
+    'against the model. Format onnx needs an extra:\n'
     "pip install 'lambda_vit_jax[onnx]'.",
     (
       'digits_onnx',
@@ -138,19 +139,19 @@ HELP: dict[str, Help] = {
   'evaluate': _stage(
     'evaluate',
     'Exact accuracy of the dense, the pruned and the exported model over\n'
-    'every test image. Writes evaluation.json.',
+    'every test image.',
   ),
   'benchmark': _stage(
     'benchmark',
     'Parameters, MACs, bytes, memory and images per second, dense against\n'
-    'pruned against exported in one run. Writes benchmark.json.',
+    'pruned against exported in one run.',
     ('digits', '--config.benchmark.batch_size=1'),
     ('digits', '--config.benchmark.batch_sizes="(1, 4, 16)"'),
   ),
   'report': _stage(
     'report',
     'One self-contained page with the plots and tables of what is there so\n'
-    'far. Writes report.html.',
+    'far.',
   ),
   'predict': Help(
     'lambda-vit predict --model=DIR IMAGE... [--json]',
@@ -234,7 +235,7 @@ example:
 
 
 def overview(stages: Mapping[str, str], commands: Mapping[str, str]) -> str:
-  """The help of the whole program, from a line for each of its parts."""
+  """Returns the help of the whole program, with a line for each part."""
 
   def lines(table: Mapping[str, str]) -> str:
     return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
@@ -247,13 +248,26 @@ def overview(stages: Mapping[str, str], commands: Mapping[str, str]) -> str:
   )
 
 
+def _files_of(name: str) -> list[str]:
+  """Returns sentences on the files that a stage reads and writes."""
+  if name not in stage_table.STAGES:
+    return []
+  spec = stage_table.STAGES[name]
+  return [
+    textwrap.fill(f'{verb} {", ".join(names)}.', 76, break_on_hyphens=False)
+    for verb, names in (('Reads', spec.reads), ('Writes', spec.writes))
+    if names
+  ]
+
+
 def help_of(name: str) -> str:
-  """The help of one stage or command."""
+  """Returns the help of one stage or command."""
   found = HELP[name]
   flags = _FLAGS if '--config' in found.synopsis else _COMMAND_FLAGS
   examples = '\n'.join(f'  {line}' for line in found.examples)
   note = f'\n{found.note}' if found.note else ''
+  text = '\n'.join([found.text, *_files_of(name)])
   return (
-    f'usage: {found.synopsis}\n\n{found.text}\n\nflags:\n{found.flags}{flags}\n'
+    f'usage: {found.synopsis}\n\n{text}\n\nflags:\n{found.flags}{flags}\n'
     f'{_ENVIRONMENT}\nexamples:\n{examples}\n{note}'
   )

@@ -1,42 +1,39 @@
-"""What a stage tells at its end: JSON for programs, a hint for a person."""
+"""Report on a finished stage: JSON for programs, a hint for people."""
 
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.training.metrics import read_metrics
 
-# What each stage writes, and how a stage of training is summed up.
-_FILES = {
-  'analyze': 'analysis.json',
-  'select': 'selection.json',
-  'linearize': 'linear/model.json',
-  'export': 'export/model.json',
-  'evaluate': 'evaluation.json',
-  'benchmark': 'benchmark.json',
-}
-_TRAINED = ('pretrain', 'dilute')
+# Stages whose results `run --json` prints.
 _OF_A_RUN = ('select', 'evaluate', 'benchmark')
 
 
 def result_of(run: Run, stage: str) -> Any:
-  """The content of the file that a stage wrote; its last metrics line."""
-  if stage in _TRAINED:
-    path = run.path('metrics.jsonl')
+  """Returns what a stage's JSON file holds; after training, the last metrics."""
+  if stage not in registry.STAGES:
+    return None
+  spec = registry.STAGES[stage].spec
+  if spec.trains:
+    path = run.path(stage_table.METRICS)
     rows = read_metrics(path) if path.exists() else []
     return next((r for r in reversed(rows) if r.get('stage') == stage), None)
-  path = run.path(_FILES[stage]) if stage in _FILES else None
-  return files.read_object(path) if path and path.exists() else None
+  path = run.path(spec.result)
+  if path.suffix != '.json' or not path.exists():
+    return None
+  return files.read_object(path)
 
 
 def to_json(
   run: Run, stage: str, done: Sequence[tuple[str, bool, float]]
 ) -> dict[str, Any]:
-  """What `--json` prints.
+  """Returns what `--json` prints.
 
   Args:
     run: the workdir.
@@ -49,7 +46,7 @@ def to_json(
     for each of `select`, `evaluate`, `benchmark`), `report` (a path, or null)
     and `next` (the first unfinished stage, or null).
   """
-  page = run.path('report.html')
+  page = run.path(stage_table.REPORT)
   return {
     'stage': stage,
     'workdir': str(run.workdir),
@@ -72,7 +69,7 @@ def to_json(
 
 
 def next_stage(run: Run, stage: str) -> str | None:
-  """The first unfinished stage; None behind `report` and `run`."""
+  """Returns the first unfinished stage; None after `report` and `run`."""
   if stage in ('run', 'report'):
     return None
   try:
@@ -86,5 +83,5 @@ def next_stage(run: Run, stage: str) -> str | None:
 
 
 def hint(name: str, argv: Sequence[str]) -> str:
-  """The command line for stage `name`, after one with `argv`."""
+  """Returns the command line for stage `name`, after one with `argv`."""
   return f'next: {shlex.join(["lambda-vit", name, *argv[1:]])}'

@@ -10,27 +10,19 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.cli import config_differences
+from lambda_vit_jax.cli import config_differences, stage_table
 from lambda_vit_jax.configs import common
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 
-FILE = 'config.json'
-
-_SEARCH = ('selection.json', 'selection.part.json', 'probe.part.json')
-_LINEAR = ('linear/model.json',)
-_DILUTED = ('checkpoints/dilute',)
-# What is measured goes beside the speed, too.
-_SCORES = ('evaluation.json', 'benchmark.json')
-_LAST = ('export/model.json', *_SCORES)
-_ALL = (
-  'checkpoints/pretrain',
-  'analysis.json',
-  *_SEARCH,
-  *_LINEAR,
-  *_DILUTED,
-  *_LAST,
-)
+_SEARCH = stage_table.results('select')
+_LINEAR = stage_table.results('linearize')
+_DILUTED = stage_table.results('dilute')
+# `benchmark` copies the scores of `evaluate`.
+_SCORES = stage_table.results('evaluate', 'benchmark')
+_LAST = stage_table.results('export', 'evaluate', 'benchmark')
+# The report is made anew each time.
+_ALL = stage_table.results(*(s for s in stage_table.STAGES if s != 'report'))
 
 
 def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
@@ -47,7 +39,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
     LambdaVitError: the workdir is a file or cannot be written.
     UsageError: results in it were made with other values; names them.
   """
-  path = workdir / FILE
+  path = workdir / stage_table.CONFIG
   if workdir.exists() and not workdir.is_dir():
     raise LambdaVitError(f'--workdir={workdir}: is a file; choose a folder')
   try:
@@ -81,8 +73,8 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
 
 def withdraw(workdir: epath.Path) -> None:
   """Undoes the first `claim` of a workdir that still holds nothing else."""
-  if [path.name for path in workdir.iterdir()] == [FILE]:
-    (workdir / FILE).unlink()
+  if [path.name for path in workdir.iterdir()] == [stage_table.CONFIG]:
+    (workdir / stage_table.CONFIG).unlink()
 
 
 def _is_there(workdir: epath.Path, name: str) -> bool:
@@ -102,7 +94,7 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
   """
   linear = saved.get('method') == 'linearize'
   if config_differences.is_below(key, 'analyze'):
-    return ('analysis.json',)
+    return stage_table.results('analyze')
   if config_differences.is_below(key, 'select'):
     return (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
   if config_differences.is_below(key, 'linearize'):

@@ -1,5 +1,6 @@
 """What a person, and a program, read on the terminal."""
 
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -13,6 +14,7 @@ from lambda_vit_jax import main
 from lambda_vit_jax.cli import config_check, config_differences, flags, outcome
 from lambda_vit_jax.cli import help as help_lib
 from lambda_vit_jax.cli.settings import Settings
+from lambda_vit_jax.cli.stage_table import StageSpec
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.stages.registry import Stage
 from lambda_vit_jax.core.errors import LambdaVitError
@@ -39,17 +41,14 @@ def pretend(monkeypatch):
     def run(run):
       run.path(f'{name}.json').write_text('{"removed": [1]}')
 
-    return Stage(name, run, lambda run: run.path(f'{name}.json').exists())
+    return Stage(StageSpec(name, '', writes=(f'{name}.json',)), run)
 
   def fail(run):
     raise LambdaVitError('no luck')
 
   table = {name: stage(name) for name in ('analyze', 'select', 'export')}
-  table['evaluate'] = Stage('evaluate', fail, lambda run: False)
+  table['evaluate'] = dataclasses.replace(stage('evaluate'), run=fail)
   monkeypatch.setattr(registry, 'STAGES', table)
-  monkeypatch.setattr(
-    outcome, '_FILES', {name: f'{name}.json' for name in table}
-  )
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -11,6 +11,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
+from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import (
@@ -58,6 +59,25 @@ def test_every_stage_leaves_its_file(finished):
   ):
     assert (finished / name).exists(), name
   assert not [path for path in finished.iterdir() if path.name[0] == '.']
+
+
+def test_the_table_of_stages_lists_every_file(finished):
+  listed = [
+    name for spec in stage_table.STAGES.values() for name in spec.writes
+  ]
+  known = (stage_table.CONFIG, stage_table.METRICS, *listed)
+  folders = tuple(name for name in known if name.endswith('/'))
+  for path in finished.rglob('*'):
+    name = path.relative_to(finished).as_posix()
+    assert path.is_dir() or name in known or name.startswith(folders), name
+  # A diluted classifier that is exported to the default formats.
+  absent = {name for name in known if not (finished / name).exists()}
+  assert absent == {
+    'export/model.onnx',
+    'linear/model.json',
+    'linear/params/',
+    'pictures/',
+  }
 
 
 def test_files_have_the_fields_of_the_contract(finished):

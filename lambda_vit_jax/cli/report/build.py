@@ -1,13 +1,13 @@
 """The results of a workdir: one self-contained page, and a table."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import rich.console
 import rich.table
 from etils import epath
 
+from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli.console import stdout_console
 from lambda_vit_jax.cli.report import html as html_lib
 from lambda_vit_jax.cli.report import plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, escape
@@ -27,19 +27,16 @@ _FIGURES = (
   'images/s',
 )
 
-# What a reader may want to open beside the page, where it is there.
+# Files that the page links to, where they are there.
 _FILES = (
-  'config.json',
-  'metrics.jsonl',
-  'analysis.json',
-  'selection.json',
-  'linear/linear.json',
-  'evaluation.json',
-  'benchmark.json',
-  'export/model.json',
-  'export/model.safetensors',
-  'export/model.stablehlo',
-  'export/model.onnx',
+  stage_table.CONFIG,
+  stage_table.METRICS,
+  *(
+    name
+    for stage, spec in stage_table.STAGES.items()
+    for name in spec.writes
+    if stage != 'report' and not name.endswith('/')
+  ),
 )
 
 # Steps that the tables behind the training plots show at most.
@@ -59,7 +56,7 @@ def _score(evaluation: dict[str, Any]) -> str:
 
 def results_columns(workdir: str | epath.Path) -> tuple[str, ...]:
   """Heads of the results table."""
-  evaluation = _read(epath.Path(workdir), 'evaluation.json') or {}
+  evaluation = _read(epath.Path(workdir), stage_table.EVALUATION) or {}
   return ('model', _SCORES[_score(evaluation)], *_FIGURES)
 
 
@@ -69,9 +66,9 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
   A figure that no stage has measured yet is a dash.
   """
   workdir = epath.Path(workdir)
-  evaluation = _read(workdir, 'evaluation.json') or {}
+  evaluation = _read(workdir, stage_table.EVALUATION) or {}
   key = _score(evaluation)
-  measured = _read(workdir, 'benchmark.json') or {}
+  measured = _read(workdir, stage_table.BENCHMARK) or {}
   rows: list[tuple[Cell, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
     score, size = evaluation.get(name, {}), measured.get(name, {})
@@ -101,16 +98,14 @@ def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
 
 def print_results(workdir: str | epath.Path) -> None:
   """The results table and where the page is, on stdout."""
-  console = rich.console.Console(file=sys.stdout, highlight=False)
-  if not console.is_terminal:
-    console.width = 100
+  console = stdout_console()
   table = rich.table.Table(*results_columns(workdir))
   for column in table.columns[1:]:
     column.justify = 'right'
   for row in results_rows(workdir):
     table.add_row(*row)
   console.print(table)
-  selected = _read(epath.Path(workdir), 'selection.json')
+  selected = _read(epath.Path(workdir), stage_table.SELECTION)
   if selected:
     dropped = _dropped(epath.Path(workdir))
     if dropped:
@@ -119,21 +114,21 @@ def print_results(workdir: str | epath.Path) -> None:
     if removed or not dropped:
       console.print(f'attention removed from blocks {removed}')
   console.print(
-    f'report: {epath.Path(workdir) / "report.html"}', soft_wrap=True
+    f'report: {epath.Path(workdir) / stage_table.REPORT}', soft_wrap=True
   )
 
 
 def print_benchmark(workdir: str | epath.Path) -> None:
   """The table of the stage `benchmark` on stdout, if it has run."""
-  measured = _read(epath.Path(workdir), 'benchmark.json')
+  measured = _read(epath.Path(workdir), stage_table.BENCHMARK)
   if measured:
     speed_table.show(measured)
 
 
 def _summary(workdir: epath.Path) -> list[str]:
   """The numbers to see first, and a sentence on how they were measured."""
-  evaluation = _read(workdir, 'evaluation.json') or {}
-  measured = _read(workdir, 'benchmark.json')
+  evaluation = _read(workdir, stage_table.EVALUATION) or {}
+  measured = _read(workdir, stage_table.BENCHMARK)
   figures = []
   if {'dense', 'pruned'} <= set(evaluation):
     key = _score(evaluation)
@@ -159,10 +154,10 @@ def _summary(workdir: epath.Path) -> list[str]:
 
 def _dropped(workdir: epath.Path) -> list[int]:
   """The whole blocks that the pruned network does without."""
-  config = _read(workdir, 'config.json') or {}
+  config = _read(workdir, stage_table.CONFIG) or {}
   if config.get('method') != 'linearize':
     return []
-  fitted = _read(workdir, 'linear/model.json') or {}
+  fitted = _read(workdir, stage_table.LINEAR) or {}
   return list(fitted.get('linearize', {}).get('dropped', ()))
 
 
@@ -255,7 +250,7 @@ def _speed(measured: dict[str, Any]) -> list[str]:
 
 def _segmentation(workdir: epath.Path) -> list[str]:
   """Pictures of test images, and the scores per class."""
-  evaluation = _read(workdir, 'evaluation.json') or {}
+  evaluation = _read(workdir, stage_table.EVALUATION) or {}
   if _score(evaluation) != 'mean_iou':
     return []
   models = [k for k in ('dense', 'pruned', 'exported') if k in evaluation]
@@ -269,7 +264,7 @@ def _segmentation(workdir: epath.Path) -> list[str]:
       path.read_bytes(),
       f'Test image {int(path.stem)}: image, truth, dense, pruned.',
     )
-    for path in sorted((workdir / 'pictures').glob('*.png'))
+    for path in sorted((workdir / stage_table.PICTURES).glob('*.png'))
   ]
   return [
     '<h2>Segmentation</h2>',
@@ -282,11 +277,11 @@ def _segmentation(workdir: epath.Path) -> list[str]:
 
 def _sections(workdir: epath.Path) -> list[str]:
   parts = _summary(workdir) + _segmentation(workdir)
-  measured = _read(workdir, 'benchmark.json')
+  measured = _read(workdir, stage_table.BENCHMARK)
   if measured:
     parts += _speed(measured)
-  analysis = _read(workdir, 'analysis.json')
-  selected = _read(workdir, 'selection.json')
+  analysis = _read(workdir, stage_table.ANALYSIS)
+  selected = _read(workdir, stage_table.SELECTION)
   if selected:
     profile = (analysis or {}).get('profile', {})
     known = [int(k) for row in selected['rounds'] for k in row['scores']]
@@ -296,8 +291,8 @@ def _sections(workdir: epath.Path) -> list[str]:
     parts += _selection(selected, dropped, max(depth, last + 1))
   if analysis:
     parts += _analysis(analysis['profile'])
-  if (workdir / 'metrics.jsonl').exists():
-    rows = read_metrics(workdir / 'metrics.jsonl')
+  if (workdir / stage_table.METRICS).exists():
+    rows = read_metrics(workdir / stage_table.METRICS)
     for stage in ('pretrain', 'dilute'):
       curve = [r for r in rows if r['stage'] == stage and 'loss' in r]
       if curve:
@@ -319,9 +314,9 @@ def write_report(workdir: str | epath.Path) -> epath.Path:
     dark. Its links to the files of the run are relative.
   """
   workdir = epath.Path(workdir)
-  config = _read(workdir, 'config.json') or {}
+  config = _read(workdir, stage_table.CONFIG) or {}
   variant = config.get('model', {}).get('variant', '')
-  path = workdir / 'report.html'
+  path = workdir / stage_table.REPORT
   temporary = workdir / '.report.html.part'
   temporary.write_text(
     html_lib.page(f'λ-ViT report: {variant}', _sections(workdir))

@@ -1,12 +1,11 @@
 """The figures of `benchmark.json` as a table, for a terminal and the page."""
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import rich.console
 import rich.table
 
+from lambda_vit_jax.cli.console import stdout_console
 from lambda_vit_jax.cli.report.html import Cell
 
 COLUMNS = (
@@ -89,9 +88,7 @@ def conditions(measured: Mapping[str, Any]) -> str:
 
 def show(measured: Mapping[str, Any]) -> None:
   """The table and its conditions on stdout."""
-  console = rich.console.Console(file=sys.stdout, highlight=False)
-  if not console.is_terminal:
-    console.width = 120
+  console = stdout_console()
   table = rich.table.Table(*COLUMNS)
   for column in table.columns[1:]:
     column.justify = 'right'

@@ -1,7 +1,7 @@
 """Stage `analyze`: entropy of every layer, and the spectrum of features."""
 
 from lambda_vit_jax.analysis import profile, spectrum
-from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.stages.held_out import memory_gib, selection_batches
 from lambda_vit_jax.cli.workdir import Run
 
@@ -20,4 +20,4 @@ def analyze(run: Run) -> None:
     ).to_json(),
     'spectrum': spectrum.spectrum(model, batches, memory, run.mesh).to_json(),
   }
-  run.write_json('analysis.json', measured)
+  run.write_json(stage_table.ANALYSIS, measured)

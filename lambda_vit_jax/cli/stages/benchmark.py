@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages.export import exported_predict
 from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
@@ -11,12 +12,10 @@ from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.model import Model
 
-FILE = 'benchmark.json'
-
 
 def is_finished(run: Run) -> bool:
   """Whether all that is asked for is in the file; leading process."""
-  path = run.path(FILE)
+  path = run.path(stage_table.BENCHMARK)
   if not path.exists():
     return False
   try:
@@ -53,14 +52,14 @@ def measure(
     reporter=run.reporter,
   )
   results['exported']['dtype'] = _storage(run)
-  evaluation = run.path('evaluation.json')
+  evaluation = run.path(stage_table.EVALUATION)
   if evaluation.exists():
     scores = files.read_object(evaluation)
     for name in ('dense', 'pruned', 'exported'):
       for key in ('top1', 'mean_iou'):
         if key in scores[name]:
           results[name][key] = scores[name][key]
-  run.write_json(FILE, results)
+  run.write_json(stage_table.BENCHMARK, results)
 
 
 def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
@@ -75,7 +74,7 @@ def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
 
 def _storage(run: Run) -> str:
   """The type that the exported weights are stored in."""
-  fields = files.read_object(run.path('export/model.json'))
+  fields = files.read_object(run.path(stage_table.EXPORT))
   return str(fields.get('folded', {}).get('dtype', 'float32'))
 
 

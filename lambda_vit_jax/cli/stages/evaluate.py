@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages import evaluate_masks
 from lambda_vit_jax.cli.stages.export import exported_predict
 from lambda_vit_jax.cli.stages.finished import pruned_model
@@ -23,7 +24,7 @@ def evaluate_all(run: Run) -> None:
       found = evaluate_masks.evaluate(
         run, models, exported_predict(run), bar.advance
       )
-      run.write_json('evaluation.json', found)
+      run.write_json(stage_table.EVALUATION, found)
       return
     for name, model in models.items():
       results[name] = accuracy.evaluate_model(
@@ -35,4 +36,4 @@ def evaluate_all(run: Run) -> None:
     results['exported'] = accuracy.evaluate_program(
       exported_predict(run), run.eval_batches(model.preprocessing), bar.advance
     )
-  run.write_json('evaluation.json', results)
+  run.write_json(stage_table.EVALUATION, results)

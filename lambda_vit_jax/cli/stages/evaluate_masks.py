@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data import masks, transforms
@@ -21,9 +21,6 @@ from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, sharding
-
-FOLDER = 'pictures'
-"""Where the pictures of the report lie, in the workdir."""
 
 # Images that are decoded at a time, ahead of the network.
 _AT_ONCE = 16
@@ -137,10 +134,10 @@ def evaluate(
     name: predictor(model, run.mesh) for name, model in models.items()
   }
   programs['exported'] = lambda images: np.asarray(exported(images))
-  if run.leader and run.path(FOLDER).exists():
+  if run.leader and run.path(stage_table.PICTURES).exists():
     # Those of another evaluation, which the report would show. The others
     # write theirs behind an exchange with this process.
-    run.path(FOLDER).rmtree()
+    run.path(stage_table.PICTURES).rmtree()
   results, kept = {}, {}
   for name, predict in programs.items():
     seen: dict[int, np.ndarray] = {}
@@ -173,7 +170,7 @@ def _write_pictures(
 
   if not kept['dense']:
     return
-  folder = run.path(FOLDER)
+  folder = run.path(stage_table.PICTURES)
   folder.mkdir(parents=True, exist_ok=True)
   rules = task.mask_rules(run.settings.segment, run.dataset.num_classes)
   for index, dense in kept['dense'].items():

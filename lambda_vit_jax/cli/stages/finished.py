@@ -1,11 +1,10 @@
 """The pruned model that a run ends in, read from its workdir."""
 
 from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.model import Model
-
-FOLDER = 'linear'
 
 
 def pruned_model(run: Run) -> Model:
@@ -19,7 +18,7 @@ def pruned_model(run: Run) -> Model:
     model, dropped = run.load('dilute'), []
   else:
     model = load_linear(run)
-    fields = run.read_json(f'{FOLDER}/model.json') or {}
+    fields = run.read_json(stage_table.LINEAR) or {}
     dropped = fields.get('linearize', {}).get('dropped', [])
   # The config counts blocks as the dense network does.
   modes = list(model.attention_modes)
@@ -37,8 +36,8 @@ def load_linear(run: Run) -> Model:
   Raises:
     CheckpointError: nothing yet.
   """
-  folder = run.path(FOLDER)
-  if not (folder / 'model.json').exists():
+  folder = run.path(stage_table.LINEAR).parent
+  if not run.path(stage_table.LINEAR).exists():
     raise CheckpointError(
       f'{folder}: nothing fitted; run the stage `linearize` first'
     )

@@ -8,9 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.stages import held_out, select
-from lambda_vit_jax.cli.stages.finished import FOLDER
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import export
@@ -78,7 +77,10 @@ def fit(
       'mlps': [dataclasses.asdict(row) for row in mlps],
     }
     export.export(
-      model, run.path(FOLDER), formats=(), extra={'linearize': record}
+      model,
+      run.path(stage_table.LINEAR).parent,
+      formats=(),
+      extra={'linearize': record},
     )
 
 

@@ -1,84 +1,97 @@
-"""The stages of a run, in order, and what makes each of them finished.
+"""The stages of a run, in order, and how to see that each is finished.
 
 Every stage is a function of a `Run`. It reads what earlier stages left in the
 workdir and writes its own result there last and atomically, so that a killed
-command loses nothing and `run` starts again at the first unfinished stage.
+command loses nothing and `run` resumes at the first unfinished stage. The files
+that a stage writes are listed in `cli/stage_table.py`.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-from lambda_vit_jax.cli import workdir
-from lambda_vit_jax.cli.stages import (
-  analyze,
-  benchmark,
-  dilute,
-  pretrain,
-  select,
-)
-from lambda_vit_jax.cli.stages.benchmark import benchmark_all
+from lambda_vit_jax.cli import stage_table, workdir
+from lambda_vit_jax.cli.stage_table import StageSpec
+from lambda_vit_jax.cli.stages import benchmark, dilute, pretrain
+from lambda_vit_jax.cli.stages.analyze import analyze
 from lambda_vit_jax.cli.stages.evaluate import evaluate_all
 from lambda_vit_jax.cli.stages.export import export_model
 from lambda_vit_jax.cli.stages.linearize import linearize
 from lambda_vit_jax.cli.stages.report import write_report
+from lambda_vit_jax.cli.stages.select import select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A stage, how to see that it is finished, and whether `run` has it."""
+  """A stage with its functions.
 
-  name: str
+  Attributes:
+    spec: its name, its help and the files it writes.
+    run: does the work.
+    is_finished: by default, whether its result is in the workdir.
+    is_needed: whether `run` includes it.
+  """
+
+  spec: StageSpec
   run: Callable[[Run], None]
-  finished: Callable[[Run], bool]
-  needed: Callable[[Run], bool] = lambda run: True
+  is_finished: Callable[[Run], bool] | None = None
+  is_needed: Callable[[Run], bool] = lambda run: True
 
-
-def _has(name: str) -> Callable[[Run], bool]:
-  return lambda run: run.path(name).exists()
+  def finished(self, run: Run) -> bool:
+    """Returns whether there is nothing left to do; leading process."""
+    if self.is_finished is not None:
+      return self.is_finished(run)
+    return run.path(self.spec.result).exists()
 
 
 def _trained(stage: str, total: Callable[[Run], int]) -> Callable[[Run], bool]:
   return lambda run: workdir.finished_step(run.workdir, stage) == total(run)
 
 
+_SPECS = stage_table.STAGES
+
 STAGES: dict[str, Stage] = {
-  stage.name: stage
+  stage.spec.name: stage
   for stage in (
     Stage(
-      'pretrain',
+      _SPECS['pretrain'],
       pretrain.pretrain,
-      _trained('pretrain', pretrain.pretrain_steps),
+      is_finished=_trained('pretrain', pretrain.pretrain_steps),
     ),
-    Stage('analyze', analyze.analyze, _has('analysis.json')),
-    Stage('select', select.select, _has('selection.json')),
+    Stage(_SPECS['analyze'], analyze),
+    Stage(_SPECS['select'], select),
     Stage(
-      'linearize',
+      _SPECS['linearize'],
       linearize,
-      _has('linear/model.json'),
-      lambda run: (
+      is_needed=lambda run: (
         run.settings.method == 'linearize' or run.settings.dilute.is_warm
       ),
     ),
     Stage(
-      'dilute',
+      _SPECS['dilute'],
       dilute.dilute,
-      _trained('dilute', lambda run: sum(dilute.dilution_steps(run))),
-      lambda run: run.settings.method == 'dilute',
+      is_finished=_trained(
+        'dilute', lambda run: sum(dilute.dilution_steps(run))
+      ),
+      is_needed=lambda run: run.settings.method == 'dilute',
     ),
-    Stage('export', export_model, _has('export/model.json')),
-    Stage('evaluate', evaluate_all, _has('evaluation.json')),
-    Stage('benchmark', benchmark_all, benchmark.is_finished),
-    # Cheap, and always of the newest results.
-    Stage('report', write_report, lambda run: False),
+    Stage(_SPECS['export'], export_model),
+    Stage(_SPECS['evaluate'], evaluate_all),
+    Stage(
+      _SPECS['benchmark'],
+      benchmark.benchmark_all,
+      is_finished=benchmark.is_finished,
+    ),
+    # Cheap, and always made from the newest results.
+    Stage(_SPECS['report'], write_report, is_finished=lambda run: False),
   )
 }
 
 
 def needed(run: Run) -> tuple[str, ...]:
-  """The stages of `run` with this config, in order."""
-  return tuple(name for name, stage in STAGES.items() if stage.needed(run))
+  """Returns the stages of `run` with this config, in order."""
+  return tuple(name for name, stage in STAGES.items() if stage.is_needed(run))
 
 
 def run_stage(run: Run, name: str) -> bool:
@@ -98,6 +111,6 @@ def run_stage(run: Run, name: str) -> bool:
 
 
 def run_all(run: Run) -> None:
-  """All stages in order, from the first unfinished one on."""
+  """Runs all stages in order, from the first unfinished one on."""
   for name in needed(run):
     run_stage(run, name)

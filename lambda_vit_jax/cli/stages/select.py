@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import select_probe
 from lambda_vit_jax.cli.stages.held_out import (
@@ -20,9 +20,6 @@ from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.selection import budget, criteria, nose
-
-# The rounds of a search so far.
-_PARTIAL = 'selection.part.json'
 
 
 def select(run: Run) -> None:
@@ -42,9 +39,9 @@ def select(run: Run) -> None:
     chosen = _search(run, model, images, size)
   else:
     chosen = _search(run, model, (), size)
-  run.write_json('selection.json', digests.seal(chosen.to_json()))
+  run.write_json(stage_table.SELECTION, digests.seal(chosen.to_json()))
   if run.leader:
-    for partial in (_PARTIAL, select_probe.PARTIAL):
+    for partial in stage_table.STAGES['select'].partial:
       run.path(partial).unlink(missing_ok=True)
   run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
 
@@ -67,7 +64,7 @@ def _search(
 ) -> nose.Selection:
   """NOSE or a static criterion; goes on behind the last finished round."""
   settings = run.settings.select
-  found = run.read_json(_PARTIAL)
+  found = run.read_json(stage_table.PARTIAL_SELECTION)
   begun = None if found is None else nose.Selection.from_json(found)
   with run.reporter.bar('select', 100) as bar:
 
@@ -88,7 +85,9 @@ def _search(
       seed=run.settings.seed,
       mesh=run.mesh,
       resume=begun,
-      on_round=lambda found: run.write_json(_PARTIAL, found.to_json()),
+      on_round=lambda found: run.write_json(
+        stage_table.PARTIAL_SELECTION, found.to_json()
+      ),
       on_progress=show,
       warn=run.reporter.warn,
       **size,
@@ -101,7 +100,7 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
   Raises:
     CheckpointError: no usable selection.
   """
-  path = run.path('selection.json')
+  path = run.path(stage_table.SELECTION)
   found = processes.from_leader(lambda: files.read_object(path))
   if 'removed' not in found:
     raise CheckpointError(

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.probe import select_by_probe
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.short_dilution import ShortDilution
 from lambda_vit_jax.selection.trials import Trial
-
-PARTIAL = 'probe.part.json'
 
 
 def search(
@@ -42,14 +40,14 @@ def search(
     batches,
     run.mesh,
   )
-  done: dict[str, float] = run.read_json(PARTIAL) or {}
+  done: dict[str, float] = run.read_json(stage_table.PARTIAL_PROBE) or {}
 
   def keep(layers: Trial, length: int, loss: float) -> None:
     run.reporter.say(
       f'select: {list(layers)} after {length} steps: loss {loss:.4f}'
     )
     done[_key(layers, length)] = loss
-    run.write_json(PARTIAL, done)
+    run.write_json(stage_table.PARTIAL_PROBE, done)
 
   return select_by_probe(
     task.searched(model),
