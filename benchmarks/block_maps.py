@@ -1,17 +1,17 @@
-r"""Whole blocks dropped, mapped, and attention alone, without training.
+r"""Accuracy without whole blocks or attention layers, without training.
 
-The neighbour of the training-free mode is TOAST (arXiv 2410.04941), which puts
-one linear map in place of consecutive blocks, MLPs included. Written here from
-its description: the map of each token, from the stream before the first of the
-blocks to the stream behind the last, is fitted by least squares to the same
-unlabeled images that `linearize` sees. Of all spans of a length the best by
-test accuracy is taken, a choice that favours the neighbour.
+The comparison for the training-free mode is TOAST (arXiv 2410.04941), which
+replaces consecutive blocks, MLPs included, with one linear map. It is written
+here from its description: a map per token, from the stream before the first
+block to the stream after the last, is fitted by least squares to the unlabeled
+images that `linearize` gets. Of all spans of a length, the one with the best
+test accuracy is taken, which favours TOAST.
 
-Beside it stand blocks that are dropped (`drop_blocks`), without more and with
-MLPs that make up for them (`refit`), the span chosen without labels
-(`choose_blocks`) and, as for the neighbour, by test accuracy; and 3, 5 and 6
-attention layers replaced by `linearize` (criterion `affine`, maps of the token
-alone, and with the mean and a map for the class token), chosen without labels.
+The other rows: dropped blocks (`drop_blocks`), as they are and with refitted
+MLPs (`refit`), for the span chosen without labels (`choose_blocks`) and, as for
+TOAST, by test accuracy; and 3, 5 and 6 attention layers replaced by `linearize`
+(criterion `affine`, maps of the token alone, and with the mean and a map for
+the class token), chosen without labels.
 
   python benchmarks/block_maps.py --name=fashion_mnist \
     --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
@@ -61,7 +61,7 @@ class Network:
     )
 
   def streams(self, images: Any) -> list[Any]:
-    """The stream before every block, and the one behind the last."""
+    """The stream before every block, and after the last."""
     found = [pieces.embed(self._stem, self._outer, images)]
     for index in range(self.depth):
       found.append(self.block(index, found[-1]))
@@ -74,18 +74,18 @@ class Network:
     return pieces.readout(self._stem, self._outer, x)[0]
 
 
-def fit(before: np.ndarray, behind: np.ndarray) -> np.ndarray:
-  """`[inputs + 1, outputs]`: the affine map of least squares."""
+def fit(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+  """The least-squares affine map, `[inputs + 1, outputs]`, bias last."""
   inputs = before.reshape(-1, before.shape[-1]).astype(np.float64)
   inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-  outputs = behind.reshape(-1, behind.shape[-1]).astype(np.float64)
+  outputs = after.reshape(-1, after.shape[-1]).astype(np.float64)
   return np.linalg.lstsq(inputs, outputs, rcond=None)[0].astype(np.float32)
 
 
 def without_blocks(
   network: Network, first: int, length: int, affine: np.ndarray
 ) -> Callable[[Any], Any]:
-  """Images to logits with blocks `first … first + length - 1` mapped."""
+  """A function to logits, with a map for blocks `first … first + length - 1`."""
 
   def predict(images: Any) -> Any:
     x = network.streams(images)[first] @ affine[:-1] + affine[-1]
@@ -97,7 +97,7 @@ def without_blocks(
 
 
 def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
-  """The best span of every length, and all others."""
+  """Rows of mapped spans: the best of every length, with all others."""
   network = Network(model)
   parts = [network.streams(b['image'][b['mask']]) for b in images]
   streams = [np.concatenate(part) for part in zip(*parts, strict=True)]
@@ -125,9 +125,9 @@ def block_rows(model: Model, images: list, test: list) -> dict[str, Any]:
 
 
 def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
-  """`drop_blocks`, then `refit`: every span, and the one chosen without labels.
+  """Rows of dropped spans: chosen without labels, and the best of every length.
 
-  `by_first` is after the refit.
+  `by_first` is measured after `refit`.
   """
 
   def score(one: Model) -> float:
@@ -160,7 +160,7 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
 
 
 def attention_rows(run: Run, model: Model, images: list, test: list) -> Any:
-  """`linearize`, blocks chosen by `affine`."""
+  """Rows of `linearize`, with layers chosen by `affine`."""
   order = nose.select(
     model, images, criterion='affine', num_layers=max(COUNTS)
   ).order

@@ -1,21 +1,20 @@
-"""What dilution costs per training step, and what the switch at λ = 0 gives.
+"""Cost of dilution per training step, and of a step after the switch at λ = 0.
 
   python benchmarks/dilution_cost.py [--rounds=30] [--case=mini] [--case=deit]
 
 Four programs take turns (A B C D A B C D ...) in one process on one core:
 
   dense      plain training of the dense model
-  diluting   the same with λ at work in 5 of 12 blocks
-  switched   after λ = 0: the state pruned in step, the program without them
+  diluting   the same with 5 of 12 blocks being diluted
+  switched   after λ = 0: the pruned state and the pruned program
   pruned     training of the pruned model from the start
 
 Bounds: diluting / dense at most 1.02, switched / pruned at most 1.03. The wall
-clock of a machine that others use as well shows them, and CPU time less so: CPU
-time decides, by the ratio of the least disturbed turns (the minima); medians
-and extremes of the rounds' ratios are given beside it, and the floating-point
-operations that XLA counts in each program, which nothing disturbs. Writes
-docs/benchmarks/dilution_cost.json, case by case; exits 1 where a bound is
-missed.
+clock of a shared machine is too noisy for them, and CPU time less so: the ratio
+of the least CPU times over all turns decides. The medians and extremes of the
+rounds' ratios are reported too, and the floating-point operations that XLA
+counts in each program, which are free of noise. Writes
+docs/benchmarks/dilution_cost.json, case by case; exits 1 if a bound is missed.
 """
 
 import argparse
@@ -49,7 +48,7 @@ SETTINGS = {
 def make_programs(
   variant: str, batch_size: int
 ) -> dict[str, tuple[Callable, float]]:
-  """Per program what takes a step of its own training, and its operations."""
+  """Per program, a function that takes one step, and its operation count."""
   import jax
   import numpy as np
 
@@ -115,7 +114,7 @@ def make_programs(
 
 
 def time_steps(programs: dict[str, Callable], steps: int, rounds: int) -> dict:
-  """Seconds per step of every round, on the wall and of CPU time."""
+  """Wall-clock and CPU seconds per step in every round."""
   times: dict[str, dict[str, list[float]]] = {
     name: {'cpu': [], 'wall': []} for name in programs
   }

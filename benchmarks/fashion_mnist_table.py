@@ -1,19 +1,20 @@
-"""The README's table for Fashion-MNIST: what 5 and 6 of 12 removed layers cost.
+r"""The README's table for Fashion-MNIST: 5 and 6 of 12 layers removed.
 
-Three seeds. Every row has seen the same number of epochs in the end: the dense
-baseline trains them in one cosine; the pruned ones take a shorter dense
-training and spend the rest on NOSE's layers, dilution and settling.
+Three seeds. Every row sees the same number of epochs in total: the dense
+baseline trains for them in one cosine schedule; the pruned rows take a shorter
+dense training and spend the rest on dilution and settling of NOSE's layers.
 
   python benchmarks/fashion_mnist_table.py --workdir=runs/fashion_table \
     --source=idx_folder:/usr/share/datasets/fashion-mnist
 
-On two CPU cores 10,000 of the 60,000 training images are used (512 of them
-only for the selection), patches of 7 pixels, width 48, 20 epochs; the test is
-always on all 10,000 test images. How the 20 epochs are shared out (5 dense, 5
-of dilution, 10 after it) and the learning rate of dilution were chosen among
-two ways by seed 0's test accuracy: 10 + 6 + 4 at 5e-4 gave 81.3% for pruned-5.
-Each run has its own workdir: the script
-continues where it was stopped. Takes about an hour on one CPU core.
+To fit two CPU cores, 10,000 of the 60,000 training images are used (512 of them
+only for selection), with patches of 7 pixels, width 48 and 20 epochs; testing is
+always on all 10,000 test images. The split of the 20 epochs (5 dense, 5 of
+dilution, 10 of settling) and the learning rate of dilution were chosen between
+two alternatives by seed 0's test accuracy; the other, 10 + 6 + 4 at 5e-4, had
+81.3% for pruned-5. Each run has its own workdir, so the script resumes where it
+was stopped. Takes about an hour on one CPU core. Writes
+docs/benchmarks/fashion_mnist_table.json.
 """
 
 import argparse
@@ -50,7 +51,7 @@ DILUTION_EPOCHS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One row: how long the dense part trains, and what is removed then."""
+  """One row: epochs of dense training, and how many layers are then removed."""
 
   name: str
   dense_epochs: int
@@ -75,7 +76,7 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
     arguments += [
       f'--config.init={options.workdir}/start-{seed}',
       '--config.pretrain.steps=0',
-      # As in the dense training, most of which dilution takes the place of.
+      # The learning rate of the dense training, most of which dilution replaces.
       '--config.dilute.learning_rate=2e-3',
       f'--config.select.num_layers={arm.num_layers}',
       f'--config.dilute.dilution_steps={DILUTION_EPOCHS}ep',
@@ -88,7 +89,7 @@ def open_run(options: argparse.Namespace, arm: Arm, seed: int) -> Run:
 
 
 def hits(run: Run, model: Model) -> np.ndarray:
-  """`[test images]` bool: which of them the model gets right."""
+  """Whether the model classifies each test image correctly, bool."""
   rows = []
   for batch in run.eval_batches(model.preprocessing):
     logits = np.asarray(model(batch['image']))
@@ -97,7 +98,7 @@ def hits(run: Run, model: Model) -> np.ndarray:
 
 
 def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
-  """Trains one row with one seed; returns what it got right."""
+  """Trains one row with one seed; returns its scores and hits."""
   run = open_run(options, arm, seed)
   score = run.path('score.json')
   if score.exists():
@@ -129,8 +130,8 @@ def unpack(row: dict) -> np.ndarray:
 def paired(rows: list[dict], dense: list[dict]) -> dict[str, float]:
   """Mean difference in top-1 with its 95% interval over the test images.
 
-  Per image the difference is averaged over seeds, so the interval is of the
-  test images' draw; how much seeds differ is in `by_seed`.
+  Differences are averaged over seeds per image, so the interval covers the
+  draw of the test images only; `by_seed` shows how much seeds differ.
   """
   each = np.mean(
     [

@@ -1,10 +1,10 @@
-"""8-bit integers beside float32: accuracy, bytes and speed on the digits.
+"""Accuracy, size and speed of int8 against float32, on the digits.
 
   python benchmarks/int8.py [--batch_size=16] [--rounds=15]
 
-The dense model that ships with the package, as it is and quantised in both
-ways (`lambda_vit_jax.models.quantization`): top-1, loss and the largest difference of
-a logit over all test images, then images per second in turn, A B C A B C ….
+The dense model that ships with the package, as it is and quantized in both ways
+(`lambda_vit_jax.models.quantization`): top-1, loss and the largest difference
+of a logit over all test images, then images per second in turn, A B C A B C ….
 Figures are medians over the rounds; a ratio is the median of the rounds'
 ratios, with their extremes. Writes docs/benchmarks/int8.json.
 """

@@ -1,11 +1,11 @@
-"""Seconds and memory of loading DeiT-B from safetensors, in new processes.
+"""Seconds and memory to load DeiT-B from safetensors, in fresh processes.
 
   python benchmarks/loading.py [--variant=NAME] [--rounds=5]
 
-Writes random weights once, then loads them in one new process per round with
-the file in the page cache. Bounds: the peak of the resident memory that
-loading adds is under 2.2 times the file, and the median under 3 seconds.
-Exits 1 where a bound is missed. Writes docs/benchmarks/loading.json.
+Writes random weights once, then loads them in a new process per round, with the
+file in the page cache. Bounds: loading adds less than 2.2 times the file to the
+peak of resident memory, and the median is under 3 seconds. Exits 1 if a bound
+is missed. Writes docs/benchmarks/loading.json.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def load(variant: str, path: str) -> None:
 
   from lambda_vit_jax.checkpoints.load import load_pretrained
 
-  jax.devices()  # The back end's start belongs to no model.
+  jax.devices()  # Starting the backend is not part of loading.
   before = resident_bytes()
   with Peak() as peak:
     start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Makes the dense model that the quickstart starts from.
+"""Write the dense digits model that the quickstart starts from.
 
   lambda-vit pretrain --config=configs/digits.py:scratch --workdir=runs/dense
   python benchmarks/make_digits_asset.py --workdir=runs/dense
 
-Writes `lambda_vit_jax/checkpoints/builtin/vit_mini_patch2_8_digits.safetensors`, and beside
-it a JSON with the config, the seed and the accuracy.
+Writes `lambda_vit_jax/checkpoints/builtin/vit_mini_patch2_8_digits.safetensors`
+and a JSON file with the config, the seed and the accuracy.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NAME = 'vit_mini_patch2_8_digits'
 
 
 def write_asset() -> None:
-  """Evaluates the workdir's dense model on every test image and ships it."""
+  """Evaluates the workdir's dense model and writes it into the package."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', default='runs/dense')
   workdir = pathlib.Path(parser.parse_args().workdir)

@@ -1,25 +1,25 @@
-r"""One table per data set: every way to remove attention, side by side.
+r"""One table per data set that compares every way to remove attention.
 
 Rows, with 6 of 12 attention layers removed and three seeds: the dense network;
 NOSE, `probe` and every other static criterion, each with dilution;
 training-free (the dense network with affine maps, 512 unlabeled images); blocks
-dropped (the dense network without 4 whole blocks, chosen by the angle that they
-turn the stream by, and MLPs refit to the same images); and these with tokens
-merged on top, at evaluation alone. Top-1 on all test images, its paired
-difference to the dense network, sizes, and images per second taken in turn in
+dropped (the dense network without 4 consecutive blocks, those with the smallest
+angle between input and output, and MLPs refitted to the same images); and these
+with token merging added at evaluation only. Top-1 on all test images, its paired
+difference to the dense network, sizes, and images per second, timed in turn in
 one run.
 
   python benchmarks/method_table.py --name=digits --workdir=runs/method_digits
   python benchmarks/method_table.py --name=fashion_mnist \
     --workdir=runs/fashion_table
 
-All trained rows have seen the same number of steps in the end: the dense
-baseline in one cosine, the others in a shorter dense training and a dilution
-from there. Sets that criteria share are diluted once. Every run has its own
-workdir: the script continues where it was stopped, and with the workdir of
-`fashion_mnist_table.py` it takes over that script's `start`, `dense` and NOSE.
+All trained rows see the same number of steps in total: the dense baseline in
+one cosine schedule, the others in a shorter dense training followed by
+dilution. Sets that several criteria choose are diluted once. Every run has its
+own workdir, so the script resumes where it was stopped; with the workdir of
+`fashion_mnist_table.py` it reuses that script's `start`, `dense` and NOSE runs.
 About 40 minutes for digits on one CPU core, 100 for Fashion-MNIST on two.
-Writes its part of docs/benchmarks/method_table.json.
+Writes its entry of docs/benchmarks/method_table.json.
 """
 
 import argparse
@@ -52,10 +52,10 @@ SEEDS = range(3)
 NUM_LAYERS = 6
 NUM_DROPPED = 4
 CALIBRATION_IMAGES = 512
-# Of 17 tokens, at each of the attention layers that remain, but the first.
+# Of 17 tokens, at each remaining attention layer but the first.
 MERGE, MERGE_START = 1, 1
 SPEED_BATCH, SPEED_ROUNDS = 64, 15
-# How the training-free row chooses, fixed before any of its test results.
+# Criterion of the training-free row, fixed before any of its test results.
 TRAINING_FREE = {'criterion': 'affine'}
 NOSE, PROBE = 'transfer_entropy', 'probe'
 
@@ -133,7 +133,7 @@ class Runs:
     )
 
   def proposals(self) -> dict[str, tuple[int, ...]]:
-    """The set of every static criterion, and of the probe."""
+    """The layers that each static criterion, and the probe, would remove."""
     run = self._removing(
       f'probe-{NUM_LAYERS}', '--config.select.criterion=probe'
     )
@@ -150,11 +150,11 @@ class Runs:
     return {name: tuple(layers) for name, layers in found.items()}
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
-    """The start, diluted without `layers`."""
+    """The `start` network after dilution of `layers`."""
     if self._options.name == 'fashion_mnist':
       (arm,) = (arm for arm in PRUNED if arm.num_layers == NUM_LAYERS)
       path = pathlib.Path(self._folder, f'{arm.name}-{self._seed}/score.json')
-      # The same steps from the same start, by that script.
+      # That script has taken the same steps from the same start.
       if path.exists() and json.loads(path.read_text())['removed'] == [*layers]:
         return fashion_mnist_table.open_run(self._options, arm, self._seed)
     run = self._removing(
@@ -168,7 +168,7 @@ class Runs:
 
 
 def right(run: Run, model: Model, key: str) -> np.ndarray:
-  """`hits`, kept in the workdir under `key`."""
+  """`hits`, cached in the workdir under `key`."""
   path = run.path('hits.json')
   found = files.read_json(path) if path.exists() else {}
   if key not in found:
@@ -180,7 +180,7 @@ def right(run: Run, model: Model, key: str) -> np.ndarray:
 
 
 def training_free(run: Run) -> tuple[tuple[int, ...], Model]:
-  """The dense network with affine maps for some of its attentions."""
+  """The dense network with affine maps for some attention layers."""
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
   layers = nose.select(
@@ -191,7 +191,7 @@ def training_free(run: Run) -> tuple[tuple[int, ...], Model]:
 
 
 def blocks_dropped(run: Run) -> tuple[tuple[int, ...], Model]:
-  """The dense network without some blocks, and MLPs that make up for them."""
+  """The dense network without some blocks, and with refitted MLPs."""
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
   unlabeled = [{key: b[key] for key in ('image', 'mask')} for b in images]
@@ -200,7 +200,7 @@ def blocks_dropped(run: Run) -> tuple[tuple[int, ...], Model]:
 
 
 def rows_of_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-  """Per row its layers, its hits and (of the first seed) its model."""
+  """Per row, its layers, its hits and its model."""
   runs = Runs(options, seed)
   runs.trained('start')
   dense = runs.trained('dense')
@@ -229,7 +229,7 @@ def rows_of_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def accuracy(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-  """Of one row over all seeds."""
+  """Accuracy of one row over all seeds."""
   found = [of_seed[name] for of_seed in rows]
   as_dict = [
     [
@@ -264,7 +264,7 @@ SPEED_ROWS = (
 
 
 def speed(models: dict[str, Model], batch: int = SPEED_BATCH) -> dict[str, Any]:
-  """Sizes and images per second of models, in turn; one is `dense`."""
+  """Sizes and images per second of models, timed in turn; one is `dense`."""
   module = models['dense'].module
   shape = (batch, *module.image_size, module.in_chans)
   images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
@@ -290,7 +290,7 @@ def write_table() -> None:
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--source', default='')
   options = parser.parse_args()
-  # Absolute, since a workdir names the one that it starts from.
+  # Absolute, since the configs of other workdirs name it.
   options.workdir = str(pathlib.Path(options.workdir).absolute())
   rows = [rows_of_seed(options, seed) for seed in SEEDS]
   data = DATA_SETS[options.name]

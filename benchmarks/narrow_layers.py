@@ -1,21 +1,21 @@
-r"""Every block kept and narrowed, without training: the neighbour CORP.
+r"""Accuracy with every block narrowed without training, as in CORP.
 
-Written from what CORP (arXiv 2602.05243) describes: hidden channels of the
+Written from the description of CORP (arXiv 2602.05243): hidden channels of the
 MLPs, and channels of queries and keys, are removed in equal share from every
-block; what goes is predicted from what stays by ridge regression on unlabeled
-images, and folded into the weights. Hidden channels of least energy E[h²] go,
-an affine map of the others takes their place in `fc2`; per head the channels
-of least E[q²]·E[k²] go, and a bilinear form of the others takes the place of
-their part of the logits, in the queries' weights. Block after block on the
+block. The removed part is predicted from the kept part by ridge regression on
+unlabeled images and folded into the weights. In the MLPs, the hidden channels
+of least energy E[h²] are replaced by an affine map of the others, in `fc2`. In
+each head, the channels of least E[q²]·E[k²] are replaced by a bilinear form of
+the others, in the queries' weights. Blocks are narrowed in order, each on the
 network as narrowed so far, with the ridge of the MLPs chosen by held-out
-quarters: both favour it. `left out` is without the prediction.
+quarters; both favour CORP. Rows named `left out` have no such prediction.
 
   python benchmarks/narrow_layers.py --name=fashion_mnist_patch4 \
     --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist_patch4 ...
 
 The flags are those of neighbourhood.py, and the network is the same. Removed
 channels are zeros here, which is the same function; multiply-accumulates are
-counted without them. Writes its part of docs/benchmarks/narrow_layers.json.
+counted without them. Writes its entry of docs/benchmarks/narrow_layers.json.
 """
 
 import functools
@@ -50,7 +50,7 @@ LOGIT_RIDGE = 1e-3
 def hidden_of(
   params: Params, x: Array, activation: str, epsilon: float
 ) -> Array:
-  """The MLP's hidden channels, given the stream behind the attention half."""
+  """The MLP's hidden channels, given the stream after the attention half."""
   norm, first = params['norm2'], params['mlp']['fc1']
   normal = normalize(x, epsilon) * norm['scale'] + norm['bias']
   return ACTIVATIONS[activation](normal @ first['kernel'] + first['bias'])
@@ -58,7 +58,7 @@ def hidden_of(
 
 @jax.jit
 def hidden_sums(hidden: Array) -> least_squares.Sums:
-  """`linear.batch_sums` of the hidden channels with themselves, by fold."""
+  """`least_squares.batch_sums` of the hidden channels with themselves, by fold."""
   split = hidden.reshape(-1, FOLDS, *hidden.shape[1:])
   split = jnp.swapaxes(split, 0, 1).reshape(FOLDS, -1, hidden.shape[-1])
   keep = jnp.ones(split.shape[:2], bool)
@@ -68,7 +68,7 @@ def hidden_sums(hidden: Array) -> least_squares.Sums:
 def narrow_mlp(
   params: Params, hidden: Array, share: float, compensate: bool
 ) -> Params:
-  """The block's parameters with zeros for hidden channels that go."""
+  """The block's parameters with zeros for removed hidden channels."""
   sums = jax.device_get(hidden_sums(hidden))
   folds = [
     CrossMoments.from_sums(tuple(leaf[fold] for leaf in sums))
@@ -94,7 +94,7 @@ def narrow_mlp(
 def _between(
   moments: CrossMoments, kept: np.ndarray, gone: np.ndarray
 ) -> CrossMoments:
-  """Moments with `kept` for inputs and `gone` for outputs."""
+  """Moments with `kept` as inputs and `gone` as outputs."""
   return CrossMoments(
     moments.count,
     moments.mean_in[kept],
@@ -112,7 +112,7 @@ def _single(params: Params) -> Params:
 def narrow_attention(
   params: Params, normal: Array, heads: int, share: float, compensate: bool
 ) -> Params:
-  """The block's parameters with zeros for channels of queries and keys."""
+  """The block's parameters with zeros for removed channels of queries and keys."""
   qkv = {k: np.array(v, np.float64) for k, v in params['attn']['qkv'].items()}
   images, tokens, width = normal.shape
   projected = np.asarray(normal, np.float64) @ qkv['kernel'] + qkv['bias']
@@ -165,8 +165,8 @@ def narrow(
     network: the dense one.
     x: its first stream.
     parts: `mlp`, `attn` or both.
-    share: of the channels that goes.
-    compensate: whether what stays makes up for it.
+    share: fraction of the channels that is removed.
+    compensate: whether the kept channels predict the removed ones.
   """
   module = network.model.module
   params = dict(network.params)

@@ -1,7 +1,7 @@
-"""Affine maps whose inputs are a token, its image's mean, its neighbours.
+"""Fit affine maps from a token, its image's mean and its neighbours.
 
-The inputs of neighbourhood.py and their least squares; all kinds of maps are
-given as kernels of all the inputs, with zeros for those that they lack.
+The inputs of neighbourhood.py and their least squares. Every kind of map is
+stored as a kernel of all the inputs, with zeros for those that it does not use.
 """
 
 import functools
@@ -26,12 +26,12 @@ SHIFTS = tuple(
   for column in (-1, 0, 1)
   if (row, column) != (0, 0)
 )
-# Of the neighbours' kernels where they are structured.
+# Of structured kernels of the neighbours.
 RIDGES = least_squares.RIDGES[::2]
 TURNS = 5
 
 
-# What maps may read, in order, with the number of times D channels.
+# Inputs of the maps, in order, as multiples of D channels.
 PARTS = {'token': 1, 'mean': 1, 'all eight': 8, 'local mean': 1}
 
 
@@ -43,13 +43,13 @@ def features(
 ) -> Array:
   """`[images, tokens, 11·D]`: n(x), its mean, eight neighbours, local mean.
 
-  What is the neighbours' is 0 for tokens that lead the patches.
+  Inputs from neighbours are 0 for tokens before the patches.
 
   Args:
     x: the stream.
     epsilon: of the norm.
     grid: rows and columns of the patches.
-    parts: those of `PARTS` that are wanted, in their order.
+    parts: which of `PARTS` to return, in their order.
   """
   images, tokens, width = x.shape
   rows, columns = grid
@@ -84,7 +84,7 @@ def features(
 
 
 def columns_of(part: str, width: int) -> np.ndarray:
-  """Where a part of the features is."""
+  """Columns of one part of the features."""
   names = list(PARTS)
   first = sum(PARTS[name] for name in names[: names.index(part)])
   number = PARTS[part]
@@ -92,10 +92,10 @@ def columns_of(part: str, width: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=('block', 'grid'))
-def measure_block(
+def block_sums(
   block: EncoderBlock, params: Params, x: Array, grid: tuple[int, int]
 ) -> list[least_squares.Sums]:
-  """`linear.batch_sums` of class token and patches, a leading axis of folds."""
+  """`least_squares.batch_sums` of class token and patches, by fold."""
   _, taps = pieces.run_block(block, params, x)
   leading = x.shape[1] - grid[0] * grid[1]
 
@@ -138,10 +138,9 @@ def full_map(folds: Sequence[CrossMoments], columns: np.ndarray) -> AffineMap:
 def solve_structured(
   moments: CrossMoments, base: np.ndarray, ridges: tuple[float, float], how: str
 ) -> AffineMap:
-  """A map of the base's inputs and a structured one of the neighbours.
+  """Fits a map of the base inputs and a structured map of the neighbours.
 
-  The base is eliminated, so that its share is what is best with the
-  neighbours' in place.
+  The base is eliminated first, so that both parts are optimal together.
 
   Args:
     moments: of all inputs.
@@ -188,7 +187,8 @@ def _ridge_solution(
 ) -> np.ndarray:
   """One small system per output channel."""
   size = products.shape[-1]
-  # The inputs of a norm without affine sum to 0: never quite without a ridge.
+  # Outputs of a norm without affine sum to 0, so the system is singular
+  # without a ridge.
   floor = 1e-9 * np.trace(products, axis1=1, axis2=2).max() / size
   system = products + max(added, floor) * np.eye(size)
   return np.linalg.solve(system, outputs[..., None])[..., 0]
@@ -197,7 +197,7 @@ def _ridge_solution(
 def _shift_weights(
   products: np.ndarray, outputs: np.ndarray, mix: np.ndarray, added: float
 ) -> np.ndarray:
-  """`[outputs, shifts]` given the inputs' weights, of length 1."""
+  """`[outputs, shifts]` given unit weights of the inputs."""
   half = np.tensordot(products, mix, axes=(3, 1))
   return _ridge_solution(
     np.einsum('kilo,oi->okl', half, mix),
@@ -209,7 +209,7 @@ def _shift_weights(
 def _mix_weights(
   products: np.ndarray, outputs: np.ndarray, weights: np.ndarray, added: float
 ) -> np.ndarray:
-  """`[outputs, inputs]` given the shifts' weights, of length 1."""
+  """`[outputs, inputs]` given unit weights of the shifts."""
   half = np.tensordot(weights, products, axes=(1, 0))
   return _ridge_solution(
     np.einsum('oilj,ol->oij', half, weights),

@@ -1,9 +1,9 @@
-r"""What closes the gap of training-free maps: neighbours, later norms.
+r"""Accuracy of training-free maps with neighbouring tokens, and later norms, added.
 
 A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen by
-three criteria, maps fitted in sequence, accuracy over all test images. To the
-inputs that `linearize` offers come those of a token's neighbours on the grid of
-patches, with zeros outside:
+three criteria, maps fitted in sequence, accuracy over all test images. Beside
+the inputs that `linearize` offers, maps read a token's neighbours on the grid
+of patches, with zeros outside:
 
   depthwise   y = base + Σ_k w_k ∘ n(x_k), nine weights a channel with the
               token's own, which `base` holds
@@ -11,13 +11,13 @@ patches, with zeros outside:
   local mean  y = base + B (mean of n(x) over the 3 x 3 tokens that exist)
   all eight   y = base + Σ_k B_k n(x_k), the most that neighbours explain
 
-`base` is fitted anew with each, all together by least squares. Class tokens
-have no neighbours. A ridge is chosen by held-out quarters of the images
-wherever there is one. `re-centred` corrects, after all maps are fitted, scale
-and bias of every later norm block after block, so that each channel's mean and
-variance are the dense network's. Beside these stand maps for whole blocks, the
-idea of TOAST (arXiv 2410.04941): of all spans of a length the best by test
-accuracy, which favours it.
+`base` is refitted with each, all together by least squares. Class tokens have
+no neighbours. Every ridge is chosen by held-out quarters of the images. After
+all maps are fitted, `re-centred` corrects scale and bias of every later norm,
+block by block, so that each channel has the mean and variance of the dense
+network. Further rows replace whole blocks with maps, as TOAST does (arXiv
+2410.04941); of all spans of a length, the one with the best test accuracy is
+taken, which favours TOAST.
 
   python benchmarks/neighbourhood.py --name=fashion_mnist_patch4 \
     --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist_patch4 \
@@ -25,8 +25,8 @@ accuracy, which favours it.
     --config.data.train_images=10000 --config.data.holdout_images=512 \
     --config.pretrain.warmup_steps=1ep --config.pretrain.steps=18ep
 
-The workdir needs a finished `pretrain` of the same flags. Writes its part of
-docs/benchmarks/neighbourhood.json, row after row. Takes 20 minutes on one CPU
+The workdir needs a finished `pretrain` with the same flags. Writes its entry of
+docs/benchmarks/neighbourhood.json, row by row. Takes 20 minutes on one CPU
 core.
 """
 
@@ -37,7 +37,7 @@ import block_maps
 import common
 import jax
 import numpy as np
-from neighbour_maps import FOLDS, NEIGHBOURHOODS, fit_maps, measure_block
+from neighbour_maps import FOLDS, NEIGHBOURHOODS, block_sums, fit_maps
 from stepwise import Maps, Network, Table
 
 from lambda_vit_jax.core.typing import Array, Params
@@ -50,7 +50,7 @@ from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 OUTPUT = common.RESULTS / 'neighbourhood.json'
-# The options of `selection.select`, and how many layers are chosen.
+# The options of `nose.select`, and how many layers are chosen.
 CHOICES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
   'affine': ({'criterion': 'affine'}, (5, 3)),
   'cosine': ({'criterion': 'cosine'}, (5, 3)),
@@ -73,7 +73,7 @@ def fit_in_sequence(
   inputs: Sequence[str],
   neighbourhood: str,
 ) -> tuple[Maps, list[float]]:
-  """Maps of all layers, and the share of each attention that they leave.
+  """Fits the maps of all layers; returns them and each residual variance share.
 
   Args:
     network: the dense one.
@@ -87,7 +87,7 @@ def fit_in_sequence(
   for index in range(min(layers), max(layers) + 1):
     if index in layers:
       params = pieces.block_params(network.params, index)
-      sums = measure_block(network.block(index), params, x, network.grid)
+      sums = block_sums(network.block(index), params, x, network.grid)
       groups = [
         [
           CrossMoments.from_sums(tuple(leaf[fold] for leaf in group))
@@ -109,7 +109,7 @@ def fit_in_sequence(
 
 
 def corrected(norm: Params, x: Array, dense: Array, epsilon: float) -> Params:
-  """Scale and bias that give the norm of `x` the moments it has of `dense`."""
+  """Scale and bias that match the norm of `x` to that of `dense` in moments."""
   here, there = (np.asarray(normalize(v, epsilon)) for v in (x, dense))
   axes = tuple(range(here.ndim - 1))
   scale = norm['scale'] * there.std(axes) / here.std(axes)
@@ -118,15 +118,15 @@ def corrected(norm: Params, x: Array, dense: Array, epsilon: float) -> Params:
 
 
 def recentre(network: Network, x: Array, start: int, maps: Maps) -> Network:
-  """The network with corrected norms behind the first map.
+  """The network with corrected norms after the first map.
 
-  Moments are over all tokens; where the readout's alone are read, over these.
+  Moments are over all tokens, or the readout's tokens where only they are used.
 
   Args:
     network: the dense one.
     x: its stream before block `start`.
     start: the first block with a map.
-    maps: of the blocks that have one.
+    maps: of the blocks that have maps.
   """
   module = network.model.module
   read = module.read_tokens
@@ -154,7 +154,7 @@ def recentre(network: Network, x: Array, start: int, maps: Maps) -> Network:
 
 
 def neighbour_macs(model: Model, neighbourhood: str) -> int:
-  """Multiply-accumulates that one map's neighbourhood adds to an image."""
+  """Multiply-accumulates per image that one map's neighbourhood adds."""
   rows, columns = model.module.grid_size
   width = model.module.embed_dim
   each = {
@@ -227,13 +227,13 @@ def write_block_maps(table: Table) -> None:
   for length in block_maps.SPANS:
     top1 = {}
     for first in range(network.depth - length + 1):
-      behind = first + length
+      end = first + length
       affine = block_maps.fit(
-        np.asarray(table.holdout(first)), np.asarray(table.holdout(behind))
+        np.asarray(table.holdout(first)), np.asarray(table.holdout(end))
       )
       scored = table.score(
         [
-          network.logits(x @ affine[:-1] + affine[-1], behind, {})
+          network.logits(x @ affine[:-1] + affine[-1], end, {})
           for x in table.stream(first)
         ]
       )

@@ -1,14 +1,13 @@
-r"""How much faster the NOSE search is than the plain loop over full forwards.
+r"""Speed of the NOSE search against a plain loop over full forward passes.
 
   python benchmarks/nose_speed.py [--images 64] [--repeats 3]
 
-DeiT-T at 224 pixels, 5 of 12 layers, random weights and images. Round by
-round, the wavefront and the plain loop take turns on the same images, with
-all programs compiled before. The plain loop is in its fastest form: one
-program per variant, attention that is left out is not computed, and the last
-block works on the class token alone. If the extra `[parity]` is installed,
-the plain loop in eager PyTorch and timm takes its turn as well. Writes
-docs/benchmarks/nose_speed.json.
+DeiT-T at 224 pixels, 5 of 12 layers, random weights and images. Round by round,
+the wavefront and the plain loop take turns on the same images, with all
+programs compiled in advance. The plain loop is in its fastest form: one program
+per variant, skipped attention is not computed, and the last block computes the
+class token only. With the extra `[parity]` installed, the plain loop in eager
+PyTorch and timm takes its turn too. Writes docs/benchmarks/nose_speed.json.
 """
 
 import argparse
@@ -34,7 +33,7 @@ NUM_LAYERS = 5
 
 
 def timm_round(images: ImageSet, micro_batch: int) -> Callable:
-  """The plain loop's round in eager PyTorch; attention left out is skipped."""
+  """A round of the plain loop in eager PyTorch; skipped attention is not run."""
   import timm
   import torch
 
@@ -64,7 +63,7 @@ def timm_round(images: ImageSet, micro_batch: int) -> Callable:
 
 
 def rounds_of(model: Model, images: ImageSet) -> list[list[Trial]]:
-  """The variants of every round; the first one has the base as well."""
+  """The variants of every round; the first round includes the base."""
   scorer = criteria.TransferEntropy(TrialRunner(model, images), 0, 0)
   removed: Trial = ()
   rounds = []

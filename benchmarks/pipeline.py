@@ -2,21 +2,21 @@
 
   python benchmarks/pipeline.py [--rounds=7] [--batches=8]
 
-Both read the same JPEGs (500 x 375 as in ImageNet, and larger ones, made here
-from scikit-learn's two photographs and never kept) and do what DeiT does at
+Both read the same JPEGs (500 x 375 as in ImageNet, and larger, made here from
+scikit-learn's two photographs in a temporary folder) and do what DeiT does at
 224 px: bicubic random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1,
-normalisation, random erasing at 0.25. timm's side is its RandAugment and RandomErasing under a
-PyTorch DataLoader, once with everything in the worker (ToTensor, Normalize)
-and once with timm's own uint8 collation and normalisation of whole batches;
-ours is compared with both. torchvision is not needed: its
-RandomResizedCrop, a few lines, is written here after its documentation.
+normalisation, random erasing at 0.25. timm's side is its RandAugment and
+RandomErasing under a PyTorch DataLoader, once with everything in the worker
+(ToTensor, Normalize) and once with timm's own uint8 collation and normalisation
+of whole batches; ours is compared with both. torchvision is not needed: its
+RandomResizedCrop is written here from its documentation.
 
-One process on one core alternates between them, without worker processes: what
-is counted is all CPU time of the process against all images that were read
-from disk (ours reads ahead in a thread). Machines are shared: images per second
-of CPU time are the figure, the wall clock is given beside it. Needs the extra
-`[parity]`. Writes docs/benchmarks/pipeline.json; exits 1 where the median of the
-rounds' ratios is below 1.2 at any size.
+One process on one core alternates between them, without worker processes. All
+CPU time of the process is counted against all images read from disk (ours reads
+ahead in a thread). Since machines are shared, images per second of CPU time
+decide; wall-clock rates are reported too. Needs the extra `[parity]`. Writes
+docs/benchmarks/pipeline.json; exits 1 if the median of the rounds' ratios is
+below 1.2 at any size.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def timm_batches(
   from timm.data.loader import PrefetchLoader, fast_collate
   from timm.data.random_erasing import RandomErasing
 
-  # Pillow 13 refuses to keep 0 bits, which timm's policy asks for; as before
-  # that version it is black.
+  # Pillow 13 refuses to keep 0 bits, which timm's policy asks for; earlier
+  # versions return black.
   NAME_TO_OP['PosterizeIncreasing'] = lambda image, bits, **_: (
     ImageOps.posterize(image, bits)
     if bits
@@ -203,7 +203,7 @@ def our_batches(
   )
 
 
-# --- measuring --------------------------------------------------------------
+# --- timing -----------------------------------------------------------------
 
 
 def turn(
@@ -232,7 +232,7 @@ def processor() -> str:
 
 
 def compare_pipelines(width: int, flags: argparse.Namespace) -> dict[str, Any]:
-  """The sides in turns, on photographs of one size."""
+  """Times all pipelines in turn, on photographs of one size."""
   size = (width, width * 3 // 4)
   with tempfile.TemporaryDirectory() as folder:
     file_bytes = write_photographs(folder, flags.photographs, size)

@@ -1,15 +1,15 @@
-r"""Matrix products on one CPU core, with and without our compiler options.
+r"""Speed of matrix products on one CPU core, with and without our compiler options.
 
   python benchmarks/products.py [--rounds=15]
 
-Products that a ViT takes, float32, in turn, in billions of operations a second
-of processor time:
+Products of the shapes that a ViT has, float32, timed in turn, in billions of
+operations per second of CPU time:
 
   default   `jax.jit`, as XLA chooses (YNNPACK)
   whole     with `compilation.compiler_options`, in one piece
-  used      the same, in the pieces that the package takes
+  used      the same, in the pieces that the package uses
 
-The last is a softmax attention of DeiT-S, which is not cut up. Writes
+The last row is a softmax attention of DeiT-S, which is not split. Writes
 docs/benchmarks/products.json.
 """
 

@@ -3,12 +3,12 @@ r"""How cost grows with tokens, depth, batch and devices.
   python benchmarks/scaling.py [--rounds=5]
 
 DeiT-T, float32, random weights, dense and with attention removed from every
-third block (4 of 12). Tokens: 224, 384 and 512 pixels, 4 images. Depth: 6 to
-24 blocks. Batch: 1 to 32 images. The programs of one series take turns; a
-change is the median of the rounds' ratios to the first of its series. Devices:
-plain training steps on virtual CPU devices, each count in a process of its
-own, the same 16 images; with as many cores as devices or fewer this shows what
-splitting costs, not what it gains. Writes docs/benchmarks/scaling.json.
+third block (4 of 12). Tokens: 224, 384 and 512 pixels, 4 images. Depth: 6 to 24
+blocks. Batch: 1 to 32 images. The programs of one series take turns; growth is
+the median of the rounds' ratios to the first of the series. Devices: plain
+training steps on virtual CPU devices, each count in its own process, with the
+same 16 images; with no more cores than devices this shows the cost of splitting
+a batch, not the gain. Writes docs/benchmarks/scaling.json.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def make_model(depth: int, pixels: int) -> Any:
 def measure_series(
   points: tuple[dict[str, int], ...], rounds: int
 ) -> list[dict[str, Any]]:
-  """A row for each point: seconds, and growth beside the operations'."""
+  """A row per point: seconds, and their growth and that of the operations."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -116,7 +116,7 @@ def measure_series(
 
 
 def measure_devices(rounds: int) -> list[dict[str, Any]]:
-  """Seconds of a training step on so many virtual CPU devices."""
+  """Seconds of a training step on each number of virtual CPU devices."""
   rows = []
   for count in DEVICES:
     flags = f'--xla_force_host_platform_device_count={count}'

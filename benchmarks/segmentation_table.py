@@ -1,20 +1,20 @@
-r"""Every way to remove attention from a network that segments, side by side.
+r"""Compare every way to remove attention from a segmentation network.
 
-Real digits laid on textures, two classes and the background, 24 x 24 pixels;
-a ViT of 4 blocks and 144 tokens with the decoder `linear`, three seeds. Rows:
-the dense network; without 2 of its 4 attentions NOSE and `probe`, each with
-dilution, and affine maps of the token in place of them without training
-(`training-free`), also with the MLPs refit; one whole block dropped and MLPs
-refit; and all of these with tokens merged on top, at evaluation alone. Mean
-IoU over all test images, sizes, and images per second taken in turn.
+Real digits on textures, two classes and the background, 24 x 24 pixels; a ViT
+of 4 blocks and 144 tokens with the decoder `linear`, three seeds. Rows: the
+dense network; without 2 of its 4 attention layers NOSE and `probe`, each with
+dilution, and affine maps of the token instead of them without training
+(`training-free`), also with refitted MLPs; one whole block dropped and MLPs
+refitted; and all of these with token merging added at evaluation only. Mean IoU
+over all test images, sizes, and images per second, timed in turn.
 
   python benchmarks/segmentation_table.py --workdir=runs/segmentation
 
-All trained rows have seen the same number of steps in the end: the dense
-baseline in one schedule, the others in a shorter dense training and a dilution
-from there. What trains nothing starts from the dense network. Every run has
-its own workdir: the script continues where it was stopped. About 15 minutes
-on two CPU cores. Writes docs/benchmarks/segmentation_table.json.
+All trained rows see the same number of steps in total: the dense baseline in
+one schedule, the others in a shorter dense training followed by dilution. Rows
+without training start from the dense network. Every run has its own workdir, so
+the script resumes where it was stopped. About 15 minutes on two CPU cores.
+Writes docs/benchmarks/segmentation_table.json.
 """
 
 import argparse
@@ -80,7 +80,7 @@ SETTINGS = (
   '--config.log_every=50',
   '--config.checkpoint_every=1000',
 )
-# What trains nothing, from the dense network.
+# Rows without training, from the dense network.
 FITTED = {
   'training-free': (),
   'training-free, refit': ('--config.linearize.refit=True',),
@@ -93,7 +93,7 @@ FITTED = {
 
 
 def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
-  """A workdir of its own for every run."""
+  """Opens the workdir of one run."""
   workdir = f'{folder}/{name.replace(", ", "-").replace(" ", "-")}-{seed}'
   return common.open_run(
     f'{common.ROOT}/configs/{CONFIG}',
@@ -105,14 +105,14 @@ def open_run(folder: str, name: str, seed: int, *arguments: str) -> Run:
 
 
 def trained(folder: str, name: str, seed: int, steps: int) -> Run:
-  """A dense network."""
+  """A run with a trained dense network."""
   run = open_run(folder, name, seed, f'--config.pretrain.steps={steps}')
   registry.run_stage(run, 'pretrain')
   return run
 
 
 def starting_at(run: Run, folder: str, name: str, *arguments: str) -> Run:
-  """A run that takes over another's dense network as it is."""
+  """A run that starts from the dense network of another one."""
   return open_run(
     folder,
     name,
@@ -124,7 +124,7 @@ def starting_at(run: Run, folder: str, name: str, *arguments: str) -> Run:
 
 
 def models_of_seed(folder: str, seed: int) -> Iterator[tuple[str, Run, Model]]:
-  """Every row but those that merge tokens."""
+  """Yields every row without token merging."""
   start = trained(folder, 'start', seed, START_STEPS)
   total = START_STEPS + DILUTION_STEPS + SETTLE_STEPS
   dense = trained(folder, 'dense', seed, total)
@@ -146,7 +146,7 @@ def models_of_seed(folder: str, seed: int) -> Iterator[tuple[str, Run, Model]]:
 
 
 def mean_iou(run: Run, model: Model) -> float:
-  """Over all test images; they are as large as the network's."""
+  """Mean IoU over all test images, which have the network's image size."""
   return evaluate_masks.holdout_scores(
     model.module,
     sharding.replicate(model.params, run.mesh),
@@ -157,7 +157,7 @@ def mean_iou(run: Run, model: Model) -> float:
 
 
 def rows_of_seed(folder: str, seed: int) -> dict[str, Any]:
-  """Per row its score, its blocks without attention, and its model."""
+  """Per row, its score, attention modes, kept blocks and model."""
   plain, merging = {}, {}
   for name, run, model in models_of_seed(folder, seed):
     merged = merge_tokens(model, MERGE)
@@ -181,7 +181,7 @@ def write_table() -> None:
   parser.add_argument('--workdir', required=True)
   options = parser.parse_args()
   variants.VARIANTS[VARIANT.name] = VARIANT
-  # Absolute, since a workdir names the one that it starts from.
+  # Absolute, since the configs of other workdirs name it.
   folder = str(pathlib.Path(options.workdir).absolute())
   seeds = [rows_of_seed(folder, seed) for seed in SEEDS]
   found = {

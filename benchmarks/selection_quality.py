@@ -1,18 +1,18 @@
-"""How good each criterion's choice is, on trained networks of 12 blocks.
+r"""Quality of each criterion's choice, on trained networks of 12 blocks.
 
-For every criterion and 3, 5 and 6 of 12 layers: accuracy and loss straight
-after removal (`skip`: the branch is left out; `linear`: the best affine map in
-its place) and after a short dilution of the same steps, batches and schedule
-for every set. Three networks, trained from scratch with seeds 0, 1 and 2; five
-random draws each. Sets that criteria share are run once, and one compilation
-serves all of them (`lambda_vit_jax.selection.short_dilution`).
+For every criterion and 3, 5 and 6 of 12 layers: accuracy and loss directly
+after removal (`skip`: the branch is left out; `linear`: the best affine map
+instead) and after a short dilution with the same steps, batches and schedule for
+every set. Three networks, trained from scratch with seeds 0, 1 and 2; five
+random draws each. Sets that several criteria choose are run once, and one
+compilation serves all sets (`lambda_vit_jax.selection.short_dilution`).
 
   python benchmarks/selection_quality.py --name=digits \
     --config=configs/digits.py:scratch --workdir=runs/quality_digits \
     --steps=100 -- --config.pretrain.steps=1000
 
-Every set's result is kept in its workdir: the script continues where it was
-stopped. Writes its part of docs/benchmarks/selection_quality.json.
+Every set's result is kept in its workdir, so the script resumes where it was
+stopped. Writes its entry of docs/benchmarks/selection_quality.json.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 OUTPUT = common.RESULTS / 'selection_quality.json'
 SEEDS = range(3)
 SIZES = (3, 5, 6)
-# One row each: the options of `selection.select`.
+# One row each: the options of `nose.select`.
 CRITERIA = {
   'transfer_entropy': {},
   'transfer_entropy, absolute': {'sign': 'absolute'},
@@ -75,11 +75,11 @@ def open_run(options: argparse.Namespace, seed: int) -> Run:
 
 
 Choices = dict[str, dict[int, Trial]]
-"""Per criterion the set that it removes, by its size."""
+"""Per criterion, the set that it removes, by size."""
 
 
 def choices(run: Run, model: Model) -> Choices:
-  """What each criterion removes; all but `exhaustive` layer by layer."""
+  """The sets that each criterion removes; nested for all but `exhaustive`."""
   path = run.path('choices.json')
   found = files.read_json(path) if path.exists() else {}
   batches = list(run.holdout_batches(model.preprocessing))
@@ -91,7 +91,7 @@ def choices(run: Run, model: Model) -> Choices:
         batches,
         criterion=kind,
         num_layers=max(SIZES),
-        # Its own draws for every network.
+        # Different draws for every network.
         seed=run.config['seed'] * 100 + int(name[-1])
         if kind == 'random'
         else 0,
@@ -117,7 +117,7 @@ def choices(run: Run, model: Model) -> Choices:
   return chosen
 
 
-def measure_sets(
+def score_sets(
   run: Run, model: Model, sets: list[Trial], steps: int
 ) -> dict[Trial, dict[str, float]]:
   """Accuracy and loss of every set, in the three forms."""
@@ -133,7 +133,7 @@ def measure_sets(
     for batch in run.holdout_batches(model.preprocessing)
   ]
   probe = ShortDilution(model, settings, lambda: itertools.cycle(train), test)
-  # Only scores.
+  # Scores without training.
   plain = ShortDilution(
     model, settings | {'compensation': False}, lambda: iter(()), test
   )
@@ -216,7 +216,7 @@ def write_table() -> None:
     sets = sorted(
       {layers for by_size in chosen[-1].values() for layers in by_size.values()}
     )
-    results.append(measure_sets(run, model, sets, options.steps))
+    results.append(score_sets(run, model, sets, options.steps))
   result = {
     **common.provenance(),
     'config': options.config,

@@ -1,10 +1,11 @@
-"""How long `lambda-vit` takes to start, and what its compile cache saves.
+"""Start-up time of `lambda-vit`, and time saved by its compilation cache.
 
   python benchmarks/startup.py
 
-Every figure is of fresh processes: wall time, and processor time (user and
-system), which does not count what other programs do. The model of the second
-part is a DeiT-S with random weights. Writes docs/benchmarks/startup.json.
+Every figure is from fresh processes: wall time, and CPU time (user and system),
+which excludes other programs. The model of the second part is a DeiT-S with
+random weights. Writes docs/benchmarks/startup.json; exits 1 if a bound is
+missed.
 """
 
 import argparse
@@ -21,10 +22,10 @@ import common
 
 OUTPUT = common.RESULTS / 'startup.json'
 BOUNDS = {'help': 1.5, 'models': 2.5, 'predict': 6.0}
-"""Seconds."""
+"""Greatest median wall time in seconds."""
 
 LEAST_RATIO = 3.0
-"""Compile and first call, without the cache over with it."""
+"""Least ratio of compiling and calling once without the cache to with it."""
 
 _EXPORT = """
 import sys
@@ -88,7 +89,7 @@ def time_command(command: list[str], cache: str) -> dict[str, float]:
 def first_call(export: str, cache: str) -> dict[str, float]:
   """Seconds of compiling and running once, in a fresh process.
 
-  Tracing, which no cache of programs can spare, is told apart.
+  Tracing, which the cache cannot save, is reported separately.
   """
   done = subprocess.run(
     [sys.executable, '-c', _FIRST_CALL, export],
@@ -142,7 +143,7 @@ def main() -> int:
       for name, what in rows.items()
     }
     first_call(large, cache)
-    # In turns: what else the machine does then slows both.
+    # In turns, so that other load slows both.
     turns = [
       {
         name: first_call(large, where)

@@ -1,6 +1,6 @@
-"""A dense network that runs block by block, and the rows measured with it.
+"""Run a dense network block by block, and write rows of results.
 
-What neighbourhood.py and narrow_layers.py share.
+Shared by neighbourhood.py and narrow_layers.py.
 """
 
 import functools
@@ -27,12 +27,12 @@ IMAGES = 512
 CHUNK = 50
 
 Maps = Mapping[int, tuple[AffineMap, AffineMap] | None]
-"""Per replaced block the maps of class token and patches; None: left out."""
+"""Per replaced block, the maps of class token and patches; None skips it."""
 
 
 @functools.partial(jax.jit, static_argnames=('block',))
 def run_full(block: EncoderBlock, params: Params, x: Array) -> tuple:
-  """The streams behind the attention and behind the block."""
+  """The streams after the attention half and after the block."""
   _, taps = pieces.run_block(block, params, x)
   return taps['after_attention'], taps['output']
 
@@ -46,7 +46,7 @@ def run_mapped(
   grid: tuple[int, int],
   parts: tuple[str, ...],
 ) -> tuple:
-  """The same with maps of `parts` for attention; `block` has none."""
+  """`run_full` with maps of `parts` instead of attention; `block` has none."""
   leading = x.shape[1] - grid[0] * grid[1]
   if not parts:
     return x, pieces.run_block(block, params, x)[0]
@@ -62,7 +62,7 @@ def run_mapped(
 
 @functools.partial(jax.jit, static_argnames=('stem',))
 def read_out(stem: ViT, params: Params, x: Array) -> Array:
-  """Logits of the last stream."""
+  """Logits from the last stream."""
   return pieces.readout(stem, params, x[:, : stem.read_tokens])[0]
 
 
@@ -70,7 +70,7 @@ jax.tree_util.register_dataclass(AffineMap, ['kernel', 'bias'], [])
 
 
 class Network:
-  """A network that runs block by block, with maps for some attentions."""
+  """A network that runs block by block, with maps for some attention layers."""
 
   def __init__(self, model: Model, params: Params | None = None):
     self.model = model
@@ -87,7 +87,7 @@ class Network:
     return pieces.embed(self._stem, outer, images)
 
   def step(self, index: int, x: Array, maps: Maps) -> tuple[Array, Array]:
-    """The streams behind the attention half and behind the block."""
+    """The streams after the attention half and after the block."""
     if index not in maps:
       params = pieces.block_params(self.params, index)
       return run_full(self.block(index), params, x)
@@ -97,7 +97,7 @@ class Network:
     return run_mapped(block, params, chosen, x, self.grid, parts)
 
   def logits(self, x: Array, start: int, maps: Maps) -> np.ndarray:
-    """From the stream before block `start`."""
+    """Logits from the stream before block `start`."""
     for index in range(start, self.depth):
       x = self.step(index, x, maps)[1]
     outer = pieces.stem_params(self.params, self.depth)
@@ -107,7 +107,7 @@ class Network:
 def _used(
   maps: tuple[AffineMap, AffineMap] | None, width: int
 ) -> tuple[tuple[str, ...], tuple[AffineMap, ...]]:
-  """The parts of the inputs that are read, and float32 kernels of them."""
+  """The parts of the inputs that are used, and float32 kernels of them."""
   maps = maps or ()
   columns = {part: columns_of(part, width) for part in PARTS}
   parts = tuple(
@@ -129,7 +129,7 @@ def _used(
 
 
 class Table:
-  """The rows of one network, written as they come."""
+  """The rows of one network, written as they are computed."""
 
   def __init__(self, name: str, run: Run, output: pathlib.Path):
     self._output = output
@@ -171,7 +171,7 @@ class Table:
     return self._streams[start]
 
   def holdout(self, start: int) -> Array:
-    """The same of the images that maps are fitted to."""
+    """The same for the images that maps are fitted to."""
     while (last := max(self._holdout)) < start:
       self._holdout[last + 1] = self.network.step(
         last, self._holdout[last], {}
@@ -182,7 +182,7 @@ class Table:
     common.write(self._output, self._all)
 
   def score(self, logits: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Accuracy, loss, and under `hits` which images are right."""
+    """Accuracy, loss, and as `hits` which images are classified correctly."""
     rows = np.concatenate(logits).astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     loss = np.log(np.exp(rows).sum(axis=1))
@@ -203,16 +203,16 @@ class Table:
     against: str | None = None,
     **more: Any,
   ) -> None:
-    """Measures a row.
+    """Scores a network and writes its row.
 
     Args:
       key: its name.
-      network: that runs.
-      start: the first block that is not the dense network's.
-      maps: of the blocks that have one.
-      against: the row that the gain is over, a paired difference with half
-        of its interval of 95%.
-      **more: what else to write.
+      network: the network to score.
+      start: the first block that differs from the dense network's.
+      maps: of the blocks that have maps.
+      against: the row to compare with: a paired difference with half its
+        95% interval.
+      **more: further fields of the row.
     """
     scored = self.score(
       [network.logits(x, start, maps) for x in self.stream(start)]

@@ -1,4 +1,4 @@
-r"""Inference and training beside PyTorch and timm, taking turns in one run.
+r"""Inference and training speed against PyTorch and timm, timed in turn.
 
   python benchmarks/timm_speed.py [--case=infer-small-16 ...] [--rounds=7]
     [--compile] [--threads=2]
@@ -6,17 +6,17 @@ r"""Inference and training beside PyTorch and timm, taking turns in one run.
 Needs the extra `[parity]`. A case is `infer-SIZE-BATCH` or `train-SIZE-BATCH`
 for DeiT tiny, small or base at 224 pixels, float32. In turn, A B C A B C …:
 
-  timm        eager; with --compile `timm_compile`, torch.compile, as well
+  timm        eager; with --compile also `timm_compile`, torch.compile
   dense       this package
   pruned      this package, the paper's larger set removed (inference)
   matmul      XLA's own product of the MLP's shape (up-projection)
-  product     the same as this package takes it, see `compilation`
+  product     the same product as this package computes it, see `compilation`
 
-Memory that a call frees is kept for the next one, of whichever side (as the
-command line has it, see `startup.keep_memory`). Medians over the rounds; a ratio is the median of the rounds' ratios, and its
-spread their extremes. With --threads=1 both sides work on one core, and CPU
-time is what counts. Each case is written to docs/benchmarks/timm_speed.json
-when it is done; the others stay.
+Memory that a call frees is kept for the next one, of either side (as the
+command line does, see `startup.keep_memory`). Medians over the rounds; a ratio
+is the median of the rounds' ratios, with their extremes. With --threads=1 both
+sides run on one core, and CPU time decides. Each case is written to
+docs/benchmarks/timm_speed.json when it is done; other cases stay.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def torch_calls(
 def jax_inference(
   size: str, variant: str, batch_size: int
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
-  """Calls of the dense and the pruned model, and what is known of both."""
+  """Calls of the dense and the pruned model, and the sizes of both."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -123,7 +123,7 @@ def matmul_shape(module: Any, batch_size: int) -> tuple[int, int, int]:
 
 
 def matmuls(model: Any, batch_size: int) -> dict[str, Callable[[], Any]]:
-  """Twelve up-projections, so that a call takes as long as something real."""
+  """Twelve up-projections per call, to take about as long as a network."""
   import jax
   import jax.numpy as jnp
 
@@ -228,12 +228,12 @@ def time_in_turn(
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-  """How often faster the second is: per round, then the median."""
+  """How many times faster the second is, per round."""
   return common.spread(a / b for a, b in zip(over, under, strict=True))
 
 
 def run_case(case: str, options: argparse.Namespace) -> dict[str, Any]:
-  """Measures one case; see the module's head."""
+  """Times one case; see the head of the module."""
   from lambda_vit_jax.models.model import create_model
 
   kind, size, batch = case.split('-')

@@ -1,14 +1,14 @@
-r"""Images per second and multiply-accumulates against r, in turn in one run.
+r"""Speed and multiply-accumulates against the number r of merged tokens.
 
   python benchmarks/token_merging.py [--rounds=7] [--batch=16] [--r 0 8 14 24 28]
   python benchmarks/token_merging.py --segment=linear --image_size=512 \
     --batch=2 --rounds=5 --r 0 16 32 64 80
 
-DeiT-S, at 224 pixels if not told otherwise, float32, random weights and
-images: the dense network, and the paper's larger pruned set with r tokens
-merged behind each attention from block 1 on. Speed does not depend on the
-weights; accuracy is not measured here. Each round calls every program once,
-A B C A B C …; ratios to r = 0 are of the same round. Writes its part of
+DeiT-S, by default at 224 pixels, float32, random weights and images: the dense
+network, and the paper's larger pruned set with r tokens merged after each
+attention layer from block 1 on. Speed does not depend on the weights; accuracy
+is not measured here. Each round calls every program once, A B C A B C …; ratios
+to r = 0 are within a round. Writes its entry of
 docs/benchmarks/token_merging.json.
 """
 
@@ -28,7 +28,7 @@ from lambda_vit_jax.models.model import create_model
 
 REMOVED = (0, 2, 4, 6)
 START = 1
-# Of a pixel, as ADE20k has them.
+# Of ADE20k.
 CLASSES = 150
 OUTPUT = common.RESULTS / 'token_merging.json'
 
@@ -83,7 +83,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--batch', type=int, default=16)
-  # The first of them is what the others are compared with.
+  # The others are compared with the first.
   parser.add_argument('--r', type=int, nargs='+', default=[0, 8, 14, 24, 28])
   parser.add_argument('--variant', default='deit_small_patch16_224')
   parser.add_argument('--image_size', type=int, default=224)

@@ -1,20 +1,18 @@
-r"""Attention replaced without training: what it costs in accuracy.
+r"""Accuracy of attention layers replaced without training.
 
-A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen
-by every criterion; affine maps fitted in sequence and all at once, of every
-kind of input, against leaving the attention out (`skip`) and against the
-identity; `recentred` corrects the norms behind, `refit` the MLPs (maps fitted
-in sequence).
-Accuracy and loss over all test images.
+A trained dense model, 512 unlabeled images, 3 and 5 attention layers chosen by
+every criterion. Affine maps with every kind of input, fitted in sequence and all
+at once, against leaving the attention out (`skip`) and against the identity;
+`recentred` corrects the later norms, `refit` the MLPs (with maps fitted in
+sequence). Accuracy and loss over all test images.
 
   python benchmarks/training_free.py
   python benchmarks/training_free.py --name=fashion_mnist \
     --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-A workdir needs a finished `pretrain`; without one, digits are used with the
-model that ships with the package. Every finished row is kept, so that the
-script continues where it was stopped. Writes docs/benchmarks/
-training_free.json, one entry per name.
+A workdir needs a finished `pretrain`; by default, digits are used with the model
+that ships with the package. Finished rows are kept, so the script resumes where
+it was stopped. Writes docs/benchmarks/training_free.json, one entry per name.
 """
 
 import argparse
@@ -36,7 +34,7 @@ from lambda_vit_jax.training_free.norm_recentring import recentre
 OUTPUT = common.RESULTS / 'training_free.json'
 IMAGES = 512
 COUNTS = (3, 5)
-# One row each: the options of `selection.select`.
+# One row each: the options of `nose.select`.
 CRITERIA: dict[str, dict[str, Any]] = {
   'transfer_entropy': {'criterion': 'transfer_entropy'},
   'transfer_entropy, linear trial': {
@@ -99,7 +97,7 @@ class Table:
   def left_out(
     self, layers: tuple[int, ...], correct: Callable[..., Model]
   ) -> dict[str, float]:
-    """Attention left out, and what follows corrected."""
+    """Scores the network without attention, after a correction."""
     model = prune(self.dense, layers, 'absent')
     return self.score(correct(model, self.dense, self.images))
 
@@ -132,7 +130,7 @@ def choose(table: Table, criterion: str) -> tuple[int, ...]:
 def write_rows(
   table: Table, kinds: Sequence[str], criteria: Sequence[str]
 ) -> None:
-  """All rows of one data set, the most telling ones first."""
+  """Writes all rows of one data set, the most informative first."""
   dense = table.dense
   table.row('dense', lambda: table.score(dense))
   orders = {criterion: choose(table, criterion) for criterion in criteria}

@@ -1,13 +1,13 @@
-r"""How long fitting affine maps takes, against evaluating the same images.
+r"""Time to fit affine maps or MLPs, relative to evaluating the same images.
 
   python benchmarks/training_free_cost.py [--images 512]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled before. `refit` leaves the attentions out and fits the MLPs of all
-blocks from the first of them on. `drop` chooses 4 whole blocks by the angle
-that they turn the stream by, leaves out those of the middle (random weights
-say nothing about which), and fits the MLPs of the block in front and of all
-behind. Writes docs/benchmarks/training_free_cost.json.
+compiled in advance. `refit` removes the attention layers and fits the MLPs of
+all blocks from the first of them on. `drop` chooses 4 blocks by the angle
+between their input and output, drops those in the middle instead (with random
+weights the choice is meaningless), and fits the MLPs of the block before and of
+all blocks after. Writes docs/benchmarks/training_free_cost.json.
 """
 
 import argparse

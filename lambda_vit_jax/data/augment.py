@@ -1,4 +1,4 @@
-"""What training does to an image, beyond the evaluation transform."""
+"""Random changes to training images, and the recipes that combine them."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ _GREATEST = {
 
 
 class Recipe(Protocol):
-  """From a stored record to an example, for training and for evaluation."""
+  """Turns a stored record into an example, for training or evaluation."""
 
   def label_shape(self, preprocessing: Preprocessing) -> tuple[int, ...]:
     """Shape of one label."""
@@ -38,18 +38,21 @@ class Recipe(Protocol):
     preprocessing: Preprocessing,
     rng: np.random.Generator,
   ) -> tuple[np.ndarray, Patch | None, Any]:
-    """Pixels uint8 `[height, width, channels]`, what is erased, the label.
+    """Returns pixels, erasing noise and label, with random changes.
+
+    Pixels are uint8 `[height, width, channels]`; the noise is None where
+    nothing is erased.
 
     Raises:
-      UndecodableError: bytes that are no image.
-      MaskError: a mask that does not belong to its image.
+      UndecodableError: the bytes are not an image.
+      MaskError: the mask does not fit its image.
     """
     ...
 
   def evaluation(
     self, record: Record, preprocessing: Preprocessing
   ) -> tuple[np.ndarray, Any]:
-    """Pixels and label without any random change; raises the same."""
+    """Returns pixels and label without random changes; raises the same."""
     ...
 
 
@@ -57,8 +60,8 @@ class Recipe(Protocol):
 class Augment:
   """Which random changes are made, in the order of the fields.
 
-  A field at its default makes none. Mixing of images (mixup, cutmix) works on
-  whole batches and lives in `mixing`.
+  A field at its default makes none. Mixup and cutmix work on whole batches,
+  within the training step (`training/mixing.py`).
 
   Attributes:
     kind: the recipe that the other values started from.
@@ -104,12 +107,13 @@ class Augment:
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> 'Augment':
-    """Builds it from `data.augment`: a `kind`, and fields that differ.
+    """Builds it from the config's `data.augment`: a `kind` and overrides.
 
     Args:
-      config: `kind` is `none`, `affine` (small shifts, turns and scales: for
-        digits and the like) or `deit` (METHOD section 5); other keys
-        override the recipe's fields. Keys whose value is None are ignored.
+      config: `kind` is `none`, `affine` (small shifts, turns and scales, for
+        images such as digits) or `deit` (the recipe of arXiv 2012.12877);
+        other keys override the recipe's fields. Keys whose value is None are
+        ignored.
 
     Raises:
       UsageError: an unknown kind or field, or a value out of range.
@@ -150,7 +154,7 @@ class Augment:
   def evaluation(
     self, record: Record, preprocessing: Preprocessing
   ) -> tuple[np.ndarray, Any]:
-    """See `Recipe`; the same whatever the augmentation."""
+    """See `Recipe`; independent of the augmentation."""
     pixels = transforms.evaluation_pixels(record['image'], preprocessing)
     return pixels, record['label']
 
@@ -188,7 +192,7 @@ RECIPES = {
     erasing=0.25,
   ),
 }
-"""What each `kind` stands for."""
+"""The recipe of each `kind`."""
 
 
 def training_pixels(
@@ -197,20 +201,20 @@ def training_pixels(
   augment: Augment,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, Patch | None]:
-  """Decodes and augments one stored image; normalisation is left to do.
+  """Decodes and augments one stored image, without normalising it.
 
   Args:
     data: an encoded file or a uint8 array.
     preprocessing: the model's.
-    augment: what to do.
-    rng: every random choice comes from it, in a fixed order.
+    augment: the random changes.
+    rng: source of every random choice, drawn in a fixed order.
 
   Returns:
-    uint8 `[height, width, channels]`, and the noise that goes over the
-    normalised image where it is erased.
+    uint8 `[height, width, channels]`, and the noise that replaces the erased
+    part of the normalised image.
 
   Raises:
-    UndecodableError: `data` is no image.
+    UndecodableError: `data` is not an image.
   """
   image = transforms.open_image(data)
   if augment.crop_area is None:
@@ -280,8 +284,8 @@ def _random_affine(
     aspect=math.exp(aspect * augment.aspect),
     shear=shear * augment.shear,
   )
-  # What comes in from outside is black: the background of the small grey
-  # sets that this warp is meant for. Nothing wraps around.
+  # Pixels from outside the image are black, the background of the small grey
+  # data sets that this warp is meant for.
   return image.transform(
     image.size,
     Image.Transform.AFFINE,

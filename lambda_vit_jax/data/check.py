@@ -1,4 +1,4 @@
-"""Reads a data set once and says what is in it (`lambda-vit check-data`)."""
+"""Read a data set once and report what is in it (`lambda-vit check-data`)."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ from lambda_vit_jax.data.transforms import UndecodableError, load, open_image
 
 # Images handed to the threads at a time, which bounds memory.
 _AT_ONCE = 256
-# Problems that the table's caption names; `problems` has them all.
+# Problems named in the table's caption; `problems` has them all.
 _SHOWN_PROBLEMS = 3
 _GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16')
 _LEVELS = np.arange(256) / 255
@@ -28,10 +28,10 @@ _LEVELS = np.arange(256) / 255
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-  """What one split holds.
+  """Statistics of one split.
 
   Attributes:
-    num_images: readable and broken ones.
+    num_images: readable and broken images.
     class_counts: images per class, in the order of the classes; where pixels
       have classes, images in which the class occurs.
     heights: least, median and greatest height, in pixels.
@@ -41,7 +41,7 @@ class SplitReport:
     mean: per channel of values in [0, 1]; every image weighs the same. One
       channel if all images are grey, else three.
     std: the same of the standard deviation.
-    repeated: images whose bytes stood earlier in this split.
+    repeated: images whose bytes occur earlier in this split.
   """
 
   num_images: int
@@ -57,7 +57,7 @@ class SplitReport:
 
 @dataclasses.dataclass(frozen=True)
 class DataReport(Shown):
-  """What a data set holds.
+  """Statistics of a data set, and its problems.
 
   Attributes:
     name: the source.
@@ -75,7 +75,7 @@ class DataReport(Shown):
 
   @property
   def problems(self) -> tuple[str, ...]:
-    """One line for each thing to mend or to know before training."""
+    """One line per problem to fix, or to know of, before training."""
     lines = [
       f'{name} cannot be decoded ({reason})'
       for split in (self.train, self.test)
@@ -100,7 +100,7 @@ class DataReport(Shown):
     return dataclasses.asdict(self) | {'problems': list(self.problems)}
 
   def table(self) -> Table:
-    """A column per split, a row per finding."""
+    """A column per split, a row per statistic."""
     return Table(
       title=self.name,
       header=('', 'train', 'test'),
@@ -117,15 +117,15 @@ def check_data(
   """Decodes every image of a data set once, in threads.
 
   Args:
-    source: what `open_dataset` takes, or an opened data set.
+    source: a name that `open_dataset` takes, or an opened data set.
     cache_dir: see `open_dataset`.
     progress: called with images done and images in all, now and then.
 
   Returns:
-    The report; broken images are named in it, not raised.
+    The report; it names broken images instead of raising.
 
   Raises:
-    DataError: the data set cannot be opened, or holds no readable image.
+    DataError: the data set cannot be opened, or has no readable image.
     UsageError: `source` names no kind of data set.
   """
   if isinstance(source, str):
@@ -155,7 +155,7 @@ def check_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """What one image told; `reason` is set if it is broken."""
+  """Statistics of one image; `reason` is set if it is broken."""
 
   name: str
   classes: tuple[int, ...] = ()
@@ -169,7 +169,7 @@ class _Found:
 def _classes(
   label: Any, size: tuple[int, int], num_classes: int
 ) -> tuple[int, ...]:
-  """The class of an image, or those that its mask holds."""
+  """The class of an image, or the classes in its mask."""
   if not isinstance(label, bytes | np.ndarray):
     return (int(label),)
   found = np.unique(MaskRules(num_classes).read(label, size))

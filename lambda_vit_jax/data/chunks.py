@@ -1,8 +1,8 @@
-"""Parts of a batch on their way from where they are decoded to the batch.
+"""Join chunks of decoded 8-bit images to normalised batches.
 
-A chunk holds 8-bit pixels and, apart from them, the noise that erases parts of
-the normalised images: a quarter of what float32 images take, which is what
-moving them between processes costs. `join` normalises straight into the batch.
+A chunk holds 8-bit pixels and, separately, the noise that replaces erased
+parts of the normalised images. That is a quarter of the bytes of float32 images
+to move between processes. `join` normalises straight into the batch.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def empty(
   preprocessing: Preprocessing,
   label_shape: tuple[int, ...] = (),
 ) -> Chunk:
-  """A chunk of `number` images whose pixels are still to be written."""
+  """A chunk of `number` images with uninitialised pixels and zero labels."""
   shape = (number, *preprocessing.image_size, preprocessing.channels)
   return {
     'pixels': np.empty(shape, np.uint8),
@@ -37,7 +37,7 @@ def empty(
 
 
 def pack_patches(patches: Sequence[Patch | None]) -> Chunk:
-  """The erasing of a chunk, one entry per image, as two plain arrays."""
+  """Packs the erasing noise of a chunk's images into two plain arrays."""
   boxes, noise = [], []
   for row, patch in enumerate(patches):
     if patch is not None:
@@ -50,7 +50,7 @@ def pack_patches(patches: Sequence[Patch | None]) -> Chunk:
 
 
 def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
-  """Chunks in order to a batch with normalised float32 images.
+  """Joins chunks, in order, to a batch of normalised float32 images.
 
   Args:
     chunks: at least one.
@@ -83,7 +83,7 @@ def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
 
 
 def _erase(images: np.ndarray, chunk: Chunk) -> None:
-  """Puts the chunk's noise over its normalised images."""
+  """Pastes the chunk's noise over its normalised images."""
   if 'boxes' not in chunk:
     return
   channels = images.shape[-1]

@@ -1,9 +1,10 @@
-"""Masks: files with a class index per pixel, and where images lie on canvases.
+"""Segmentation masks: read class indices, and cut windows out of images.
 
-A canvas is the image at another size, its proportions kept. `fit` makes it lie
-within the model's image size, so that one window sees all of it, with padding
-to the right or below; `cover` makes it cover that size, so that windows can
-slide over it. Where the proportions agree, both are the same.
+A canvas is the image scaled to another size with its proportions kept.
+`fitting` scales it to fit within the model's image size, so that one window
+holds all of it, padded on the right or below; `covering` scales it to cover
+that size, so that windows can slide over it. If the proportions agree, both
+are the same.
 """
 
 import dataclasses
@@ -23,17 +24,17 @@ _USUAL_IGNORED = 255
 
 
 class MaskError(DataError):
-  """A mask that does not belong to its image; the message is the reason."""
+  """A mask that does not fit its image; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskRules:
-  """What the numbers in a mask file mean.
+  """The meaning of the numbers in a mask file.
 
   Attributes:
     num_classes: classes are 0 to `num_classes - 1`.
-    ignore_index: the number of pixels without a class.
-    reduce_zero_label: 0 stands for no class, and class k is stored as k + 1
+    ignore_index: the number that marks pixels without a class.
+    reduce_zero_label: 0 marks no class, and class k is stored as k + 1
       (ADE20k).
   """
 
@@ -47,7 +48,7 @@ class MaskRules:
         f'config.segment.num_classes={self.num_classes}: give 1 to '
         f'{_LARGEST_CLASS - 1}'
       )
-    # Others may be meant: 0 for a background that does not count.
+    # Only the usual number: 0 may mean a background that is not counted.
     highest = self.num_classes - 1 + self.reduce_zero_label
     if self.ignore_index == _USUAL_IGNORED <= highest:
       raise UsageError(
@@ -58,19 +59,19 @@ class MaskRules:
   def read(
     self, data: bytes | np.ndarray, image_size: tuple[int, int]
   ) -> np.ndarray:
-    """The classes of a mask file.
+    """Reads the classes of a mask file.
 
     Args:
-      data: an encoded file (its palette is not looked at) or an array of
+      data: an encoded file (its palette is ignored) or an array of
         integers `[height, width]` or `[height, width, 1]`.
-      image_size: (width, height) of its image.
+      image_size: (width, height) of the image that it belongs to.
 
     Returns:
-      int16 `[height, width]`, `IGNORED` where there is no class.
+      int16 `[height, width]`, `IGNORED` where a pixel has no class.
 
     Raises:
       UndecodableError: `data` is no image.
-      MaskError: another size than the image, or a class out of range.
+      MaskError: its size is not the image's, or a class is out of range.
     """
     values = _indices(data)
     height, width = values.shape
@@ -95,7 +96,7 @@ class MaskRules:
 
 
 def _indices(data: bytes | np.ndarray) -> np.ndarray:
-  """`[height, width]` int64: what is stored, not the colours it stands for."""
+  """The stored values as int64 `[height, width]`, not looked up in a palette."""
   if not isinstance(data, np.ndarray):
     try:
       data = np.asarray(transforms.open_image(data))
@@ -113,7 +114,7 @@ def _indices(data: bytes | np.ndarray) -> np.ndarray:
 
 
 def scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
-  """A (width, height) times a factor, on whole pixels, at least one."""
+  """A (width, height) times a factor, rounded to whole pixels, at least 1."""
   width, height = size
   return max(1, round(width * factor)), max(1, round(height * factor))
 
@@ -139,7 +140,7 @@ def cut(
   corner: tuple[int, int],
   preprocessing: Preprocessing,
 ) -> np.ndarray:
-  """A window of an image's canvas; what lies outside has the mean colour.
+  """Cuts a window out of an image's canvas; outside it is the mean colour.
 
   Args:
     image: decoded.
@@ -173,7 +174,7 @@ def cut_labels(
   corner: tuple[int, int],
   window: tuple[int, int],
 ) -> np.ndarray:
-  """The same window of the labels, each pixel the nearest one's.
+  """Cuts the same window out of the labels, by nearest neighbour.
 
   Args:
     labels: `[height, width]` of the whole image.
@@ -182,7 +183,7 @@ def cut_labels(
     window: (height, width).
 
   Returns:
-    int16 of the window's size, `IGNORED` outside of the canvas.
+    int16 of the window's size, `IGNORED` outside the canvas.
   """
   left, top = corner
   right = min(left + window[1], canvas[0])
@@ -195,12 +196,12 @@ def cut_labels(
 
 
 def _nearest(places: np.ndarray, size: int, new_size: int) -> np.ndarray:
-  """Where pixel centres of a rescaled axis lie on the stored one."""
+  """The stored pixel nearest to each pixel centre of a rescaled axis."""
   return np.minimum(((places + 0.5) * size / new_size).astype(int), size - 1)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-  """First pixels of the windows that cover an axis; the last ends with it."""
+  """First pixels of the windows that cover an axis; the last ends at its end."""
   if length <= window:
     return [0]
   count = math.ceil((length - window) / stride) + 1

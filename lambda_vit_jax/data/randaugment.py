@@ -1,8 +1,8 @@
-"""RandAugment and random erasing: the policy is here, Pillow does the pixels.
+"""RandAugment and random erasing, with Pillow for the pixels.
 
 RandAugment: Cubuk et al., arXiv 1909.13719. Policies are written as in timm
-(`rand-m9-mstd0.5-inc1`), and an operation at a given magnitude gives timm's
-pixels. Random erasing: Zhong et al., arXiv 1708.04896, with noise per pixel.
+(`rand-m9-mstd0.5-inc1`), and an operation at a given magnitude yields the
+same pixels as timm's. Random erasing: Zhong et al., arXiv 1708.04896, with noise per pixel.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ MAX_MAGNITUDE = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-  """How one operation is applied.
+  """The drawn parameters of one operation.
 
   Attributes:
     strength: magnitude / 10, from 0 to 1.
     sign: +1 or -1, for operations that have two directions.
-    fill: colour of what comes in from outside the image.
+    fill: colour of pixels from outside the image.
     resample: Pillow's filter for the geometric operations.
   """
 
@@ -66,7 +66,7 @@ def _solarize_add(image: Image.Image, draw: Draw) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-  # Not Pillow's own, which refuses 0 bits (black) from version 13 on.
+  # Pillow's own refuses 0 bits (black) from version 13 on.
   mask = 256 - 2 ** (8 - bits)
   return image.point([n & mask for n in range(256)] * len(image.getbands()))
 
@@ -74,8 +74,8 @@ def _posterize(image: Image.Image, bits: int) -> Image.Image:
 Operation = Callable[[Image.Image, Draw], Image.Image]
 
 # Greatest angle: 30 degrees. Greatest shear: 0.3. Greatest shift: 0.45 of the
-# side. Posterize keeps 4 bits down to none, solarize inverts what is above
-# 256 down to 0: all get stronger with the magnitude (`inc1`).
+# side. Posterize keeps 4 bits down to none, solarize inverts levels from 256
+# down to 0: all get stronger with the magnitude (`inc1`).
 OPERATIONS: dict[str, Operation] = {
   'AutoContrast': lambda image, draw: ImageOps.autocontrast(image),
   'Equalize': lambda image, draw: ImageOps.equalize(image),
@@ -144,10 +144,10 @@ class Policy:
     fill: int | tuple[int, ...],
     resample: Image.Resampling,
   ) -> Image.Image:
-    """Returns `image` (mode L or RGB) after the operations drawn."""
+    """Returns `image` (mode L or RGB) with the drawn operations applied."""
     for _ in range(self.num_operations):
       operation = OPERATIONS[_NAMES[rng.integers(len(_NAMES))]]
-      # Always drawn, so that one decision shifts no later one.
+      # Always drawn, so that one decision does not shift later ones.
       applied = rng.random() < self.probability
       magnitude = self.magnitude + self.magnitude_std * rng.standard_normal()
       sign = 1 if rng.random() < 0.5 else -1
@@ -164,10 +164,10 @@ def parse_policy(text: str) -> Policy:
   Args:
     text: `m` magnitude (10 if left out), `mstd` its standard deviation (0),
       `n` operations per image (2), `p` probability of each (0.5), `inc1`
-      the increasing set, which is the only one here.
+      the increasing set, the only one supported.
 
   Raises:
-    UsageError: `text` is no such policy.
+    UsageError: `text` is not such a policy.
   """
   head, *parts = text.split('-')
   fields = {'m': 'magnitude', 'mstd': 'magnitude_std', 'p': 'probability'}
@@ -201,7 +201,7 @@ def _malformed(text: str, why: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-  """A rectangle of noise, and where it goes.
+  """A rectangle of noise and its position.
 
   Attributes:
     top: its first row.
@@ -214,7 +214,7 @@ class Patch:
   noise: np.ndarray
 
   def paste(self, pixels: np.ndarray) -> None:
-    """Replaces that part of normalised `[height, width, channels]`."""
+    """Overwrites its rectangle of normalised `[height, width, channels]`."""
     height, width, _ = self.noise.shape
     pixels[self.top : self.top + height, self.left : self.left + width] = (
       self.noise
@@ -227,14 +227,14 @@ def draw_patch(
   area: tuple[float, float] = (0.02, 1 / 3),
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Patch | None:
-  """Draws what random erasing puts over one image.
+  """Draws the rectangle of noise that random erasing pastes over an image.
 
   The rectangle's share of the image is uniform in `area`, the logarithm of
   its height over width uniform in `aspect`.
 
   Args:
     shape: (height, width, channels) of the image.
-    rng: where the draws come from.
+    rng: source of the draws.
     area: least and greatest share of the image.
     aspect: least and greatest height / width.
 

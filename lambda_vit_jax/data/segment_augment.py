@@ -1,4 +1,4 @@
-"""What training and evaluation do to an image and its mask together."""
+"""Augment an image and its mask together, for training a segmenter."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from lambda_vit_jax.data import masks, transforms
 from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.sources.dataset import Record
 
-# Crops that are tried until none of the classes fills too much.
+# Crops tried until no class fills too much of one.
 _TRIES = 10
 
-# Luminance of red, green and blue, and two axes of colour (YIQ).
+# RGB to YIQ: luminance and two axes of colour.
 _TO_YIQ = np.array(
   [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
 )
@@ -21,17 +21,17 @@ _TO_YIQ = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class SegmentAugment:
-  """The recipe that is usual for ADE20k; all draws come from one generator.
+  """The usual recipe for ADE20k; all draws come from one generator.
 
-  The image is scaled to cover the model's image size, times a random factor;
-  a window of it is cut out (padded with pixels of no class where it is
-  smaller), flipped, and distorted in brightness, contrast and colour.
+  The image is scaled to cover the model's image size, times a random factor.
+  A window is cut out (padded with pixels without a class if the image is
+  smaller), flipped at random, and distorted in brightness, contrast and colour.
 
   Attributes:
-    rules: what the masks mean.
+    rules: the meaning of the masks.
     scale: least and greatest random factor, log-uniform.
     most_of_one: a crop in which one class has more than this share of the
-      pixels is drawn again, up to ten times; 1 for never.
+      pixels is drawn again, up to ten times; 1 accepts any crop.
     flip: probability of a left-right flip.
     photometric: strength of the distortion, 0 for none: brightness by up to
       an eighth of the range, contrast and saturation by up to a half, hue by
@@ -69,11 +69,11 @@ class SegmentAugment:
     preprocessing: Preprocessing,
     rng: np.random.Generator,
   ) -> tuple[np.ndarray, None, np.ndarray]:
-    """An example: uint8 pixels, no erasing, labels `[height, width]`.
+    """Returns uint8 pixels, None (no erasing) and labels `[height, width]`.
 
     Raises:
-      UndecodableError: image or mask cannot be decoded.
-      MaskError: they do not belong together.
+      UndecodableError: the image or the mask cannot be decoded.
+      MaskError: they do not fit together.
     """
     image, labels = self._read(record, preprocessing)
     window = preprocessing.image_size
@@ -91,7 +91,7 @@ class SegmentAugment:
   def evaluation(
     self, record: Record, preprocessing: Preprocessing
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The whole image within one window, and its labels."""
+    """Returns the whole image within one window, and its labels."""
     image, labels = self._read(record, preprocessing)
     window = preprocessing.image_size
     canvas = masks.scaled(image.size, masks.fitting(image.size, window))
@@ -113,7 +113,7 @@ class SegmentAugment:
     window: tuple[int, int],
     rng: np.random.Generator,
   ) -> tuple[tuple[int, int], np.ndarray]:
-    """A corner (left, top), and the labels of the window there."""
+    """Draws a corner (left, top); returns it with that window's labels."""
     for _ in range(_TRIES):
       corner = (
         int(rng.integers(max(canvas[0] - window[1], 0) + 1)),
@@ -129,13 +129,13 @@ class SegmentAugment:
 def distort(
   pixels: np.ndarray, strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """Random brightness, contrast, saturation and hue of 8-bit pixels.
+  """Changes brightness, contrast, saturation and hue of 8-bit pixels at random.
 
   Args:
-    pixels: uint8 `[height, width, channels]`; grey ones have no colour to
-      change.
-    strength: share of the full ranges, see `SegmentAugment`.
-    rng: eight draws are taken, whatever is changed.
+    pixels: uint8 `[height, width, channels]`; grey images have no colour
+      to change.
+    strength: fraction of the full ranges, see `SegmentAugment`.
+    rng: eight numbers are drawn, whatever is changed.
 
   Returns:
     uint8 of the same shape.

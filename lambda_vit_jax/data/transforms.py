@@ -1,4 +1,4 @@
-"""Image work with Pillow: decode, resize, crop, warp, normalise.
+"""Decode, resize, crop, warp and normalise images with Pillow.
 
 Images are `PIL.Image` of mode L (grey) or RGB between `open_image` and
 `to_array`. Orientation tags of cameras are not applied, as in the reference
@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 
 class UndecodableError(DataError):
-  """Bytes that are no image; the message is only the reason."""
+  """Bytes that are not an image; the message is only the reason."""
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
@@ -41,8 +41,8 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
       `[.., 3]`.
 
   Raises:
-    UndecodableError: not an image, or so large that it must be an attack on
-      memory (Pillow's decompression bomb).
+    UndecodableError: not an image, or one that Pillow refuses as too large
+      to decode (a decompression bomb).
   """
   with _decoding():
     if isinstance(data, np.ndarray):
@@ -60,8 +60,8 @@ def load(
   Args:
     image: as `open_image` returned it.
     channels: 1 or 3.
-    draft_size: least (width, height) that the caller needs. A JPEG is then
-      decoded at 1/2, 1/4 or 1/8 of its size where that is enough.
+    draft_size: least (width, height) that the caller needs. A JPEG may then
+      be decoded at 1/2, 1/4 or 1/8 of its size.
 
   Raises:
     UndecodableError: the pixels are damaged or cut short.
@@ -86,11 +86,11 @@ def load(
 def _decoding() -> Iterator[None]:
   try:
     yield
-  # Decoders fed with damaged bytes raise almost anything: OSError,
+  # Decoders raise almost anything on damaged bytes: OSError,
   # SyntaxError, ValueError, struct.error, bomb errors and warnings.
   except Exception as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
-    # Pillow names the buffer by its address, which tells a user nothing.
+    # Pillow's message has the buffer's address, which is no use to a user.
     if isinstance(error, Image.UnidentifiedImageError):
       reason = 'not a known image format'
     raise UndecodableError(reason) from error
@@ -102,16 +102,16 @@ def resize_and_crop(
   crop_ratio: float = 1.0,
   interpolation: str = 'bicubic',
 ) -> Image.Image:
-  """The evaluation geometry: resize to cover, then cut the centre.
+  """Resizes to cover `size` and crops the centre, as in evaluation.
 
   The image is scaled so that it just covers `floor(size / crop_ratio)`
-  (for a square: its shorter side gets that length, the longer one its
-  proportional share rounded down), then `size` is cut from the middle.
+  (for a square, the shorter side gets that length and the longer one its
+  proportional length rounded down), then `size` is cropped from the middle.
 
   Args:
     image: of any size and proportions.
     size: (height, width) of the result.
-    crop_ratio: share of the scaled image's shorter side that is kept.
+    crop_ratio: fraction of the scaled image's shorter side that is kept.
     interpolation: `bicubic` or `bilinear`.
 
   Returns:
@@ -137,7 +137,7 @@ def resize_and_crop(
 
 
 def _limit_proportions(image: Image.Image) -> Image.Image:
-  """Trims the ends of an absurdly oblong image.
+  """Trims the ends of an extremely long or tall image.
 
   Scaled up to cover, a strip of 1 x 100,000 pixels would take gigabytes; the
   centre crop never sees its ends.
@@ -159,14 +159,14 @@ def sample_crop(
   """Draws the rectangle of a random resized crop.
 
   Its share of the image's area is uniform in `area`, the logarithm of its
-  width over height uniform in `aspect`. Ten draws that do not fit give way
-  to the largest centred rectangle of an allowed aspect.
+  width over height uniform in `aspect`. After ten draws that do not fit, it is
+  the largest centred rectangle of an allowed aspect.
 
   Args:
     image_size: (width, height) of the image.
     area: least and greatest share of the image's area.
     aspect: least and greatest width / height.
-    rng: where the draws come from.
+    rng: source of the draws.
 
   Returns:
     The rectangle, on whole pixels.
@@ -197,7 +197,7 @@ def crop_and_resize(
   size: tuple[int, int],
   interpolation: str,
 ) -> Image.Image:
-  """Decodes what is needed of `box` and scales it to `size`.
+  """Decodes an image, crops `box` and scales it to `size`.
 
   Args:
     image: as `open_image` returned it, not yet decoded.
@@ -237,15 +237,15 @@ def affine_coefficients(
   aspect: float = 1.0,
   shear: float = 0.0,
 ) -> tuple[float, float, float, float, float, float]:
-  """Coefficients for `Image.transform`: a small warp about the centre.
+  """Coefficients for `Image.transform` of a small warp about the centre.
 
-  They map a place in the result to its place in the source, as Pillow
-  wants: `source = R(angle) · [[aspect, shear], [0, 1]] / scale · (result −
+  They map a position in the result to one in the source, as Pillow expects:
+  `source = R(angle) · [[aspect, shear], [0, 1]] / scale · (result −
   centre − shift) + centre`.
 
   Args:
     image_size: (width, height).
-    angle: radians, clockwise as seen on the screen for the source frame.
+    angle: radians, clockwise on the screen, of the source frame.
     shift: how far the content moves right and down, in pixels.
     scale: above 1 the content grows.
     aspect: above 1 the content gets narrower.
@@ -263,7 +263,7 @@ def affine_coefficients(
 
 
 def fill_colour(mode: str, mean: Sequence[float]) -> int | tuple[int, ...]:
-  """The mean colour in 0..255, in the form that Pillow's `mode` takes."""
+  """The mean colour in 0..255, in the form that Pillow expects for `mode`."""
   levels = tuple(min(255, round(255 * value)) for value in mean)
   return levels[0] if mode == 'L' else levels
 
@@ -285,7 +285,7 @@ def normalise(
   """
   height, width, _ = pixels.shape
   scale, offset = _normalisation(preprocessing.mean, preprocessing.std, width)
-  # Whole rows at a time: channels as the inner axis would be 7 times slower.
+  # Whole rows at a time; channels as the inner axis would be 7 times slower.
   rows = out.reshape(height, -1)
   rows[...] = pixels.reshape(height, -1)
   rows *= scale
@@ -296,7 +296,7 @@ def normalise(
 def _normalisation(
   mean: tuple[float, ...], std: tuple[float, ...], width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Factor and summand of 8-bit values, for each value of a row."""
+  """Scale and offset of 8-bit values, tiled to a row of pixels."""
   deviation = np.asarray(std, np.float64)
   scale = 1 / (255 * deviation)
   offset = -np.asarray(mean, np.float64) / deviation
@@ -309,7 +309,7 @@ def _normalisation(
 def evaluation_pixels(
   data: bytes | np.ndarray, preprocessing: Preprocessing
 ) -> np.ndarray:
-  """The evaluation transform of one stored image, but for normalisation.
+  """The evaluation transform of one stored image, before normalisation.
 
   Args:
     data: an encoded file or a uint8 array (see `open_image`).

@@ -1,4 +1,4 @@
-"""Exact accuracy over every image of a split."""
+"""Exact top-1, top-5 and loss over every image of a split."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.evaluation import counts as counts_lib
+from lambda_vit_jax.evaluation.counts import evaluation_counts
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
@@ -17,7 +17,7 @@ Predict = Callable[[Array], Array]
 """Normalised NHWC images to logits."""
 
 Counter = Callable[[Array, Array, Array], dict[str, Array]]
-"""Logits, labels and the mask of a batch to sums, see `losses`."""
+"""Logits, labels and mask of a batch to sums, see `counts`."""
 
 
 def counts_of(
@@ -27,7 +27,7 @@ def counts_of(
   batch: Mapping[str, Array],
   dilution_factor: Array | None = None,
 ) -> dict[str, Array]:
-  """What `counter` finds in the logits of a batch; traceable."""
+  """Applies `counter` to the logits of a batch; traceable."""
   logits, _ = apply_module(
     module,
     params,
@@ -47,16 +47,16 @@ def counts_everywhere(
   dilution_factor: Array | None,
   everywhere: NamedSharding,
 ) -> dict[str, Array]:
-  """The same over a mesh, with the sums on each of its devices."""
+  """`counts_of` over a mesh, with the sums replicated to its devices."""
   counts = counts_of(counter, module, params, batch, dilution_factor)
   return jax.lax.with_sharding_constraint(counts, everywhere)
 
 
-_counts_of_logits = jax.jit(counts_lib.evaluation_counts)
+_counts_of_logits = jax.jit(evaluation_counts)
 
 
 def summarize(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
-  """Adds per-batch counts up in float64.
+  """Adds up per-batch counts in float64.
 
   Returns:
     `top1`, `top5` (fractions), `loss` (nats per image) and `num_images`.
@@ -113,14 +113,14 @@ def evaluate_params(
   dilution_factor: Array | None = None,
   advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
-  """The same for parameters that are on the mesh already, in any sharding.
+  """`evaluate_model` for parameters already on the mesh, in any sharding.
 
   Args:
     module: the network.
     params: its parameters.
-    batches: in a job of several processes, this one's part of each.
+    batches: in a job of several processes, this process's part of each.
     mesh: the batch is split over it.
-    dilution_factor: `[depth]`, for a module with blocks in mode `diluted`.
+    dilution_factor: `[depth]` λ, for a module with blocks in mode `diluted`.
     advance: called with the number of images done, of all processes.
   """
   everywhere = sharding.replicated(mesh)
@@ -129,7 +129,7 @@ def evaluate_params(
     placed = sharding.put_batch(batch, mesh)
     rows.append(
       counts_everywhere(
-        counts_lib.evaluation_counts,
+        evaluation_counts,
         module,
         params,
         placed,
@@ -146,10 +146,10 @@ def evaluate_program(
   batches: Iterable[dict[str, np.ndarray]],
   advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
-  """The same for an opaque program (an exported one) that returns logits.
+  """`evaluate_model` for any function to logits, such as an exported program.
 
-  Each process of a job runs it on its own part of the batches; what they
-  counted is added up.
+  Each process of a job runs it on its own part of the batches; their counts
+  are added up.
   """
   rows = []
   for batch in batches:

@@ -1,10 +1,9 @@
-"""Sizes and speed of programs, measured in turn in one run.
+"""Compare the sizes and speed of programs, timed in turn in one run.
 
-What the stage `benchmark` measures with; `benchmark_table` shows it.
-
-Each round calls every program once, A B C A B C …, so that a machine that
-slows down does so for all; ratios are of medians of the same run. A call is
-timed until its result is ready, and the first calls are thrown away.
+Used by the stage `benchmark`. Each round calls every program once, A B C A B C
+…, so that a slowdown of the machine affects all of them; ratios are of medians
+of the same run. A call is timed until its result is ready, and warm-up calls
+are discarded.
 """
 
 import dataclasses
@@ -46,12 +45,12 @@ _OF_BATCH = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A program that holds its weights, and what is known of it from elsewhere.
+class ExportedProgram:
+  """A program with its weights inside, and its sizes as recorded elsewhere.
 
   Attributes:
     run: images to logits.
-    sizes: `OF_MODEL`, and whatever else its row is to have.
+    sizes: `OF_MODEL`, and other fields for its row.
   """
 
   run: Callable[[Array], Array]
@@ -63,7 +62,7 @@ def time_in_turn(
   rounds: int,
   advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
-  """Seconds of every call in every round; warm-up rounds are not counted."""
+  """Seconds of every call in every round, without the warm-up rounds."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for round_index in range(_WARM_UP + rounds):
     for name, call in calls.items():
@@ -90,10 +89,10 @@ def compile_model(
   """Compiles the forward pass ahead of time.
 
   Returns:
-    A call without arguments, and what the compiler knows: `parameters`,
-    `macs`, `macs_executed` (METHOD, section 1), `weight_bytes`, `peak_bytes`
-    (arguments, results and temporaries together), `temp_bytes` and
-    `compile_seconds`.
+    A call without arguments, and its sizes: `parameters`, `macs` and
+    `macs_executed` (see docs/method.md#what-is-counted), `weight_bytes`,
+    `peak_bytes` (arguments, results and temporaries together), `temp_bytes`
+    and `compile_seconds`.
   """
   module = model.module
 
@@ -113,12 +112,12 @@ def compile_model(
 
 
 def compile_program(
-  program: Program, images: Array
+  program: ExportedProgram, images: Array
 ) -> tuple[Callable[[], Array], dict[str, Any]]:
-  """The same for a program with weights of its own.
+  """`compile_model` for a program with its weights inside.
 
-  It is compiled as another program would, without our compiler options. There
-  is no `peak_bytes`: the compiler does not count those weights.
+  It is compiled without our compiler options, as its users would. There is no
+  `peak_bytes`, because the compiler does not count those weights.
   """
   call, planned = _compile(jax.jit(program.run), images)
   del planned['peak_bytes']
@@ -132,7 +131,7 @@ def _compile(
   with startup.without_cache():
     compiled = function.lower(*arguments).compile()
   seconds = time.perf_counter() - start
-  # None where a backend cannot tell; its figures are then 0.
+  # Zeros if the backend does not report memory.
   memory: Any = compiled.memory_analysis()
   planned = {
     'peak_bytes': int(
@@ -148,14 +147,14 @@ def _compile(
 
 def compare(
   models: Mapping[str, Model],
-  programs: Mapping[str, Program],
+  programs: Mapping[str, ExportedProgram],
   *,
   batch_size: int,
   rounds: int,
   reporter: Reporter,
   batch_sizes: Sequence[int] = (),
 ) -> dict[str, Any]:
-  """Measures models and programs in turn on one device.
+  """Times models and programs in turn on one device.
 
   Args:
     models: `dense` and `pruned`.
@@ -163,19 +162,19 @@ def compare(
     batch_size: images per call.
     rounds: counted calls of each.
     reporter: shows progress.
-    batch_sizes: measured as well, each by itself in the same way.
+    batch_sizes: further batch sizes, each timed separately in the same way.
 
   Returns:
-    The contents of `benchmark.json` (METHOD, section 7); `fraction_of_matmul`
-    relates the executed operations to a matrix product of the same run.
-    `sweep` has an entry for each of `batch_sizes`, with the fields that
-    depend on it.
+    The contents of `benchmark.json` (see docs/files.md).
+    `fraction_of_matmul` is the rate of executed operations relative to a
+    matrix product of the same run. `sweep` has an entry for each of
+    `batch_sizes`, with the fields that depend on it.
   """
   sizes = dict.fromkeys((batch_size, *batch_sizes))
   found: dict[int, dict[str, Any]] = {}
   with reporter.bar('benchmark', (_WARM_UP + rounds) * len(sizes)) as bar:
     for size in sizes:
-      found[size] = _measure(models, programs, size, rounds, bar)
+      found[size] = _time_batch_size(models, programs, size, rounds, bar)
   module = next(iter(models.values())).module
   results = {
     'device': describe_device(),
@@ -206,18 +205,18 @@ def compare(
 
 
 def _of_batch(row: Mapping[str, Any]) -> dict[str, Any]:
-  """What of a row depends on the batch size: what was measured."""
+  """The fields of a row that depend on the batch size."""
   return {name: value for name, value in row.items() if name in _OF_BATCH}
 
 
-def _measure(
+def _time_batch_size(
   models: Mapping[str, Model],
-  programs: Mapping[str, Program],
+  programs: Mapping[str, ExportedProgram],
   batch_size: int,
   rounds: int,
   bar: Bar,
 ) -> dict[str, Any]:
-  """A row for each, the matrix product beside them, and `speedup`."""
+  """A row for each program, the matrix product's rate, and `speedup`."""
   module = next(iter(models.values())).module
   rng = np.random.default_rng(0)
   shape = (batch_size, *module.image_size, module.in_chans)
@@ -231,7 +230,7 @@ def _measure(
   square = jnp.asarray(
     rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), module.dtype
   )
-  # As the models take theirs: the fastest that is at hand.
+  # The same product that the models use.
   multiply = compilation.Program(lambda x, y: product(x, Matrix(y)))
   calls['matmul'] = lambda: multiply(square, square)
 
@@ -268,7 +267,7 @@ def describe_device() -> str:
 
 
 def versions() -> dict[str, str]:
-  """Versions of what the figures depend on."""
+  """Versions of the packages that the figures depend on."""
   packages = ('jax', 'jaxlib', 'flax', 'numpy')
   found = {name: importlib.metadata.version(name) for name in packages}
   return {

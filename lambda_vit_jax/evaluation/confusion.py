@@ -1,4 +1,4 @@
-"""Segmentation scores from one exact confusion matrix of integers."""
+"""IoU and pixel accuracy from an exact confusion matrix of integers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from lambda_vit_jax.core.typing import Array
 def confusion_matrix(
   labels: Array, predicted: Array, num_classes: int
 ) -> np.ndarray:
-  """Pixels by truth (rows) and prediction (columns), exact.
+  """Counts pixels by true class (rows) and predicted class (columns).
 
   Args:
     labels: ints of any shape; negative ones are left out.
     predicted: ints of the same shape, 0 to `num_classes - 1`.
-    num_classes: side of the matrix.
+    num_classes: rows and columns of the matrix.
 
   Returns:
     `[num_classes, num_classes]` int64.
@@ -29,7 +29,7 @@ def confusion_matrix(
 
 
 def summarize(counts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
-  """Adds up `losses.pixel_counts` of batches, exactly but for the loss.
+  """Adds up the `counts.pixel_counts` of batches; all but the loss is exact.
 
   Returns:
     `loss` (nats per pixel), `accuracy` (of pixels), `mean_iou` and
@@ -50,24 +50,24 @@ def summarize(counts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
 
 
 def scores(matrix: np.ndarray) -> dict[str, Any]:
-  """What a confusion matrix of integers says.
+  """Scores of a confusion matrix of integers.
 
   Returns:
-    `mean_iou`: mean over the classes that occur in truth or prediction, of
-    the intersection over the union of their pixels; `pixel_accuracy`: share
-    of the pixels that are right; `iou`: per class, None where it does not
-    occur; `num_pixels`: all that counted. 0 where there is none.
+    `mean_iou`: intersection over union, averaged over the classes that occur
+    among true or predicted classes; `pixel_accuracy`: fraction of pixels
+    predicted correctly; `iou`: per class, None if it does not occur;
+    `num_pixels`: all pixels counted. Means over nothing are 0.
   """
-  right = np.diagonal(matrix)
-  union = matrix.sum(axis=0) + matrix.sum(axis=1) - right
+  correct = np.diagonal(matrix)
+  union = matrix.sum(axis=0) + matrix.sum(axis=1) - correct
   found = union > 0
-  iou = right[found] / union[found]
+  iou = correct[found] / union[found]
   per_class = np.full(len(matrix), np.nan)
   per_class[found] = iou
   total = int(matrix.sum())
   return {
     'mean_iou': float(iou.mean()) if found.any() else 0.0,
-    'pixel_accuracy': int(right.sum()) / total if total else 0.0,
+    'pixel_accuracy': int(correct.sum()) / total if total else 0.0,
     'iou': [None if np.isnan(v) else float(v) for v in per_class],
     'num_pixels': total,
   }

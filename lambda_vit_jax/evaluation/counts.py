@@ -1,4 +1,4 @@
-"""Exact sums over the images of an evaluation: hits, losses and confusion."""
+"""Sums over a batch: correct predictions, losses and confusion matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,16 @@ from lambda_vit_jax.core.typing import Array
 
 
 def pixel_counts(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
-  """Sums over the pixels that have a class, of the images that `mask` keeps.
+  """Sums over the labelled pixels of the images that `mask` keeps.
 
   Args:
     logits: `[batch, height, width, classes]`.
-    labels: `[batch, height, width]` int, `IGNORED` where there is no class.
+    labels: `[batch, height, width]` int, `IGNORED` where a pixel has no class.
     mask: `[batch]` bool, False for padding.
 
   Returns:
-    `confusion` int32 `[classes, classes]`, truth by prediction, exact up to
-    2^31 pixels; `loss`, a float32 sum; `images`, int32.
+    `confusion` int32 `[classes, classes]`, true by predicted class, exact up
+    to 2^31 pixels; `loss`, a float32 sum; `images`, int32.
   """
   classes = logits.shape[-1]
   valid = (labels != IGNORED) & mask[:, None, None]
@@ -39,7 +39,7 @@ def pixel_counts(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
 def evaluation_counts(
   logits: Array, labels: Array, mask: Array
 ) -> dict[str, Array]:
-  """Sums over the images that `mask` keeps; padding counts for nothing.
+  """Sums over the images that `mask` keeps; padding is not counted.
 
   Args:
     logits: `[batch, classes]`.
@@ -48,7 +48,7 @@ def evaluation_counts(
 
   Returns:
     `correct1`, `correct5`, `images` as int32 and `loss` as float32 sums; top
-    5 means top `classes` where there are fewer.
+    5 means top `classes` if there are fewer than 5.
   """
   k = min(5, logits.shape[-1])
   _, best = jax.lax.top_k(logits, k)

@@ -1,11 +1,11 @@
-"""Segmentation of images of any size, window by window, with exact scores.
+"""Segment images of any size, window by window, and score them exactly.
 
-Every image becomes a canvas (`data.masks`): `whole` makes it fit one window of
-the model's size, `slide` covers that size and slides a window over it. Logits
-are averaged where windows overlap, interpolated to the size of the image as
-it is stored, and compared there with its mask. The network sees batches of
-windows of one shape; what follows it is compiled for rounded-up sizes, with
-the true ones as arguments, so that few programs serve a data set.
+Every image is scaled to a canvas (see `data.masks`): `whole` fits it into one
+window of the model's image size, `slide` makes it cover that size and slides a
+window over it. Logits are averaged where windows overlap, interpolated to the
+stored size of the image, and compared there with its mask. The network sees
+batches of windows of one shape. The rest is compiled for rounded-up sizes, with
+the true sizes as arguments, so that few programs serve a data set.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ MODES = ('whole', 'slide')
 Predict = Callable[[np.ndarray], np.ndarray]
 """Windows `[batch, height, width, channels]` of one batch size to logits."""
 
-# Sizes of what is compiled are multiples of this.
+# Compiled sizes are multiples of this.
 _ROUND = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Windowing:
-  """How an image is cut.
+  """How an image is cut into windows.
 
   Attributes:
     mode: one of `MODES`.
@@ -60,10 +60,10 @@ class Windowing:
   def of(
     cls, mode: str, stride: int | None, window: tuple[int, int]
   ) -> 'Windowing':
-    """With two thirds of the window as the stride where none is given.
+    """Builds it; the default stride is two thirds of the window.
 
     Raises:
-      UsageError: a stride that would leave gaps.
+      UsageError: the stride would leave gaps.
     """
     height, width = window
     if stride is None:
@@ -78,15 +78,15 @@ class Windowing:
 
 @dataclasses.dataclass
 class Canvas:
-  """One image on its way.
+  """One image being segmented.
 
   Attributes:
-    index: its place in the split.
+    index: its index in the split.
     size: (width, height) that it is scaled to.
     labels: `[height, width]`, as stored.
     corners: (left, top) of its windows.
-    windows: uint8 pixels of each.
-    logits: of the windows that are done.
+    windows: uint8 pixels of each window.
+    logits: of the windows done so far.
   """
 
   index: int
@@ -104,11 +104,11 @@ def make_canvas(
   rules: MaskRules,
   windowing: Windowing,
 ) -> Canvas:
-  """Decodes an image and its mask, and cuts the windows.
+  """Decodes an image and its mask, and cuts the windows out.
 
   Raises:
-    DataError: a mask that does not belong to its image; named.
-    UndecodableError: not an image; named.
+    DataError: the mask does not fit its image; names the record.
+    UndecodableError: not an image; names the record.
   """
   record = source[index]
   try:
@@ -134,7 +134,7 @@ def make_canvas(
 
 
 def label_map(canvas: Canvas) -> np.ndarray:
-  """The most probable class of every pixel of the image as it is stored.
+  """The most probable class of every pixel, at the image's stored size.
 
   Args:
     canvas: with the logits of all its windows.
@@ -170,15 +170,15 @@ def _combine(
   canvas: tuple[int, int],
   target: tuple[int, int],
 ) -> Array:
-  """Windows to classes.
+  """Averages the logits of windows and picks each pixel's class.
 
   Args:
     logits: `[windows, height, width, classes]`.
-    corners: (top, left) of each.
-    size: (height, width) of the canvas that holds an image.
+    corners: (top, left) of each window.
+    size: (height, width) of the part of the canvas with the image.
     shape: (height, width) of the image as stored.
-    canvas: at least `size`, static.
-    target: at least `shape`, static.
+    canvas: static size, at least `size`.
+    target: static size, at least `shape`.
   """
   number, height, width, classes = logits.shape
   total: Any = jnp.zeros((*canvas, classes), jnp.float32)
@@ -192,7 +192,7 @@ def _combine(
   left, right, across = _places(target[1], shape[1], size[1])
 
   def strip(rows: tuple[Array, Array, Array]) -> Array:
-    """Classes of some rows: never the logits of a whole large image."""
+    """Classes of some rows, so as never to hold a large image's logits."""
     upper, lower, down = rows
     part = _mix(mean, upper, lower, down[:, None, None], axis=0)
     part = _mix(part, left, right, across[:, None], axis=1)
@@ -204,20 +204,20 @@ def _combine(
 
 
 def _mix(x: Any, low: Array, high: Array, share: Array, axis: int) -> Any:
-  """Linear interpolation between two places along an axis."""
+  """Interpolates linearly between two positions along an axis."""
   first, second = jnp.take(x, low, axis), jnp.take(x, high, axis)
   return first * (1.0 - share) + second * share
 
 
 def _add(total: Any, part: Array, corner: tuple[Array, ...]) -> Any:
-  there = jax.lax.dynamic_slice(total, corner, part.shape)
-  return jax.lax.dynamic_update_slice(total, there + part, corner)
+  current = jax.lax.dynamic_slice(total, corner, part.shape)
+  return jax.lax.dynamic_update_slice(total, current + part, corner)
 
 
 def _places(
   count: int, new_size: Array, size: Array
 ) -> tuple[Array, Array, Array]:
-  """Neighbours and weight of the second, for `count` interpolated pixels."""
+  """Both neighbours, and the second's weight, of `count` interpolated pixels."""
   ratio = size.astype(jnp.float32) / new_size.astype(jnp.float32)
   last = (size - 1).astype(jnp.float32)
   places = (jnp.arange(count, dtype=jnp.float32) + 0.5) * ratio - 0.5
@@ -230,7 +230,7 @@ def _places(
 def _batches(
   canvases: Iterator[Canvas], preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[tuple[np.ndarray, list[Canvas]]]:
-  """Normalised windows, and the canvas of each; the last may be short."""
+  """Batches of normalised windows with their canvases; the last may be short."""
   owners: list[Canvas] = []
   windows: list[np.ndarray] = []
   for canvas in canvases:
@@ -259,17 +259,18 @@ def evaluate(
   """Mean intersection over union and pixel accuracy over all images.
 
   Args:
-    predict: takes exactly `batch_size` windows. In a job of several processes
-      all of them call it equally often.
-    canvases: of this process's images.
+    predict: called with exactly `batch_size` windows; in a job of several
+      processes, equally often by all.
+    canvases: this process's images.
     preprocessing: the model's.
-    num_classes: of a pixel.
-    batch_size: windows of one call, of this process.
-    advance: called with the number of images done, of this process.
+    num_classes: classes of a pixel.
+    batch_size: windows per call, in this process.
+    advance: called with the number of images done, in this process.
     keep: called with every image's index and classes.
 
   Returns:
-    `confusion.scores` of the one matrix over all processes, and `num_images`.
+    `confusion.scores` of the matrix summed over all processes, and
+    `num_images`.
   """
   matrix = np.zeros((num_classes, num_classes), np.int64)
   images = 0

@@ -31,23 +31,33 @@ def source(rng):
   return Source([tuple(map(png, blocks(rng, *size))) for size in sizes])
 
 
-# --- what a mask file says --------------------------------------------------
+# --- mask files -------------------------------------------------------------
 
 
-def test_a_mask_is_indices_and_not_colours():
-  values = np.array([[0, 1, 2], [3, 255, 0]], np.uint8)
+VALUES = np.array([[0, 1, 2], [3, 255, 0]], np.uint8)
+
+
+def with_palette(values):
   image = Image.fromarray(values, 'P')
   image.putpalette([7 * k % 256 for k in range(768)])
   file = io.BytesIO()
   image.save(file, 'PNG')
-  for data in (
-    file.getvalue(),
-    png(values),
-    values,
-    png(np.repeat(values[..., None], 3, -1)),
-  ):
-    found = RULES.read(data, (3, 2))
-    assert found.tolist() == [[0, 1, 2], [3, IGNORED, 0]]
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    with_palette(VALUES),
+    png(VALUES),
+    VALUES,
+    png(np.repeat(VALUES[..., None], 3, -1)),
+  ],
+  ids=['palette', 'grey', 'array', 'equal channels'],
+)
+def test_a_mask_is_indices_and_not_colours(data):
+  found = RULES.read(data, (3, 2))
+  assert found.tolist() == [[0, 1, 2], [3, IGNORED, 0]]
 
 
 def test_zero_may_stand_for_no_class():
@@ -94,10 +104,16 @@ def test_damaged_masks_can_be_skipped(source):
   skipping = Loading(2, skip_undecodable=True)
   batch = next(pipeline.eval_batches(*split, skipping, recipe))
   assert batch['mask'].tolist() == [False, True]
-  # Whatever is wrong with it, the line tells it from its image.
-  for data in (mask[:60], b'', b'no image'):
-    with pytest.raises(UndecodableError, match='its mask: '):
-      RULES.read(data, (48, 32))
+
+
+@pytest.mark.parametrize(
+  'data',
+  [png(np.eye(48, 32))[:60], b'', b'no image'],
+  ids=['cut', 'empty', 'text'],
+)
+def test_the_line_about_a_damaged_mask_names_the_mask(data):
+  with pytest.raises(UndecodableError, match='its mask: '):
+    RULES.read(data, (48, 32))
 
 
 # --- geometry ---------------------------------------------------------------
@@ -160,7 +176,7 @@ def test_a_window_is_a_part_of_the_canvas(rng):
 
 
 def test_masks_follow_their_images(rng):
-  """Every crop's levels say the classes that its mask says."""
+  """In every crop, grey levels and mask encode the same classes."""
   record = dict(
     zip(('image', 'label'), map(png, blocks(rng, 60, 70, 20)), strict=True)
   ) | {'index': 0}
@@ -228,12 +244,14 @@ def test_distortion_is_of_the_generator_alone(rng):
   # Each of four changes has probability 1/2.
   assert sum(changed) > 12
   np.testing.assert_array_equal(distort(pixels, 0.0, rng), pixels)
-  # A turn of colours leaves grey as it is, to rounding and the three digits
-  # of the colour axes.
-  grey = np.repeat(pixels[..., :1], 3, axis=-1)
-  for seed in range(10):
-    found = distort(grey, 1.0, np.random.default_rng(seed)).astype(int)
-    assert np.ptp(found, axis=-1).max() <= 2
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_distortion_leaves_grey_grey(rng, seed):
+  """To rounding, and the three digits of the colour axes."""
+  grey = np.repeat(rng.integers(0, 256, (5, 6, 1), dtype=np.uint8), 3, axis=-1)
+  found = distort(grey, 1.0, np.random.default_rng(seed)).astype(int)
+  assert np.ptp(found, axis=-1).max() <= 2
 
 
 @pytest.mark.parametrize('start, parts', [(2, 1), (0, 2), (2, 2)])
@@ -325,7 +343,7 @@ def test_folders(tmp_path, rng, layout):
       dataset.test, np.arange(2), GREY, Loading(2), SegmentAugment(RULES)
     )
   )
-  # Levels say the classes: (60·class + 20) / 127.5 - 1.
+  # Grey levels encode the classes: (60·class + 20) / 127.5 - 1.
   expected = (60 * batch['label'] + 20) / 127.5 - 1
   np.testing.assert_allclose(batch['image'][..., 0], expected, atol=1e-6)
 
@@ -406,7 +424,7 @@ def test_scenes_of_digits():
       record = split[index]
       image, mask = record['image'], record['label']
       assert image.shape == mask.shape == (24, 24)
-      # One digit, and brighter than what lies around it.
+      # One digit, and brighter than its surroundings.
       assert len(np.unique(mask)) == 2
       assert 0.03 < (mask > 0).mean() < 0.35
       assert image[mask > 0].mean() > 0.5 * 255
@@ -466,7 +484,7 @@ def test_prepared_tfds_masks(tmp_path, monkeypatch):
       dataset.train, np.arange(4), colour, Loading(4), SegmentAugment(rules)
     )
   )
-  # Zero stands for no class.
+  # Zero marks no class.
   assert [int(labels[0, 0]) for labels in batch['label']] == [-1, 0, 1, 2]
   with pytest.raises(DataError, match='has the features'):
     open_dataset('tfds:tiny_scenes', str(tmp_path))

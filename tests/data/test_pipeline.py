@@ -28,7 +28,7 @@ NUM_IMAGES = 23
 
 @pytest.fixture(autouse=True)
 def parsed_flags():
-  """Grain's worker processes read absl's flags, as `cli/workdir.py` says."""
+  """Grain's worker processes read absl's flags, which `cli/workdir.py` marks as parsed."""
   flags.FLAGS.mark_as_parsed()
 
 
@@ -117,8 +117,33 @@ def test_same_seed_same_bytes_other_seed_other_order(undisturbed):
   assert (first != second).any()
 
 
+def _words(seed, purpose, place, attempt=0, number=64):
+  """The first random words of one stream."""
+  return readers._generator(seed, purpose, place, attempt).bytes(8 * number)
+
+
+@pytest.mark.parametrize(
+  'one, other',
+  [
+    ((0, readers._ORDER, 3), (0, readers._PIXELS, 3)),
+    ((0, readers._PIXELS, 3), (1, readers._PIXELS, 3)),
+    ((0, readers._PIXELS, 3), (0, readers._PIXELS, 4)),
+    ((0, readers._PIXELS, 3), (0, readers._PIXELS, 3, 1)),
+    ((0, readers._ORDER, 1), (1, readers._ORDER, 0)),
+  ],
+  ids=['purpose', 'seed', 'place', 'attempt', 'pass and seed'],
+)
+def test_streams_differ_and_do_not_overlap(one, other):
+  first, second = (
+    np.frombuffer(_words(*which), np.uint64) for which in (one, other)
+  )
+  # 64 words of 64 bits: two independent streams share none.
+  assert not set(first.tolist()) & set(second.tolist())
+  np.testing.assert_array_equal(first, np.frombuffer(_words(*one), np.uint64))
+
+
 @pytest.mark.parametrize('start', [1, 4])
-def test_a_restart_goes_on_where_it_stopped(undisturbed, start):
+def test_a_restart_resumes_where_it_stopped(undisturbed, start):
   _assert_same(undisturbed[start:], _train(5 - start, start_step=start))
 
 

@@ -170,6 +170,27 @@ def test_erased_is_one_rectangle_of_the_right_sizes():
   assert abs(ratios.mean()) < 0.15
 
 
+def test_erased_rectangles_have_a_log_uniform_aspect():
+  """Height over width, on an image so large that rounding does not matter."""
+  rng = np.random.default_rng(2)
+  # At most 5% of the image: every draw fits.
+  patches = [
+    draw_patch((2000, 1000, 1), rng, area=(0.01, 0.05)) for _ in range(300)
+  ]
+  sides = np.array([patch.noise.shape[:2] for patch in patches], float)
+  aspect = np.log(sides[:, 0] / sides[:, 1]) / np.log(1 / 0.3)
+  # Uniform in [-1, 1]: deviation 0.577; four standard errors of 300.
+  assert abs(aspect).max() < 1.02
+  assert abs(aspect.mean()) < 4 * 0.577 / np.sqrt(300)
+  assert abs(aspect.std() - 0.577) < 0.06
+  areas = sides.prod(axis=1) / 2e6
+  assert abs(areas.mean() - 0.03) < 4 * 0.0116 / np.sqrt(300)
+  tops = np.array([patch.top for patch in patches]) / (2000 - sides[:, 0])
+  lefts = np.array([patch.left for patch in patches]) / (1000 - sides[:, 1])
+  for places in (tops, lefts):
+    assert abs(places.mean() - 0.5) < 4 * 0.289 / np.sqrt(300)
+
+
 def test_erased_pixels_are_standard_normal():
   _, noise = _erased()
   # 160,000 numbers: standard errors 0.0025 and 0.0018.

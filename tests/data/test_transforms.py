@@ -11,7 +11,7 @@ from PIL import Image
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data import randaugment, transforms
 from lambda_vit_jax.data.augment import Augment, training_array
 from lambda_vit_jax.data.transforms import UndecodableError
 
@@ -120,13 +120,16 @@ def test_palette_with_transparency(rng):
   )
 
 
-def test_cmyk_jpeg_and_arrays(rng):
+def test_cmyk_jpeg(rng):
   data = _encode(_photo(16, 16, rng).convert('CMYK'), 'JPEG')
   assert transforms.load(transforms.open_image(data), 3).mode == 'RGB'
-  for shape in ((4, 5), (4, 5, 1), (4, 5, 3)):
-    array = rng.integers(0, 256, shape).astype(np.uint8)
-    image = transforms.open_image(array)
-    np.testing.assert_array_equal(np.asarray(image).reshape(shape), array)
+
+
+@pytest.mark.parametrize('shape', [(4, 5), (4, 5, 1), (4, 5, 3)])
+def test_arrays(shape, rng):
+  array = rng.integers(0, 256, shape).astype(np.uint8)
+  image = transforms.open_image(array)
+  np.testing.assert_array_equal(np.asarray(image).reshape(shape), array)
 
 
 def _bomb() -> bytes:
@@ -257,7 +260,7 @@ def test_shift_moves_and_does_not_wrap(rng):
 def test_quarter_turn(rng):
   pixels = rng.integers(0, 256, (7, 7)).astype(np.uint8)
   found = _warp(Image.fromarray(pixels), angle=math.pi / 2)
-  # Sampling points lie 1e-16 off pixel centres; Pillow truncates there.
+  # Sampling points are 1e-16 off pixel centres; Pillow truncates there.
   difference = found.astype(int) - np.rot90(pixels)
   assert abs(difference).max() <= 1
 
@@ -341,6 +344,27 @@ def test_training_arrays(kind, channels, rng):
   if kind == 'none':
     expected = transforms.evaluation_array(data, preprocessing)
     np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize(
+  'mean, fill',
+  [((0.485, 0.456, 0.406), (124, 116, 104)), ((0.25,), 64)],
+  ids=['RGB', 'grey'],
+)
+def test_randaugment_fills_with_the_mean_colour(mean, fill, monkeypatch):
+  seen = []
+  for name in randaugment.OPERATIONS:
+    monkeypatch.setitem(
+      randaugment.OPERATIONS,
+      name,
+      lambda image, draw: seen.append((draw.fill, draw.resample)) or image,
+    )
+  preprocessing = Preprocessing((6, 6), mean, (0.25,) * len(mean), 1.0)
+  augment = Augment(randaugment='rand-m9-p1-inc1')
+  pixels = np.zeros((6, 6, 3), np.uint8)
+  training_array(pixels, preprocessing, augment, np.random.default_rng(0))
+  # 255 times the mean, rounded; the model's own interpolation.
+  assert seen == [(fill, BICUBIC)] * 2
 
 
 @pytest.mark.parametrize('field', ['flip', 'erasing'])

@@ -1,4 +1,4 @@
-"""What the benchmark measures, in which order, and how it is shown."""
+"""The benchmark: the order of calls, its fields, and how they are shown."""
 
 import contextlib
 import types
@@ -10,7 +10,7 @@ from lambda_vit_jax.configs import common
 from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.report import build, speed_table
 from lambda_vit_jax.cli.settings import Settings
-from lambda_vit_jax.cli.stages import benchmark as benchmark_lib
+from lambda_vit_jax.cli.stages import benchmark as stage
 from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.build import apply_module
@@ -40,11 +40,11 @@ def test_calls_take_turns_and_the_first_rounds_do_not_count():
 
 @pytest.fixture(scope='module')
 def measured():
-  """Two models and a program that holds its weights, at two sizes."""
+  """Two models and a program with its weights inside, at two batch sizes."""
   dense = create_model('vit_nano_patch2_8', seed=0)
   pruned = prune(dense, (1,))
   quantized = quantize(pruned)
-  program = benchmark.Program(
+  program = benchmark.ExportedProgram(
     lambda images: apply_module(
       quantized.module, quantized.params, images, capture=False
     )[0],
@@ -52,7 +52,7 @@ def measured():
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(benchmark, '_MATMUL_SIDE', 64)
-    # How long the compiler takes is not looked at here.
+    # Seconds of compilation do not matter here.
     patch.setattr(benchmark.startup, 'without_cache', contextlib.nullcontext)
     return benchmark.compare(
       {'dense': dense, 'pruned': pruned},
@@ -60,7 +60,7 @@ def measured():
       batch_size=2,
       rounds=3,
       reporter=Reporter(quiet=True),
-      # A size twice, and the one that is measured anyway.
+      # One size twice, and the one that is measured anyway.
       batch_sizes=(2, 1, 1),
     )
 
@@ -83,7 +83,7 @@ def test_every_row_has_what_is_known_of_it(measured):
     assert OF_BATCH | set(benchmark.OF_MODEL) <= set(row)
     rates = row['images_per_second']
     assert 0 < rates['min'] <= rates['median'] <= rates['max']
-    # Of operations that are really executed, and of this run's product.
+    # From the operations executed, and this run's matrix product.
     assert row['flops_per_second'] == pytest.approx(
       2 * row['macs_executed'] * rates['median']
     )
@@ -109,7 +109,7 @@ def test_the_sweep_has_each_size_once_in_the_order_asked_for(measured):
   # Measured once, shown twice.
   first = measured['dense']['images_per_second']
   assert sweep[0]['dense']['images_per_second'] == first
-  # Images lie in memory, weights do so once.
+  # Activations grow with the batch, weights do not.
   two, one = (row['dense']['peak_bytes'] for row in sweep)
   assert one < two < 2 * one
 
@@ -146,20 +146,28 @@ def pretend_run(tmp_path, **settings):
   )
 
 
-def test_a_size_that_was_not_measured_is_still_to_do(tmp_path):
-  assert not benchmark_lib.is_finished(pretend_run(tmp_path))
-  found = {'batch_size': 16, 'sweep': [{'batch_size': 1}, {'batch_size': 4}]}
-  files.write_json(tmp_path / 'benchmark.json', found)
-  for settings, finished in (
+@pytest.mark.parametrize(
+  'settings, finished',
+  [
     ({}, True),
     ({'batch_sizes': (4,)}, True),
     ({'batch_sizes': [1, 4, 64]}, False),
     ({'batch_size': 8}, False),
-  ):
-    run = pretend_run(tmp_path, **settings)
-    assert benchmark_lib.is_finished(run) is finished
+  ],
+)
+def test_a_size_that_was_not_measured_is_still_to_do(
+  tmp_path, settings, finished
+):
+  found = {'batch_size': 16, 'sweep': [{'batch_size': 1}, {'batch_size': 4}]}
+  files.write_json(tmp_path / 'benchmark.json', found)
+  run = pretend_run(tmp_path, **settings)
+  assert stage.is_finished(run) is finished
+
+
+def test_no_file_or_a_damaged_one_is_not_finished(tmp_path):
+  assert not stage.is_finished(pretend_run(tmp_path))
   (tmp_path / 'benchmark.json').write_text('{"batch')
-  assert not benchmark_lib.is_finished(pretend_run(tmp_path))
+  assert not stage.is_finished(pretend_run(tmp_path))
 
 
 def test_sizes_from_the_command_line(tmp_path):

@@ -40,7 +40,7 @@ def measure(
   if isinstance(exported, Model):
     models['exported'] = exported
   else:
-    programs['exported'] = benchmark.Program(
+    programs['exported'] = benchmark.ExportedProgram(
       exported, _program_sizes(run, pruned)
     )
   results = benchmark.compare(

@@ -1,4 +1,4 @@
-"""What every data source gives: two labelled, random-access image splits."""
+"""What every data source provides: two labelled, random-access splits."""
 
 import dataclasses
 from typing import Any, Protocol, TypedDict
@@ -9,14 +9,14 @@ from lambda_vit_jax.core.errors import UsageError
 
 
 class Record(TypedDict):
-  """One image as stored, with its label and its place in the split.
+  """One image as stored, with its label and its index in the split.
 
   Attributes:
     image: an encoded file (PNG, JPEG) as bytes, or a uint8 array
       `[height, width]` or `[height, width, 3]`.
     label: class number, 0-based; where pixels have classes, the mask: an
       encoded file, or an array of class indices `[height, width]`.
-    index: the record's place in its split, 0-based.
+    index: the record's index in its split, 0-based.
   """
 
   image: bytes | np.ndarray
@@ -31,7 +31,7 @@ class ImageSource(Protocol):
   def labels(self) -> np.ndarray:
     """`[len(self)]` int32 class numbers, in the order of the records.
 
-    Zeros where images have no class of their own.
+    Zeros where images have masks instead of classes.
     """
     ...
 
@@ -40,13 +40,13 @@ class ImageSource(Protocol):
   def __getitem__(self, index: int) -> Record: ...
 
   def describe(self, index: int) -> str:
-    """Names a record for an error message: its file, or split and place."""
+    """Names a record for an error message: its file, or split and index."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A data set: `open_dataset` makes it, the pipeline reads it.
+  """A data set as `open_dataset` returns it.
 
   Attributes:
     name: the source it was opened from, as in `data.source`.
@@ -69,10 +69,10 @@ class Dataset:
 def split_holdout(
   labels: np.ndarray, num_holdout: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Cuts a fixed, stratified slice off a split (for selection, METHOD 4).
+  """Splits off a fixed, stratified slice, such as the images for selection.
 
-  Each class gives its share of `num_holdout` by largest remainder. The draw
-  depends on `labels` and `num_holdout` only, never on a seed.
+  Each class contributes its share of `num_holdout` by largest remainder. The
+  draw depends on `labels` and `num_holdout` only, never on a seed.
 
   Args:
     labels: `[n]` class numbers.
@@ -91,7 +91,7 @@ def split_holdout(
       f'config.data.holdout_images={num_holdout}: must be in '
       f'0..{len(labels)}, the number of training images'
     )
-  # RandomState's stream is frozen for good, Generator's is not (NEP 19).
+  # RandomState's stream never changes, Generator's may (NEP 19).
   order = np.random.RandomState(0).permutation(len(labels))
   classes, counts = np.unique(labels, return_counts=True)
   share = counts * (num_holdout / max(len(labels), 1))

@@ -1,9 +1,8 @@
-"""Real digits on textured canvases with exact masks: `digits`, per pixel.
+"""Handwritten digits on textures with exact masks: `digits` for segmentation.
 
-For tests and smoke runs: scikit-learn's 1,797 handwritten digits, each made
-twice as large and laid on a texture of its own, at a place of its own; those
-for training several times. Class 0 is the texture, class d + 1 the ink of
-digit d.
+For tests and smoke runs: scikit-learn's 1,797 handwritten digits, each enlarged
+twice and placed at random on a random texture; training digits in several
+scenes each. Class 0 is the texture, class d + 1 the ink of digit d.
 """
 
 import dataclasses
@@ -19,22 +18,22 @@ SIDE = 24
 """Height and width of a scene."""
 
 _DIGIT = 16
-# What is darker than this is the texture still: thin strokes hold together.
+# Less ink than this counts as texture; low enough to keep thin strokes whole.
 _INK = 0.35
-# Scenes of each training digit: where it lies says nothing about what it is.
+# Scenes of each training digit, so that position carries no information.
 _SCENES = 8
-# Written by other people than the ones before them.
+# The digits from here on were written by other people.
 _FIRST_TEST = 1437
 
 
 @dataclasses.dataclass(frozen=True)
 class DigitScenes:
-  """One split; a scene is made when it is asked for, always the same.
+  """One split; scenes are made on demand, and are always the same.
 
   Attributes:
     split: its name.
-    places: of its digits, in scikit-learn's order.
-    scenes: of each digit; the first of all, then the second, …
+    places: indices of its digits in scikit-learn's data set.
+    scenes: scenes of each digit; the first of all digits, then the second, …
   """
 
   split: str
@@ -50,7 +49,7 @@ class DigitScenes:
       raise IndexError(index)
     place = self.places[number]
     images, classes = _digits()
-    # RandomState's stream is frozen for good, Generator's is not (NEP 19).
+    # RandomState's stream never changes, Generator's may (NEP 19).
     rng = np.random.RandomState(place + scene * len(images))
     ink = np.zeros((SIDE, SIDE))
     top, left = rng.randint(0, SIDE - _DIGIT + 1, 2)
@@ -66,7 +65,7 @@ class DigitScenes:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """`[len(self)]` zeros: a scene has no class of its own."""
+    """`[len(self)]` zeros: a scene has a mask instead of a class."""
     return np.zeros(len(self), np.int32)
 
   def describe(self, index: int) -> str:
@@ -86,7 +85,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def texture(rng: np.random.RandomState) -> np.ndarray:
-  """Waves and grain, `[SIDE, SIDE]` in [0, 0.5]."""
+  """Random waves and noise, `[SIDE, SIDE]` in [0, 0.5]."""
   rows, columns = np.mgrid[:SIDE, :SIDE]
   waves = np.zeros((SIDE, SIDE))
   for _ in range(3):
@@ -99,7 +98,7 @@ def texture(rng: np.random.RandomState) -> np.ndarray:
 
 
 def open_digit_scenes(num_classes: int | None = None) -> Dataset:
-  """The scenes of all digits, or of those below `num_classes - 1`.
+  """Opens the scenes of all digits, or of those below `num_classes - 1`.
 
   Raises:
     UsageError: not 2 to 11 classes.

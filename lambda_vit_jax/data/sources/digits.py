@@ -1,6 +1,6 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits, 8 x 8.
 
-Prepared once, as ArrayRecord with PNG images, in the user's cache; read back
+Prepared once, as ArrayRecord with PNG images, in the user's cache, and read
 like any other TFDS data set.
 """
 
@@ -26,7 +26,7 @@ _MAX_VALUE = 16
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """Writes the digits; the split is stratified and the same for everyone."""
+  """Writes the digits with a fixed, stratified split."""
 
   VERSION = tfds.core.Version('1.0.0')
 
@@ -40,7 +40,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
           'label': tfds.features.ClassLabel(num_classes=10),
         }
       ),
-      # The order of the file, so that an index means the same everywhere.
+      # The order of the file, so that indices mean the same everywhere.
       disable_shuffling=True,
     )
 
@@ -48,7 +48,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator]:
     del dl_manager
-    # Slow to import, and needed the first time only.
+    # Slow to import, and needed only the first time.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -75,11 +75,11 @@ def open_digits(cache_dir: epath.Path) -> Dataset:
   """Opens the digits: 1,437 training and 360 test images, 10 classes.
 
   Prepares them in `cache_dir/digits` on first use. Several processes may do
-  so at once: each writes a folder of its own and renames it into place; the
-  first wins and the others discard theirs.
+  so at once: each writes its own folder and renames it into place; the first
+  one wins and the others discard theirs.
 
   Raises:
-    DataError: the cache cannot be written, or was damaged since.
+    DataError: the cache cannot be written, or is damaged.
   """
   root = cache_dir / 'digits'
   version_dir = root / 'digits' / str(Digits.VERSION)
@@ -89,7 +89,7 @@ def open_digits(cache_dir: epath.Path) -> Dataset:
   try:
     builder = tfds.builder_from_directory(os.fspath(version_dir))
     dataset = dataset_of_builder('digits', builder, cache_dir, cure)
-  # Whatever TFDS says of damaged files, the cure is the same.
+  # Whatever TFDS raises on damaged files, the remedy is the same.
   except Exception as error:
     raise DataError(
       f'the prepared digits cannot be read ({type(error).__name__}); {cure}'
@@ -116,7 +116,7 @@ def _prepare(root: epath.Path, version_dir: epath.Path) -> None:
     try:
       epath.Path(builder.data_path).rename(version_dir)
     except OSError:
-      # Another process was faster; its copy holds the same bytes.
+      # Another process was faster; its copy has the same bytes.
       if not version_dir.exists():
         raise
   except OSError as error:

@@ -1,4 +1,4 @@
-"""The MNIST family's idx files: four `.gz` in one folder, held in memory."""
+"""Read the MNIST family's idx files: four `.gz` in one folder, kept in memory."""
 
 import dataclasses
 import gzip
@@ -24,20 +24,20 @@ FASHION_CLASSES = (
   'Bag',
   'Ankle boot',
 )
-"""Used when the folder's name says Fashion-MNIST; the files hold no names."""
+"""Class names for folders named after Fashion-MNIST; idx files have none."""
 
 _UNSIGNED_BYTE = 8
-# Four times MNIST's training images; a header that claims more is damaged or
-# an attack on memory.
+# Twenty times MNIST's training images; a header that claims more is damaged or
+# meant to exhaust memory.
 _MAX_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-  """One split held in memory.
+  """One split in memory.
 
   Attributes:
-    name: where it came from, for messages.
+    name: its origin, for messages.
     images: uint8 `[n, height, width]`.
     labels: int32 `[n]`.
   """
@@ -63,7 +63,7 @@ def open_idx_folder(directory: str) -> Dataset:
 
   Raises:
     DataError: a file is missing, cut short or malformed, or images and
-      labels do not belong together.
+      labels do not match.
   """
   root = epath.Path(directory).expanduser()
   if not root.is_dir():
@@ -124,7 +124,7 @@ def _read(path: epath.Path, num_axes: int) -> np.ndarray:
           f'idx_folder: {path} is no idx file of unsigned bytes with '
           f'{num_axes} axes; download it again'
         )
-      # Python integers: a damaged header may claim more than 64 bits hold.
+      # Python integers, as a damaged header may claim more than 2^64 bytes.
       shape = struct.unpack(f'>{num_axes}I', header[4:])
       claimed = math.prod(shape)
       if claimed > _MAX_BYTES:
@@ -132,7 +132,7 @@ def _read(path: epath.Path, num_axes: int) -> np.ndarray:
           f'idx_folder: {path} claims {claimed} bytes, more than the '
           f'{_MAX_BYTES} that are read; it is damaged'
         )
-      # One byte more than claimed, to notice what should not be there.
+      # One byte more than claimed, to notice trailing data.
       data = file.read(claimed + 1)
   except FileNotFoundError as error:
     raise DataError(

@@ -1,4 +1,4 @@
-"""Image folders: `DIR/{train,val|test}/CLASS/*.{png,jpg,jpeg}`."""
+"""Read image folders: `DIR/{train,val|test}/CLASS/*.{png,jpg,jpeg}`."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.data.sources.dataset import Dataset, Record
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
-"""Endings of image files, in any case; other files are ignored."""
+"""Endings of image files, in upper or lower case; others are ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-  """One split; a file is read when its record is asked for.
+  """One split; files are read on access.
 
   Attributes:
     root: folder of the split.
@@ -53,11 +53,11 @@ class FolderSource:
 
 
 def open_image_folder(directory: str) -> Dataset:
-  """Opens a folder of images; classes are its folders' names, sorted.
+  """Opens a folder of images; its classes are the sorted folder names.
 
   Args:
-    directory: holds `train` and one of `val` and `test` (`val` if both are
-      there, as `test` seldom has labels), each with one folder per class.
+    directory: holds `train` and one of `val` and `test` (`val` if both
+      exist, as `test` seldom has labels), each with one folder per class.
 
   Raises:
     DataError: something is missing or empty, a class has no image, or the

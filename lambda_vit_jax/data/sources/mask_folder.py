@@ -1,7 +1,6 @@
-"""Folders of images and masks: `DIR/{train,val|test}/{images,masks}/NAME`.
+"""Read folders of images and masks: `DIR/{train,val|test}/{images,masks}/NAME`.
 
-ADE20k's are read as they are unpacked: `DIR/{images,annotations}/training/NAME`
-and so on.
+ADE20k is read as unpacked: `DIR/{images,annotations}/training/NAME` and so on.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from lambda_vit_jax.data.sources.dataset import Dataset, Record
 from lambda_vit_jax.data.sources.image_folder import SUFFIXES
 
 CLASSES = 'classes.txt'
-"""One class name a line, in the order of the indices; may be missing."""
+"""Optional file with one class name per line, in the order of the indices."""
 
 _TRAIN = ('train', 'training')
 _TEST = ('val', 'validation', 'test')
@@ -25,7 +24,7 @@ _MASKS = ('masks', 'annotations')
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolderSource:
-  """One split; files are read when a record is asked for.
+  """One split; files are read on access.
 
   Attributes:
     images: folder of the images.
@@ -49,7 +48,7 @@ class MaskFolderSource:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """`[len(self)]` zeros: an image has no class of its own."""
+    """`[len(self)]` zeros: images have masks instead of classes."""
     return np.zeros(len(self.files), np.int32)
 
   def describe(self, index: int) -> str:
@@ -72,15 +71,15 @@ def open_segmentation_folder(
   """Opens a folder of images, each with a PNG of class indices.
 
   Args:
-    directory: holds `train` and one of `val` and `test` (`val` if both are
-      there), each with `images` and `masks`; or `images` and `masks`, each
-      with these splits. `training`, `validation` and `annotations` will do as
-      well. A mask has the name of its image and ends in `.png`.
-    num_classes: None where `classes.txt` names them.
+    directory: holds `train` and one of `val` and `test` (`val` if both
+      exist), each with `images` and `masks`; or `images` and `masks`, each
+      with these splits. `training`, `validation` and `annotations` are
+      accepted too. A mask has the name of its image and ends in `.png`.
+    num_classes: None if `classes.txt` names them.
 
   Raises:
     DataError: something is missing or empty, an image has no mask, or the
-      number of classes is unknown or another than that of the names.
+      number of classes is unknown or differs from the number of names.
   """
   root = epath.Path(directory).expanduser()
   train, test = _parts(root, _TRAIN), _parts(root, _TEST)
@@ -99,12 +98,12 @@ def open_segmentation_folder(
 
 
 def class_numbers(num_classes: int) -> tuple[str, ...]:
-  """Names for classes that have none."""
+  """Class names 0, 1, …, for data sets without names."""
   return tuple(map(str, range(num_classes)))
 
 
 def _parts(root: epath.Path, splits: tuple[str, ...]) -> tuple[epath.Path, ...]:
-  """The folders of images and masks of the first split that is there, or ()."""
+  """Folders of images and masks of the first split that exists, or ()."""
   for split, masks in itertools.product(splits, _MASKS):
     for order in ((split, '{}'), ('{}', split)):
       found = tuple(

@@ -1,4 +1,4 @@
-"""Opens a data set by name: the value of `data.source`."""
+"""Open a data set by name, the value of `data.source`."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.data.sources.dataset import Dataset
 
 SOURCES = ('digits', 'image_folder:DIR', 'idx_folder:DIR', 'tfds:NAME')
-"""The forms that `open_dataset` takes."""
+"""The forms that `open_dataset` accepts."""
 
 
 def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
@@ -21,14 +21,14 @@ def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
       `$XDG_CACHE_HOME` or in `~/.cache`.
 
   Returns:
-    The data set. Nothing but file names, headers and small files is read.
+    The data set. Only file names, headers and small files are read.
 
   Raises:
     UsageError: `source` has none of these forms.
     DataError: the data is missing, inconsistent or unreadable.
   """
   kind, where = check_source(source)
-  # Each kind's imports are slow and its own, so only what is needed loads.
+  # Each kind has slow imports of its own; load only those needed.
   if kind == 'digits':
     from lambda_vit_jax.data.sources.digits import open_digits
 
@@ -47,7 +47,7 @@ def open_dataset(source: str, cache_dir: str | None = None) -> Dataset:
 
 
 def check_source(source: str) -> tuple[str, str]:
-  """The kind of one of the `SOURCES`, and what follows it; opens nothing.
+  """Splits one of the `SOURCES` into kind and argument; opens nothing.
 
   Raises:
     UsageError: `source` has none of these forms.
@@ -63,7 +63,7 @@ def check_source(source: str) -> tuple[str, str]:
 
 
 def _split(source: str, forms: Sequence[str]) -> tuple[str, str] | None:
-  """`KIND` or `KIND:WHERE` by the forms that are known."""
+  """Splits `KIND` or `KIND:WHERE`; None if it has none of the forms."""
   kind, colon, where = source.partition(':')
   for form in forms:
     known, argument, _ = form.partition(':')
@@ -73,16 +73,16 @@ def _split(source: str, forms: Sequence[str]) -> tuple[str, str] | None:
 
 
 MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
-"""The forms that `open_masks` takes."""
+"""The forms that `open_masks` accepts."""
 
 
 def open_masks(source: str, num_classes: int | None = None) -> Dataset:
   """Opens one of the `MASK_SOURCES`: images with a class per pixel.
 
   Args:
-    source: `digits` (laid on textures), `segmentation_folder:DIR` or
+    source: `digits` (placed on textures), `segmentation_folder:DIR` or
       `tfds:NAME`.
-    num_classes: None where the data set says it.
+    num_classes: None if the data set records it.
 
   Raises:
     UsageError: `source` has none of these forms.
@@ -103,7 +103,7 @@ def open_masks(source: str, num_classes: int | None = None) -> Dataset:
 
 
 def check_masks(source: str) -> tuple[str, str]:
-  """`check_source` of the `MASK_SOURCES`.
+  """`check_source` for the `MASK_SOURCES`.
 
   Raises:
     UsageError: `source` has none of these forms.

@@ -1,7 +1,7 @@
-"""Reads prepared TFDS data sets as random-access records, no TensorFlow.
+"""Read prepared TFDS data sets as random-access records, without TensorFlow.
 
-TFDS parses the ArrayRecord files; the image stays the encoded bytes it was
-stored as (`SkipDecoding`) and is decoded by the pipeline with Pillow.
+TFDS parses the ArrayRecord files; images stay encoded (`SkipDecoding`), and the
+pipeline decodes them with Pillow.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from etils import epath
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.data.sources.dataset import Dataset, Record
 
-# A split of at most this many bytes is parsed once and held in memory: for
-# tiny images parsing a record costs more than decoding it.
+# A split of at most this many bytes is parsed once and kept in memory: for tiny
+# images, parsing a record costs more than decoding it.
 _HELD_BYTES = 2**25
-# Reading the labels of a split means reading the split; from this number of
-# images on they are kept in the cache.
+# Reading the labels of a split means reading all of it, so the labels of splits
+# with at least this many images are cached.
 _CACHED_FROM = 20_000
 
 
@@ -32,12 +32,12 @@ class TfdsSource:
 
   Attributes:
     name: the data set and split, for messages.
-    records: TFDS's data source; gives `{image_key: bytes, label_key: int}`.
+    records: TFDS's data source of `{image_key: bytes, label_key: int}`.
     image_key: name of the image feature.
     label_key: name of the label feature.
     labels_file: where the labels of a large split are cached.
-    is_small: whether all records are held in memory once read.
-    cure: what a user should do about a record that cannot be read.
+    is_small: whether all records are kept in memory once read.
+    cure: what the user should do about a record that cannot be read.
   """
 
   name: str
@@ -69,7 +69,7 @@ class TfdsSource:
   def _read(self, index: int) -> dict[str, Any]:
     try:
       return self.records[int(index)]
-    # ArrayRecord and the protobuf parser raise many types for bad bytes.
+    # ArrayRecord and the protobuf parser raise many types on bad bytes.
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
@@ -100,14 +100,14 @@ class TfdsSource:
 def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
   """Opens `tfds:NAME`, a data set prepared as ArrayRecord.
 
-  `NAME` is TFDS's, with optional config and version (`name/config:1.0.0`);
-  it is looked for in `TFDS_DATA_DIR`, else in TFDS's default folder. The
-  test split is `test`, or `validation` where `test` is missing or has no
+  `NAME` is TFDS's, with optional config and version (`name/config:1.0.0`),
+  looked up in `TFDS_DATA_DIR` or else in TFDS's default folder. The
+  test split is `test`, or `validation` if `test` is missing or has no
   labels (ImageNet).
 
   Raises:
-    DataError: not prepared, in another file format, or not a labelled set
-      of 8-bit images.
+    DataError: not prepared, in another file format, or not a labelled data
+      set of 8-bit images.
   """
   return dataset_of_builder(f'tfds:{name}', open_builder(name), cache_dir)
 
@@ -144,14 +144,14 @@ def dataset_of_builder(
   """The train and test splits of a prepared builder.
 
   Args:
-    name: the data set's, for messages.
+    name: of the data set, for messages.
     builder: prepared as ArrayRecord.
     cache_dir: where the labels of large splits are kept.
-    cure: what a user should do about records that cannot be read.
+    cure: what the user should do about records that cannot be read.
 
   Raises:
     DataError: no image or class feature, no train or test split, or files
-      that do not allow random access.
+      without random access.
   """
   image_key, label_key = _image_and_label(name, builder.info.features)
   splits = {
@@ -210,10 +210,10 @@ def _image_and_label(name: str, features: Any) -> tuple[str, str]:
 def data_source(
   name: str, builder: tfds.core.DatasetBuilder, split: str
 ) -> Any:
-  """TFDS's records of a split by index, with images as encoded bytes.
+  """The records of a split by index, with images as encoded bytes.
 
   Raises:
-    DataError: files that do not allow random access.
+    DataError: the files do not allow random access.
   """
   encoded = {
     key: tfds.decode.SkipDecoding()
@@ -242,5 +242,5 @@ def _labels_file(
 
 
 def one_line(error: Exception) -> str:
-  """The start of an error's text, without line ends."""
+  """The first 200 characters of an error's text, on one line."""
   return ' '.join(str(error).split())[:200]

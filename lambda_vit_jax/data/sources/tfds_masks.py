@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets whose second image is a mask of class indices."""
+"""Read prepared TFDS data sets with an image and a mask of class indices."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from lambda_vit_jax.data.sources.dataset import Dataset, Record
 from lambda_vit_jax.data.sources.mask_folder import class_numbers
 from lambda_vit_jax.data.sources.tfds import data_source, one_line, open_builder
 
-# Names that builders give to the image, then to its mask, likeliest first.
+# Feature names of images and of masks, most likely first.
 _IMAGES = ('image', 'image_left')
 _MASKS = ('annotation', 'segmentation_mask', 'segmentation_label', 'mask')
 
@@ -23,7 +23,7 @@ class TfdsMaskSource:
 
   Attributes:
     name: the data set and split, for messages.
-    records: TFDS's data source; gives encoded bytes.
+    records: TFDS's data source of encoded bytes.
     image_key: name of the image feature.
     mask_key: name of the mask feature.
   """
@@ -39,7 +39,7 @@ class TfdsMaskSource:
   def __getitem__(self, index: int) -> Record:
     try:
       record = self.records[int(index)]
-    # ArrayRecord and the protobuf parser raise many types for bad bytes.
+    # ArrayRecord and the protobuf parser raise many types on bad bytes.
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read ({type(error).__name__}: '
@@ -51,7 +51,7 @@ class TfdsMaskSource:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """`[len(self)]` zeros: an image has no class of its own."""
+    """`[len(self)]` zeros: images have masks instead of classes."""
     return np.zeros(len(self), np.int32)
 
   def describe(self, index: int) -> str:
@@ -62,9 +62,9 @@ def open_tfds_masks(name: str, num_classes: int | None) -> Dataset:
   """Opens `tfds:NAME`, prepared as ArrayRecord, as images with masks.
 
   Args:
-    name: TFDS's; the test split is `test`, or `validation` where that is
+    name: TFDS's; the test split is `test`, or `validation` if that is
       missing.
-    num_classes: builders do not say it.
+    num_classes: required, since builders do not record it.
 
   Raises:
     DataError: not prepared, without a mask, or the number of classes is not
