@@ -42,20 +42,21 @@ def digits(cache):
 # --- digits -----------------------------------------------------------------
 
 
-def test_digits_are_scikit_learns(digits):
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_digits_are_scikit_learns(digits, split):
   assert (len(digits.train), len(digits.test)) == (1437, 360)
   assert digits.class_names == tuple('0123456789')
   original = load_digits()
-  train, test = split_holdout(original.target, 360)
-  for source, rows in ((digits.train, train), (digits.test, test)):
-    np.testing.assert_array_equal(source.labels, original.target[rows])
-    for index in (0, 7, len(rows) - 1):
-      record = source[index]
-      pixels = np.asarray(Image.open(io.BytesIO(record['image'])))
-      expected = np.round(original.images[rows[index]] * 255 / 16)
-      np.testing.assert_array_equal(pixels, expected)
-      assert record['label'] == original.target[rows[index]]
-      assert record['index'] == index
+  rows = split_holdout(original.target, 360)[split == 'test']
+  source = getattr(digits, split)
+  np.testing.assert_array_equal(source.labels, original.target[rows])
+  for index in (0, 7, len(rows) - 1):
+    record = source[index]
+    pixels = np.asarray(Image.open(io.BytesIO(record['image'])))
+    expected = np.round(original.images[rows[index]] * 255 / 16)
+    np.testing.assert_array_equal(pixels, expected)
+    assert record['label'] == original.target[rows[index]]
+    assert record['index'] == index
 
 
 def test_digits_test_split_is_stratified(digits):
@@ -281,18 +282,17 @@ def _write_idx(folder, arrays):
   return f'idx_folder:{folder}'
 
 
-def test_idx_folder(tmp_path, idx_arrays):
+@pytest.mark.parametrize('name, first', [('train', 0), ('test', 2)])
+def test_idx_folder(tmp_path, idx_arrays, name, first):
   dataset = open_dataset(_write_idx(tmp_path, idx_arrays))
   assert dataset.class_names == ('0', '1', '2')
-  for split, images, labels in (
-    (dataset.train, *idx_arrays[:2]),
-    (dataset.test, *idx_arrays[2:]),
-  ):
-    assert len(split) == len(labels)
-    np.testing.assert_array_equal(split.labels, labels)
-    np.testing.assert_array_equal(split[1]['image'], images[1])
-    assert split[1]['label'] == labels[1]
-  assert 'image 2' in dataset.train.describe(2)
+  split = getattr(dataset, name)
+  images, labels = idx_arrays[first : first + 2]
+  assert len(split) == len(labels)
+  np.testing.assert_array_equal(split.labels, labels)
+  np.testing.assert_array_equal(split[1]['image'], images[1])
+  assert split[1]['label'] == labels[1]
+  assert 'image 2' in split.describe(2)
 
 
 def test_idx_folder_of_fashion_knows_its_classes(tmp_path, idx_arrays):

@@ -1,4 +1,4 @@
-"""Sliding windows: the same as one window, as slow code, as scikit-learn."""
+"""Sliding windows against single windows, plain loops and scikit-learn."""
 
 import dataclasses
 import io
@@ -115,7 +115,7 @@ def test_windows_are_averaged_and_interpolated(source, mode, stride):
   for index in range(len(source)):
     canvas, logits = slowly(source, index, windowing)
     best = np.sort(logits, axis=-1)
-    # Where float32 can tell the two best apart.
+    # Only where float32 resolves the difference of the two best classes.
     clear = best[..., -1] - best[..., -2] > 1e-4
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(kept[index][clear], logits.argmax(-1)[clear])
@@ -154,11 +154,11 @@ def test_one_window_is_the_whole_image(source):
   )
 
 
-def test_batches_of_windows_do_not_matter(source):
+@pytest.mark.parametrize('batch_size', [4, 64])
+def test_the_batch_size_of_windows_does_not_matter(source, batch_size):
   windowing = Windowing('slide', (10, 10))
   expected = run(source, windowing, batch_size=1)
-  for batch_size in (4, 64):
-    assert run(source, windowing, batch_size) == expected
+  assert run(source, windowing, batch_size) == expected
 
 
 @pytest.mark.slow
