@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Starts one `lambda-vit` job as several processes on this machine.
+"""Start one `lambda-vit` job as several processes on this machine.
 
   scripts/launch_local.py --processes=2 --devices=2 \
     run --config=configs/digits.py:runlocal --workdir=runs/two
 
-For trying out what a pod does, and for hosts where each GPU needs a process
-of its own (`--gpus`). Pods need no such script: docs/pods.md. A signal is
-passed on to every process; the exit code is the greatest of theirs.
+Use it to try out a multi-process job, or on hosts where each GPU needs its own
+process (`--gpus`). Pods do not need it: see docs/pods.md. Signals are forwarded
+to every process; the exit code is the largest of theirs.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from types import FrameType
 
 
 def free_address() -> str:
-  """An address of this machine that nobody listens on."""
+  """A local address with a free port."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return f'localhost:{probe.getsockname()[1]}'
 
 
 def environment(index: int, devices: int, gpus: bool) -> dict[str, str]:
-  """The environment of one process.
+  """Environment variables of one process.
 
   Args:
     index: of the process.
-    devices: virtual CPU devices it gets; 0 for the machine's own devices.
-    gpus: whether it gets the GPU of its index alone.
+    devices: number of virtual CPU devices; 0 for the machine's own devices.
+    gpus: whether the process sees only the GPU of its index.
   """
   found = dict(os.environ)
   if devices:
     found['JAX_PLATFORMS'] = 'cpu'
-    # The last of two alike counts.
+    # Of repeated flags, XLA takes the last.
     number = f'--xla_force_host_platform_device_count={devices}'
     found['XLA_FLAGS'] = f'{found.get("XLA_FLAGS", "")} {number}'.strip()
   if gpus:
@@ -51,8 +51,8 @@ def start(
   """Starts the processes of one job.
 
   Args:
-    arguments: of `lambda-vit`, without those that say who is who.
-    processes: how many.
+    arguments: of `lambda-vit`, without those that identify a process.
+    processes: number of processes.
     devices: see `environment`.
     gpus: see `environment`.
   """
@@ -75,15 +75,13 @@ def start(
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs a job to its end."""
+  """Runs a job and returns its exit code."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--processes', type=int, default=2)
   parser.add_argument(
-    '--devices', type=int, default=0, help='virtual CPU devices of each'
+    '--devices', type=int, default=0, help='virtual CPU devices per process'
   )
-  parser.add_argument(
-    '--gpus', action='store_true', help='one GPU for each process'
-  )
+  parser.add_argument('--gpus', action='store_true', help='one GPU per process')
   options, rest = parser.parse_known_args(argv)
   job = start(rest, options.processes, options.devices, options.gpus)
 

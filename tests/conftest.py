@@ -1,11 +1,11 @@
-"""Strict numerics for every test: 8 CPU devices, no silent promotion."""
+"""Settings of every test: 8 virtual CPU devices, strict type promotion."""
 
 import os
 import pathlib
 
 from tests.support import xla_flags
 
-# Before JAX starts its backend. What tests start inherits them.
+# Set before JAX starts its backend; child processes inherit them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
   [xla_flags.flags(devices=8), os.environ.get('XLA_FLAGS', '')]
@@ -18,11 +18,10 @@ import pytest
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_threefry_partitionable', True)
-# Compiled programs are kept from test to test and from run to run: compiling
-# is most of the suite's time.
+# Compilation is most of the suite's time: cache programs across tests and runs.
 _CACHE = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
-# The same for the processes that tests start.
+# The same for child processes.
 os.environ.setdefault('LAMBDA_VIT_CACHE', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -40,7 +39,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def cutting(monkeypatch) -> None:
-  """Lets our programs cut products, which they do on one device alone."""
+  """Lets programs cut products, which they do on a single device only."""
   from lambda_vit_jax.runtime import compilation
 
   if not compilation.compiler_options():
@@ -74,7 +73,7 @@ def images(rng) -> np.ndarray:
 
 @pytest.fixture
 def compilations():
-  """A function that returns how many programs were compiled so far."""
+  """A function that returns the number of programs compiled so far."""
   count = [0]
 
   def listen(event, seconds, **_):

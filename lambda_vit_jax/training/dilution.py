@@ -1,6 +1,6 @@
 """The dilution schedule: λ(step) from 1 to 0, and λ per block.
 
-λ scales the attention of the diluted blocks (see docs/method.md):
+λ scales the attention of the diluted blocks (see docs/method.md#dilution):
 `x ← (2 - λ)·x + λ·attn(norm1(x))`. The published schedule is linear from 1
 to 0 and then stays at 0.
 """

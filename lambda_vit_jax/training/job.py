@@ -1,4 +1,4 @@
-"""What one training stage does: phases, data, loss, and how often it saves."""
+"""`Job`: what one training stage does, as data."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -9,24 +9,25 @@ import optax
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.modes import removed_layers
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training.tracing import Window
 
 Evaluate = Callable[[ViT, Params, Array | None], dict[str, float]]
+"""From a module, its parameters and λ per block to scores by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """A stretch of steps under one compiled program.
+  """Consecutive steps that run the same compiled program.
 
   Attributes:
     module: the network of this phase.
-    until: the step at which it ends.
-    removed: layers whose attention is dropped from the state when it begins.
-    linear: layers of whose attention only the affine maps stay then.
+    until: the step at which the phase ends.
+    removed: blocks that lose their attention when the phase begins.
+    linear: blocks that then keep only the affine map of their attention.
   """
 
   module: ViT
@@ -37,30 +38,30 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What one training stage does.
+  """Everything that determines a training stage.
 
   Attributes:
     stage: name, for folders and metrics.
-    phases: in order; the last one's `until` is the total number of steps.
+    phases: in order; `until` of the last one is the total number of steps.
     optimizer: an optax transformation.
-    learning_rate: by step, for the metrics.
-    loss: terms of the loss.
-    dilution: λ over steps.
-    seed: of the random choices in the step.
+    learning_rate: schedule over steps, for the metrics.
+    loss: settings of the training step.
+    dilution: which layers are diluted, and λ by step.
+    seed: of every random choice in the step.
     steps_per_epoch: for the metrics.
     make_batches: from a first step to an endless iterator of this process's
       batches.
     teacher: module and parameters for distillation, or None.
-    batch_size: images of one step over all processes.
+    batch_size: images per step, over all processes.
     description: of the model, for the checkpoint (`description.describe`).
     log_every: steps between two lines of metrics.
     checkpoint_every: steps between two checkpoints.
-    evaluate: from a module, its parameters and its diluted layers' factors
-      (or None) to `loss` and `accuracy` on images kept out of training.
-    eval_every: steps between two evaluations, besides the last of each
-      phase; 0 for none.
-    start: a checkpoint of another run to go on from, where this one has none.
-    window: steps whose profile is traced.
+    evaluate: returns `loss` and `accuracy` on held-out images; None for no
+      evaluation.
+    eval_every: steps between two evaluations; the last step of a phase is
+      evaluated as well. 0 for no evaluation.
+    start: a checkpoint of another run to start from if this run has none.
+    window: steps to profile.
   """
 
   stage: str
@@ -84,7 +85,7 @@ class Job:
 
   @property
   def total_steps(self) -> int:
-    """Steps of all phases."""
+    """Number of steps of all phases."""
     return self.phases[-1].until
 
   def phase_at(self, step: int) -> int:
@@ -95,11 +96,11 @@ class Job:
     return len(self.phases) - 1
 
   def meta_at(self, step: int) -> dict[str, Any]:
-    """The checkpoint's JSON at `step`."""
+    """Metadata, as JSON values, of the checkpoint at `step`."""
     module = self.phases[self.phase_at(step)].module
     modes = {
       'attention_modes': list(module.attention_modes),
-      'removed_layers': list(modes_lib.removed_layers(module.attention_modes)),
+      'removed_layers': list(removed_layers(module.attention_modes)),
       'dilution_path': module.dilution_path,
     }
     return {

@@ -1,7 +1,7 @@
-"""The training loop: phases, checkpoints, metrics, interruption.
+"""The training loop: phases, logging, evaluation, checkpoints, interruption.
 
-`fit` knows no config and no command line: it is given a `Job` and returns the
-final parameters. What a job trains on, and what for, is the stages' business.
+`fit` runs a `Job` and returns the final parameters. It knows no config and no
+command line; the stages build the job.
 """
 
 import math
@@ -44,16 +44,24 @@ def fit(
 ) -> Params:
   """Trains from the newest checkpoint, or from `params()`, to the end.
 
-  The parameters after k steps depend on the job alone, not on how often it
-  was interrupted: batches and random keys are functions of the seed and the
-  step, and the phase is a function of the step.
+  The parameters after k steps depend only on the job, not on interruptions:
+  batches and random keys are functions of the seed and the step, and the phase
+  is a function of the step.
+
+  Args:
+    job: what to do.
+    params: returns the initial parameters; called if there is no checkpoint.
+    checkpointer: of this stage.
+    mesh: devices to train on.
+    metrics: receives one line every `job.log_every` steps.
+    reporter: shows progress.
 
   Returns:
-    The final parameters (the average where there is one).
+    The final parameters; their moving average if the job keeps one.
 
   Raises:
-    DivergedError: the loss is not finite; names the step.
-    StoppedError: after SIGTERM or Ctrl-C, with everything saved.
+    DivergedError: the loss or gradient is not finite; names the step.
+    StoppedError: after SIGTERM or Ctrl-C, when everything is saved.
   """
   state = persistence.restore_or_init(job, params, checkpointer, mesh, reporter)
   step = int(state.step)
@@ -68,7 +76,7 @@ def fit(
         for index in range(job.phase_at(step), len(job.phases)):
           state = loop.run_phase(index, state)
       except DivergedError:
-        # What is being saved is from before.
+        # A checkpoint still being written precedes the divergence.
         checkpointer.wait()
         raise
       finally:
@@ -81,7 +89,7 @@ def fit(
 
 
 class _Loop:
-  """What all phases of one call of `fit` share."""
+  """What the phases of one call of `fit` share."""
 
   def __init__(
     self,
@@ -100,7 +108,7 @@ class _Loop:
     self._stop = stop
 
   def run_phase(self, index: int, state: TrainState) -> TrainState:
-    """Trains to the end of a phase, with a state fit for the next one."""
+    """Trains to the end of a phase; returns the state of the next one."""
     job, phase = self._job, self._job.phases[index]
     step = int(state.step)
     if step >= phase.until:
@@ -133,19 +141,19 @@ class _Loop:
     return state
 
   def _after_step(self, step: int, state: TrainState, last: bool) -> None:
-    """Logs, evaluates, saves and stops where that is due."""
+    """Logs, evaluates, saves and stops if it is time to."""
     job = self._job
-    # After the last step there is `end`.
+    # A signal during the last step is handled by `end`.
     signum = self._stop.reached(step) if step < job.total_steps else 0
     due = step % job.checkpoint_every == 0 or last or bool(signum)
     wanted = bool(job.eval_every) and (last or step % job.eval_every == 0)
     scores: dict[str, float] = {}
-    # Who asked to stop may not wait for an evaluation.
+    # A signal asks to stop soon: skip the evaluation.
     if job.evaluate is not None and wanted and not signum:
       self._log.check()
       began = time.monotonic()
       scores = self._evaluate(step, state)
-      self._log.leave_out(time.monotonic() - began)
+      self._log.exclude(time.monotonic() - began)
     if step % job.log_every == 0 or due or scores:
       self._bar.update(step, self._log.flush(step, scores))
     if due:
@@ -161,19 +169,19 @@ class _Loop:
       )
 
   def end(self) -> None:
-    """Stops behind the last step where a signal came during it."""
+    """Stops after the last step if a signal came during it."""
     with self._stop.saving():
       self._checkpointer.wait()
     signum = self._stop.finish()
     if signum:
       raise signals.StoppedError(
         signum,
-        f'{self._job.stage}: interrupted behind its last step; saved, run '
+        f'{self._job.stage}: interrupted after its last step; saved, run '
         'the same command again to continue',
       )
 
   def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-    """Loss and accuracy on held-out images, of the average if there is one."""
+    """Scores on held-out images, of the average of the parameters if kept."""
     job = self._job
     assert job.evaluate is not None
     module = job.phases[job.phase_at(step)].module
@@ -185,13 +193,13 @@ class _Loop:
         module.depth,
       )
     params = state.params if state.ema is None else state.ema
-    found = job.evaluate(module, params, factor)
-    return {f'holdout_{name}': value for name, value in found.items()}
+    scores = job.evaluate(module, params, factor)
+    return {f'holdout_{name}': value for name, value in scores.items()}
 
   def _save(
     self, step: int, state: TrainState, scores: dict[str, float]
   ) -> None:
-    """Saves; only at λ = 0 a checkpoint may be the best (METHOD, 5)."""
+    """Saves a checkpoint; only at λ = 0 with scores that can make it best."""
     modes = self._job.phases[self._job.phase_at(step)].module.attention_modes
     metrics = None
     if scores and 'diluted' not in modes:
@@ -202,7 +210,10 @@ class _Loop:
 
 
 class _Log:
-  """Collects the step's metrics on the device; fetches them when asked."""
+  """Collects metrics on the device and fetches them once per line.
+
+  Fetching them after each step would keep the device waiting for the host.
+  """
 
   def __init__(self, job: Job, metrics: MetricsWriter, step: int):
     self._job = job
@@ -214,16 +225,16 @@ class _Log:
   def add(self, values: dict[str, Array]) -> None:
     self._pending.append(values)
 
-  def leave_out(self, seconds: float) -> None:
-    """Does not count time that went into something else."""
+  def exclude(self, seconds: float) -> None:
+    """Subtracts time that was not spent on training from the speed."""
     self._time += seconds
 
   def check(self) -> list[dict[str, Any]]:
-    """The steps since the last line, all of them finite.
+    """Returns the metrics of the steps since the last line.
 
     Raises:
-      DivergedError: names the first that is not. A gradient that is not
-        finite spoils the parameters of the next step, so it counts as well.
+      DivergedError: a loss or gradient norm is not finite; names the first
+        such step. Such a gradient spoils the parameters of the next step.
     """
     rows = jax.device_get(self._pending)
     for offset, row in enumerate(rows):
@@ -238,7 +249,7 @@ class _Log:
     return rows
 
   def flush(self, step: int, scores: dict[str, float]) -> str:
-    """Writes one line of means since the last; returns a short note."""
+    """Writes one line with the means since the last; returns a summary."""
     rows = self.check()
     self._pending = []
     if not rows:

@@ -1,4 +1,4 @@
-"""Training losses: pure functions of logits and targets."""
+"""Training losses and accuracy: pure functions of logits and targets."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from lambda_vit_jax.core.typing import Array
 
 
 def smooth_one_hot(labels: Array, num_classes: int, smoothing: float) -> Array:
-  """Labels `[batch]` int to float32 targets `[batch, num_classes]`.
+  """Converts labels `[batch]` int to float32 targets `[batch, num_classes]`.
 
-  Each row sums to 1: `1 - smoothing` on the label plus `smoothing` spread
-  evenly over all classes.
+  A row has `1 - smoothing` at the label plus `smoothing / num_classes`
+  everywhere, and sums to 1.
   """
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
   return optax.smooth_labels(one_hot, smoothing) if smoothing else one_hot
@@ -24,11 +24,11 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def label_loss(logits: Array, labels: Array, smoothing: float) -> Array:
-  """Cross-entropy with labels of images or, `[batch, h, w]`, of pixels.
+  """Mean cross-entropy with labels per image or per pixel, in nats.
 
   Args:
     logits: `[batch, classes]` or `[batch, height, width, classes]`.
-    labels: int, of the same shape but for the classes.
+    labels: int, shaped like the logits without their last axis.
     smoothing: share of each target that is spread evenly over all classes.
   """
   if labels.ndim > 1:
@@ -40,11 +40,11 @@ def label_loss(logits: Array, labels: Array, smoothing: float) -> Array:
 def pixel_cross_entropy(
   logits: Array, labels: Array, smoothing: float = 0.0
 ) -> Array:
-  """Mean cross-entropy over the pixels that have a class, in nats.
+  """Mean cross-entropy over the labelled pixels, in nats.
 
   Args:
     logits: `[batch, height, width, classes]` float32.
-    labels: `[batch, height, width]` int; `IGNORED` pixels are left out.
+    labels: `[batch, height, width]` int; `IGNORED` pixels do not count.
     smoothing: share of each target that is spread evenly over all classes.
   """
   valid = labels != IGNORED
@@ -59,7 +59,7 @@ def pixel_cross_entropy(
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-  """Share of the labels (but `IGNORED` ones) that the logits meet, float32."""
+  """Share of labels that the largest logit predicts; skips `IGNORED` ones."""
   hits = (logits.argmax(axis=-1) == labels).sum(dtype=jnp.float32)
   valid = (labels != IGNORED).sum(dtype=jnp.float32)
   return hits / jnp.maximum(valid, 1.0)
@@ -68,14 +68,17 @@ def accuracy(logits: Array, labels: Array) -> Array:
 def distillation_loss(
   logits: Array, teacher_logits: Array, kind: str, temperature: float
 ) -> Array:
-  """Loss of a student against its teacher (DeiT, arXiv 2012.12877).
+  """Distillation loss of a student's logits (DeiT, arXiv 2012.12877).
 
   Args:
     logits: of the student, `[batch, classes]`.
     teacher_logits: `[batch, classes]`; no gradient flows into them.
-    kind: `soft` (Kullback-Leibler divergence at `temperature`, times its
-      square) or `hard` (cross-entropy with the teacher's decision).
+    kind: `soft` for temperature² · KL(teacher ‖ student) of the softmax at
+      `temperature`, `hard` for cross-entropy with the teacher's prediction.
     temperature: of `soft`.
+
+  Returns:
+    The mean over the batch, in nats.
   """
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   if kind == 'hard':
@@ -92,27 +95,28 @@ def distillation_loss(
 def feature_distillation_loss(
   features: Array, teacher_features: Array
 ) -> Array:
-  """Distance of a student's features from its teacher's, scales left out.
+  """Scale-free distance between the features of student and teacher.
 
-  Each feature vector f of d channels is whitened by LayerNorm without affine,
-  n(f) = (f - mean f) / sqrt(var f + 1e-6), as in feature distillation
-  (arXiv 2205.14141); the loss is the mean over the batch of
+  Each feature vector f of d channels is normalized as by LayerNorm without
+  affine, n(f) = (f - mean f) / sqrt(var f + 1e-6), as in feature distillation
+  (arXiv 2205.14141). The loss is the mean over the batch of
 
     1/d Σ_c (n(s)_c - n(t)_c)² = 2 (1 - correlation(s, t)),
 
-  between 0 and 4: a dilution that doubles the stream costs nothing, and no
-  projector is needed, since a pruned student keeps its teacher's width.
+  which is between 0 and 4. Doubling the stream, as dilution does, costs
+  nothing, and a pruned student has its teacher's width, so that no projector
+  is needed.
 
   Args:
     features: of the student, pooled after the final norm, `[batch, embed]`.
     teacher_features: the same shape; no gradient flows into them.
   """
   teacher_features = jax.lax.stop_gradient(teacher_features)
-  difference = _whiten(features) - _whiten(teacher_features)
+  difference = _normalize(features) - _normalize(teacher_features)
   return (difference**2).mean()
 
 
-def _whiten(features: Array) -> Array:
+def _normalize(features: Array) -> Array:
   features = features.astype(jnp.float32)
   centred = features - features.mean(axis=-1, keepdims=True)
   variance = (centred**2).mean(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, in order, without repeats."""
+"""`metrics.jsonl`: one JSON object per line, each step of a stage once."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from lambda_vit_jax.training.trackers import Tracker
 
 
 class MetricsWriter:
-  """Appends to `WORKDIR/metrics.jsonl`; only the leading process writes."""
+  """Appends to `WORKDIR/metrics.jsonl`, on the leading process only."""
 
   def __init__(
     self,
@@ -18,19 +18,19 @@ class MetricsWriter:
     leader: bool = True,
     trackers: Sequence[Tracker] = (),
   ):
-    """Opens nothing yet.
+    """Opens no file yet.
 
     Args:
       workdir: of the run.
       leader: whether this process writes.
-      trackers: get the same numbers.
+      trackers: receive the same values.
     """
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     self._leader = leader
     self._trackers = tuple(trackers) if leader else ()
 
   def write(self, stage: str, step: int, **values: float) -> None:
-    """Adds one line; `stage` and `step` come first."""
+    """Appends one line that starts with `stage` and `step`."""
     if not self._leader:
       return
     line = json.dumps({'stage': stage, 'step': step, **values})
@@ -40,12 +40,12 @@ class MetricsWriter:
       tracker.write(stage, step, values)
 
   def close(self) -> None:
-    """Tells the trackers that no more will come."""
+    """Closes the trackers."""
     for tracker in self._trackers:
       tracker.close()
 
   def rewind(self, stage: str, step: int) -> None:
-    """Forgets lines of `stage` past `step`: a resumed run writes them anew."""
+    """Drops lines of `stage` after `step`: a resumed run repeats them."""
     for tracker in self._trackers:
       tracker.begin(stage, step)
     if not self._leader or not self._path.exists():
@@ -60,7 +60,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | epath.Path) -> list[dict[str, Any]]:
-  """All complete lines; the half line of a killed process is left out."""
+  """Reads all complete lines; skips the partial one of a killed process."""
   rows = []
   for line in epath.Path(path).read_text().splitlines():
     try:

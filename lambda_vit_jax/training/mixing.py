@@ -1,7 +1,7 @@
-"""Mixup and cutmix of a whole batch, on the device, inside the step.
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) inside the step.
 
-Mixup: arXiv 1710.09412; cutmix: arXiv 1905.04899. One draw serves the batch
-and image i is mixed with image batch − 1 − i, as in timm's batch mode.
+As in timm's batch mode, one draw serves the whole batch, and image i is mixed
+with image batch - 1 - i.
 """
 
 import jax
@@ -19,20 +19,20 @@ def mix(
   prob: float = 1.0,
   switch_prob: float = 0.5,
 ) -> tuple[Array, Array]:
-  """Mixes each image and target with those of the reversed batch.
+  """Mixes images and targets with those of the reversed batch.
 
   Targets are weighted by the share of pixels that come from each image, so
-  every row keeps its sum. `key` alone decides everything.
+  every row keeps its sum. The result is a function of `key`.
 
   Args:
     images: `[batch, height, width, channels]`.
     targets: `[batch, num_classes]` probabilities, smoothed or not.
     key: a JAX random key.
-    mixup_alpha: mixup's share is drawn from Beta(alpha, alpha); 0 for no
-      mixup.
-    cutmix_alpha: the same for the box that cutmix leaves standing.
-    prob: chance that the batch is mixed at all.
-    switch_prob: chance of cutmix where both are possible.
+    mixup_alpha: the weight of the first image is drawn from Beta(alpha,
+      alpha); 0 for no mixup.
+    cutmix_alpha: the same for the area that cutmix keeps of it.
+    prob: probability that the batch is mixed at all.
+    switch_prob: probability of cutmix if both are on.
 
   Returns:
     Images and targets of the same shapes and dtypes.
@@ -63,7 +63,7 @@ def _weights(
   prob: float,
   switch_prob: float,
 ) -> tuple[Array, Array]:
-  """The first image's weight per pixel `[height, width]`, and on average."""
+  """Weight of the first image per pixel, `[height, width]`, and its mean."""
   keys = jax.random.split(key, 5)
   weights: Array = jnp.ones((height, width), jnp.float32)
   if mixup_alpha:
@@ -71,8 +71,8 @@ def _weights(
     weights = jnp.broadcast_to(drawn.astype(jnp.float32), (height, width))
     share = weights[0, 0]
   if cutmix_alpha:
-    standing = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
-    outside = ~box_mask(keys[2], height, width, standing)
+    kept = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
+    outside = ~box_mask(keys[2], height, width, kept)
     if mixup_alpha:
       cut = jax.random.bernoulli(keys[3], switch_prob)
       share = jnp.where(cut, outside.mean(dtype=jnp.float32), share)
@@ -84,30 +84,29 @@ def _weights(
   return jnp.where(mixed, weights, 1.0), jnp.where(mixed, share, 1.0)
 
 
-def box_mask(key: Array, height: int, width: int, standing: Array) -> Array:
-  """Cutmix's box: True inside.
+def box_mask(key: Array, height: int, width: int, kept: Array) -> Array:
+  """Draws the box of cutmix; True inside.
 
-  The box has the image's proportions and, before it is clipped at the
-  border, about `1 − standing` of its area; its centre is uniform over the
-  pixels.
+  The box has the aspect ratio of the image and, before it is clipped at the
+  border, about `1 - kept` of its area. Its centre is uniform over the pixels.
 
   Args:
     key: a JAX random key.
     height: of the image.
     width: of the image.
-    standing: scalar in [0, 1], the share to be left standing.
+    kept: scalar in [0, 1], share of the area outside of the box.
 
   Returns:
     `[height, width]` bool.
   """
-  ratio = jnp.sqrt(1.0 - standing)
+  ratio = jnp.sqrt(1.0 - kept)
   row_key, column_key = jax.random.split(key)
 
   def inside(key: Array, length: int) -> Array:
     cut = (length * ratio).astype(jnp.int32)
     centre = jax.random.randint(key, (), 0, length)
-    place = jnp.arange(length)
-    return (place >= centre - cut // 2) & (place < centre + (cut + 1) // 2)
+    index = jnp.arange(length)
+    return (index >= centre - cut // 2) & (index < centre + (cut + 1) // 2)
 
   rows = inside(row_key, height)
   columns = inside(column_key, width)

@@ -1,4 +1,4 @@
-"""The optax chain: AdamW with a decay mask, warm-up and cosine."""
+"""AdamW as an optax chain, its parameter masks and learning-rate schedules."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 
 
 def decay_mask(params: Params) -> Params:
-  """True for the leaves that weight decay shrinks: kernels, nothing else."""
+  """True where weight decay applies: kernels; not norms, biases or tokens."""
 
   def decays(path: tuple[Any, ...], leaf: Array) -> bool:
     return leaf.ndim > 1 and _names(path)[-1] not in _NO_DECAY
@@ -28,10 +28,10 @@ def decay_mask(params: Params) -> Params:
 
 
 def layer_scales(params: Params, decay: float, depth: int) -> Params:
-  """Learning-rate factor per leaf: `decay^(depth + 1 - layer)`.
+  """Learning-rate factor of each leaf: `decay^(depth + 1 - layer)`.
 
-  The embeddings are layer 0, block l is layer l + 1, the final norm and the
-  head or decoder are layer depth + 1 (BEiT's convention, which timm follows).
+  Embeddings are layer 0, block l is layer l + 1, the final norm and the head
+  or decoder are layer depth + 1, as in BEiT and timm.
   """
 
   def scale(path: tuple[Any, ...], leaf: Array) -> float:
@@ -53,7 +53,7 @@ def layer_scales(params: Params, decay: float, depth: int) -> Params:
 
 
 def frozen_mask(params: Params, pattern: str) -> Params:
-  """True for leaves whose path (`block03/attn/qkv/kernel`) matches."""
+  """True where the path (`block03/attn/qkv/kernel`) contains `pattern`."""
 
   def frozen(path: tuple[Any, ...], leaf: Array) -> bool:
     del leaf
@@ -63,11 +63,11 @@ def frozen_mask(params: Params, pattern: str) -> Params:
 
 
 SCHEDULES = ('cosine', 'poly')
-"""Shapes of the way down from the peak."""
+"""Shapes of the decay from the peak."""
 
 
 def check_schedule(shape: str) -> None:
-  """Raises UsageError where `shape` is none of `SCHEDULES`."""
+  """Raises UsageError if `shape` is not one of `SCHEDULES`."""
   if shape not in SCHEDULES:
     raise UsageError(
       f'schedule={shape!r} is not known; use {" or ".join(SCHEDULES)}'
@@ -75,10 +75,10 @@ def check_schedule(shape: str) -> None:
 
 
 def check_pattern(pattern: str, stage: str) -> None:
-  """Refuses a `frozen` that is none, whatever the parameters.
+  """Checks that `frozen` is a regular expression, without parameters.
 
   Raises:
-    UsageError: not a regular expression.
+    UsageError: it is not.
   """
   try:
     re.compile(pattern)
@@ -89,10 +89,10 @@ def check_pattern(pattern: str, stage: str) -> None:
 
 
 def check_frozen(pattern: str, params: Params, stage: str) -> None:
-  """Refuses a pattern that would freeze nothing.
+  """Checks that `pattern`, unless empty, freezes some parameter.
 
   Raises:
-    UsageError: not a regular expression, or no parameter's path has it.
+    UsageError: it is no regular expression, or no path contains it.
   """
   if not pattern:
     return
@@ -112,19 +112,21 @@ def learning_rate_schedule(
   shape: str = 'cosine',
   power: float = 1.0,
 ) -> Callable[[Array | int], Array]:
-  """Linear from 0 to `peak` over the warm-up, then down to `final`.
+  """Linear warm-up from 0 to `peak`, then decay to `final`.
 
   Args:
     peak: the highest rate.
-    total_steps: from the start to `final`.
-    warmup_steps: from 0 to `peak`.
-    final: the rate at the end, and from there on.
-    shape: `cosine`, or `poly`: the share of the steps that are left, to a
-      power.
+    total_steps: steps until `final`, warm-up included.
+    warmup_steps: steps from 0 to `peak`.
+    final: the rate at the end and after it.
+    shape: `cosine`, or `poly` for (share of the steps left)^power.
     power: of `poly`.
 
+  Returns:
+    A function from the step to the rate.
+
   Raises:
-    UsageError: an unknown shape, or a warm-up that does not fit.
+    UsageError: an unknown shape, or a warm-up as long as the training.
   """
   check_schedule(shape)
   if warmup_steps >= total_steps:
@@ -154,14 +156,14 @@ def make_optimizer(
   schedule: Callable[[Array | int], Array],
   depth: int,
 ) -> optax.GradientTransformation:
-  """AdamW as DeiT uses it, with what fine-tuning adds.
+  """AdamW as in DeiT, with clipping, layer decay, freezing, accumulation.
 
   Args:
     settings: `weight_decay`, `b1`, `b2`, `clip_norm` (0 for none),
-      `layer_decay` (1 for none), `frozen` (a regular expression on parameter
-      paths, '' for none), `accumulate_steps`.
+      `layer_decay` (1 for none), `frozen` (regular expression on parameter
+      paths, '' for none), `accumulate_steps` (1 for none).
     schedule: learning rate by step.
-    depth: blocks of the model, for `layer_decay`.
+    depth: number of blocks of the model, for `layer_decay`.
   """
   parts = []
   if settings['clip_norm']:
@@ -174,8 +176,8 @@ def make_optimizer(
   if settings['layer_decay'] != 1.0:
     parts.append(_scale_by_layer(settings['layer_decay'], depth))
   each = settings['accumulate_steps']
-  # The chain counts updates, the schedule steps: an update is the last of
-  # `each` steps.
+  # The chain counts updates, the schedule counts steps: an update is applied
+  # at the last of `each` steps.
   parts.append(
     optax.scale_by_learning_rate(lambda n: schedule(n * each + each - 1))
   )
@@ -194,7 +196,7 @@ def make_optimizer(
 def _with_standard_promotion(
   chain: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Optax raises Python floats to integer counts, which `strict` refuses."""
+  """Optax computes float ** int count, which strict promotion refuses."""
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     with jax.numpy_dtype_promotion('standard'):

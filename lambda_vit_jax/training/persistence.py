@@ -1,4 +1,4 @@
-"""A training state to checkpoints and back, onto any mesh."""
+"""Save and restore the training state; find the checkpoint to resume from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,12 +25,19 @@ def restore_or_init(
   mesh: Mesh,
   reporter: Reporter,
 ) -> TrainState:
-  """The newest checkpoint of this run, else of `job.start`, else step 0.
+  """Restores the newest checkpoint of this run, else `job.start`, else step 0.
 
-  It arrives on this mesh, whatever devices and processes wrote it.
+  The state is placed on `mesh`, whatever devices and processes wrote it.
+
+  Args:
+    job: the training job.
+    params: returns the initial parameters.
+    checkpointer: of this run.
+    mesh: devices for the state.
+    reporter: reports where training continues.
 
   Raises:
-    CheckpointError: `job.start` belongs to another job.
+    CheckpointError: `job.start` is a checkpoint of a different job.
   """
 
   def fresh(values: Params) -> TrainState:
@@ -42,7 +49,7 @@ def restore_or_init(
       abstract = prune_state(abstract, phase.removed, phase.linear)
     shardings = sharding.tree_shardings(abstract, mesh)
     abstract = orbax_store.abstract_like(abstract, shardings)
-    return TrainState(**_flat(source.restore(step, _items(abstract))))
+    return TrainState(**_fields(source.restore(step, _items(abstract))))
 
   step = checkpointer.latest_step()
   if step is not None:
@@ -59,13 +66,13 @@ def restore_or_init(
   state = fresh(params())
   for phase in job.phases[: job.phase_at(0) + 1]:
     state = prune_state(state, phase.removed, phase.linear)
-  # Copies: the step donates its state, and the caller keeps its arrays.
+  # The step donates its state, so the caller's arrays are copied.
   copies = jax.tree.map(np.array, state)
   return jax.device_put(copies, sharding.tree_shardings(state, mesh))
 
 
 def _check_start(job: Job, start: orbax_store.Source) -> None:
-  """Refuses a checkpoint that this job could not have written."""
+  """Raises CheckpointError if this job could not have written `start`."""
   where = f'config.resume_from: {start.directory / str(start.step)}'
   if start.step > job.total_steps:
     raise CheckpointError(
@@ -95,13 +102,13 @@ def save(
   state: TrainState,
   metrics: dict[str, float] | None = None,
 ) -> None:
-  """Starts saving a state; see `Checkpointer.save`."""
+  """Starts saving a state in the background; see `Checkpointer.save`."""
   step = int(state.step)
   checkpointer.save(step, _items(state), job.meta_at(step), metrics)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-  """A state as the items of a checkpoint."""
+  """The items of a checkpoint of `state`."""
   items = {
     'params': state.params,
     'optimizer': {'step': state.step, 'opt_state': state.opt_state},
@@ -109,8 +116,8 @@ def _items(state: TrainState) -> dict[str, Any]:
   return items if state.ema is None else items | {'ema': state.ema}
 
 
-def _flat(items: dict[str, Any]) -> dict[str, Any]:
-  """Inverse of `_items`: the fields of a state."""
+def _fields(items: dict[str, Any]) -> dict[str, Any]:
+  """The fields of a state; inverse of `_items`."""
   return {
     'params': items['params'],
     'ema': items.get('ema'),
@@ -122,24 +129,23 @@ STAGES = ('pretrain', 'dilute')
 
 
 def find(where: str, stage: str) -> orbax_store.Source | None:
-  """The checkpoint that `stage` is to go on from.
+  """Finds the checkpoint that `config.resume_from` names for a stage.
 
   Args:
-    where: a workdir, of which the newest checkpoint of the stage is taken;
-      or the folder of a stage, `WORKDIR/checkpoints/STAGE`, or a checkpoint
-      in it, `…/STEP`. Empty for none.
+    where: a workdir, or the folder of a stage, `WORKDIR/checkpoints/STAGE`, for
+      the newest checkpoint; or a checkpoint in it, `…/STEP`. Empty for none.
     stage: `pretrain` or `dilute`.
 
   Returns:
-    None where there is none for this stage, but one for another.
+    None if `where` has checkpoints of another stage only.
 
   Raises:
-    CheckpointError: there is none at all.
+    CheckpointError: `where` has no checkpoint at all.
   """
   if not where:
     return None
   path = files.absolute(where)
-  found = {name: source for name in STAGES if (source := _of(path, name))}
+  found = {name: source for name in STAGES if (source := _source(path, name))}
   if not found:
     raise CheckpointError(
       f'config.resume_from={where}: no checkpoint there; give a workdir, or '
@@ -148,10 +154,10 @@ def find(where: str, stage: str) -> orbax_store.Source | None:
   return found.get(stage)
 
 
-def _of(path: epath.Path, stage: str) -> orbax_store.Source | None:
-  """What `path` holds of a stage."""
+def _source(path: epath.Path, stage: str) -> orbax_store.Source | None:
+  """The checkpoint of a stage in `path`, if any."""
   directory = path / 'checkpoints' / stage
-  # A workdir may have any name, also that of a stage or a number.
+  # A workdir may have any name, even that of a stage or a number.
   if not directory.exists():
     if path.parts[-3:-1] == ('checkpoints', stage) and path.name.isdigit():
       step = int(path.name)

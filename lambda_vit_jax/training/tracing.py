@@ -1,4 +1,4 @@
-"""`--config.profile=START,STOP`: a trace of a few steps."""
+"""Profile a few training steps (`--config.profile=START,STOP`)."""
 
 import dataclasses
 import re
@@ -11,12 +11,12 @@ from lambda_vit_jax.core.errors import UsageError
 
 @dataclasses.dataclass
 class Window:
-  """The steps from `start` to before `stop` are traced, in each stage.
+  """A range of steps to trace, in each stage.
 
   Attributes:
     start: the first step of the trace.
-    stop: the first step behind it; nothing is traced where it is `start`.
-    directory: what TensorBoard's profile plugin or Perfetto reads.
+    stop: the first step after it; equal to `start` for no trace.
+    directory: output, for TensorBoard's profile plugin or Perfetto.
   """
 
   start: int = 0
@@ -25,30 +25,30 @@ class Window:
   _tracing: bool = dataclasses.field(default=False, init=False)
 
   def before(self, step: int) -> None:
-    """Starts the trace where it is due."""
+    """Starts the trace if `step` is in the window."""
     if self.directory is not None and self.start <= step < self.stop:
       if not self._tracing:
         jax.profiler.start_trace(str(self.directory))
       self._tracing = True
 
   def after(self, step: int, values: object) -> None:
-    """Ends it behind the last step, whose results are waited for."""
+    """Ends the trace after the last step, once its results are computed."""
     if self._tracing and step >= self.stop:
       jax.block_until_ready(values)
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that is still open: training ended within the window."""
+    """Ends a trace that is still open, if training ends in the window."""
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()
 
 
 def window(text: object, directory: epath.Path) -> Window:
-  """The window of `'10,20'`, `(10, 20)`, or of nothing.
+  """Parses `'10,20'`, `(10, 20)`, or an empty value for no trace.
 
   Raises:
-    UsageError: anything else.
+    UsageError: the value is anything else.
   """
   if text in (None, '', ()):
     return Window()

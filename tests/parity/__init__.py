@@ -1,1 +1,1 @@
-"""Against PyTorch and timm; needs the extra `[parity]`."""
+"""Comparison with PyTorch and timm; needs the extra `[parity]`."""

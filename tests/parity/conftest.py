@@ -1,4 +1,4 @@
-"""Parity with other programs: collected where the [parity] extra is there."""
+"""Collect the parity tests only if the extra `[parity]` is installed."""
 
 import importlib.util
 

@@ -1,10 +1,10 @@
-"""Makes `tests/golden/augment.npz`: what timm's operations do to two images.
+"""Write `tests/golden/augment.npz`: timm's augmentations of two images.
 
   python -m tests.parity.make_augment_golden
 
-Needs the extra `[parity]`. Per operation, magnitude, direction and filter the
-file holds the pixels of one colour and one grey image; CI without PyTorch
-compares ours with them.
+Needs the extra `[parity]`. For each operation, magnitude, direction and filter
+the file holds the pixels of a colour and a grey image, so that CI can compare
+ours with them without PyTorch.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from tests.support.augment_cases import FILLS, cases, images
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'augment.npz'
 
-# Ours: timm's name in the set of increasing severity.
+# Our name: timm's name in its set of increasing severity.
 OPERATIONS = {
   'AutoContrast': 'AutoContrast',
   'Equalize': 'Equalize',
@@ -40,7 +40,7 @@ OPERATIONS = {
 def timm_pixels(
   name: str, magnitude: float, sign: int, mode: str, resample: int
 ) -> np.ndarray:
-  """timm's result with its random sign set to `sign`."""
+  """timm's result with the random sign fixed to `sign`."""
   operation = auto_augment.AugmentOp(
     OPERATIONS[name],
     prob=1.0,

@@ -1,10 +1,10 @@
-"""Makes `tests/golden/*.npz`: what timm computes for the tiny members.
+"""Write `tests/golden/*.npz`: timm's results for one tiny model per family.
 
   python -m tests.parity.make_golden
 
 Needs the extra `[parity]`. A file holds the shapes of timm's state dict and,
-per image size, the logits and the stream after every block; weights and
-images come from `family_members`. CI without PyTorch reads these files.
+per image size, the logits and the stream after every block, so that CI can
+compare without PyTorch. Weights and images come from `family_members`.
 """
 
 import json
@@ -28,12 +28,12 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 def timm_model(
   arguments: dict, image_size: int, arrays: dict[str, np.ndarray] | None
 ) -> torch.nn.Module:
-  """A model of timm's at another size than that of its weights.
+  """A timm model, resized to another image size than that of its weights.
 
   Args:
-    arguments: of `timm.create_model`, with `img_size` of the weights.
-    image_size: wanted.
-    arrays: the weights at `img_size`; None leaves the random ones.
+    arguments: of `timm.create_model`; `img_size` is that of the weights.
+    image_size: of the returned model.
+    arrays: the weights at `img_size`; None keeps random ones.
   """
   model = timm.create_model(**arguments).eval()
   if arrays is not None:
@@ -56,7 +56,7 @@ def timm_model(
 
 
 def run(model: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
-  """`logits`, and `block00` … the stream after every block."""
+  """Returns `logits`, and the stream after each block as `block00` …."""
   results = {}
   hooks = [
     block.register_forward_hook(

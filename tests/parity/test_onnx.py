@@ -42,11 +42,11 @@ def test_onnxruntime_gives_the_models_logits(name, dtype, tmp_path):
     (found,) = session.run(['logits'], {'images': images})
     with jax.default_matmul_precision('highest'):
       expected = np.asarray(model(images))
-    # The bound; half precision only rounds the weights, by what the
-    # export measured on other images.
+    # Half precision only rounds the weights; the export measured the resulting
+    # difference on other images.
     bound = 1e-4
     if dtype == 'int8':
-      # Of the integers themselves the export has refused more than 1e-4.
+      # The export refuses integer arithmetic that differs by more than 1e-4.
       bound += 3 * report['differences']['quantization']
       assert path.stat().st_size < 1.2 * model.num_parameters + 100_000
     elif dtype != 'float32':
@@ -80,7 +80,7 @@ def test_onnxruntime_segments_as_the_model(kind, merge, tmp_path):
       expected = np.asarray(model(images))
     assert found.shape == (batch, 192, 160, 7)
     difference = np.abs(found - expected).max(axis=(1, 2, 3))
-    # The bound. Rounding can turn a near tie between two matches: of
-    # half of the images at least it does not.
+    # Rounding can decide a near tie between two matches the other way, but not
+    # in half of the images.
     worst = np.median(difference) if merge else difference.max()
     assert worst <= 1e-4 * max(1, np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Against timm itself (extra `[parity]`): real variants, real files."""
+"""Comparison with timm (extra `[parity]`): real variants, real files."""
 
 import json
 import pathlib
@@ -27,10 +27,10 @@ from tests.support.family_members import synthetic_arrays, synthetic_images
 
 pytestmark = pytest.mark.parity
 
-# The issue's bound, for twelve blocks and more in float32.
+# For twelve blocks and more in float32.
 TOLERANCE = 1e-4
 
-# One of every family, at two image sizes each.
+# One variant of every family, at two image sizes each.
 FAMILIES = (
   ('vit_tiny_patch16_224', (224, 160)),
   ('vit_small_patch8_224', (224, 64)),
@@ -73,7 +73,7 @@ def state_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize('name', TIMM_NAMES)
-def test_table_is_that_of_timm(name):
+def test_variants_agree_with_timm(name):
   variant = VARIANTS[name]
   with torch.device('meta'):
     model = timm.create_model(

@@ -1,8 +1,8 @@
-"""Tiny members of every family, as timm builds them and as we do.
+"""A tiny model of every family, for timm and for us.
 
-A member is timm's own architecture with fewer and smaller blocks: the code
-that runs is the family's. Its weights are a function of their names and
-shapes, so that a golden file holds results alone.
+A member is an architecture of timm with fewer and smaller blocks, so that the
+family's own code runs. Its weights are a function of their names and shapes, so
+golden files hold only results.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ _HEADS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """One family's tiny member.
+  """The tiny model of one family.
 
   Attributes:
-    family: the variant whose family it is; also timm's architecture.
+    family: a variant of the family; also the name of timm's architecture.
     patch_size: pixels of a patch.
     image_sizes: its own size, then another one to resize to.
-    num_classes: of its head, 0 for none.
+    num_classes: of its head, 0 for no head.
   """
 
   family: str
@@ -39,12 +39,12 @@ class Member:
 
   @property
   def name(self) -> str:
-    """Its name among the variants."""
+    """Name of the variant."""
     return f'tiny_{self.family.split(".")[0]}'
 
   @property
   def variant(self) -> Variant:
-    """Our side."""
+    """Our variant."""
     return dataclasses.replace(
       get_variant(self.family),
       name=self.name,
@@ -59,7 +59,7 @@ class Member:
 
   @property
   def timm_arguments(self) -> dict:
-    """Arguments of `timm.create_model` that make it."""
+    """Arguments of `timm.create_model`."""
     return {
       'model_name': self.family.split('.')[0],
       'img_size': self.image_sizes[0],
@@ -91,14 +91,14 @@ MEMBERS = (
 def synthetic_arrays(
   shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray]:
-  """Float32 weights under timm's names, the same on every machine.
+  """Float32 weights by timm's names, the same on every machine.
 
-  Norm scales lie around 1 and LayerScale around 1/2, so that each of them
-  shows in the logits; projections keep the variance.
+  Norm scales are around 1 and LayerScale is around 1/2, so that each of them
+  affects the logits; projections preserve the variance.
   """
   arrays = {}
   for name, shape in shapes.items():
-    # The stream of RandomState is frozen for good (NEP 19).
+    # RandomState's stream never changes (NEP 19).
     normal = np.random.RandomState(zlib.crc32(name.encode())).normal(size=shape)
     if len(shape) in (2, 4):
       array = normal / np.sqrt(np.prod(shape[1:]))

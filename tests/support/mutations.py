@@ -1,4 +1,4 @@
-"""Damage for files: seeded, of every kind that disks and people make."""
+"""Seeded damage to files, of the kinds that disks and people cause."""
 
 import json
 
@@ -23,7 +23,7 @@ ODD_VALUES = (
 
 
 def damaged(data: bytes, seed: int) -> bytes:
-  """`data` with one kind of damage; may happen to be as it was."""
+  """`data` with one kind of damage; may happen to equal `data`."""
   rng = np.random.default_rng(seed)
   kind = KINDS[seed % len(KINDS)]
   return kind(data, rng)
@@ -42,7 +42,7 @@ def _flip_bits(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _flip_early(data: bytes, rng: np.random.Generator) -> bytes:
-  """Headers stand in front, where a format decides how much to allocate."""
+  """Damages the header, where a format decides how much to allocate."""
   return _flip_bits(data[:256], rng) + data[256:]
 
 
@@ -77,7 +77,7 @@ def _zero(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _digits(data: bytes, rng: np.random.Generator) -> bytes:
-  """Another digit for one that stands there: well-formed, and wrong."""
+  """Replaces a digit by another: well-formed, but wrong."""
   places = [i for i, byte in enumerate(data[:4096]) if 48 <= byte <= 57]
   if not places:
     return _flip_bits(data, rng)
@@ -100,7 +100,7 @@ KINDS = (
 
 
 def odd_json(text: str, seed: int) -> dict:
-  """A JSON object with one value, at any depth, replaced or left out."""
+  """A JSON object with one value, at any depth, replaced or removed."""
   rng = np.random.default_rng(seed)
   fields = json.loads(text)
   places = list(_places(fields))

@@ -1,4 +1,4 @@
-"""Runs a program in two processes that form one job of `jax.distributed`."""
+"""Run a program as two processes of one `jax.distributed` job."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_processes(program, devices=2):
-  """The last word that each process prints.
+  """Returns the last word that each process prints.
 
   Args:
     program: Python source; `sys.argv` has the coordinator and the index.
-    devices: virtual CPU devices of each process.
+    devices: virtual CPU devices per process.
   """
   with socket.socket() as probe:
     probe.bind(('localhost', 0))

@@ -9,14 +9,14 @@ from jax.sharding import Mesh
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 
-# No multiple of any micro-batch: the last one is padded.
+# Not a multiple of any micro-batch size: the last micro-batch is padded.
 NUM_IMAGES = 75
 
 
 def make_model(variant, depth=3, seed=0, **options):
-  """A random network whose attention layers matter differently.
+  """A random network whose attention layers differ in importance.
 
-  Drawn by numpy: initialising with jax would compile a program per model.
+  Drawn by numpy: initialisation with jax would compile a program per model.
   """
   variant = dataclasses.replace(variant, depth=depth)
   module = make_module(variant, **options)
@@ -35,7 +35,7 @@ def make_model(variant, depth=3, seed=0, **options):
 
 
 def make_images(count=NUM_IMAGES, seed=0, shape=(8, 8, 1)):
-  """Images with structure: noise times a random contrast, plus a shade."""
+  """Images with structure: noise of random contrast and brightness."""
   rng = np.random.default_rng(seed)
   images = rng.normal(size=(count, *shape))
   images *= rng.uniform(0.2, 2.0, size=(count, 1, 1, 1))

@@ -1,18 +1,16 @@
-"""A short training job: three steps of dilution, two after it."""
+"""A short training job: three steps of dilution and two steps after it."""
 
 import jax
 import numpy as np
 
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import make_module
+from lambda_vit_jax.models.modes import modes_without
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training import dilution, loop, optim
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.step import LossSettings
 
 LAYERS = (0, 2)
-
-
 OPTIMIZER = {
   'weight_decay': 0.05,
   'b1': 0.9,
@@ -25,7 +23,7 @@ OPTIMIZER = {
 
 
 def make_batches(step):
-  """Batch s is a function of s alone, as the pipeline's are."""
+  """Endless batches; like the pipeline's, each is a function of its step."""
   while True:
     rng = np.random.default_rng(step)
     yield {
@@ -46,7 +44,7 @@ def make_job(variant):
   module = make_module(variant, drop_path_rate=0.2)
   modes = module.attention_modes
   diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
-  pruned = module.clone(attention_modes=modes_lib.modes_without(LAYERS, modes))
+  pruned = module.clone(attention_modes=modes_without(LAYERS, modes))
   schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
   return loop.Job(
     stage='dilute',

@@ -1,4 +1,4 @@
-"""Parameter trees: made of distinct numbers, and compared bit by bit."""
+"""Parameter trees: filled with distinct numbers, and compared bit by bit."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ def assert_same(found, expected):
 
 
 def numbered(shapes):
-  """Parameters in which no two numbers are alike."""
+  """Parameters of these shapes, all numbers different."""
   start = 0
   flat = {}
   for path, leaf in convert.flatten(shapes).items():

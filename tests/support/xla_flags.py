@@ -1,15 +1,15 @@
-"""XLA's flags for tests: compile quickly what runs once or twice.
+"""XLA flags for tests: compile fast, since programs run once or twice.
 
-Compilation is most of the suite's time. LLVM leaves programs as they are, which
-takes a quarter of the time. Fusion, scheduling and buffers, which tests look
-at, are decided before that.
+Compilation is most of the suite's time. Without LLVM optimization it takes a
+quarter as long. Fusion, scheduling and buffers, which tests inspect, are decided
+before LLVM.
 """
 
 import jaxlib
 
 
 def flags(devices: int = 1) -> str:
-  """A value for `XLA_FLAGS`, to be set before JAX starts its backend.
+  """Value of `XLA_FLAGS`, to be set before JAX starts its backend.
 
   Args:
     devices: virtual CPU devices.
@@ -18,12 +18,12 @@ def flags(devices: int = 1) -> str:
     f'--xla_force_host_platform_device_count={devices}',
     '--xla_backend_optimization_level=0',
   ]
-  # Later versions may not know these, and XLA ends the process at a flag that
-  # it does not know.
+  # XLA aborts on flags that it does not know, and later versions may have
+  # dropped these.
   if tuple(map(int, jaxlib.__version__.split('.')[:2])) <= (0, 10):
-    # The older emitters compile faster still.
+    # The older emitters compile even faster.
     words.append('--xla_cpu_use_fusion_emitters=false')
-    # Eight devices on two cores wait for each other; after 40 seconds XLA
-    # would take that for a deadlock.
+    # Eight devices on two cores wait for each other, which XLA takes for a
+    # deadlock after 40 seconds.
     words.append('--xla_cpu_collective_call_terminate_timeout_seconds=600')
   return ' '.join(words)
