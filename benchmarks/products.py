@@ -88,7 +88,7 @@ def attention_calls() -> tuple[dict[str, Callable[[], Any]], int]:
   import jax.numpy as jnp
   import numpy as np
 
-  from lambda_vit_jax.models.attention import attend
+  from lambda_vit_jax.models.attention import dot_product_attention
 
   shape = (16, 6, 197, 64)
   rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def attention_calls() -> tuple[dict[str, Callable[[], Any]], int]:
     jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3)
   )
   macs = 2 * 16 * 6 * 197 * 197 * 64
-  return forms(attend, attend, arguments), macs
+  return forms(dot_product_attention, dot_product_attention, arguments), macs
 
 
 def time_forms(

@@ -1,1 +1,26 @@
-"""The Flax room: the only folder that imports `flax`."""
+"""The Vision Transformer, its attention modes, and edits; the only Flax.
+
+The network:
+
+- `modes`: table of the six attention modes, with the scales r and a of each.
+- `block`: one encoder block, `r·x + a·attention` and the MLP.
+- `vit`: the whole network: patch and class tokens, blocks, readout.
+- `attention`: multi-head self-attention, and the affine map of mode `linear`.
+- `layers`: norm, dense, MLP, LayerScale, patch embedding, drop path.
+- `shortcuts`: the last block for the class token alone; doublings left out.
+- `decoders`: segmentation decoders.
+- `token_merging`, `merge_schedule`: merging similar tokens, and how many where.
+- `quantization`: matrices of 8-bit integers.
+- `resampling`: resizing grids of tokens and position embeddings.
+
+Models:
+
+- `variants`: table of known architectures by timm's names.
+- `build`: make, initialise and run the module of a variant.
+- `model`: `Model`, a module with its parameters; `create_model`.
+- `macs`: multiply-accumulates and parameters in closed form.
+- `surgery`: prune and fold parameter trees.
+- `edits`: prune, fold, merge tokens, quantize, drop blocks of a `Model`.
+- `adapt`: replace or remove the head, change the image size.
+- `pieces`: run embedding, single blocks and readout by themselves.
+"""

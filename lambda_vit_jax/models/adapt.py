@@ -1,4 +1,4 @@
-"""From a network that classifies to one that segments, and back to neither."""
+"""Replace the head by a segmentation decoder or remove it; change input size."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.models import adapt, quantization, resampling
+from lambda_vit_jax.models import quantization, resampling
 from lambda_vit_jax.models.build import init_head, is_head, size_pair
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
@@ -15,19 +15,19 @@ from lambda_vit_jax.models.model import Model
 def with_decoder(
   model: Model, decoder: Decoder, num_classes: int, seed: int = 0
 ) -> Model:
-  """The network with a fresh decoder in place of its head: it segments.
+  """The model for segmentation: a new decoder instead of the head.
 
   Args:
-    model: dense or pruned; its head, or the decoder it has, is left out.
-    decoder: what decodes.
-    num_classes: of a pixel.
-    seed: of the decoder's parameters.
+    model: dense or pruned; its head or decoder is left out.
+    decoder: description of the decoder.
+    num_classes: classes of a pixel.
+    seed: of the decoder's initial parameters.
 
   Returns:
     A model whose call returns `[batch, height, width, num_classes]`.
 
   Raises:
-    ModelError: blocks that the network lacks, or no class.
+    ModelError: the decoder reads blocks that the model lacks, or no class.
   """
   if num_classes < 1:
     raise ModelError(f'num_classes {num_classes}: segmentation needs a class')
@@ -44,10 +44,10 @@ def with_decoder(
 
 
 def backbone(model: Model) -> Model:
-  """The network without head or decoder.
+  """The model without head or decoder.
 
-  A call returns the mean over the image of its final features, which is what
-  searches look at where a decoder reads the patches alone.
+  A call returns the pooled features. Of a model that segments that is their mean
+  over the patches, which searches then measure.
   """
   params = {
     name: value for name, value in model.params.items() if not is_head(name)
@@ -59,10 +59,10 @@ def backbone(model: Model) -> Model:
 
 
 def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
-  """`model` for images of another size: its position embedding resized.
+  """`model` for images of another size, with its position embedding resized.
 
   Raises:
-    ModelError: a size that the patch size does not divide.
+    ModelError: the size is not divisible by the patch size.
   """
   old = model.module
   size = size_pair(image_size, old.patch_size)
@@ -81,9 +81,9 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
 
 
 def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
-  """`model` with a fresh head for `num_classes`, or with none for 0.
+  """`model` with a new head for `num_classes`, or without a head for 0.
 
-  A model that segments gets a fresh decoder of the same kind, or none.
+  A model that segments gets a new decoder of the same kind, or none.
 
   Raises:
     ModelError: a negative number.
@@ -92,10 +92,10 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
     raise ModelError(f'num_classes {num_classes}: give 0 (no head) or more')
   decoder = model.module.segmentation
   if decoder is not None:
-    plain = adapt.backbone(model)
+    plain = backbone(model)
     if not num_classes:
       return plain
-    return adapt.with_decoder(plain, decoder, num_classes, seed)
+    return with_decoder(plain, decoder, num_classes, seed)
   module = model.module.clone(num_classes=num_classes)
   params = {
     name: value for name, value in model.params.items() if not is_head(name)

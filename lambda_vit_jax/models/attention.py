@@ -1,4 +1,4 @@
-"""Multi-head self-attention, and the one place that picks its kernel."""
+"""Multi-head self-attention, and the affine map that can replace it."""
 
 from typing import Any, Literal
 
@@ -28,10 +28,10 @@ _CUDNN_MAX_HEAD_DIM = 128
 def resolve_attention_kernel(
   kernel: AttentionKernel, head_dim: int, dtype: Any
 ) -> AttentionKernel:
-  """Returns the kernel that `auto` stands for on the default backend.
+  """Returns the kernel that `auto` means on the default backend.
 
   Args:
-    kernel: `auto`, or a choice that is returned as it is. `explicit` is two
+    kernel: `auto`, or a kernel, which is returned unchanged. `explicit` is two
       batched products around a softmax, `xla` and `cudnn` are the
       implementations of `jax.nn.dot_product_attention`.
     head_dim: channels of one head.
@@ -48,7 +48,7 @@ def resolve_attention_kernel(
   return 'cudnn' if fused else 'explicit'
 
 
-def attend(
+def dot_product_attention(
   query: Array,
   key: Array,
   value: Array,
@@ -62,8 +62,8 @@ def attend(
     key: `[batch, heads, tokens, head_dim]`.
     value: `[batch, heads, tokens, head_dim]`.
     kernel: `explicit`, `xla` or `cudnn`, see `resolve_attention_kernel`.
-    sizes: how many tokens each key and value stands for, `[batch, tokens]`:
-      proportional attention, the same as over that many duplicates.
+    sizes: number of patches in each token, `[batch, tokens]`: proportional
+      attention, the same as over that many copies of each key and value.
 
   Returns:
     `[batch, heads, queries, head_dim]` in the dtype of `value`.
@@ -131,15 +131,15 @@ class FusedProjection(nn.Module):
     def project(
       rows: Array, length: int, first: int, count: int
     ) -> tuple[Array, ...]:
-      """`count` of the three, from the `first` on, of so many tokens."""
+      """`count` of q, k and v from the `first` on, each of `length` tokens."""
       some = slice(first * width, (first + count) * width)
-      made = product_parts(
+      projected = product_parts(
         rows, kernel.columns(some.start, some.stop), count, quantization
       )
       return tuple(
         (part + part_bias).reshape(batch, length, width)
         for part, part_bias in zip(
-          made, jnp.split(bias[some], count), strict=True
+          projected, jnp.split(bias[some], count), strict=True
         )
       )
 
@@ -168,12 +168,12 @@ class Attention(nn.Module):
   def with_keys(
     self, x: Array, queries: int | None = None, sizes: Array | None = None
   ) -> tuple[Array, Array]:
-    """What a call returns, and the keys `[batch, heads, tokens, head_dim]`.
+    """The output of a call, and the keys `[batch, heads, tokens, head_dim]`.
 
     Args:
       x: `[batch, tokens, embed]`.
-      queries: compute that many leading tokens alone; all for None.
-      sizes: how many tokens each of `x` stands for, see `attend`.
+      queries: compute only this many leading tokens; None for all.
+      sizes: number of patches in each token, see `dot_product_attention`.
     """
     embed_dim = x.shape[-1]
     head_dim = embed_dim // self.num_heads
@@ -190,7 +190,9 @@ class Attention(nn.Module):
     if sizes is not None and self.kernel == 'auto':
       # Fused kernels take log(size) in half precision, and not every shape.
       kernel = 'explicit'
-    mixed = jnp.swapaxes(attend(query, key, value, kernel, sizes), 1, 2)
+    mixed = jnp.swapaxes(
+      dot_product_attention(query, key, value, kernel, sizes), 1, 2
+    )
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
     project = Dense(
       embed_dim, self.dtype, quantization=self.quantization, name='proj'
@@ -199,11 +201,11 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-  """The affine map that stands in for an attention layer (METHOD 6).
+  """The affine map that replaces an attention layer in mode `linear`.
 
   Attributes:
-    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is
-      a further input) and `class_map` (the class token has maps of its own).
+    inputs: `token`, and optionally `mean` (the mean over the image's tokens is
+      another input) and `class_map` (the class token has its own maps).
   """
 
   inputs: tuple[str, ...] = ('token',)
@@ -211,7 +213,7 @@ class LinearAttention(nn.Module):
   quantization: str = 'none'
 
   def _map(self, rows: Array, mean: Array | None, prefix: str) -> Array:
-    """`rows·kernel + bias`, and what the image's mean adds to all rows."""
+    """`rows·kernel + bias`, plus the map of the image's mean for all rows."""
 
     def dense(name: str, use_bias: bool) -> Dense:
       return Dense(
@@ -232,7 +234,7 @@ class LinearAttention(nn.Module):
   ) -> Array:
     """n(x) `[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`.
 
-    The mean counts each token as often as `sizes` `[batch, tokens]` says.
+    The mean weights each token by `sizes` `[batch, tokens]`.
     """
     mean = None
     if 'mean' in self.inputs:
@@ -248,10 +250,10 @@ class LinearAttention(nn.Module):
 
 
 class BlendedAttention(nn.Module):
-  """An attention and the map that it is diluted into, side by side.
+  """An attention layer and the affine map that it is diluted into.
 
-  Both have their parameters where each has them by itself, so that dropping
-  those of one leaves the tree of the other.
+  The parameters of both are in the same place as without the other, so that
+  dropping one leaves the tree of the other.
   """
 
   num_heads: int
@@ -282,7 +284,7 @@ class BlendedAttention(nn.Module):
     queries: int | None = None,
     sizes: Array | None = None,
   ) -> tuple[Array, Array]:
-    """Norm1's output and n(x) to what either gives."""
+    """The attention of norm1's output `x`, and the map of `normal`, n(x)."""
     return (
       self.attention(x, queries, sizes),
       self.affine(normal, queries, sizes),

@@ -1,7 +1,7 @@
-"""The Linen module of a variant: how it is made, initialised and run.
+"""Make, initialise and run the Flax module of a variant.
 
-`make_module`, `init_params` and `forward` are where the rest of the package
-meets Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
+`make_module`, `init_params` and `forward` are what the rest of the package uses
+of Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
 
 
 def _checked_merge(merge: Any, depth: int) -> tuple[int, ...]:
-  """One number of tokens per block, or ()."""
+  """Returns `merge` if it is one number of tokens per block, or ()."""
   if not isinstance(merge, tuple) or len(merge) not in (0, depth):
     raise ModelError(
       f'merge={merge!r}: a module takes a tuple of one number per block; '
@@ -157,7 +157,7 @@ def init_head(module: ViT, seed: int = 0) -> Params:
     params = init_params(module, seed)
     return {name: params[name] for name in params if is_head(name)}
 
-  # Jitted as a whole: nothing of the rest is computed.
+  # Jitted as a whole, so that the other parameters are not computed.
   return jax.jit(init)()
 
 

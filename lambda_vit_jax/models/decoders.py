@@ -1,13 +1,12 @@
-"""Decoders for semantic segmentation: grids of tokens to logits per pixel.
+"""Segmentation decoders: grids of tokens to logits per pixel.
 
 `linear` maps each token of the final norm to its classes, as DINOv2's linear
 evaluation does (arXiv 2304.07193). `upernet` (Xiao et al., arXiv 1807.10221)
-reads the un-normed stream behind four blocks, rescales the grids by 4, 2, 1
+reads the un-normed stream after four blocks, rescales the grids by 4, 2, 1
 and 1/2, pools the coarsest over pyramids of 1, 2, 3 and 6 cells, and fuses all
-top-down; sizes are those that are usual for a ViT (512 channels). Its norms
-are LayerNorms over channels instead of batch norms: nothing depends on the
-other images of a batch, and there are no statistics to keep beside the
-parameters. There is no auxiliary head.
+top-down, with the usual sizes for a ViT (512 channels). Its norms are LayerNorms
+over channels instead of batch norms: no output depends on the other images of a
+batch, and there are no running statistics. There is no auxiliary head.
 """
 
 import dataclasses
@@ -33,30 +32,30 @@ KINDS = ('linear', 'upernet')
 """Values of `Decoder.kind`."""
 
 POOLS = (1, 2, 3, 6)
-"""Cells along each side that the coarsest grid is pooled to."""
+"""Cells along each side of the pooled versions of the coarsest grid."""
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
-"""Of the four grids, from the first block that is read to the last."""
+"""Scales of the four grids, from the first block that is read to the last."""
 
 EPSILON = 1e-6
-"""Of the norms of `upernet`."""
+"""Epsilon of the norms of `upernet`."""
 
 _MOST_CHANNELS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """What a ViT that segments has instead of a head; static and hashable.
+  """Description of a segmentation decoder; static and hashable.
 
   Attributes:
     kind: one of `KINDS`.
-    blocks: whose output streams `upernet` reads, ascending; empty for
-      `linear`.
+    blocks: indices of the blocks whose outputs `upernet` reads, ascending; empty
+      for `linear`.
     channels: width of `upernet`.
-    dropout: probability in training that a channel of an image is zero in
-      front of the last product.
-    doublings: per entry of `blocks` how often folding has halved the stream
-      there; the grid is multiplied by 2 to that (METHOD, section 2).
+    dropout: probability in training that a channel of an image is zeroed before
+      the last product.
+    doublings: per entry of `blocks` the k by which folding has scaled the stream
+      there to 2^-k; the grid is multiplied by 2^k (docs/method.md#folding).
   """
 
   kind: str = 'linear'
@@ -84,7 +83,7 @@ class Decoder:
       )
 
   def check_depth(self, depth: int) -> None:
-    """Raises ModelError where a block is read that the network lacks."""
+    """Raises ModelError if a block is read that the network lacks."""
     for block in self.blocks:
       if not 0 <= block < depth:
         raise ModelError(
@@ -93,20 +92,20 @@ class Decoder:
         )
 
   def factor(self, place: int, halvings: int = 0) -> float:
-    """What the grid at `place` of `blocks` is multiplied by.
+    """The factor of the grid at `place` of `blocks`.
 
     Args:
       place: index into `blocks`.
-      halvings: how often the program at hand has left out a doubling.
+      halvings: how many factors 2 the running program has left out.
     """
     folded = self.doublings[place] if self.doublings else 0
     return 2.0 ** (folded + halvings)
 
   def folded(self, counts: Sequence[int]) -> 'Decoder':
-    """The decoder behind a folded network.
+    """The decoder of the folded network.
 
     Args:
-      counts: k(l) of every block (`surgery.doublings`).
+      counts: k(l) of every block (`modes.doublings`).
     """
     old = self.doublings or (0,) * len(self.blocks)
     new = (counts[b] + k for b, k in zip(self.blocks, old, strict=True))
@@ -121,7 +120,7 @@ class Decoder:
 
   @classmethod
   def from_json(cls, fields: Any, depth: int) -> 'Decoder':
-    """Inverse of `to_json`; trusts nothing.
+    """Inverse of `to_json`, checking everything.
 
     Raises:
       ModelError: anything that `to_json` would not have written.
@@ -156,7 +155,7 @@ def spread_blocks(depth: int) -> tuple[int, ...]:
 
 
 def channel_dropout(x: Array, rate: float, key: Array | None) -> Array:
-  """Zeroes channels of an image, rescaling the others; nothing without key."""
+  """Zeroes channels of an image, rescaling the others; unchanged without key."""
   if key is None or not rate:
     return x
   shape = (x.shape[0], 1, 1, x.shape[-1])
@@ -262,7 +261,7 @@ class UperNet(nn.Module):
     )
 
   def _pool(self, level: Array) -> Array:
-    """Pyramid pooling: the grid beside its means over coarser cells."""
+    """Pyramid pooling: the grid together with its means over coarser cells."""
     height, width = level.shape[1:3]
     parts = [level]
     for cells in POOLS:

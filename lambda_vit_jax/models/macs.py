@@ -74,16 +74,15 @@ def _merging_macs(module: ViT, tokens: int, merged: int) -> int:
 
 
 def count_parameters(params: Params) -> int:
-  """Numbers in a tree of arrays (or of shapes)."""
+  """Number of parameters in a tree of arrays (or of shapes)."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def size_of(module: ViT) -> int:
-  """Numbers in the parameters of a module with a head, in closed form.
+  """Number of parameters of a module with a head, in closed form.
 
-  The same as counting `abstract_params` (but for the scales of a quantised
-  one), without tracing the network: a table of all variants is printed at
-  once.
+  The same as counting `abstract_params` (except for the scales of a quantised
+  module) without tracing the network, so that a table of all variants is fast.
   """
   width, patch = module.embed_dim, module.patch_size
   rows, columns = module.grid_size

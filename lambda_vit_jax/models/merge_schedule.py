@@ -1,4 +1,4 @@
-"""How many tokens each block merges away (`merging`): schedules, counted out."""
+"""Schedules of token merging: how many tokens each block merges away."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ _INTEGER = re.compile(r'[0-9]{1,6}')
 
 
 def most(patches: int) -> int:
-  """The most of so many patch tokens that one merging can take away."""
+  """How many of this many patch tokens one block can merge away."""
   return patches // 2
 
 
@@ -26,17 +26,17 @@ def merge_counts(
 ) -> tuple[int, ...]:
   """How many tokens each block really merges.
 
-  Blocks in mode `full` merge. The others have no keys, and `diluted` ones are
-  about to lose them: a block that merged until λ = 0 would change the number
-  of tokens in one step.
+  Only blocks in mode `full` merge. The others have no keys, except `diluted`
+  ones, which are about to lose them: if they merged until λ = 0, the number of
+  tokens would then jump.
 
   Args:
-    schedule: wanted per block; empty for none.
+    schedule: the requested number per block; empty for none.
     modes: one per block.
     patches: patch tokens of the first block.
 
   Returns:
-    Per block the wanted number, or as many as the tokens still allow.
+    Per block the requested number, or as many as the tokens still allow.
   """
   counts = []
   for mode, wanted in zip(modes, schedule or (0,) * len(modes), strict=True):
@@ -46,8 +46,8 @@ def merge_counts(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
-  """A parsed `merge`, and whether its numbers are meant to the letter."""
+class _Requested:
+  """A parsed `merge`, and whether its numbers must be met exactly."""
 
   counts: tuple[int, ...]
   exact: bool
@@ -70,15 +70,15 @@ def merge_schedule(
     depth: blocks.
     patches: patch tokens of one image.
     start: the first block that merges.
-    modes: one per block. Where they are known, a list is held against what
-      is left for each block. In the other forms later blocks merge as many
-      as they can if that is fewer.
+    modes: one per block. If given, a list is checked against the tokens that
+      are left for each block. In the other forms, later blocks merge fewer if
+      they run out of tokens.
 
   Returns:
     One number per block, or () where nothing merges.
 
   Raises:
-    ModelError: not one of these forms, or more than the tokens allow.
+    ModelError: another form, or more tokens than there are to merge.
   """
   text = str(start).strip()
   whole = not isinstance(start, bool) and _INTEGER.fullmatch(text)
@@ -102,10 +102,10 @@ def merge_schedule(
   return counts if any(counts) else ()
 
 
-def _parse(merge: Any, depth: int, start: int) -> _Wanted:
-  """The numbers that a user's `merge` stands for."""
+def _parse(merge: Any, depth: int, start: int) -> _Requested:
+  """The numbers that a user's `merge` means."""
   if merge is None:
-    return _Wanted((0,) * depth, False)
+    return _Requested((0,) * depth, False)
   if isinstance(merge, str):
     text = merge.strip().strip('()[]').strip()
     if ',' in text:
@@ -114,8 +114,8 @@ def _parse(merge: Any, depth: int, start: int) -> _Wanted:
     if named and named[1] in SCHEDULES:
       mean = int(named[2])
       if named[1] == 'decreasing':
-        return _Wanted(_decreasing(mean, depth, start), False)
-      return _Wanted((mean,) * depth, False)
+        return _Requested(_decreasing(mean, depth, start), False)
+      return _Requested((mean,) * depth, False)
     merge = text
   if isinstance(merge, Iterable) and not isinstance(merge, str):
     each = tuple(_count(value, merge) for value in merge)
@@ -124,8 +124,8 @@ def _parse(merge: Any, depth: int, start: int) -> _Wanted:
         f'merge: {len(each)} numbers for {depth} blocks; give one number for '
         'all, or one per block'
       )
-    return _Wanted(each, True)
-  return _Wanted((_count(merge, merge),) * depth, False)
+    return _Requested(each, True)
+  return _Requested((_count(merge, merge),) * depth, False)
 
 
 def _count(value: Any, merge: Any) -> int:

@@ -1,4 +1,4 @@
-"""`Model`: a frozen pair of a Linen module and its parameters."""
+"""`Model`: a frozen pair of a Flax module and its parameters."""
 
 import dataclasses
 from collections.abc import Sequence

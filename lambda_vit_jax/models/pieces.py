@@ -1,9 +1,9 @@
-"""One forward pass in pieces: embedding, single blocks, readout.
+"""Run a forward pass in pieces: embedding, single blocks, readout.
 
-A search over many variants of one network runs its blocks one at a time.
-Blocks that agree in their static fields are equal (and hash equal) as
-modules, so that one compilation serves all of them with their parameters as
-arguments. All functions are traceable and none is jitted.
+A search over many versions of one network runs its blocks one at a time. Blocks
+with the same static fields are equal (and hash equal) as modules, so that one
+compilation serves all of them, with their parameters as arguments. All functions
+are traceable and none is jitted.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from lambda_vit_jax.models.vit import ViT
 
 
 def stem_of(module: ViT) -> ViT:
-  """The module without its blocks: it embeds and reads out.
+  """The module without its blocks: embedding and readout.
 
   Raises:
-    ModelError: blocks merge tokens, so that they pass on more than a stream,
-      or a decoder reads more than the last one.
+    ModelError: blocks merge tokens, so that they return more than a stream, or
+      a decoder reads more than the last one.
   """
   if module.segmentation is not None:
     raise ModelError(
@@ -56,7 +56,7 @@ def block_of(
   return EncoderBlock(**(fields | _EVALUATION | {'attention_mode': mode}))
 
 
-# Fields that evaluation in mode `full` does not read, set alike for all.
+# Fields without effect in evaluation, set alike so that blocks are equal.
 _EVALUATION = {'drop_path_rate': 0.0, 'compensation': True}
 
 
@@ -86,19 +86,19 @@ def run_block(
   x: Array,
   read_tokens: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-  """The stream behind a block, and its intermediates (see `EncoderBlock`)."""
+  """The stream after a block, and its intermediates (see `EncoderBlock`)."""
   info = StreamInfo(read_tokens=read_tokens)
   result: Any = block.apply({'params': params}, x, info=info)
   return result
 
 
 def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
-  """What `fc2` reads: `[batch, tokens, hidden]`, of the stream between halves.
+  """The input of `fc2`: `[batch, tokens, hidden]`.
 
   Args:
     block: static.
     params: of the block.
-    x: `[batch, tokens, embed]`.
+    x: the stream after the attention half, `[batch, tokens, embed]`.
   """
   norm, first = params['norm2'], params['mlp']['fc1']
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']

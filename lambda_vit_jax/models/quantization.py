@@ -4,13 +4,13 @@ A matrix W `[inputs, outputs]` is stored as q and s with
 
   s[j] = max_i |W[i, j]| / 127,    q[i, j] = round(W[i, j] / s[j]),
 
-symmetric, so that 0 stays 0 and no offset has to be carried; each number is
-off by at most s[j] / 2. In a tree, `kernel_scale` stands beside each `kernel`
-that is quantised; norms, biases, tokens and positions stay as they are.
+which is symmetric: 0 stays 0 and there is no offset. The error of each number
+is at most s[j] / 2. In a tree, `kernel_scale` is next to each quantised
+`kernel`; norms, biases, tokens and positions stay as they are.
 
-Two ways to multiply by it: `weights` reads the integers as floats, for a file
-a quarter the size; `dynamic` quantises every token too, when it is known, and
-multiplies integers, which sum up exactly in 32 bits.
+There are two ways to multiply by it: `weights` converts the integers to floats,
+for a file of a quarter of the size; `dynamic` also quantises every token at run
+time and multiplies integers, whose sums are exact in 32 bits.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.runtime import matmul
 
 QUANTIZATIONS = ('none', 'weights', 'dynamic')
-"""What a module's `quantization` may be."""
+"""Values of a module's `quantization`."""
 
 SCALE = 'kernel_scale'
-"""Name of the scales `[outputs]` beside a `kernel`."""
+"""Name of the scales `[outputs]` of a `kernel`, next to it in the tree."""
 
 _LEVELS = 127
 
 MOST_INPUTS = (2**31 - 1) // _LEVELS**2
-"""Products of two 8-bit numbers that a 32-bit sum surely holds."""
+"""Number of products of 8-bit numbers whose sum always fits in 32 bits."""
 
-# What is smaller has no scale in float32's normal range; it becomes 0.
+# Smaller magnitudes have no scale in float32's normal range; they become 0.
 _SMALLEST = _LEVELS * float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -51,21 +51,21 @@ class Matrix:
   scale: Array | None = None
 
   def columns(self, start: int, stop: int | None = None) -> 'Matrix':
-    """Some of the output channels."""
+    """The output channels from `start` to `stop`."""
     scale = None if self.scale is None else self.scale[start:stop]
     return Matrix(self.values[:, start:stop], scale)
 
 
 def quantize(x: Array, axis: int | tuple[int, ...]) -> tuple[Array, Array]:
-  """`x` as int8 times float32 scales that are shared along `axis`.
+  """`x` as int8 times float32 scales, one for each slice along `axis`.
 
   Args:
-    x: floats. Rows that are not finite have a scale that is not.
+    x: floats. The scale of a slice that is not finite is not finite either.
     axis: of the largest magnitude.
 
   Returns:
     int8 of the shape of `x`, -127 to 127, and the scales with `axis` kept as
-    1. A slice of zeros (or of numbers below 1e-36) has the scale 1.
+    1. A slice of zeros (or of numbers below 1e-36) has scale 1.
   """
   x = x.astype(jnp.float32)
   largest = jnp.abs(x).max(axis=axis, keepdims=True)
@@ -130,7 +130,7 @@ def integer_product(x: Array, y: Array) -> Array:
 
 
 def quantize_tree(params: Params) -> Params:
-  """Every `kernel` of a tree as int8, its scales beside it; idempotent."""
+  """Every `kernel` of a tree as int8 with its scales; idempotent."""
   found: Params = {}
   for name, leaf in params.items():
     if isinstance(leaf, Mapping):
@@ -143,7 +143,7 @@ def quantize_tree(params: Params) -> Params:
 
 
 def dequantize_tree(params: Params) -> Params:
-  """The float32 numbers that a quantised tree stands for; idempotent."""
+  """The float32 values of a quantised tree; idempotent."""
   found: Params = {}
   for name, leaf in params.items():
     if isinstance(leaf, Mapping):

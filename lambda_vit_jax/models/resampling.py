@@ -1,10 +1,12 @@
-"""Grids of another size: two products with small constant matrices.
+"""Resize grids of tokens, logits and position embeddings.
 
-Any back end and any exported program runs them, for any batch size.
+Grids inside a model are resized by two products with small constant matrices,
+which every backend and exported program can run, for any batch size.
 """
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +17,8 @@ from lambda_vit_jax.core.typing import Array
 def bilinear_matrix(size: int, new_size: int) -> np.ndarray:
   """`[new_size, size]` float32: values at pixel centres, linear in between.
 
-  Beyond the outer centres the outermost value holds. Halving an even size is
-  the mean of pairs.
+  Beyond the outer centres the outermost value is repeated. Halving an even size
+  averages pairs.
   """
   places = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
   places = np.clip(places, 0, size - 1)
@@ -33,8 +35,8 @@ def bilinear_matrix(size: int, new_size: int) -> np.ndarray:
 def pooling_matrix(size: int, cells: int) -> np.ndarray:
   """`[cells, size]` float32: means over cells that cover the axis.
 
-  Cell i covers floor(i·size / cells) up to ceil((i + 1)·size / cells), so that
-  cells overlap where they do not divide the axis.
+  Cell i covers floor(i·size / cells) up to ceil((i + 1)·size / cells), so cells
+  overlap if their number does not divide the size.
   """
   matrix = np.zeros((cells, size), np.float32)
   for cell in range(cells):
@@ -45,7 +47,7 @@ def pooling_matrix(size: int, cells: int) -> np.ndarray:
 
 
 def resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-  """`[batch, height, width, channels]` with a matrix along each side."""
+  """Applies a matrix along each side of `[batch, height, width, channels]`."""
   x = jnp.einsum('nh,bhwc->bnwc', rows.astype(x.dtype), x)
   return jnp.einsum('nw,bhwc->bhnc', columns.astype(x.dtype), x)
 
@@ -65,43 +67,18 @@ def size_of_grid(x: Array) -> tuple[int, int]:
   return x.shape[1], x.shape[2]
 
 
-_CUBIC = -0.5
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-  """Keys' cubic kernel with a = -1/2, the one of antialiased bicubic."""
-  t = np.abs(distance)
-  near = ((_CUBIC + 2.0) * t - (_CUBIC + 3.0)) * t * t + 1.0
-  far = _CUBIC * (((t - 5.0) * t + 8.0) * t - 4.0)
-  return np.where(t < 1.0, near, np.where(t < 2.0, far, 0.0))
-
-
-def resize_matrix(source: int, target: int) -> np.ndarray:
-  """Weights `[target, source]` float64 of antialiased bicubic resampling.
-
-  Pixel centres lie at halves; shrinking widens the kernel by the ratio, and
-  at the borders the weights are normalised over what is there.
-  """
-  ratio = source / target
-  width = max(ratio, 1.0)
-  centres = (np.arange(target) + 0.5) * ratio
-  distance = np.arange(source) + 0.5 - centres[:, None]
-  weights = _cubic(distance / width)
-  return weights / weights.sum(axis=1, keepdims=True)
-
-
 def resize_positions(
   positions: Array,
   source: tuple[int, int],
   target: tuple[int, int],
   num_prefix: int,
 ) -> np.ndarray:
-  """Position embeddings of another grid of patches.
+  """Position embeddings for another grid of patches, by antialiased bicubic.
 
   Args:
     positions: `[1, num_prefix + rows·columns, embed]`.
-    source: (rows, columns) of the grid that they belong to.
-    target: (rows, columns) wanted.
+    source: (rows, columns) of their grid.
+    target: (rows, columns) of the new grid.
     num_prefix: leading slots (class token, …) that stay as they are.
 
   Returns:
@@ -111,11 +88,14 @@ def resize_positions(
   positions = np.asarray(positions)
   if source == target:
     return positions
-  grid = positions[0, num_prefix:].reshape(*source, -1).astype(np.float64)
-  rows = resize_matrix(source[0], target[0])
-  columns = resize_matrix(source[1], target[1])
-  resized = np.einsum('rh,cw,hwd->rcd', rows, columns, grid, optimize=True)
-  resized = resized.reshape(1, -1, positions.shape[-1])
+  width = positions.shape[-1]
+  grid = positions[0, num_prefix:].reshape(*source, width)
+  with jax.enable_x64(True):
+    resized = np.asarray(
+      jax.image.resize(
+        grid.astype(np.float64), (*target, width), 'cubic', antialias=True
+      )
+    ).reshape(1, -1, width)
   return np.concatenate(
     [positions[:, :num_prefix], resized.astype(positions.dtype)], axis=1
   )

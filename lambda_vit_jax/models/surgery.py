@@ -1,7 +1,7 @@
-"""Full parameter tree to pruned tree, and folding: pure functions on dicts.
+"""Prune and fold parameter trees: pure functions on dicts.
 
-A tree is a plain nested dict with blocks under `block00`, `block01`, …; see
-`lambda_vit_jax.models.block` for the modes (METHOD, section 2).
+A tree is a plain nested dict with blocks under `block00`, `block01`, …; the
+modes are in `lambda_vit_jax.models.modes`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,10 +18,10 @@ from lambda_vit_jax.models.quantization import SCALE
 
 
 def prune_tree(tree: Params, layers: Iterable[int]) -> Params:
-  """Drops the attention half of `layers`; shares every other leaf.
+  """Drops the attention half of `layers`; shares all other leaves.
 
-  Works on any tree shaped like the parameters (moments, averages) and is
-  idempotent.
+  Works on any tree with the structure of the parameters (optimizer moments,
+  moving averages) and is idempotent.
   """
   pruned = dict(tree)
   for layer in layers:
@@ -35,9 +35,9 @@ def prune_tree(tree: Params, layers: Iterable[int]) -> Params:
 
 
 def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
-  """Of the attention half of `layers`, only its affine maps stay.
+  """Drops the attention half of `layers` except for its affine maps.
 
-  Works on any tree shaped like the parameters, and is idempotent.
+  Works on any tree with the structure of the parameters, and is idempotent.
   """
   layers = tuple(layers)
   kept = prune_tree(tree, layers)
@@ -54,11 +54,11 @@ def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
 
 
 def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
-  """Divides what each branch of block l writes by 2^k(l).
+  """Divides the output of each branch of block l by 2^k(l).
 
-  The factor goes into LayerScale's γ where there is one, else into kernel
-  and bias of the output projection. A power of two: exact in floating point
-  unless a number underflows.
+  The factor goes into LayerScale's γ if there is one, otherwise into kernel and
+  bias of the output projection. A power of two is exact in floating point unless
+  a number underflows.
   """
   folded = dict(params)
   for index, count in enumerate(doublings(modes)):
@@ -84,7 +84,7 @@ def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
 
 
 def _scaled(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
-  # The integers of a quantised kernel stay: its scales take the factor.
+  # The integers of a quantised kernel stay; its scales are multiplied.
   fixed = 'kernel' if SCALE in leaves else ''
   return {
     name: value if name == fixed else value * scale

@@ -1,12 +1,12 @@
-"""Token merging: bipartite soft matching.
+"""Merge similar tokens by bipartite soft matching (token merging).
 
 Written from the paper (Bolya et al., "Token Merging: Your ViT But Faster",
-arXiv 2210.09461). Behind an attention, the image's tokens fall alternately
-into two sets. Each token of the first set is linked to the token of the
-second whose key (the mean over heads) is most similar by cosine; along the r
-strongest links tokens are merged into the mean weighted by how many patches
-each stands for, its size. Leading tokens (class, distillation, registers)
-never take part. Shapes depend on r alone, which is static.
+arXiv 2210.09461). After an attention layer, the image's tokens are assigned
+alternately to two sets. Each token of the first set is linked to the token of
+the second whose key (the mean over heads) has the largest cosine similarity.
+Along the r strongest links, tokens are merged into their mean, weighted by size,
+the number of patches in each. Leading tokens (class, distillation, registers)
+are never merged. Shapes depend on r alone, which is static.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ from lambda_vit_jax.core.typing import Array
 
 
 class Matching(NamedTuple):
-  """Which patch tokens merge; `first` has those at even places, `second` odd.
+  """Which patch tokens merge: `first` has the even positions, `second` the odd.
 
   Attributes:
-    kept: places in `first` that stay, ascending, `[..., first - r]`.
-    merged: places in `first` that go, strongest link first, `[..., r]`.
-    into: their partners' places in `second`, `[..., r]`.
+    kept: positions in `first` that stay, ascending, `[..., first - r]`.
+    merged: positions in `first` that go, strongest link first, `[..., r]`.
+    into: the positions in `second` that they merge into, `[..., r]`.
   """
 
   kept: Array
@@ -37,20 +37,20 @@ def match(keys: Array, count: int, leading: int) -> Matching:
 
   Args:
     keys: one vector per token, `[..., tokens, channels]`.
-    count: r, how many tokens go; static, at most half of the others.
-    leading: tokens in front that take no part.
+    count: r, the number of tokens that go; static, at most half of the patches.
+    leading: leading tokens, which are never merged.
   """
   wide = _wide(keys.dtype)
   keys = jax.lax.stop_gradient(keys[..., leading:, :]).astype(wide)
   norm = jnp.sqrt((keys * keys).sum(axis=-1, keepdims=True))
-  # A key of zeros is similar to none.
+  # A zero key has similarity 0 to all.
   keys = keys / jnp.maximum(norm, jnp.finfo(wide).tiny)
   similarity = jnp.einsum(
     '...ac,...bc->...ab',
     *_halves(keys, axis=-2),
     precision=jax.lax.Precision.HIGHEST,
   )
-  # Stable: on a tie the lower place goes first.
+  # Stable: on a tie the lower position comes first.
   order = jnp.argsort(-similarity.max(axis=-1), axis=-1, stable=True)
   merged = order[..., :count]
   into = _take(similarity.argmax(axis=-1), merged, axis=-1)
@@ -60,17 +60,17 @@ def match(keys: Array, count: int, leading: int) -> Matching:
 def merge(
   x: Array, sizes: Array | None, matching: Matching, leading: int
 ) -> tuple[Array, Array]:
-  """Merges tokens into the mean over the patches that they stand for.
+  """Merges tokens into the mean over their patches.
 
   Args:
     x: `[..., tokens, embed]`.
-    sizes: patches that each token stands for, `[..., tokens]`; None for one.
+    sizes: patches in each token, `[..., tokens]`; None for one each.
     matching: of these tokens.
-    leading: tokens in front that stay as they are.
+    leading: leading tokens, which stay as they are.
 
   Returns:
     The tokens `[..., tokens - r, embed]`: the leading ones, those of `first`
-    that stay, then `second`; and their sizes. Sums of sizes are kept.
+    that stay, then `second`; and their sizes, whose sum does not change.
   """
   if sizes is None:
     sizes = jnp.ones(x.shape[:-1], _wide(x.dtype))
@@ -78,8 +78,8 @@ def merge(
   first_sizes, second_sizes = _halves(sizes[..., leading:], axis=-1)
   gone = matching.merged
   gone_sizes = _take(first_sizes, gone, axis=-1)
-  # A product with zeros and ones instead of a scatter, which processors and
-  # accelerators alike do one row at a time.
+  # A product with zeros and ones instead of a scatter, which CPUs and
+  # accelerators alike execute row by row.
   into = jax.nn.one_hot(matching.into, second.shape[-2], dtype=sizes.dtype)
   gained = jnp.einsum(
     '...rb,...r->...b',
@@ -94,8 +94,8 @@ def merge(
     gone_sizes[..., None] * wide,
     precision=jax.lax.Precision.HIGHEST,
   )
-  # The weighted mean, as a step from where the token is: one that gains
-  # nothing stays what it is to the last bit.
+  # The weighted mean as an update of the token: a token that gains nothing
+  # keeps its exact value.
   wide = second.astype(sizes.dtype)
   step = sums - gained[..., None] * wide
   wide = wide + step / (second_sizes + gained)[..., None]
@@ -116,16 +116,16 @@ def merge(
 
 
 def places(matching: Matching, patches: int) -> Array:
-  """Where `merge` puts each patch token, counted from the first of them.
+  """The position after `merge` of each patch token, among the patch tokens.
 
   Args:
     matching: of these tokens.
-    patches: how many there were.
+    patches: number of patch tokens before.
 
   Returns:
     `[..., patches]` int32, below `patches - r`.
   """
-  # What is left are `kept` of the first set, then the second set.
+  # After merging: `kept` of the first set, then the second set.
   num_first = matching.kept.shape[-1] + matching.merged.shape[-1]
   num_kept = matching.kept.shape[-1]
   lead = matching.kept.shape[:-1]
@@ -144,28 +144,28 @@ def places(matching: Matching, patches: int) -> Array:
 
 
 def interleaved(patches: int, num_first: int) -> np.ndarray:
-  """Of each patch token its place where the first set precedes the second."""
+  """Position of each patch token if the first set precedes the second."""
   index = np.arange(patches)
   return index // 2 + index % 2 * num_first
 
 
 def follow(owners: Array | None, moved: Array) -> Array:
-  """Where patches are after one more merging.
+  """The token that each patch is part of, after one more merging.
 
   Args:
-    owners: the token that each patch is part of, `[..., patches]`; None where
-      nothing has merged yet.
+    owners: the same before it, `[..., patches]`; None if nothing has been
+      merged yet.
     moved: `places` of the tokens.
   """
   return moved if owners is None else _take(moved, owners, axis=-1)
 
 
 def spread(x: Array, owners: Array | None) -> Array:
-  """Every patch again, each as the token that it is part of.
+  """Undoes merging: each patch gets the token that it is part of.
 
   Args:
     x: patch tokens, `[..., tokens, embed]`.
-    owners: `[..., patches]`, of `follow`; None where nothing has merged.
+    owners: `[..., patches]`, of `follow`; None if nothing has been merged.
 
   Returns:
     `[..., patches, embed]`.
@@ -174,7 +174,7 @@ def spread(x: Array, owners: Array | None) -> Array:
 
 
 def weighted_mean(x: Array, sizes: Array | None) -> Array:
-  """The mean over the patches that the tokens stand for.
+  """The mean over tokens, weighted by their number of patches.
 
   Args:
     x: `[..., tokens, embed]`.
@@ -188,12 +188,12 @@ def weighted_mean(x: Array, sizes: Array | None) -> Array:
 
 
 def _wide(dtype: Any) -> Any:
-  """Where similarities and sums are kept: float32, or float64 if that is."""
+  """Dtype of similarities and sums: float32, or float64 for float64."""
   return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _halves(x: Array, axis: int) -> tuple[Array, Array]:
-  """Every other entry from the first on, and from the second on."""
+  """The entries at even positions, and those at odd positions."""
   end = x.shape[axis]
   axis %= x.ndim
   return (

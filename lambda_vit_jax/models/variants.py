@@ -1,4 +1,4 @@
-"""The table of variants, by timm's names (their sizes are the papers')."""
+"""Table of known architectures, by timm's names."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from lambda_vit_jax.core.preprocessing import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """What a name stands for; every field can be overridden by a config.
+  """An architecture and its preprocessing; a config can override each field.
 
   See `ViT` for the architecture fields and `Preprocessing` for `mean` to
   `interpolation`.
@@ -40,8 +40,7 @@ class Variant:
   crop_ratio: float = 0.875
   interpolation: str = 'bicubic'
   weights: str = ''
-  # A name of timm's that makes this one with other arguments, where timm has
-  # none for it.
+  # If timm has no name for it: the name that makes it with other arguments.
   timm_name: str = ''
 
   @property
@@ -94,15 +93,15 @@ _STOCK: _Fields = {'timm_name': 'vit_tiny_patch16_224'}
 def _timm(
   name: str, size: str, patch: int, pixels: int, **fields: Any
 ) -> Variant:
-  """One of timm's, with what most of them share.
+  """A variant of timm's, with the fields that most of them share.
 
   Args:
     name: the architecture; `.tag` of the weights may follow.
     size: a key of `_SIZES`.
     patch: patch size.
     pixels: image size.
-    **fields: what differs. `tag` names the weights on the hub that timm
-      takes by default, where it has any.
+    **fields: the fields that differ. `tag` names the weights that timm loads by
+      default, if it has any.
   """
   tag = fields.pop('tag', '')
   defaults: _Fields = {'crop_ratio': 1.0 if pixels > 224 else 0.9}
@@ -127,7 +126,7 @@ def _mae(size: str) -> Variant:
 
 
 def _deit(size: str, pixels: int = 224, **fields: Any) -> Variant:
-  """DeiT; its stochastic depth is constant over depth in size Base alone."""
+  """DeiT; only for Base is stochastic depth constant over the blocks."""
   distilled = '_distilled' if fields.get('distilled') else ''
   name = f'deit_{size}{distilled}_patch16_{pixels}'
   shape = 'constant' if size == 'base' else 'linear'
@@ -137,7 +136,7 @@ def _deit(size: str, pixels: int = 224, **fields: Any) -> Variant:
 
 
 def _deit3(size: str, patch: int = 16, pixels: int = 224) -> Variant:
-  """DeiT III: LayerScale, positions for the patches alone."""
+  """DeiT III: LayerScale, and positions only for the patches."""
   return _timm(
     f'deit3_{size}_patch{patch}_{pixels}',
     size,
@@ -167,7 +166,7 @@ def _dinov2(size: str, num_registers: int = 0) -> Variant:
 
 
 def _clip(name: str, **fields: Any) -> Variant:
-  """CLIP's image tower: a norm in front, no patch bias, epsilon 1e-5."""
+  """CLIP's image tower: a norm before the blocks, no patch bias, eps 1e-5."""
   return _timm(
     name, 'base', 16, 224, norm_eps=1e-5, pre_norm=True, **(_CLIP | fields)
   )
@@ -244,10 +243,10 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def get_variant(name: str) -> Variant:
-  """The variant of that name; another tag of timm's (`.fb_in1k`) may follow.
+  """The variant of that name, with or without a tag of timm's (`.fb_in1k`).
 
   Raises:
-    ModelError: no such variant; the nearest names are offered.
+    ModelError: no such variant; the message names the nearest.
   """
   if name in VARIANTS:
     return VARIANTS[name]

@@ -42,22 +42,22 @@ class ViT(nn.Module):
     pooling: `token` reads the class token, `avg` the mean of the patches.
     distilled: a second leading token with a head of its own; the two heads'
       logits are averaged.
-    num_registers: register tokens behind the class token.
+    num_registers: register tokens after the class token.
     position_on_class: whether the position embedding has slots for the
-      leading tokens (added after they are put in front) or for patches only.
+      leading tokens or only for patches.
     pre_norm: a norm before the first block, and no patch bias (CLIP).
     pre_norm_eps: the epsilon of that norm.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
-    linear_inputs: what blocks in mode `linear` map: `token`, and perhaps
-      `mean` (of the image's tokens) and `class_map` (one for that token).
+    linear_inputs: inputs of blocks in mode `linear`: `token`, and optionally
+      `mean` (of the image's tokens) and `class_map` (a map for that token).
     dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
-    merge: patch tokens that each block is to merge away, empty for none; see
-      `merge_counts` for what they do.
+    merge: patch tokens that each block should merge away, empty for none; see
+      `merge_counts` for the actual numbers.
     quantization: `none`, or how products with matrices of 8-bit integers are
       computed, `weights` or `dynamic` (`lambda_vit_jax.models.quantization`).
-    segmentation: what decodes the tokens to a class per pixel, in place of the
-      head; None for a network that classifies.
+    segmentation: the decoder to a class per pixel, instead of the head; None for
+      classification.
   """
 
   image_size: tuple[int, int]
@@ -93,7 +93,7 @@ class ViT(nn.Module):
 
   @property
   def num_prefix_tokens(self) -> int:
-    """Leading tokens that are no patches: class, distillation, registers."""
+    """Leading tokens before the patches: class, distillation, registers."""
     return 1 + int(self.distilled) + self.num_registers
 
   @property
@@ -122,7 +122,7 @@ class ViT(nn.Module):
 
   @property
   def merge_counts(self) -> tuple[int, ...]:
-    """Patch tokens that each block merges away (`merge_plan.merge_counts`)."""
+    """Patch tokens that each block merges away (`merge_schedule`)."""
     patches = self.num_tokens - self.num_prefix_tokens
     return merge_schedule.merge_counts(
       self.merge, self.attention_modes, patches
@@ -173,7 +173,7 @@ class ViT(nn.Module):
       self, 'pos_embed', small_init, (1, positions, embed_dim)
     )
     if self.pre_norm:
-      # In front of every block: folding leaves its epsilon alone.
+      # Before all blocks: folding does not change its epsilon.
       self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
     make_block = EncoderBlock
     if self.remat:
@@ -233,9 +233,9 @@ class ViT(nn.Module):
 
     Returns the pooled features `[batch, embed]` instead where the model has
     no head, and `features` (pooled, after the final norm; the mean of both
-    leading tokens where there are two) among the intermediates. `x` may hold
-    the `read_tokens` leading tokens alone; it is `2^-halvings` of the stream.
-    A mean over the patches counts each token `sizes` times.
+    leading tokens where there are two) among the intermediates. `x` may contain
+    only the `read_tokens` leading tokens; it is `2^-halvings` of the stream.
+    A mean over the patches weights each token by `sizes`.
     """
     taps = {}
     if self.norm_before_pool:

@@ -1,1 +1,11 @@
-"""The machine: compiling, mesh, processes, signals and progress."""
+"""The machine: compilation, devices, processes, signals, progress.
+
+- `startup`: compilation cache and memory, set up before JAX starts.
+- `compilation`: `jax.jit` with the XLA options that are fastest here.
+- `matmul`: matrix products, split where a CPU is faster with it.
+- `sharding`: the device mesh, and how arrays are sharded over it.
+- `processes`: jobs of several processes.
+- `supervise`: the work in a child process, so that a crash is reported.
+- `signals`: SIGTERM and Ctrl-C.
+- `progress`: progress bars and messages.
+"""

@@ -1,17 +1,18 @@
-"""How programs are compiled for the machine at hand: the one place that picks.
+"""Compile programs with the XLA options that are fastest on this machine.
 
-On a CPU, XLA hands products of floats to YNNPACK. Told not to, it takes
-Eigen's loops around oneDNN's kernels, which on x86 are faster by a quarter to
-a half; reductions stay with YNNPACK, and with them a softmax and the products
-on both its sides, which it fuses into one pass (`benchmarks/products.py`).
+By default, XLA on a CPU computes products of floats with YNNPACK. With the
+options below it uses Eigen's loops around oneDNN's kernels instead, which on x86
+are faster by a quarter to a half. Reductions stay with YNNPACK, and so do a
+softmax and the products before and after it, which YNNPACK fuses into one pass
+(`benchmarks/products.py`).
 
-Three things Eigen does badly. A matrix whose rows are a multiple of 4 KiB long
-is slow, as the rows of a tile then share their places in the cache: such a
-product is taken in pieces (`column_pieces`). Where rows are longer than a page
-of memory, each row of a tile is on another page, also in what is made from the
-product: q, k and v come from three products then, and an MLP adds up pieces of
-its hidden layer (`long_rows`, `hidden_pieces`). Products of integers are slower
-by much: a program that reads int8 is left to XLA's own choice.
+Eigen is slow in three cases. If the rows of a matrix are a multiple of 4 KiB
+long, the rows of a tile compete for the same cache lines: such a product is
+split into pieces (`column_pieces`). If rows are longer than a page of memory,
+each row of a tile is on another page, in the product's output as well: q, k and
+v are then three products, and an MLP sums over pieces of its hidden layer
+(`long_rows`, `hidden_pieces`). Products of integers are much slower: a program
+that reads int8 is compiled without these options.
 """
 
 import contextvars
@@ -30,7 +31,7 @@ _X86 = ('x86_64', 'amd64')
 _FLAG = 'xla_cpu_experimental_ynn_fusion_type'
 _CPU_OPTIONS = {_FLAG: 'LIBRARY_FUSION_TYPE_REDUCE'}
 
-# A row of such a length starts where the row before did, in the cache.
+# Rows of this length all start at the same place of the cache.
 _ALIASING_BYTES = 4096
 _MOST_COLUMNS = 384
 _LEAST_COLUMNS = 128
@@ -43,15 +44,15 @@ _LEAST_ROWS_TO_PART = 1024
 
 _INT8 = np.dtype(np.int8)
 
-# Whether what is traced now will be compiled with the options.
+# Whether the program being traced will be compiled with the options.
 _tuning = contextvars.ContextVar('tuning', default=False)
 
 
 def compiler_options() -> dict[str, str]:
-  """What XLA is told on the default backend; empty where it knows best.
+  """Options for XLA on the default backend; empty to use its defaults.
 
-  A flag is experimental: a compiler that does not know it any more is left
-  alone, and so is a user who sets it in `XLA_FLAGS`.
+  The flag is experimental: nothing is set if the compiler does not know it any
+  more, or if the user sets it in `XLA_FLAGS`.
   """
   return dict(_CPU_OPTIONS) if _has_options() else {}
 
@@ -67,16 +68,16 @@ def _has_options() -> bool:
   try:
     jax.jit(jnp.negative, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
   except Exception:
-    # Its type is not part of JAX's interface, and nothing else can fail here.
+    # The exception's type is not public in JAX, and nothing else can fail here.
     return False
   return True
 
 
 def column_pieces(rows: int, columns: int, dtype: Any) -> int:
-  """Into how many equal pieces a product's columns are best cut; 1 for none.
+  """Into how many equal pieces to split the columns of a product; 1 for none.
 
-  None outside of a `Program`, whose options make it worth while, and none
-  where a mesh might have parts of the factors on several devices.
+  Splitting pays only with the options of a `Program`, and is left out if there
+  are several devices, which may hold parts of the factors.
 
   Args:
     rows: of the left factor.
@@ -92,7 +93,7 @@ def column_pieces(rows: int, columns: int, dtype: Any) -> int:
 
 
 def long_rows(rows: int, columns: int, dtype: Any) -> bool:
-  """Whether a product is better made as the parts that it is split into.
+  """Whether a product that is split afterwards is faster as several products.
 
   Args:
     rows: of the left factor.
@@ -109,7 +110,7 @@ def long_rows(rows: int, columns: int, dtype: Any) -> bool:
 
 
 def hidden_pieces(rows: int, columns: int, dtype: Any) -> int:
-  """Into how many equal pieces an MLP's hidden layer is best cut; 1 for none.
+  """Into how many equal pieces to split an MLP's hidden layer; 1 for none.
 
   Args:
     rows: of the MLP's input.
@@ -127,8 +128,8 @@ def _equal_pieces(columns: int) -> int:
 class Program:
   """`jax.jit` with `compiler_options`, for programs with large products.
 
-  Within another program (a caller's `jax.jit`, `jax.grad`, `jax.vmap`) it is
-  `jax.jit` alone, as options are the outermost program's affair.
+  Within another transformation (`jax.jit`, `jax.grad`, `jax.vmap`) it is just
+  `jax.jit`, since only the outermost program can have compiler options.
   """
 
   def __init__(self, function: Callable[..., Any], **options: Any) -> None:
@@ -143,7 +144,7 @@ class Program:
     if not options:
       return self._plain
 
-    # A function of its own: JAX keeps what it traced by function.
+    # A separate function, because JAX caches traces by function.
     @functools.wraps(self._function)
     def tuned(*args: Any, **kwargs: Any) -> Any:
       token = _tuning.set(True)
@@ -160,7 +161,7 @@ class Program:
         return self._plain
       if getattr(leaf, 'dtype', None) == _INT8:
         return self._plain
-    # With nothing but constants as arguments, a trace shows in what it makes.
+    # If all arguments are constants, only a new array shows an outer trace.
     with jax.transfer_guard('allow'):
       within = isinstance(jnp.zeros(()), jax.core.Tracer)
     return self._plain if within else self._tuned
@@ -181,7 +182,7 @@ class Program:
     return self._plain.eval_shape(*args, **kwargs)
 
   def clear_cache(self) -> None:
-    """Forgets what was compiled."""
+    """Forgets all compiled programs."""
     for jitted in (self._plain, self._tuned):
       # Not in the type that JAX declares.
       cast(Any, jitted).clear_cache()

@@ -1,9 +1,9 @@
-"""Jobs of several processes: joining, agreeing, and waiting for each other.
+"""Jobs of several processes: join, exchange small values, wait for each other.
 
-Small values travel over the key-value store of JAX's coordination service,
-which needs no device: waiting costs no collective, may take hours, and a
-signal is still answered. Arrays travel over the mesh and are not handled
-here. In a single process every function returns at once.
+Values go through the key-value store of JAX's coordination service, which needs
+no device: waiting costs no collective, may take hours, and signals are still
+handled. Arrays go over the mesh and are not handled here. With a single process
+every function returns at once.
 """
 
 import itertools
@@ -16,8 +16,8 @@ import jax
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.runtime import supervise
 
-# A process that the coordinator has not heard of for so long is dead. The
-# others then end, well within a minute.
+# A process that the coordinator has not heard from for this long counts as
+# dead. The others then end, well within a minute.
 _HEARTBEAT_SECONDS = 20
 _JOIN_SECONDS = 300
 # Waiting is cut into slices, between which signal handlers run.
@@ -37,16 +37,16 @@ def join(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Joins the job; must come before anything touches a device.
+  """Joins the job; call it before anything uses a device.
 
-  Without arguments the job is found by JAX: TPU pods, Slurm, Open MPI,
+  Without arguments JAX finds the job: TPU pods, Slurm, Open MPI,
   Kubernetes.
 
   Raises:
     UsageError: no job is found.
     LambdaVitError: the others did not come, or the address does not work.
   """
-  # We handle signals ourselves (`interrupt`).
+  # We handle signals ourselves (`runtime.signals`).
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   explicit = coordinator is not None
@@ -76,8 +76,8 @@ def join(
 def leave(failed: bool = False) -> None:
   """Ends this process's part in the job.
 
-  After a failure the others are given a moment to fail by themselves, with
-  the better message; then they notice that this process is gone.
+  After a failure, the others get a moment to fail by themselves with a better
+  message, before they notice that this process is gone.
   """
   if not jax.distributed.is_initialized():
     return
@@ -90,7 +90,7 @@ def leave(failed: bool = False) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-  """The JSON value of every process, in their order; also a barrier.
+  """The JSON values of all processes, in order; also a barrier.
 
   Every process must call this, `from_leader` and `barrier` in the same order.
 
@@ -105,15 +105,15 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-  """Waits until every process is here."""
+  """Waits until every process has called this."""
   gather(None)
 
 
 def from_leader(make: Callable[[], Any]) -> Any:
-  """What `make` returns in the leading process, a JSON value, for all.
+  """The JSON value that `make` returns in the leading process, for all.
 
   Raises:
-    LostProcessError: the leader is gone, because `make` failed perhaps.
+    LostProcessError: the leader is gone, for example because `make` failed.
   """
   if jax.process_count() == 1:
     return make()
@@ -124,12 +124,12 @@ def from_leader(make: Callable[[], Any]) -> Any:
 
 
 def is_leader() -> bool:
-  """Whether this process writes files and speaks."""
+  """Whether this process writes files and prints messages."""
   return jax.process_index() == 0
 
 
 def publish(name: str, value: Any) -> bool:
-  """Sets a value for all to read; False where another process was first.
+  """Sets a value for all processes; False if another has already set it.
 
   Raises:
     LostProcessError: the coordinator is gone.
@@ -148,7 +148,7 @@ def await_value(name: str, stopped: Callable[[], bool] | None = None) -> Any:
 
   Args:
     name: its name.
-    stopped: asked once a second; True ends the waiting with None.
+    stopped: called once a second; if it returns True, None is returned.
 
   Raises:
     LostProcessError: the coordinator is gone.
@@ -172,7 +172,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def lost_line() -> str:
-  """What to say when another process is gone."""
+  """The error line for a lost process."""
   return supervise.lost_message(jax.process_index(), jax.process_count())
 
 

@@ -1,7 +1,7 @@
-"""What a person sees while something takes long.
+"""Progress bars and messages on stderr.
 
-A rich progress bar on a terminal, plain lines where output goes to a file,
-nothing with `--quiet`. Only process 0 of a multi-host job speaks.
+A rich progress bar on a terminal, plain lines if output goes to a file, nothing
+with `--quiet`. Only process 0 of a multi-host job prints.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _PLAIN_EVERY = 10.0
 
 
 class Bar:
-  """Progress of one task; also its own plain-line form."""
+  """Progress of one task, as a bar or as plain lines."""
 
   def __init__(
     self,
@@ -37,7 +37,7 @@ class Bar:
       self._task = progress.add_task(description, total=total, note='')
 
   def update(self, done: int, note: str = '') -> None:
-    """Sets how much is done, and a short note beside it."""
+    """Sets how much is done, and a short note next to it."""
     self._done = done
     if self._progress is not None and self._task is not None:
       self._progress.update(self._task, completed=done, note=note)
@@ -50,12 +50,12 @@ class Bar:
       )
 
   def advance(self, count: int = 1, note: str = '') -> None:
-    """Adds to how much is done."""
+    """Adds `count` to how much is done."""
     self.update(self._done + count, note)
 
 
 class Reporter:
-  """Says lines and shows bars on stderr; results go to stdout elsewhere."""
+  """Prints messages and bars on stderr; results go to stdout elsewhere."""
 
   def __init__(self, quiet: bool = False, leader: bool = True):
     self._leader = leader
@@ -63,12 +63,12 @@ class Reporter:
     self.console = rich.console.Console(stderr=True, highlight=False)
 
   def say(self, line: str) -> None:
-    """One line for a person."""
+    """Prints one line, unless quiet."""
     if not self._silent:
       self.console.print(line, markup=False, soft_wrap=True)
 
   def warn(self, line: str) -> None:
-    """A line that should not be missed; shown with `--quiet` as well."""
+    """Prints a warning, with `--quiet` as well."""
     if self._leader:
       self.console.print(f'warning: {line}', markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The mesh, and where arrays live on it.
+"""The device mesh, and how arrays are sharded over it.
 
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters.
 """
@@ -14,7 +14,7 @@ from lambda_vit_jax.core.errors import UsageError
 
 BATCH_AXES = ('data', 'fsdp')
 
-# A leaf with fewer numbers than this is not worth a collective.
+# Splitting a smaller leaf is not worth a collective.
 _SMALLEST_SHARDED = 2**14
 
 
@@ -24,8 +24,8 @@ def make_mesh(fsdp: int = 1) -> Mesh:
   Raises:
     UsageError: `fsdp` does not divide the number of devices.
   """
-  # A process's devices next to each other, so that its part of a batch is
-  # the same rows for any number of processes.
+  # The devices of a process are next to each other, so that the rows of a batch
+  # have the same order for any number of processes.
   devices = sorted(
     jax.devices(), key=lambda device: (device.process_index, device.id)
   )
@@ -39,7 +39,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises UsageError where devices cannot share a batch evenly."""
+  """Raises UsageError if a batch does not divide over the devices."""
   if batch_size < 1 or batch_size % mesh.size:
     raise UsageError(
       f'batch_size={batch_size} is not divisible by the {mesh.size} devices; '
@@ -48,24 +48,24 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The batch axis over every device."""
+  """Sharding of the batch axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """Sharding with a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """A copy of every leaf on every device of every process."""
+  """Copies every leaf to every device of every process."""
 
-  def put(leaf: Any) -> jax.Array:
+  def place(leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
       leaf = np.asarray(leaf)
     return jax.device_put(leaf, replicated(mesh))
 
-  return jax.tree.map(put, tree)
+  return jax.tree.map(place, tree)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -86,7 +86,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """This process's part of a batch to global arrays over the mesh."""
+  """Turns this process's part of a batch into global arrays over the mesh."""
   sharding = batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, np.asarray(value))

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: finish the step, save, say so, exit 143 or 130.
+"""On SIGTERM or Ctrl-C: finish the step, save, report it, exit 143 or 130.
 
-In a job of several processes a signal to any of them stops all at the same
-step: they agree on it over the coordination service, without a device.
+In a job of several processes, a signal to any of them stops all at the same
+step. They agree on it through the coordination service, without a device.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _SAME_SECONDS = 2.0
 
 
 def raise_on_signals() -> None:
-  """Outside of training there is nothing to save: a signal raises at once."""
+  """Makes a signal raise at once: outside of training nothing has to be saved."""
 
   def handler(signum: int, frame: FrameType | None) -> None:
     del frame
@@ -39,7 +39,7 @@ def raise_on_signals() -> None:
 
 
 class StopFlag:
-  """Set by a signal; `signum` is 0 until one came to this process."""
+  """Set by a signal; `signum` is 0 until this process receives one."""
 
   def __init__(self) -> None:
     self.signum = 0
@@ -47,10 +47,10 @@ class StopFlag:
     self._saving = False
 
   def receive(self, signum: int) -> bool:
-    """Notes a signal; returns whether it is one too many.
+    """Notes a signal; returns whether the process should stop at once.
 
-    It is not while what is to be saved is being saved, nor right after the
-    first.
+    That is on a second signal, unless a checkpoint is being saved or the first
+    one came only a moment ago.
     """
     again = self.signum and time.monotonic() - self._since > _SAME_SECONDS
     if not self.signum:
@@ -58,17 +58,17 @@ class StopFlag:
     return bool(again) and not self._saving
 
   def reached(self, step: int) -> int:
-    """The signal to stop at after `step` steps, 0 to go on."""
+    """The signal that stops training after `step` steps, 0 to continue."""
     del step
     return self.signum
 
   def finish(self) -> int:
-    """After the last step: the signal that came meanwhile, or 0."""
+    """After the last step: the signal that arrived in the meantime, or 0."""
     return self.signum
 
   @contextlib.contextmanager
   def saving(self) -> Iterator[None]:
-    """While open, further signals change nothing."""
+    """While open, further signals are ignored."""
     self._saving = True
     try:
       yield
@@ -77,16 +77,16 @@ class StopFlag:
 
 
 class SharedStopFlag(StopFlag):
-  """The same for a job of several processes, which stop at one step.
+  """A stop flag for a job of several processes, which stop at the same step.
 
-  A signal is published. In every process a thread then publishes how many
-  steps were begun and holds the next one back; all go on to the greatest of
-  these numbers plus one. The thread answers even while the main thread waits
-  for a collective, so nobody waits for a process that cannot come.
+  The process that gets a signal publishes it. In every process a thread then
+  publishes how many steps were begun and holds back the next one; all continue
+  to the greatest of these numbers plus one. The thread answers even while the
+  main thread waits for a collective, so that no process waits in vain.
   """
 
   def __init__(self, name: str):
-    """Starts to listen.
+    """Starts the thread that listens for a published signal.
 
     Args:
       name: of this stretch of training, the same in all processes.
@@ -125,7 +125,7 @@ class SharedStopFlag(StopFlag):
         if steps:
           self._stop_at, self._agreed = max(steps) + 1, signum
     except processes.LostProcessError:
-      # The main thread finds out by itself.
+      # The main thread notices it by itself.
       return
 
   def _all_steps(self) -> list[int]:
@@ -147,7 +147,7 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
   """While open, a first signal only sets the flag; a later one raises.
 
   Args:
-    name: of what is interrupted, the same in all processes of a job.
+    name: of this stretch of training, the same in all processes of a job.
   """
   flag = SharedStopFlag(name) if jax.process_count() > 1 else StopFlag()
   previous: dict[int, Any] = {

@@ -1,7 +1,8 @@
-"""What commands settle before JAX starts: the cache; stages, memory as well.
+"""Set up the compilation cache and glibc's memory before JAX starts.
 
-JAX compiles every program anew in every process. The command line keeps what
-it compiled; the library alone does not (set `jax_compilation_cache_dir`).
+JAX compiles every program anew in every process. The command line keeps
+compiled programs on disk; the library by itself does not (set
+`jax_compilation_cache_dir` for that).
 """
 
 import contextlib
@@ -15,24 +16,23 @@ import platform
 from collections.abc import Iterator, Mapping
 
 VARIABLE = 'LAMBDA_VIT_CACHE'
-"""`off` keeps nothing; a path keeps it there."""
+"""Environment variable: `off` for no cache, or the path of its folder."""
 
 _OFF = ('off', 'no', 'none', '0', 'false')
 
 # Programs that compile faster than this are not worth a file.
 _LEAST_SECONDS = 0.2
 
-# The oldest files go when there is more than this.
+# The oldest files are deleted above this size.
 _MAX_BYTES = 1 << 30
 
 
 def cache_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
-  """Where compiled programs are to be kept, or None.
+  """The folder of compiled programs, or None for no cache.
 
   `LAMBDA_VIT_CACHE`, else `lambda_vit_jax/compiled` in `XDG_CACHE_HOME` or
-  `~/.cache`; a folder of its own for every kind of processor, because a home
-  may be shared by several. `JAX_COMPILATION_CACHE_DIR` is JAX's own choice,
-  which is left alone.
+  `~/.cache`, with one folder for each kind of processor, because machines may
+  share a home. If `JAX_COMPILATION_CACHE_DIR` is set, JAX uses that instead.
   """
   chosen = environment.get(VARIABLE, '')
   if chosen.lower() in _OFF or environment.get('JAX_COMPILATION_CACHE_DIR'):
@@ -49,7 +49,7 @@ def cache_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
 
 
 def _processor() -> str:
-  """A short name for what the processor can do."""
+  """A short hash of the processor's features."""
   text = f'{platform.machine()} {platform.processor()}'
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
@@ -58,11 +58,11 @@ def _processor() -> str:
 
 
 def use_cache() -> pathlib.Path | None:
-  """Has JAX keep its programs, where the folder is safe to use.
+  """Turns on the compilation cache if its folder is safe to use.
 
   Returns:
-    The folder; None where the cache is off, cannot be written, or is not the
-    user's alone (what lies there is run).
+    The folder; None if the cache is off, cannot be written, or if other users
+    may write there (its files are executed).
   """
   import jax
 
@@ -73,7 +73,7 @@ def use_cache() -> pathlib.Path | None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_private(folder):
       return None
-    prune(folder, _MAX_BYTES)
+    delete_oldest(folder, _MAX_BYTES)
   except OSError:
     return None
   jax.config.update('jax_compilation_cache_dir', str(folder))
@@ -84,7 +84,7 @@ def use_cache() -> pathlib.Path | None:
 
 
 def _is_private(folder: pathlib.Path) -> bool:
-  """Whether the user, and nobody else, may write there."""
+  """Whether only this user may write to the folder."""
   if not os.access(folder, os.W_OK | os.X_OK):
     return False
   if not hasattr(os, 'getuid'):
@@ -93,11 +93,11 @@ def _is_private(folder: pathlib.Path) -> bool:
   return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def prune(folder: pathlib.Path, max_bytes: int) -> None:
+def delete_oldest(folder: pathlib.Path, max_bytes: int) -> None:
   """Removes the oldest files until `max_bytes` are left."""
   files = []
   for path in folder.iterdir():
-    # Another process may prune at the same time.
+    # Another process may delete files at the same time.
     with contextlib.suppress(FileNotFoundError):
       status = path.stat(follow_symlinks=False)
       files.append((status.st_mtime, status.st_size, path))
@@ -115,22 +115,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
-  """Has the C library keep what a program frees, for the next call.
+  """Makes glibc keep freed memory for the next call of a program.
 
-  XLA takes a program's temporary memory anew in each call. On a CPU, glibc
-  returns such sizes to the system, which clears every page once more when it
-  is touched: a sixth of a training step of DeiT-T. To be called before JAX
-  starts, since only threads that begin later heed it.
+  XLA allocates a program's temporary memory in each call. On a CPU, glibc
+  returns blocks of this size to the system, which has to clear every page when
+  it is used again: a sixth of a training step of DeiT-T. Call it before JAX
+  starts, since only threads that start later are affected.
 
   Returns:
-    Whether anything was changed: not where another C library is in use, nor
-    where an accelerator's plug-in is installed (its host's threads that read
-    images are better off with memory of their own).
+    Whether anything was changed: not with another C library, nor if an
+    accelerator's plug-in is installed (the host's threads that read images are
+    faster with their own arenas).
   """
   if platform.libc_ver()[0] != 'glibc' or _accelerator_installed():
     return False
   tune = ctypes.CDLL(None).mallopt
-  # The last one costs threads their own arenas: only if the others worked.
+  # The last one leaves threads no arena of their own: only with the others.
   settings = (
     (_M_TRIM_THRESHOLD, 2**31 - 1),
     (_M_MMAP_MAX, 0),
@@ -147,7 +147,7 @@ def _accelerator_installed() -> bool:
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-  """Programs compile in full, for whoever measures how long that takes."""
+  """Compiles in full while open, to measure how long that takes."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 

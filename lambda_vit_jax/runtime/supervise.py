@@ -1,10 +1,9 @@
-"""A process that watches the one that works, and has the last word.
+"""Run the work in a child process so that the parent can report a crash.
 
 When a job of several processes breaks, JAX's coordination client aborts the
-process from a thread of its own, with a stack trace of C++: nothing in that
-process can answer. So the work is done by a child, and its parent, which
-has loaded nothing, waits, passes signals on, and says in one line what
-happened.
+process from one of its own threads with a C++ stack trace, and nothing in that
+process can catch it. So a child does the work. Its parent, which has not
+loaded JAX, waits, forwards signals, and reports in one line what happened.
 """
 
 import contextlib
@@ -19,9 +18,9 @@ from collections.abc import Callable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# From this line on, what a dying child writes is the abort's stack trace.
+# From this line on, an aborting child writes its stack trace.
 _ABORT = b'JAX distributed service detected fatal errors'
-# Chatter of the collectives' library.
+# Log lines of the library of collectives.
 _CHATTER = b'[Gloo]'
 _ANNOUNCED = b'\0exit '
 _JOINED = b'\0joined\n'
@@ -30,7 +29,7 @@ _JOINED = b'\0joined\n'
 def lost_message(
   index: int | None, count: int | None, which: str = 'another process'
 ) -> str:
-  """The line of a process whose job broke."""
+  """The error line of a process whose job broke."""
   own = '' if index is None else f'process {index} of {count}: '
   return (
     f'{own}{which} of the job has ended or cannot be reached; see its '
@@ -39,22 +38,22 @@ def lost_message(
 
 
 def joined() -> None:
-  """In the child: the processes of the job have found each other."""
+  """Reports to the parent that the processes of the job have connected."""
   os.write(2, _JOINED)
 
 
 def announce(code: int) -> None:
-  """In the child: all is said, and this will be the exit code.
+  """Reports to the parent the exit code, after all messages are printed.
 
-  Should the job's end abort the child now, the parent adds nothing.
+  If the end of the job aborts the child after that, the parent prints nothing.
   """
   os.write(2, _ANNOUNCED + b'%d\n' % code)
 
 
 def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
-  """Does `work` in a child process and returns its exit code.
+  """Runs `work` in a child process and returns its exit code.
 
-  Must be called before JAX is loaded, from a process without threads.
+  Must be called before JAX is loaded, from a process with a single thread.
 
   Args:
     work: returns the exit code; runs in the child.
@@ -62,29 +61,29 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
     count: processes of the job, if known.
 
   Returns:
-    The child's code; 1 where it was aborted or killed, after one line.
+    The child's code; 1 if it was aborted or killed, after one line on stderr.
   """
   native, child_stderr = os.pipe()
   alive, guard = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
-  # Blocked in all threads of the parent, and waited for in one: a handler of
-  # Python would not run while the main thread reads, should the signal come
-  # just before.
+  # Signals are blocked in all threads of the parent and one thread waits for
+  # them: if a signal came just before the main thread starts to read, a Python
+  # handler would not run until the read returns.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
   child = os.fork()
   if child == 0:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(native)
     os.close(guard)
-    _be_the_child(work, child_stderr, alive)
+    _run_child(work, child_stderr, alive)
   os.close(child_stderr)
   os.close(alive)
 
-  threading.Thread(target=_forward, args=(child,), daemon=True).start()
-  reaper = threading.Thread(target=_end_its_group, args=(child,), daemon=True)
+  threading.Thread(target=_forward_signals, args=(child,), daemon=True).start()
+  reaper = threading.Thread(target=_kill_group_of, args=(child,), daemon=True)
   reaper.start()
-  heard = _pass_on(native)
+  heard = _forward_output(native)
   reaper.join()
   _, status = os.waitpid(child, 0)
   os.close(guard)
@@ -113,34 +112,34 @@ def run(work: Callable[[], int], index: int | None, count: int | None) -> int:
   return exit_code
 
 
-def _forward(child: int) -> None:
-  """Passes signals on to the child, for ever."""
+def _forward_signals(child: int) -> None:
+  """Forwards signals to the child, forever."""
   while True:
     signum = signal.sigwait(SIGNALS)
-    # It may have ended by now.
+    # The child may have ended by now.
     with contextlib.suppress(ProcessLookupError):
       os.kill(child, signum)
 
 
-def _end_its_group(child: int) -> None:
-  """Waits for the child; should it be killed, nothing that it began stays.
+def _kill_group_of(child: int) -> None:
+  """Waits for the child; if it is killed, kills its process group too.
 
-  Its workers would read data for nobody, and hold the pipe open that its
-  parent reads to the end.
+  Its data workers would otherwise go on, and keep open the pipe that the parent
+  reads to the end.
   """
-  # Not reaped yet: the number stays the child's.
+  # Not reaped yet (WNOWAIT), so that its process id is not reused.
   ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
   if ended is not None and ended.si_code != os.CLD_EXITED:
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(child, signal.SIGKILL)
 
 
-def _be_the_child(work: Callable[[], int], native: int, alive: int) -> None:
-  """Works and exits; never returns."""
-  # In a group of its own: signals come once, from the parent.
+def _run_child(work: Callable[[], int], native: int, alive: int) -> None:
+  """Runs the work and exits; never returns."""
+  # In its own process group, so that signals come once, from the parent.
   os.setpgid(0, 0)
-  # People are spoken to directly, so that bars work; what libraries of C++
-  # write to descriptor 2 goes by the parent.
+  # Python's stderr stays the terminal, so that progress bars work; what C++
+  # libraries write to descriptor 2 goes through the parent.
   sys.stderr = io.TextIOWrapper(
     os.fdopen(os.dup(2), 'wb'), line_buffering=True, errors='replace'
   )
@@ -163,12 +162,12 @@ def _be_the_child(work: Callable[[], int], native: int, alive: int) -> None:
 
 @dataclasses.dataclass
 class _Heard:
-  """What the child said to its parent.
+  """What the child wrote to its parent.
 
   Attributes:
-    joined: whether the job began.
+    joined: whether the processes of the job connected.
     announced: the exit code that it announced.
-    held: the lines of an abort, which are not passed on.
+    held: the lines of an abort, which are not forwarded.
   """
 
   joined: bool = False
@@ -176,8 +175,8 @@ class _Heard:
   held: bytes = b''
 
 
-def _pass_on(native: int) -> _Heard:
-  """Forwards the child's own lines until it ends."""
+def _forward_output(native: int) -> _Heard:
+  """Forwards the child's lines until it ends."""
   heard = _Heard()
   with os.fdopen(native, 'rb') as lines:
     for line in lines:
@@ -193,11 +192,11 @@ def _pass_on(native: int) -> _Heard:
 
 
 def _who(text: str) -> str:
-  """Names the process that the coordination service misses."""
+  """Names the process that the coordination service reports as lost."""
   found = re.search(r'heartbeats\):?\s+(\d+)', text) or re.search(
     r'[Tt]ask (\d+)', text
   )
   if found:
     return f'process {found[1]}'
-  # Nothing said by the service: it is the service that is gone.
+  # The service, which runs in process 0, reported nothing: it is gone itself.
   return 'process 0'

@@ -144,6 +144,13 @@ def test_grouping_of_names():
   ]
 
 
+def resize_matrix(source, target):
+  """Weights `[target, source]` of resizing a grid of one column."""
+  one_hot = np.eye(source)[None]
+  found = resampling.resize_positions(one_hot, (source, 1), (target, 1), 0)
+  return found[0]
+
+
 @pytest.mark.parametrize(
   'name, found',
   [
@@ -181,7 +188,7 @@ def test_variants_are_recognised_by_their_shapes(name, found):
 
 @given(source=st.integers(1, 40), target=st.integers(1, 40))
 def test_resizing_keeps_constants(source, target):
-  weights = resampling.resize_matrix(source, target)
+  weights = resize_matrix(source, target)
   assert weights.shape == (target, source)
   # Rows sum to one up to float64 rounding of at most 40 terms.
   np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-13)
@@ -190,9 +197,7 @@ def test_resizing_keeps_constants(source, target):
 @given(size=st.integers(1, 40))
 def test_resizing_to_the_same_size_is_the_identity(size):
   # The cubic kernel is 1 at 0 and 0 at whole numbers, exactly.
-  np.testing.assert_array_equal(
-    resampling.resize_matrix(size, size), np.eye(size)
-  )
+  np.testing.assert_array_equal(resize_matrix(size, size), np.eye(size))
 
 
 def test_resizing_reproduces_straight_lines_inside():
@@ -200,7 +205,7 @@ def test_resizing_reproduces_straight_lines_inside():
   # renormalised and are not.
   source, target = 16, 32
   line = np.arange(source) + 0.5
-  found = resampling.resize_matrix(source, target) @ line
+  found = resize_matrix(source, target) @ line
   expected = (np.arange(target) + 0.5) * source / target
   np.testing.assert_allclose(found[4:-4], expected[4:-4], rtol=1e-12)
 

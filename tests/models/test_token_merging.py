@@ -16,7 +16,11 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.checkpoints.description import describe, rebuild
 from lambda_vit_jax.core.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models import merge_schedule, pieces, token_merging
-from lambda_vit_jax.models.attention import Attention, LinearAttention, attend
+from lambda_vit_jax.models.attention import (
+  Attention,
+  LinearAttention,
+  dot_product_attention,
+)
 from lambda_vit_jax.models.build import forward, init_params, make_module
 from lambda_vit_jax.models.edits import fold, merge_tokens, prune
 from lambda_vit_jax.models.model import Model
@@ -209,10 +213,10 @@ def test_proportional_attention_is_attention_over_duplicates(rng, kernel):
   query = rng.normal(size=(2, 2, 4, 3)).astype(np.float32)
   key, value = rng.normal(size=(2, 2, 2, 5, 3)).astype(np.float32)
   sizes = np.array([1, 3, 1, 2, 4])
-  found = attend(
+  found = dot_product_attention(
     query, key, value, kernel, np.float32(np.stack([sizes, sizes]))
   )
-  expected = attend(
+  expected = dot_product_attention(
     query, *(np.repeat(t, sizes, axis=2) for t in (key, value)), kernel
   )
   np.testing.assert_allclose(found, expected, **SAME_SUMS)

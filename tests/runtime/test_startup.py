@@ -143,9 +143,9 @@ def test_the_oldest_files_go_first(tmp_path):
     path = tmp_path / str(index)
     path.write_bytes(bytes(100))
     os.utime(path, (index, index))
-  startup.prune(tmp_path, 250)
+  startup.delete_oldest(tmp_path, 250)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['3', '4']
-  startup.prune(tmp_path, 250)
+  startup.delete_oldest(tmp_path, 250)
   assert len(list(tmp_path.iterdir())) == 2
 
 
