@@ -1,8 +1,8 @@
-"""Names and layouts of other programs' weights, and ours: one table each.
+"""Convert parameter names and layouts: a table for timm, one for Google.
 
-A rule says: these arrays of the file make that parameter. Conversion starts
-from the parameters that a model has, so that every one of them is filled;
-what the file holds beyond is an error. `#` stands for the block index.
+A rule maps arrays of the file to one of our parameters. Conversion starts from
+the parameters of the model, so that every one of them is filled; an array that
+none of them uses is an error. `#` is the block index.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ _STRIP = 128
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-  """How arrays of a file make a parameter (`decode`), and back (`encode`)."""
+  """Arrays of a file to a parameter (`decode`), and back (`encode`)."""
 
   decode: Callable[..., np.ndarray]
   encode: Callable[..., tuple[np.ndarray, ...]]
 
 
 def _three(array: np.ndarray, shape: Callable[[int], Shape]) -> tuple:
-  """q, k and v of a fused array, each with its heads on an axis of its own.
+  """Splits a fused array into q, k and v with an axis for heads.
 
-  The number of heads is not in the array; it is written as 1.
+  The array does not record the number of heads; it is written as 1.
   """
   parts = np.split(array, 3, axis=-1)
   return tuple(part.reshape(shape(part.shape[-1])) for part in parts)
@@ -121,9 +121,9 @@ TIMM: Rules = _TIMM + tuple(
   for source, target, transform in _TIMM
   if target.endswith('kernel')
 )
-"""timm's names, which are also those of the original DeiT files.
+"""timm's names, also those of the original DeiT files.
 
-Where a model is quantised, `weight_scale` stands beside an 8-bit `weight`.
+Of a quantised model each 8-bit `weight` has a `weight_scale`.
 """
 
 _GOOGLE_BLOCK = 'Transformer/encoderblock_#'
@@ -184,10 +184,10 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 def source_names(
   path: str, rules: Rules = TIMM
 ) -> tuple[tuple[str, ...], Transform] | None:
-  """The file's array names that make the parameter at `path`, and how.
+  """Returns the file's arrays for the parameter at `path`, and the transform.
 
-  Returns None for a parameter that the format has no name for. Decoders are
-  ours alone, and keep our names.
+  None for a parameter that the format has no name for. Segmentation decoders
+  keep our names.
   """
   if rules is TIMM and path.startswith('decoder/'):
     return (path.replace('/', '.'),), SAME
@@ -210,25 +210,25 @@ def decode(
   hint: str = '',
   place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> Params:
-  """Arrays of a file to a tree of numpy parameters, strictly.
+  """Converts all arrays of a file to a tree of parameters, strictly.
 
-  They are float32, but for 8-bit integers where those are expected.
+  Parameters are float32, except 8-bit integers where those are expected.
 
   Args:
     shapes: name to shape of every array of the file.
-    read: returns the array of a name; called once for each.
+    read: returns an array by its name; called once for each.
     expected: tree with the shape of every parameter (arrays or
       `jax.ShapeDtypeStruct`).
     where: the file, for messages.
     rules: `TIMM` or `GOOGLE`.
-    hint: what to do, at the end of the report.
-    place: takes every finished array to where it will live, so that no two
-      copies of the whole model exist at a time.
+    hint: end of the error report, such as what to do.
+    place: moves each finished array to its device, so that there are never
+      two copies of the whole model.
 
   Raises:
-    CheckpointError: names are missing, unexpected or of a wrong shape (all of
-      them in one report), numbers that are not finite, or floats where 8-bit
-      integers are expected.
+    CheckpointError: arrays that are missing, unexpected or of a wrong shape
+      (all of them in one report), values that are not finite, or floats where
+      8-bit integers are expected.
   """
   plan: dict[str, tuple[tuple[str, ...], Transform, np.dtype]] = {}
   used: set[str] = set()
@@ -261,7 +261,7 @@ def decode(
   flat: dict[str, Any] = {}
   broken: list[str] = []
   for path, (names, transform, dtype) in plan.items():
-    # One contiguous copy per parameter, and the source let go.
+    # One contiguous copy per parameter; the source can then be freed.
     array = transform.decode(*(np.asarray(read(name)) for name in names))
     if dtype == np.int8 and array.dtype != np.int8:
       raise CheckpointError(
@@ -280,10 +280,10 @@ def decode(
 
 
 def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """A row-major array; of a transposed one, by strips.
+  """Returns a row-major array, copying a transposed one strip by strip.
 
-  A strip's rows stay in the processor's cache while its columns are written,
-  which is three times as fast as numpy's copy of the whole.
+  The rows of a strip stay in the processor's cache while its columns are
+  written, which is three times as fast as numpy's copy of the whole.
   """
   if array.ndim != 2 or array.flags.c_contiguous:
     return np.ascontiguousarray(array, dtype)
@@ -319,7 +319,7 @@ def _text(shape: Shape) -> str:
 
 
 def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
-  """A tree of parameters to named arrays, in the dtype they have.
+  """Converts a tree of parameters to named arrays, without casting.
 
   Raises:
     CheckpointError: a parameter that the format has no name for.
@@ -337,7 +337,7 @@ def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-  """Names with their block indices joined: `blocks.{0-2,5}.norm1.bias`."""
+  """Joins the block indices of names: `blocks.{0-2,5}.norm1.bias`."""
   groups: dict[str, list[int]] = {}
   for name in names:
     index = re.search(r'(?:blocks\.|encoderblock_|block)(\d+)', name)

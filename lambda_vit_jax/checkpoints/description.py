@@ -1,8 +1,8 @@
-"""A model in JSON without its parameters, enough to build it again.
+"""Describe a model in JSON, without its parameters, and rebuild it from that.
 
-`model.json`, a checkpoint's metadata and the header of our safetensors files
-hold this form. Reading treats it as a stranger's file: known keys alone,
-checked types and bounds, nothing that is evaluated or opened.
+The description is in `model.json`, in a checkpoint's metadata and in the header
+of our safetensors files. It is read as untrusted input: known keys only, types
+and bounds checked, nothing evaluated or opened.
 """
 
 import dataclasses
@@ -18,12 +18,10 @@ from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import DILUTION_PATHS
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
-from lambda_vit_jax.models.variants import get_variant
+from lambda_vit_jax.models.variants import Variant, get_variant
 
+# Bounds on every size and on the depth in a description.
 _LARGEST = 1 << 16
-"""Bound on every size in a description (a billion patches help nobody)."""
-
-
 _DEEPEST = 256
 
 
@@ -39,10 +37,14 @@ def _is_bool(value: Any) -> bool:
   return type(value) is bool
 
 
+def _are_names(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
 ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
   'patch_size': _is_size,
   'embed_dim': _is_size,
-  # Every block is traced: thousands would look like a hang.
+  # Every block is traced: thousands of them would look like a hang.
   'depth': lambda value: _is_size(value) and value <= _DEEPEST,
   'num_heads': _is_size,
   'mlp_ratio': _is_positive,
@@ -55,11 +57,11 @@ ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
   'pre_norm': _is_bool,
   'norm_before_pool': _is_bool,
 }
-"""Fields of `ViT` that a description holds, and what they may be."""
+"""Fields of `ViT` in a description, each with the check of its value."""
 
 
 def describe(model: Model) -> dict[str, Any]:
-  """What has to be known to build `model` again, but for its parameters."""
+  """Returns all that is needed to build `model` again, except parameters."""
   module = model.module
   return {
     'variant': model.variant,
@@ -85,11 +87,11 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def rebuild(fields: Any, where: str) -> Model:
-  """The model of a description; `params` holds shapes instead of arrays.
+  """Builds the model of a description, with shapes in place of parameters.
 
   Args:
-    fields: the parsed JSON of `describe`. `architecture` may lack, or lack
-      entries: the variant's then hold.
+    fields: the parsed JSON of `describe`. Entries that `architecture` lacks
+      are those of the variant.
     where: the file, for messages.
 
   Raises:
@@ -117,9 +119,37 @@ def _require(condition: bool, what: str) -> None:
 
 def _rebuild(fields: Any) -> Model:
   _require(isinstance(fields, Mapping), 'not a JSON object')
-  # The size may stand in `preprocessing` alone.
+  # `image_size` is read from here alone.
   preprocessing = Preprocessing.from_json(fields['preprocessing'])
   _check_preprocessing(preprocessing)
+  variant = _read_variant(fields)
+  num_classes = fields['num_classes']
+  _require(_is_size(num_classes, 0), f'num_classes = {num_classes!r}')
+  segmentation = fields.get('segmentation')
+  if segmentation is not None:
+    _require(num_classes > 0, 'a decoder without classes')
+    segmentation = Decoder.from_json(segmentation, variant.depth)
+  module = make_module(
+    variant,
+    num_classes=num_classes,
+    image_size=preprocessing.image_size,
+    in_chans=preprocessing.channels,
+    segmentation=segmentation,
+    **_read_norms(fields, variant),
+    **_read_modes(fields),
+  )
+  return Model(
+    module=module,
+    params=abstract_params(module),
+    variant=get_variant(fields['variant']).name,
+    preprocessing=preprocessing,
+    class_names=_read_class_names(fields, num_classes),
+    kept_blocks=_read_kept_blocks(fields, module.depth),
+  )
+
+
+def _read_variant(fields: Mapping[str, Any]) -> Variant:
+  """The named variant, with the architecture's values in place of its own."""
   architecture = fields.get('architecture', {})
   _require(isinstance(architecture, Mapping), '`architecture` is no object')
   for name, value in architecture.items():
@@ -132,22 +162,26 @@ def _rebuild(fields: Any) -> Model:
     variant.embed_dim % variant.num_heads == 0,
     f'{variant.num_heads} heads do not divide embed_dim {variant.embed_dim}',
   )
-  num_classes = fields['num_classes']
-  _require(_is_size(num_classes, 0), f'num_classes = {num_classes!r}')
-  eps = list(fields['norm_eps'])
-  _require(all(_is_positive(value) for value in eps), 'norm_eps')
+  return variant
+
+
+def _read_norms(fields: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+  """Epsilons of the LayerNorms, as arguments of `make_module`."""
+  norm_eps = list(fields['norm_eps'])
+  _require(all(_is_positive(value) for value in norm_eps), 'norm_eps')
   pre_norm_eps = fields.get('pre_norm_eps', variant.norm_eps)
   _require(_is_positive(pre_norm_eps), 'pre_norm_eps')
+  return {'norm_eps': norm_eps, 'pre_norm_eps': float(pre_norm_eps)}
+
+
+def _read_modes(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """What each block computes and how, as arguments of `make_module`."""
   modes = list(fields['attention_modes'])
-  _require(all(isinstance(mode, str) for mode in modes), 'attention_modes')
+  _require(_are_names(modes), 'attention_modes')
   compensation = fields.get('compensation', True)
   _require(_is_bool(compensation), 'compensation')
   linear_inputs = fields.get('linear_inputs', ['token'])
-  _require(
-    isinstance(linear_inputs, list)
-    and all(isinstance(name, str) for name in linear_inputs),
-    '`linear_inputs` is no list of names',
-  )
+  _require(_are_names(linear_inputs), '`linear_inputs` is no list of names')
   path = fields.get('dilution_path', 'attention')
   _require(path in DILUTION_PATHS, 'dilution_path')
   merge = fields.get('merge', [])
@@ -159,48 +193,37 @@ def _rebuild(fields: Any) -> Model:
   )
   quantization = fields.get('quantization', 'none')
   _require(quantization in QUANTIZATIONS, 'quantization')
-  segmentation = fields.get('segmentation')
-  if segmentation is not None:
-    _require(num_classes > 0, 'a decoder without classes')
-    segmentation = Decoder.from_json(segmentation, variant.depth)
-  module = make_module(
-    variant,
-    num_classes=num_classes,
-    image_size=preprocessing.image_size,
-    attention_modes=modes,
-    norm_eps=eps,
-    in_chans=preprocessing.channels,
-    compensation=compensation,
-    pre_norm_eps=float(pre_norm_eps),
-    linear_inputs=linear_inputs,
-    dilution_path=path,
-    merge=tuple(merge),
-    quantization=quantization,
-    segmentation=segmentation,
-  )
+  return {
+    'attention_modes': modes,
+    'compensation': compensation,
+    'linear_inputs': linear_inputs,
+    'dilution_path': path,
+    'merge': tuple(merge),
+    'quantization': quantization,
+  }
+
+
+def _read_class_names(
+  fields: Mapping[str, Any], num_classes: int
+) -> tuple[str, ...]:
   names = fields.get('class_names', [])
   _require(
-    isinstance(names, list)
-    and all(isinstance(name, str) for name in names)
-    and len(names) in (0, num_classes),
+    _are_names(names) and len(names) in (0, num_classes),
     '`class_names` is no list of one name per class',
   )
+  return tuple(names)
+
+
+def _read_kept_blocks(fields: Mapping[str, Any], depth: int) -> tuple[int, ...]:
   kept = fields.get('kept_blocks', [])
   _require(
     isinstance(kept, list)
     and all(_is_size(index, 0) for index in kept)
     and kept == sorted(set(kept))
-    and len(kept) in (0, module.depth),
+    and len(kept) in (0, depth),
     '`kept_blocks` is no ascending list of one index per block',
   )
-  return Model(
-    module=module,
-    params=abstract_params(module),
-    variant=get_variant(fields['variant']).name,
-    preprocessing=preprocessing,
-    class_names=tuple(names),
-    kept_blocks=tuple(kept),
-  )
+  return tuple(kept)
 
 
 def _check_preprocessing(preprocessing: Preprocessing) -> None:

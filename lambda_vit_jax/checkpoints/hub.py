@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, through `huggingface_hub` (extra)."""
+"""Download weights from the Hugging Face hub (extra `[hub]`)."""
 
 import re
 
@@ -12,7 +12,7 @@ _FILES = ('config.json', 'model.safetensors')
 
 
 def is_hub_name(where: str) -> bool:
-  """Whether `where` asks for the hub: `hf-hub:OWNER/NAME[@REVISION]`."""
+  """Whether `where` is of the form `hf-hub:OWNER/NAME[@REVISION]`."""
   return where.startswith(('hf-hub:', 'hf_hub:'))
 
 
@@ -23,8 +23,8 @@ def download(where: str) -> epath.Path:
     where: `hf-hub:OWNER/NAME[@REVISION]`.
 
   Returns:
-    The folder of the hub's cache that holds both. Nothing is fetched that is
-    there already; `HF_HUB_OFFLINE=1` forbids fetching.
+    The folder of the hub's cache that holds both. Files in the cache are not
+    downloaded again; `HF_HUB_OFFLINE=1` forbids downloads.
 
   Raises:
     CheckpointError: a malformed or unknown name, no network, or

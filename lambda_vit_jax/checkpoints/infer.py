@@ -1,4 +1,4 @@
-"""Which variant a set of arrays is: read from their shapes alone."""
+"""Recognise the variant of a model from the shapes of its arrays."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from lambda_vit_jax.models.variants import VARIANTS, Variant
 def parameter_shape(
   shapes: Mapping[str, convert.Shape], path: str, rules: convert.Rules
 ) -> convert.Shape | None:
-  """The shape that one of our parameters would have, None where it lacks."""
+  """The shape that a parameter of ours would have, None if it is missing."""
   found = convert.source_names(path, rules)
   if found is None or any(name not in shapes for name in found[0]):
     return None
@@ -27,12 +27,12 @@ def parameter_shape(
 
 
 def num_positions(variant: Variant, grid: tuple[int, int]) -> int:
-  """Slots of the position embedding on a grid of patches."""
+  """Length of the position embedding on a grid of patches."""
   return grid[0] * grid[1] + num_prefix(variant)
 
 
 def num_prefix(variant: Variant) -> int:
-  """Leading slots of the position embedding that are no patches."""
+  """Entries of the position embedding before the first patch."""
   if not variant.position_on_class:
     return 0
   return 1 + int(variant.distilled) + variant.num_registers
@@ -41,7 +41,7 @@ def num_prefix(variant: Variant) -> int:
 def candidates(
   shapes: Mapping[str, convert.Shape], rules: convert.Rules = convert.TIMM
 ) -> tuple[str, ...]:
-  """Names of the variants that the arrays fit, at their own size if any do."""
+  """Variants that the arrays fit, preferably at their own image size."""
 
   def shape(path: str) -> convert.Shape | None:
     return parameter_shape(shapes, path, rules)
@@ -88,10 +88,10 @@ def candidates(
 def infer_variant(
   shapes: Mapping[str, convert.Shape], rules: convert.Rules, where: str
 ) -> str:
-  """The one variant that the arrays fit.
+  """Returns the only variant that the arrays fit.
 
   Raises:
-    CheckpointError: none does, or several do; names them.
+    CheckpointError: no variant fits, or several, which it names.
   """
   names = candidates(shapes, rules)
   if len(names) == 1:

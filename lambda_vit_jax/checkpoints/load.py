@@ -1,4 +1,4 @@
-"""Weights from anywhere to a `Model`: one door, strict behind it."""
+"""`load_pretrained`: weights from any supported source, strictly checked."""
 
 import importlib.resources
 import logging
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from typing import Any
 
-import jax
 from etils import epath
 
 from lambda_vit_jax.checkpoints import (
@@ -17,7 +16,6 @@ from lambda_vit_jax.checkpoints import (
   pretrained,
   readers,
 )
-from lambda_vit_jax.checkpoints.quiet_read import UnreadableError, read_quietly
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import CheckpointError, nearest
 from lambda_vit_jax.models import adapt
@@ -36,23 +34,23 @@ def load_pretrained(
   num_classes: int | None = None,
   image_size: int | Sequence[int] | None = None,
 ) -> Model:
-  """A model from weights, ours or another program's.
+  """Loads a model from weights, ours or another program's.
 
   Args:
     where: a `.safetensors` file or a folder with one (`config.json` is read
       where there is one), `hf-hub:timm/NAME`, a `.pth` of DeiT (read by
       PyTorch without running it), a `.npz` of Google's, an `export/` folder,
       a workdir, or `builtin:NAME` for weights that come with the package.
-    variant: a name of `lambda-vit models`; otherwise read from what lies
-      beside the weights, or from the arrays' shapes where they fit one alone.
-    num_classes: the weights' own by default. Where it differs the head is
-      initialised afresh, which is logged; 0 drops it.
+    variant: a name of `lambda-vit models`; by default read from the files
+      beside the weights, or from the arrays' shapes if they fit only one.
+    num_classes: the weights' own by default. Another number gives a newly
+      initialised head, which is logged; 0 drops the head.
     image_size: pixels, divisible by the patch size; the weights' own by
-      default. Where it differs the position embedding is resized.
+      default. For another size the position embedding is resized.
 
   Returns:
-    A model with float32 parameters, whatever the file stores; one of an int8
-    export stays quantised (`models.changes.dequantize` undoes that).
+    A model with float32 parameters, whatever the file stores; only that of an
+    int8 export stays quantised (`models.edits.dequantize` undoes that).
 
   Raises:
     CheckpointError: weights that are missing, damaged, or do not fit.
@@ -75,14 +73,14 @@ def load_pretrained(
 
 
 def load_export(directory: str | epath.PathLike) -> Model:
-  """The model of an `export/` folder, from `params/` and `model.json` alone.
+  """Loads an `export/` folder, from `params/` and `model.json` alone.
 
   Args:
-    directory: what the stage `export` or `lv.export` wrote (METHOD, section 7);
-      may be `gs://…`.
+    directory: written by the stage `export` or `lv.export`
+      (docs/files.md#an-export); may be `gs://…`.
 
   Returns:
-    A model with parameters as they were stored.
+    A model with its parameters as stored.
 
   Raises:
     CheckpointError: not an export, or a damaged one.
@@ -104,7 +102,8 @@ def load_export(directory: str | epath.PathLike) -> Model:
     )
   readers.check_link(directory / 'params')
   _check_file(directory, fields, 'params')
-  return model.replace(params=_restore(directory / 'params', model.params))
+  params = orbax_store.restore_tree(directory / 'params', model.params)
+  return model.replace(params=params)
 
 
 def check_exported(directory: epath.Path, name: str) -> None:
@@ -123,30 +122,8 @@ def _check_file(directory: epath.Path, fields: Any, name: str) -> None:
     digests.check_files(directory, fields['files'], name)
 
 
-def _restore(path: epath.Path, abstract: Any) -> Any:
-  """Parameters from an Orbax folder, onto the first device."""
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  shardings = jax.tree.map(lambda _: device, abstract)
-  path = files.absolute(path)
-  wanted = orbax_store.abstract_like(abstract, shardings)
-
-  def read() -> Any:
-    with orbax_store.orbax().StandardCheckpointer(
-      multiprocessing_options=orbax_store.alone()
-    ) as checkpointer:
-      return checkpointer.restore(path, wanted)
-
-  try:
-    return read_quietly(read)
-  except UnreadableError as error:
-    raise CheckpointError(
-      f'{path}: not the parameters that model.json describes ({error}); '
-      'export the model again'
-    ) from error
-
-
 def _builtin(where: str) -> str:
-  """The path of weights that are part of the package."""
+  """Returns the path of weights that come with the package."""
   name = where.removeprefix(_BUILTIN)
   known = _builtin_names()
   if name not in known:
@@ -162,7 +139,7 @@ def _assets() -> Traversable:
 
 
 def _builtin_names() -> list[str]:
-  """Weights that are part of the package."""
+  """Names of the weights that come with the package."""
   return [
     pathlib.PurePath(file.name).stem
     for file in _assets().iterdir()
@@ -179,7 +156,7 @@ def _load_directory(path: epath.Path, variant: str | None) -> Model:
 
 
 def _load_workdir(workdir: epath.Path) -> Model:
-  """What a run ended with: its export, else its newest checkpoint."""
+  """Loads the export of a run, or else its newest finished checkpoint."""
   if (workdir / 'export' / 'model.json').exists():
     return load_export(workdir / 'export')
   for stage in ('dilute', 'linear', 'pretrain'):
@@ -194,7 +171,7 @@ def _load_workdir(workdir: epath.Path) -> Model:
     if 'diluted' not in model.attention_modes:
       return model
     _LOG.warning(
-      '%s: dilution has not ended; the dense model is taken', directory
+      '%s: dilution is not finished; loading the dense model', directory
     )
   raise CheckpointError(
     f'{workdir}: a workdir without a finished checkpoint; run the stage '
@@ -208,23 +185,23 @@ def load_stage(
   best: bool = False,
   finished: bool = False,
 ) -> Model:
-  """The model of a training stage's newest checkpoint.
+  """Loads the newest checkpoint of a training stage.
 
-  Each process of a job reads for itself, onto its first device.
+  Each process of a job reads it on its own, onto its first device.
 
   Args:
     workdir: a run's folder.
     stage: `pretrain` or `dilute`.
-    best: take the kept checkpoint with the highest accuracy on images that
-      were held out; there is one at λ = 0 alone.
-    finished: refuse a stage that has not come to its end.
+    best: take the checkpoint with the highest accuracy on held-out images;
+      there is one only at λ = 0.
+    finished: refuse a stage that has not reached its last step.
 
   Returns:
     A model with the averaged parameters where the stage kept an average.
 
   Raises:
-    CheckpointError: no checkpoint of that stage, an unusable one, or one of
-      a stage that is to be finished and is not.
+    CheckpointError: no checkpoint of that stage, an unusable one, or an
+      unfinished stage with `finished`.
   """
   directory = epath.Path(workdir) / 'checkpoints' / stage
   if directory.exists():
@@ -235,7 +212,7 @@ def load_stage(
       total = meta.get('total_steps', step)
       if finished and step < total:
         raise CheckpointError(
-          f'{directory}: stands at step {step} of {total}; run the stage '
+          f'{directory}: is at step {step} of {total}; run the stage '
           f'`{stage}` to its end first'
         )
       return _load_step(checkpointer, step, meta)
@@ -250,11 +227,8 @@ def _load_step(
 ) -> Model:
   where = str(checkpointer.directory / str(step))
   model = description.rebuild(meta.get('model'), where)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   item = 'ema' if meta.get('has_ema') else 'params'
-  abstract = orbax_store.abstract_like(
-    model.params, jax.tree.map(lambda _: device, model.params)
-  )
+  abstract = orbax_store.on_first_device(model.params)
   params = checkpointer.restore(step, {item: abstract})[item]
   checkpointer.close()
   return model.replace(params=params)
@@ -266,13 +240,13 @@ def _adapt(
   image_size: int | Sequence[int] | None,
   where: str,
 ) -> Model:
-  """`model` at another image size and with another head, where asked for."""
+  """Changes the image size and the head, where asked for."""
   if image_size is not None:
     model = adapt.with_image_size(model, image_size)
   if num_classes is not None and num_classes != model.num_classes:
     if num_classes:
       _LOG.warning(
-        '%s: the head for %d classes is initialised afresh (the weights have '
+        '%s: the head for %d classes is newly initialised (the weights have '
         '%d)',
         where,
         num_classes,
@@ -283,7 +257,7 @@ def _adapt(
 
 
 def _offer(text: str) -> str:
-  """The nearest names for something that is no path."""
+  """Suggests the nearest names for a path that does not exist."""
   name = pathlib.PurePath(text).name
   base = name.split('.')[0]
   if base in _builtin_names():

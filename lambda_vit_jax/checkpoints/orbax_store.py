@@ -1,42 +1,50 @@
-"""Saving and resuming training: the only file that knows Orbax's manager.
+"""Save and restore trees with Orbax: training checkpoints and `params/`.
 
 A checkpoint is `WORKDIR/checkpoints/STAGE/STEP/` with the items `params`,
-`optimizer`, `ema` (where there is an average) and `meta` (JSON: the stage, the
-model that the parameters belong to, and where the data stood). Items are
-restored one by one, so that reading a model never reads its moments.
+`optimizer`, `ema` (where there is an average) and `meta` (JSON: the stage, a
+description of the model, and the position in the data). Items are restored
+one by one, so that reading a model never reads its optimizer state.
 """
 
 import contextlib
 import dataclasses
+import gc
 import importlib
-from collections.abc import Iterator
+import inspect
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
-from lambda_vit_jax.checkpoints.quiet_read import UnreadableError, read_quietly
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import absolute
 
-# Of `meta`. Under `fingerprints` earlier versions kept sums that did not see
-# rows change places.
+# The key in `meta`. Earlier versions wrote `fingerprints`, sums that do not
+# change when two rows are swapped; those are ignored.
 _FINGERPRINTS = 'tree_fingerprints'
 
 _REMEDY = 'remove that folder to resume from the one before'
 
+# Seconds for tensorstore's threads to end the reads that a failed one leaves.
+_GRACE = 0.05
+
 
 def orbax() -> Any:
-  """The module `orbax.checkpoint`, which is slow to import: when needed."""
+  """Imports `orbax.checkpoint`, which is slow, when it is first needed."""
   return importlib.import_module('orbax.checkpoint')
 
 
 def newest_step(directory: epath.Path) -> int | None:
-  """The newest complete step in a stage's folder, None where there is none.
+  """Returns the newest complete step in a stage's folder, or None.
 
-  On a file system a step gets its name when all of it is written; on object
-  storage it has it from the start, and a marker comes last.
+  On a file system a step gets its name once all of it is written; on object
+  storage it has its name from the start, and a marker is written last.
   """
   if not directory.exists():
     return None
@@ -58,14 +66,14 @@ class Checkpointer:
     keep_best: bool = False,
     reader: bool = False,
   ):
-    """Opens (and makes) the folder; every process of a job has to.
+    """Opens (and makes) the folder; every process of a job has to call this.
 
     Args:
       directory: `WORKDIR/checkpoints/STAGE`.
-      keep: how many of the latest steps stay.
+      keep: how many of the latest steps to keep.
       keep_best: also keep the step with the highest `accuracy` among those
         that were saved with metrics.
-      reader: only to read, by this process alone and for its own devices.
+      reader: open read-only, for this process and its own devices alone.
 
     Raises:
       CheckpointError: the folder cannot be made or read.
@@ -116,9 +124,15 @@ class Checkpointer:
   ) -> None:
     """Starts saving; returns while the arrays are still being written.
 
+    Args:
+      step: number of the checkpoint.
+      items: trees of arrays, by name.
+      meta: JSON values, saved with a fingerprint of each tree.
+      metrics: for `keep_best`: `accuracy`.
+
     Raises:
       CheckpointError: this save or an earlier one failed (a full disk, say);
-        the checkpoints from before are still there.
+        earlier checkpoints are intact.
     """
     fingerprints = {
       name: digests.fingerprint(tree) for name, tree in items.items()
@@ -149,12 +163,16 @@ class Checkpointer:
       raise self._save_failed(self._manager.latest_step(), error) from error
 
   def close(self) -> None:
-    """Waits, then lets go of the folder."""
+    """Waits for pending saves, then closes the folder."""
     self.wait()
     self._manager.close()
 
   def read_meta(self, step: int) -> dict[str, Any]:
-    """The JSON item of a step."""
+    """Reads the JSON item of a step.
+
+    Raises:
+      CheckpointError: unreadable, or changed since it was written.
+    """
     meta = self._restore(step, meta=orbax().args.JsonRestore())['meta']
     where = str(self.directory / str(step))
     digests.check_seal(meta, where, _REMEDY)
@@ -165,16 +183,16 @@ class Checkpointer:
   def restore(
     self, step: int, abstract_items: dict[str, Any]
   ) -> dict[str, Any]:
-    """The named items of a step.
+    """Restores the named items of a step.
 
     Args:
       step: one that exists.
       abstract_items: per item a tree of `jax.ShapeDtypeStruct` with
-        shardings; whatever mesh the checkpoint was written from, it arrives
-        on this one.
+        shardings, which may belong to another mesh than the one the
+        checkpoint was written from.
 
     Raises:
-      CheckpointError: truncated, or of another shape.
+      CheckpointError: truncated, changed, or of another shape.
     """
     args = {
       name: orbax().args.StandardRestore(tree)
@@ -192,18 +210,16 @@ class Checkpointer:
 
   def _restore(self, step: int, **items: Any) -> Any:
     args = orbax().args.Composite(**items)
-    try:
-      return read_quietly(lambda: self._manager.restore(step, args=args))
-    except UnreadableError as error:
-      raise CheckpointError(
-        f'{self.directory / str(step)}: not a usable checkpoint ({error}); '
-        f'{_REMEDY}'
-      ) from error
+    return _read(
+      lambda: self._manager.restore(step, args=args),
+      f'{self.directory / str(step)}: not a usable checkpoint',
+      _REMEDY,
+    )
 
   def _save_failed(self, step: int | None, error: Exception) -> CheckpointError:
     reason = ' '.join(str(error).split())
     if len(reason) > 200:
-      # What happened stands in front, why behind, paths between.
+      # The failure comes first, the cause last, and paths in between.
       reason = f'{reason[:60]} … {reason[-140:]}'
     return CheckpointError(
       f'{self.directory}: saving step {step} failed ({reason}); earlier '
@@ -213,7 +229,7 @@ class Checkpointer:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A checkpoint of another run.
+  """A checkpoint of another run, to start from.
 
   Attributes:
     directory: the stage's folder.
@@ -225,7 +241,7 @@ class Source:
 
   @contextlib.contextmanager
   def open(self) -> Iterator[Checkpointer]:
-    """A checkpointer to read it with, every process its own part."""
+    """Opens a checkpointer with which every process reads its own part."""
     checkpointer = Checkpointer(self.directory, reader=True)
     try:
       yield checkpointer
@@ -234,7 +250,7 @@ class Source:
 
 
 def alone() -> Any:
-  """Orbax options for a process that reads or writes without the others."""
+  """Returns Orbax options to read or write without the other processes."""
   index = jax.process_index()
   return orbax().options.MultiprocessingOptions(
     primary_host=index,
@@ -248,7 +264,7 @@ def _accuracy(metrics: dict[str, float]) -> float:
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-  """Shapes and dtypes of `tree` with the shardings to restore onto."""
+  """Returns shapes and dtypes of `tree` with the shardings to restore onto."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -256,3 +272,95 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     tree,
     shardings,
   )
+
+
+def on_first_device(tree: Any) -> Any:
+  """Returns `abstract_like` with this process's first device for each leaf."""
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return abstract_like(tree, jax.tree.map(lambda _: device, tree))
+
+
+def save_tree(path: epath.Path, tree: Any) -> None:
+  """Writes a tree of arrays as one Orbax folder, by this process alone."""
+  # As numpy: Orbax takes no `jax.Array` of one process in a job of several.
+  arrays = jax.tree.map(np.asarray, tree)
+  with orbax().StandardCheckpointer(
+    multiprocessing_options=alone()
+  ) as checkpointer:
+    checkpointer.save(absolute(path), arrays)
+
+
+def restore_tree(path: epath.Path, abstract: Any) -> Any:
+  """Reads what `save_tree` wrote, onto this process's first device.
+
+  Args:
+    path: the folder.
+    abstract: a tree with the shapes and dtypes of the arrays.
+
+  Raises:
+    CheckpointError: damaged, or of other shapes.
+  """
+  path = absolute(path)
+  wanted = on_first_device(abstract)
+
+  def restore() -> Any:
+    with orbax().StandardCheckpointer(
+      multiprocessing_options=alone()
+    ) as checkpointer:
+      return checkpointer.restore(path, wanted)
+
+  return _read(
+    restore,
+    f'{path}: not the parameters that model.json describes',
+    'export the model again',
+  )
+
+
+# The hook below belongs to the process: one read at a time replaces it.
+_hook_lock = threading.RLock()
+
+
+def _read(read: Callable[[], Any], problem: str, remedy: str) -> Any:
+  """Calls `read`, and turns any failure of Orbax into one line.
+
+  Orbax reads arrays concurrently. When one read fails, it leaves the others
+  behind: coroutines suspended in reference cycles, and reads in tensorstore's
+  threads that report to an event loop already closed. Each would print a
+  traceback after our one line, so a hook silences them until they are done.
+  The hook is removed again; a read that takes longer than `_GRACE` to end
+  still prints its traceback.
+
+  Raises:
+    CheckpointError: `problem`, the reason, and `remedy`.
+  """
+  with _hook_lock:
+    hook = sys.unraisablehook
+    sys.unraisablehook = _without_abandoned_reads(hook)
+    try:
+      try:
+        return read()
+      except Exception as error:
+        # Tensorstore reports damaged files as a bare Exception.
+        reason = ' '.join(str(error).split())[:200]
+      # Only after the handler does nothing hold the traceback's frames.
+      gc.collect()
+      time.sleep(_GRACE)
+    finally:
+      sys.unraisablehook = hook
+  raise CheckpointError(f'{problem} ({reason}); {remedy}')
+
+
+def _without_abandoned_reads(
+  hook: Callable[[Any], Any],
+) -> Callable[[Any], None]:
+  """A `sys.unraisablehook` that passes on all but failed reads to `hook`."""
+
+  def report(unraisable: Any) -> None:
+    loop_closed = (
+      isinstance(unraisable.exc_value, RuntimeError)
+      and str(unraisable.exc_value) == 'Event loop is closed'
+    )
+    if not inspect.iscoroutine(unraisable.object) and not loop_closed:
+      hook(unraisable)
+
+  return report

@@ -1,4 +1,7 @@
-"""Weight files to models: which variant, which size, and nothing left over."""
+"""Read a weight file of timm, DeiT or Google (or ours) into a `Model`.
+
+Finds out the variant and the image size; every array has to be used.
+"""
 
 import contextlib
 import dataclasses
@@ -20,8 +23,8 @@ from lambda_vit_jax.checkpoints import (
   timm_config,
 )
 from lambda_vit_jax.checkpoints.readers import WeightFile
-from lambda_vit_jax.core import files as files_lib
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.files import read_json
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import ATTENTION_PARTS
@@ -45,7 +48,7 @@ def check_variant(model: Model, variant: str | None, where: str) -> Model:
 
 
 def load_folder(path: epath.Path, variant: str | None) -> Model:
-  """A folder of another program: one weight file, perhaps `config.json`.
+  """Loads a folder with one weight file and perhaps timm's `config.json`.
 
   Raises:
     CheckpointError: no weight file, or several; see `load_file`.
@@ -68,7 +71,7 @@ def load_folder(path: epath.Path, variant: str | None) -> Model:
 
 
 def load_file(path: epath.Path, variant: str | None) -> Model:
-  """The model of one weight file, at its own size and with its own head.
+  """Loads one weight file, at its own image size and with its own head.
 
   Raises:
     CheckpointError: damaged, of an unknown or ambiguous variant, or not
@@ -114,11 +117,11 @@ def _local(path: epath.Path) -> Iterator[pathlib.Path]:
 def _variant_of(
   path: epath.Path, file: WeightFile, variant: str | None
 ) -> Variant:
-  """The variant asked for, with what `config.json` adds; else found out."""
+  """The variant given, or found out, with the values of `config.json`."""
   config = path.parent / 'config.json'
   if config.exists() and file.rules is convert.TIMM:
     readers.check_link(config)
-    found = timm_config.read_variant(files_lib.read_json(config), str(config))
+    found = timm_config.read_variant(read_json(config), str(config))
     wanted = found.name if variant is None else get_variant(variant).name
     if wanted.split('.')[0] == found.name.split('.')[0]:
       return dataclasses.replace(found, name=wanted)
@@ -132,7 +135,7 @@ def _variant_of(
 
 
 def _hint(spec: Variant, file: WeightFile) -> str:
-  """For the end of a report: what the arrays do look like."""
+  """The end of an error report: other variants that the arrays fit."""
   others = [
     name
     for name in infer.candidates(file.shapes, file.rules)
@@ -142,7 +145,7 @@ def _hint(spec: Variant, file: WeightFile) -> str:
 
 
 def _model_of(spec: Variant, file: WeightFile) -> Model:
-  """The model that a foreign file holds, with shapes for parameters."""
+  """The model of another program's file, with shapes for parameters."""
 
   def shape(name: str) -> convert.Shape | None:
     return infer.parameter_shape(file.shapes, name, file.rules)
@@ -164,7 +167,7 @@ def _model_of(spec: Variant, file: WeightFile) -> Model:
 
 
 def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
-  """Pixels that a position embedding is for: the variant's, else a square."""
+  """Image size from the number of positions: square, else the variant's."""
   if positions is None or len(positions) != 3:
     return spec.image_size
   side = math.isqrt(max(positions[1] - infer.num_prefix(spec), 1))
@@ -173,7 +176,7 @@ def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
 
 
 def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
-  """Leaves out the zeros that stand for removed attentions (zero_fill).
+  """Leaves out the zeros in place of removed attention layers (zero_fill).
 
   Raises:
     CheckpointError: they are not zeros.
@@ -197,13 +200,12 @@ def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
 def _without_old_head(file: WeightFile) -> WeightFile:
   """Leaves out the layer between norm and head of old ImageNet-21k files.
 
-  It belongs to their head, which goes with it: a model of the same function
-  no longer exists elsewhere either (timm dropped both).
+  It belongs to their head, which is left out with it; timm dropped both too.
   """
   extra = [name for name in file.shapes if name.startswith('pre_logits/')]
   if not extra:
     return file
-  _LOG.warning('%s: pre_logits and the head behind it are left out', file.path)
+  _LOG.warning('%s: pre_logits and the head after it are left out', file.path)
   return dataclasses.replace(
     file,
     shapes={

@@ -1,7 +1,7 @@
-"""Weight files of other programs, opened without reading or running them.
+"""Open `.safetensors`, `.npz` and `.pth` files lazily, and run no code.
 
-Every reader gives the shapes of all arrays at once and each array when asked
-for, so that only one lies in memory twice.
+Every reader knows the shapes of all arrays, and reads an array when it is asked
+for, so that at most one is in memory twice.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
 
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
-"""Files that hold weights."""
+"""Suffixes of weight files."""
 
 METADATA_KEY = 'lambda_vit_jax'
-"""Where the header of our safetensors files keeps the model's description."""
+"""Key of the model's description in the header of our safetensors files."""
 
 DIGEST_KEY = 'sha256'
-"""Where the header keeps the digest of the arrays and of that description."""
+"""Key of the digest of the arrays and of that description."""
 
 _GOOGLE_PREFIX = 'opt/target/'
 
 
 def check_link(path: epath.Path) -> None:
-  """Refuses a link out of its folder, but for those of the hub's cache.
+  """Refuses a link out of its folder, except within the hub's cache.
 
   Raises:
-    CheckpointError: a file of a folder that somebody gave points elsewhere.
+    CheckpointError: the link points elsewhere.
   """
   if '://' in str(path) or not os.path.islink(path):
     return
@@ -79,9 +79,9 @@ class WeightFile:
   Attributes:
     path: for messages.
     shapes: shape of every array, by name.
-    read: returns the array of a name.
+    read: returns an array by its name.
     rules: the table of `convert` that its names follow.
-    description: what our own files say about their model, else None.
+    description: the model's description in our own files, else None.
   """
 
   path: str
@@ -93,7 +93,7 @@ class WeightFile:
 
 @contextlib.contextmanager
 def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
-  """Opens a weight file by its suffix; arrays can be read until the end.
+  """Opens a weight file by its suffix, for reading within the context.
 
   Raises:
     CheckpointError: missing, truncated, of an unknown kind, or a `.pth` that
@@ -117,8 +117,8 @@ def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
 def _open_safetensors(path: pathlib.Path) -> WeightFile:
 
   def read(name: str) -> np.ndarray:
-    # Opened anew for each array: the pages of a mapped file count as memory
-    # until it is closed.
+    # Reopened for each array: the pages of a mapped file count as memory until
+    # it is closed.
     with safetensors.safe_open(path, framework='numpy') as file:
       return file.get_tensor(name)
 
@@ -155,7 +155,7 @@ def _check_digest(
   """Compares one of our files with the digest in its header, if it has one.
 
   Raises:
-    CheckpointError: numbers or description are not those that were exported.
+    CheckpointError: the arrays or the description have changed.
   """
   expected = metadata.get(DIGEST_KEY)
   try:
@@ -173,7 +173,7 @@ def _check_digest(
 
 
 def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
-  """Google's archives; object arrays (pickles) are refused by numpy."""
+  """Opens an archive of Google's; numpy refuses object arrays (pickles)."""
   try:
     file = np.load(raw, allow_pickle=False)
     names = file.files
@@ -206,7 +206,7 @@ def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
 
 
 def _npy_shape(file: Any, name: str) -> tuple[int, ...]:
-  """The shape in the header of one member, nothing else of it read."""
+  """Reads the shape in the header of one member, and nothing else of it."""
   with file.zip.open(f'{name}.npy') as member:
     version = np.lib.format.read_magic(member)
     read_header = (
@@ -221,7 +221,7 @@ def _npy_shape(file: Any, name: str) -> tuple[int, ...]:
 
 
 def _open_pickle(path: pathlib.Path) -> WeightFile:
-  """A PyTorch file, through torch's reader that runs no code."""
+  """Opens a PyTorch file with `weights_only=True`, which runs no code."""
   try:
     import torch
   except ImportError:
@@ -234,7 +234,7 @@ def _open_pickle(path: pathlib.Path) -> WeightFile:
   try:
     loaded = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
-    # torch raises many kinds for what it refuses or cannot parse.
+    # torch raises many types for files that it refuses or cannot parse.
     reason = ' '.join(str(error).split())[:160]
     raise CheckpointError(
       f'{path}: not a plain PyTorch state dict, refused without running it '
@@ -256,7 +256,7 @@ def _open_pickle(path: pathlib.Path) -> WeightFile:
 
 
 def _modern_name(name: str) -> str:
-  """Timm's name for LayerScale, which DeiT III files call `gamma_1`."""
+  """Renames the LayerScale of DeiT III files (`gamma_1`) as timm does."""
   return name.replace('.gamma_1', '.ls1.gamma').replace(
     '.gamma_2', '.ls2.gamma'
   )

@@ -1,4 +1,4 @@
-"""`config.json` of timm's models on the Hugging Face hub, read and written."""
+"""Read and write timm's `config.json`, as on the Hugging Face hub."""
 
 import dataclasses
 import math
@@ -20,22 +20,21 @@ _ARGUMENTS = {
   'pre_norm': 'pre_norm',
   'global_pool': 'pooling',
 }
-"""timm's constructor arguments, and the fields of `Variant` they set."""
+"""timm's constructor arguments, and the field of `Variant` that each sets."""
 
-# Said elsewhere in the file, or by the arrays themselves.
+# Given elsewhere in the file, or by the arrays themselves.
 _REDUNDANT = ('img_size', 'in_chans', 'num_classes', 'fc_norm')
 
 
 def read_variant(config: Any, where: str) -> Variant:
-  """The variant that a `config.json` stands for, its preprocessing included.
+  """Returns the variant that a `config.json` describes, with preprocessing.
 
   Args:
     config: the parsed JSON.
     where: the file, for messages.
 
   Raises:
-    CheckpointError: another architecture, or an argument that our models do
-      not have.
+    CheckpointError: another architecture, or an unsupported argument.
   """
   if not isinstance(config, Mapping) or not isinstance(
     config.get('architecture'), str
@@ -90,10 +89,10 @@ def _read_preprocessing(pretrained: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(model: Model) -> dict[str, Any]:
-  """Timm's `config.json` of a model, so that stock timm builds its shape.
+  """Returns the `config.json` with which timm builds a model's architecture.
 
-  A variant that timm has no name for is written as the arguments that make
-  it out of a plain one.
+  A variant that timm has no name for is written as a plain one with
+  constructor arguments.
   """
   module, preprocessing = model.module, model.preprocessing
   variant = get_variant(model.variant)
@@ -110,7 +109,7 @@ def write_config(model: Model) -> dict[str, Any]:
   if module.image_size != (stock.image_size, stock.image_size):
     arguments['img_size'] = list(module.image_size)
   heads = ['head', 'head_dist'] if module.distilled else 'head'
-  # Timm knows the backbone alone of a model that segments.
+  # Of a segmentation model timm knows the backbone only.
   num_classes = module.num_classes if module.segmentation is None else 0
   return {
     'architecture': stock.name,

@@ -1,1 +1,9 @@
-"""Errors, types, JSON files and tables; nothing here touches a device."""
+"""What every room uses: errors, types, files and tables.
+
+- `errors`: the errors a user can meet, one line each
+- `typing`: arrays, parameter trees, batches, attention modes
+- `preprocessing`: resize, crop and normalise images for a model
+- `files`: JSON files and paths, local or remote
+- `digests`: checksums of JSON objects, files, arrays and trees
+- `tables`: small tables for prompts, terminals and notebooks
+"""

@@ -1,9 +1,9 @@
-"""Digests: a changed number in one of our files is noticed, not computed with.
+"""Digests that detect damage in our files before anything is computed.
 
-JSON files carry the SHA-256 of their own content, `model.json` that of every
-file of the export beside it, a safetensors header that of its arrays, and a
-checkpoint a fingerprint of each of its trees. They guard against damage, not
-against somebody who writes the digest anew.
+A JSON file has the SHA-256 of its own content, `model.json` that of every file
+of the export, a safetensors header that of its arrays, and a checkpoint has a
+fingerprint of each of its trees. They protect against damage, not against
+somebody who also replaces the digest.
 """
 
 import hashlib
@@ -20,30 +20,30 @@ from etils import epath
 from lambda_vit_jax.core.errors import CheckpointError
 
 KEY = 'sha256'
-"""Where a JSON object keeps the digest of the rest of it."""
+"""Key of the digest in a JSON object."""
 
 _CHUNK = 1 << 22
 
 
 def of_json(fields: Mapping[str, Any]) -> str:
-  """SHA-256 of a JSON object without its `KEY`, whatever its layout."""
+  """SHA-256 of a JSON object except its `KEY`, independent of the layout."""
   rest = {name: value for name, value in fields.items() if name != KEY}
   text = json.dumps(rest, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """`fields` with their digest in front."""
-  # As they will be read: tuples are lists, keys are texts.
+  """Returns `fields` with their digest as the first entry."""
+  # As they will be read back: tuples become lists, keys become strings.
   plain = json.loads(json.dumps(dict(fields), allow_nan=False))
   return {KEY: of_json(plain)} | {k: v for k, v in plain.items() if k != KEY}
 
 
 def check_seal(fields: Any, where: str, remedy: str) -> None:
-  """Refuses a sealed object that was changed; one without a seal passes.
+  """Refuses a changed object; one without a digest passes.
 
   Raises:
-    CheckpointError: what it holds is not what was written.
+    CheckpointError: the content does not match the digest.
   """
   if not isinstance(fields, Mapping) or KEY not in fields:
     return
@@ -55,7 +55,7 @@ def check_seal(fields: Any, where: str, remedy: str) -> None:
 
 
 def of_file(path: epath.Path) -> str:
-  """SHA-256 of a file, read in pieces."""
+  """SHA-256 of a file, read in chunks."""
   digest = hashlib.sha256()
   with path.open('rb') as file:
     while chunk := file.read(_CHUNK):
@@ -64,7 +64,7 @@ def of_file(path: epath.Path) -> str:
 
 
 def of_folder(folder: epath.Path) -> dict[str, str]:
-  """SHA-256 of every file below a folder, by its path from there."""
+  """SHA-256 of every file in a folder, by the path relative to it."""
   found: dict[str, str] = {}
   for path in sorted(folder.iterdir()):
     if os.path.islink(path):
@@ -84,12 +84,12 @@ def check_files(folder: epath.Path, expected: Any, part: str) -> None:
 
   Args:
     folder: an export.
-    expected: its digests as `of_folder` gives them, from `model.json`.
-    part: a name in `folder`. Only names that lie there are opened, whatever
-      `expected` says.
+    expected: digests as from `of_folder`, read from `model.json`.
+    part: a name in `folder`. Only files that are in there are opened,
+      whatever names `expected` has.
 
   Raises:
-    CheckpointError: a file differs, is missing or was added; names it.
+    CheckpointError: a file that differs, is missing or was added.
   """
   if not isinstance(expected, Mapping):
     raise CheckpointError(
@@ -117,7 +117,7 @@ def check_files(folder: epath.Path, expected: Any, part: str) -> None:
 def of_arrays(
   names: Iterable[str], read: Callable[[str], np.ndarray], text: str
 ) -> str:
-  """SHA-256 of named arrays (types, shapes, bytes) and of a text."""
+  """SHA-256 of named arrays (names, dtypes, shapes, bytes) and of a text."""
   digest = hashlib.sha256(text.encode())
   for name in sorted(names):
     array = np.ascontiguousarray(read(name))
@@ -128,12 +128,12 @@ def of_arrays(
 
 
 def fingerprint(tree: Any) -> str:
-  """A number for all bits of a tree of arrays, the same on every mesh.
+  """Checksum over all bits of a tree of arrays, the same on every mesh.
 
-  Per leaf the sum of its 32-bit (or narrower) words modulo 2^32, each times
-  an odd number that depends on its number's place in the array: one changed
-  word always changes the sum, and so do rows that changed places, but for
-  chance. Sums of integers do not depend on their order.
+  For each leaf, the sum of its 32-bit (or narrower) words modulo 2^32, each
+  times an odd factor that depends on the position in the array. Any one changed
+  word changes the sum; so does swapping rows, except by coincidence. Integer
+  sums do not depend on the order, hence not on the mesh.
   """
   sums = [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
   return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
@@ -151,13 +151,13 @@ def _checksum(leaf: Any) -> int:
 
 
 def _word(dtype: Any) -> Any:
-  """Words that an array's numbers are read as."""
+  """Unsigned type of the words that an array is summed in."""
   return {1: np.uint8, 2: np.uint16}.get(np.dtype(dtype).itemsize, np.uint32)
 
 
 @jax.jit
 def _global_checksum(array: jax.Array) -> jax.Array:
-  """`_checksum` of what several processes hold together."""
+  """`_checksum` of an array that is spread over several processes."""
   if array.dtype == jnp.bool_:
     array = array.astype(jnp.uint8)
   array = jnp.atleast_1d(array)

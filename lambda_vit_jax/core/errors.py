@@ -1,4 +1,4 @@
-"""The errors a user can meet: one line that says what, where and what to do.
+"""The errors a user can meet: one line with what, where and what to do.
 
 `main` prints the message of a `LambdaVitError` and exits with its
 `exit_code`; a traceback is shown with `--debug` only.
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class LambdaVitError(Exception):
-  """Something the user can mend. `str(error)` is one complete line."""
+  """Something the user can fix. `str(error)` is one complete line."""
 
   exit_code = 1
 
@@ -25,15 +25,15 @@ class DataError(LambdaVitError):
 
 
 class ModelError(LambdaVitError, ValueError):
-  """Sizes, modes or layers that do not make a model."""
+  """Invalid sizes, modes or layers of a model."""
 
 
 def not_finite(place: str = '', context: str = '') -> ModelError:
-  """The error of activations that are NaN or infinite.
+  """Returns the error for activations that are NaN or infinite.
 
   Args:
-    place: where they are, such as `block 3`, if it is known.
-    context: what was done to the network, with a space before it.
+    place: where, such as `block 3`, if known.
+    context: what was done to the network, starting with a space.
   """
   return ModelError(
     f'{place}{": " * bool(place)}activations are NaN or infinite{context}; '
@@ -52,10 +52,10 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 class StoppedError(BaseException):
-  """The process was asked to stop, and what can be saved is saved.
+  """The process was asked to stop, and has saved what it can.
 
-  Not an `Exception`, as `KeyboardInterrupt` is none: what is caught to explain
-  a damaged file must not explain a signal.
+  Not an `Exception`, like `KeyboardInterrupt`: handlers that explain a damaged
+  file must not catch a signal.
 
   Attributes:
     exit_code: 128 + the signal's number.

@@ -1,4 +1,4 @@
-"""JSON files and paths, local or remote, through etils.epath."""
+"""Read and write JSON files, local or remote, through etils.epath."""
 
 import json
 from typing import Any
@@ -9,13 +9,13 @@ from lambda_vit_jax.core.errors import CheckpointError
 
 
 def absolute(path: str | epath.PathLike) -> epath.Path:
-  """`path` from the root, as Orbax wants it; `gs://…` is so already."""
+  """Returns an absolute path, as Orbax needs it; `gs://…` is one already."""
   path = epath.Path(path).expanduser()
   return path if '://' in str(path) else path.absolute()
 
 
 def write_json(path: str | epath.Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new, never half."""
+  """Writes JSON atomically: a reader sees the old file or the new one."""
   path = epath.Path(path)
   temporary = path.parent / f'.{path.name}.part'
   temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
@@ -23,7 +23,7 @@ def write_json(path: str | epath.Path, value: Any) -> None:
 
 
 def read_object(path: str | epath.Path) -> dict[str, Any]:
-  """Reads a JSON object, as all files of a workdir are.
+  """Reads a JSON object, such as any JSON file of a workdir.
 
   Raises:
     CheckpointError: missing or malformed.

@@ -1,7 +1,9 @@
-"""How an image becomes the model's input; of a model, not of a data set."""
+"""The resize, crop and normalisation that a model expects of its images."""
 
 import dataclasses
 from typing import Any
+
+from lambda_vit_jax.core.tables import Shown, Table
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -11,11 +13,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 IGNORED = -1
-"""Label of a pixel that belongs to no class and counts for nothing."""
+"""Label of pixels that are excluded from losses and metrics."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Preprocessing(Shown):
   """Evaluation transform: resize, centre crop, scale to [0, 1], normalise.
 
   Attributes:
@@ -36,6 +38,19 @@ class Preprocessing:
   def channels(self) -> int:
     """Channels of the input: 1 (grey) or 3 (RGB)."""
     return len(self.mean)
+
+  def __repr__(self) -> str:
+    height, width = self.image_size
+    colours = {1: 'grey', 3: 'RGB'}.get(self.channels, 'multi-channel')
+    return (
+      f'Preprocessing({height} × {width} {colours}, {self.interpolation}, '
+      f'crop {self.crop_ratio:g}, mean {self.mean}, std {self.std})'
+    )
+
+  def table(self) -> Table:
+    """One row per field."""
+    rows = [(name, str(value)) for name, value in self.to_json().items()]
+    return Table('Preprocessing', ('field', 'value'), rows)
 
   def to_json(self) -> dict[str, Any]:
     """Returns a plain dict, the form in `model.json`."""

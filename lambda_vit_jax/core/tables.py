@@ -1,4 +1,4 @@
-"""Small tables for prompts (plain text), terminals (rich) and notebooks."""
+"""Small tables for the Python prompt, terminals (rich) and notebooks."""
 
 import abc
 import dataclasses
@@ -12,7 +12,7 @@ MOST_LINES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A titled table of texts; rich and notebooks know how to show it."""
+  """A table of strings, shown as plain text, by rich or as HTML."""
 
   title: str
   header: Sequence[str]
@@ -59,10 +59,9 @@ class Table:
 
 
 class Shown(abc.ABC):
-  """Gives a class with a method `table` its plain, rich and HTML forms.
+  """Base of classes that are shown as a table, by their method `table`.
 
-  A dataclass takes `repr=False` with it: its own `repr` would print every
-  array that it holds.
+  A dataclass needs `repr=False`, or its own `repr` prints every array.
   """
 
   @abc.abstractmethod

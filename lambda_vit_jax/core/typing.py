@@ -1,8 +1,8 @@
-"""Array and tree aliases, and the axis words used in every docstring.
+"""Aliases for arrays and trees, and the names of axes in docstrings.
 
-Axes: `batch height width channels` (NHWC) for images, `tokens` counts the
-class token, `embed` is the model width, `heads` the attention heads.
-Everything is indexed from the right where leading axes may vary.
+Axes: `batch height width channels` (NHWC) for images; `tokens` includes the
+class token, `embed` is the model width, `heads` the attention heads. Where
+leading axes may vary, axes are counted from the right.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,4 +26,7 @@ Batches = Iterable[Array]
 AttentionMode = Literal[
   'full', 'diluted', 'skip', 'identity', 'absent', 'linear'
 ]
-"""What the attention half of a block computes: a key of `lambda_vit_jax.models.modes.MODES`."""
+"""What the attention half of a block computes: a key of `models.modes.MODES`.
+
+See docs/method.md#a-block-and-its-modes.
+"""

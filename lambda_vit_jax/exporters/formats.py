@@ -27,7 +27,7 @@ from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
-from lambda_vit_jax.core.files import absolute, write_json
+from lambda_vit_jax.core.files import write_json
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters.comparison import Program
 from lambda_vit_jax.exporters.onnx import graph as onnx_graph
@@ -48,12 +48,7 @@ _STOCK_WARNING = 1e-3
 
 def write_orbax(directory: epath.Path, source: Source) -> None:
   """Writes `params/` and as much of `model.json` as `load_export` reads."""
-  # Orbax takes no arrays of one process from a job of several.
-  params = jax.tree.map(np.asarray, source.model.params)
-  with orbax_store.orbax().StandardCheckpointer(
-    multiprocessing_options=orbax_store.alone()
-  ) as checkpointer:
-    checkpointer.save(absolute(directory / 'params'), params)
+  orbax_store.save_tree(directory / 'params', source.model.params)
   write_json(
     directory / 'model.json', describe(source.model) | {'format_version': 1}
   )

@@ -1,4 +1,4 @@
-"""The tables of names, inverse to themselves and strict."""
+"""The tables of names: `encode` inverts `decode`, and `decode` is strict."""
 
 import dataclasses
 

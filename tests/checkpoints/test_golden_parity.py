@@ -1,4 +1,4 @@
-"""Every family against what timm computed (files of parity/make_golden.py)."""
+"""Every family against timm's logits (files of parity/make_golden.py)."""
 
 import json
 
@@ -44,4 +44,8 @@ def test_logits_and_blocks_are_those_of_timm(member, tmp_path, monkeypatch):
 
 
 def test_golden_files_are_small():
-  assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 300_000
+  sizes = {path: path.stat().st_size for path in GOLDEN.iterdir()}
+  results = [size for path, size in sizes.items() if path.suffix == '.npz']
+  assert sum(results) < 300_000
+  # With the run of an earlier version, see end_to_end/test_old_files.py.
+  assert sum(sizes.values()) < 1_000_000

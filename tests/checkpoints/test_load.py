@@ -1,4 +1,4 @@
-"""Weights from every door, and one clear line for every bad one."""
+"""`load_pretrained` from every source, and one line for bad weights."""
 
 import json
 import logging
@@ -134,11 +134,11 @@ def test_average_pooling_from_config_json(nano, arrays, tmp_path, images):
   np.testing.assert_allclose(taps['features'], normal, atol=1e-5)
 
 
-def test_another_head_is_said_in_one_line(path, nano, caplog):
+def test_another_head_is_logged_in_one_line(path, nano, caplog):
   with caplog.at_level(logging.WARNING):
     model = load_pretrained(path, num_classes=7)
   (record,) = caplog.records
-  assert 'head for 7 classes is initialised afresh' in record.getMessage()
+  assert 'head for 7 classes is newly initialised' in record.getMessage()
   assert model.num_classes == 7
   assert model.params['head']['kernel'].shape == (24, 7)
   np.testing.assert_array_equal(

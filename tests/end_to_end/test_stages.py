@@ -314,7 +314,7 @@ class TestBadInput:
     shutil.rmtree(copy / 'checkpoints' / 'dilute' / '7')
     shutil.rmtree(copy / 'export')
     (copy / 'evaluation.json').unlink()
-    self.check(arguments(stage, copy), 1, 'stands at step 6 of 7', capsys)
+    self.check(arguments(stage, copy), 1, 'is at step 6 of 7', capsys)
 
   def test_a_warm_up_longer_than_the_training(self, tmp_path, capsys):
     argv = arguments('pretrain', tmp_path, '--config.pretrain.warmup_steps=6')

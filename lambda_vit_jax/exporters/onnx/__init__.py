@@ -1,1 +1,8 @@
-"""A ViT as an ONNX graph, written node by node."""
+"""A ViT as an ONNX graph, written node by node.
+
+- `vit`: the whole network, block by block
+- `layers`: products, norms and slices by the paths of their parameters
+- `token_merging`: bipartite matching and merging
+- `decoders`: segmentation decoders
+- `graph`: nodes and arrays in memory, and the file made from them
+"""

@@ -1,0 +1,72 @@
+"""Orbax folders: whole or refused in one line, and nothing printed after it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.core.errors import CheckpointError
+
+
+@pytest.fixture
+def tree(rng):
+  return {
+    f'layer{index}': {'kernel': rng.normal(size=(8, 8)).astype(np.float32)}
+    for index in range(6)
+  }
+
+
+@pytest.fixture
+def saved(tree, tmp_path):
+  orbax_store.save_tree(tmp_path / 'params', tree)
+  return tmp_path / 'params'
+
+
+def test_a_tree_comes_back(saved, tree):
+  found = orbax_store.restore_tree(saved, tree)
+  assert found.keys() == tree.keys()
+  for name, layer in tree.items():
+    np.testing.assert_array_equal(found[name]['kernel'], layer['kernel'])
+
+
+@pytest.mark.parametrize('keep', [0.0, 0.5])
+def test_a_damaged_folder_is_one_line(saved, tree, keep, monkeypatch):
+  reports = []
+  monkeypatch.setattr(sys, 'unraisablehook', reports.append)
+  hook = sys.unraisablehook
+  for path in saved.rglob('*'):
+    if path.is_file() and path.parent.name == 'd':
+      data = path.read_bytes()
+      path.write_bytes(data[: int(keep * len(data))])
+  with pytest.raises(CheckpointError) as error:
+    orbax_store.restore_tree(saved, tree)
+  text = str(error.value)
+  assert '\n' not in text
+  assert text.startswith(f'{saved}: not the parameters that model.json')
+  assert text.endswith('; export the model again')
+  # The other reads have failed as well, and their tracebacks are not shown;
+  # other code finds the hook that it set.
+  assert reports == []
+  assert sys.unraisablehook is hook
+
+
+def test_other_reports_pass_the_hook(saved, tree, monkeypatch):
+  """An error in a destructor while Orbax reads is not ours to hide."""
+  reports = []
+  monkeypatch.setattr(sys, 'unraisablehook', reports.append)
+
+  class Broken:
+    def __del__(self):
+      raise RuntimeError('ours')
+
+  def restore(*arguments):
+    Broken()
+    return restored
+
+  restored = orbax_store.restore_tree(saved, tree)
+  checkpointer = orbax_store.orbax().StandardCheckpointer
+  monkeypatch.setattr(checkpointer, 'restore', restore)
+  assert orbax_store.restore_tree(saved, tree) is restored
+  (report,) = reports
+  assert str(report.exc_value) == 'ours'
