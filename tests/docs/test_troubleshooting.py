@@ -10,6 +10,8 @@ PACKAGE = ROOT / 'lambda_vit_jax'
 PAGE = ROOT / 'docs' / 'troubleshooting.md'
 # A message with fewer letters only passes on the text of another error.
 FEWEST_LETTERS = 8
+# Functions that raise an error with the text that they are given.
+RAISING = {'_read'}
 
 
 @functools.cache
@@ -54,7 +56,7 @@ def messages():
 
 
 def _messages():
-  errors = error_classes()
+  errors = error_classes() | RAISING
   for path, tree in trees():
     for node in ast.walk(tree):
       if isinstance(node, ast.Call) and ast.unparse(node.func) in errors:
