@@ -1,4 +1,4 @@
-"""λ over steps and over blocks."""
+"""The dilution schedule: λ by step and by block."""
 
 import jax
 import numpy as np

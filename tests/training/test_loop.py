@@ -1,6 +1,7 @@
-"""The loop: exact resumption, the switch at λ = 0, what a failure leaves."""
+"""The loop: exact resumption, the switch at λ = 0, state after failures."""
 
 import dataclasses
+import functools
 import logging
 import re
 import signal
@@ -11,12 +12,13 @@ import pytest
 
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import (
   abstract_params,
   init_params,
   make_module,
 )
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.variants import Variant
 from lambda_vit_jax.runtime import sharding, signals
 from lambda_vit_jax.runtime.progress import Reporter
@@ -44,7 +46,7 @@ def job(tiny_variant):
 
 
 def tiny_of(job):
-  """The job's architecture, dense, as a variant."""
+  """The job's dense architecture as a variant."""
   module = job.phases[0].module
   return Variant(
     'tiny',
@@ -87,7 +89,7 @@ def test_removed_attention_leaves_the_tree(undisturbed, job):
   expected = abstract_params(job.phases[1].module)
   assert jax.tree.structure(params) == jax.tree.structure(expected)
   for layer in LAYERS:
-    assert set(params[modes_lib.block_name(layer)]) == {'norm2', 'mlp'}
+    assert set(params[block_name(layer)]) == {'norm2', 'mlp'}
 
 
 def test_metrics_have_one_line_per_step_and_the_factor(undisturbed):
@@ -157,8 +159,8 @@ def test_a_nan_names_its_step_and_keeps_the_last_good_state(
 
 
 def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
-  # The program with λ = 0 and the one without the attention: the same sums
-  # but for terms that are exactly zero.
+  # The program at λ = 0 and the one without attention add the same terms,
+  # except for exact zeros.
   stay = dataclasses.replace(
     job, phases=(dataclasses.replace(job.phases[0], until=5),)
   )
@@ -203,18 +205,33 @@ def test_distillation_and_averaging_train_the_average(
       for phase, until in zip(job.phases, (1, 2), strict=True)
     ),
     dilution=Dilution(LAYERS, 1),
-    loss=LossSettings(distill=kind, distill_weight=1.0, ema_decay=0.5),
+    loss=LossSettings(distill=kind, distill_weight=1.0, ema_decay=0.9),
     teacher=(teacher, init_params(teacher, 0)),
   )
   average = run(taught, tmp_path, mesh)
-  # The average is what comes back; its attention left with the parameters'.
+  # The attention is dropped from the average as from the parameters.
   assert set(average['block00']) == {'norm2', 'mlp'}
-  directory = tmp_path / 'checkpoints' / '2'
-  assert (directory / 'ema').exists()
+  shapes = abstract_params(job.phases[1].module)
+  shapes = orbax_store.abstract_like(
+    shapes, sharding.tree_shardings(shapes, mesh)
+  )
+  checkpointer = orbax_store.Checkpointer(tmp_path / 'checkpoints')
+  saved = checkpointer.restore(2, {'params': shapes, 'ema': shapes})
+  checkpointer.close()
+  assert_same(average, saved['ema'])
+  # The warm-up's first rate is 0: the average is of the initial parameters,
+  # twice, and of those after the second step.
+  start = init_params(job.phases[0].module, 0)
+  start = surgery.prune_tree(start, LAYERS)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+    average,
+    jax.tree.map(lambda p, q: 0.9 * p + 0.1 * q, start, saved['params']),
+  )
+  assert np.any(average['head']['kernel'] != saved['params']['head']['kernel'])
   rows = read_metrics(tmp_path / 'metrics.jsonl')
-  # A student that starts as its teacher, at λ = 1 and without dropping, has
-  # nothing to learn from it; float32 rounding, squared, is below 1e-6. At
-  # λ = 0 it has.
+  # A student that equals its teacher (λ = 1, no drop path) has a loss of 0, up
+  # to squared float32 rounding; at λ = 0 it does not.
   assert abs(rows[0]['loss']) < 1e-6
   assert rows[1]['loss'] > 1e-4
 
@@ -225,8 +242,8 @@ def test_unknown_distillation_is_named():
 
 
 def test_nothing_compiles_but_at_the_switch(job, mesh, tmp_path):
-  # Six steps under λ and four without it, saving and logging on the way: the
-  # two programs are traced and compiled once each, wherever λ stands.
+  # Six steps of dilution and four after it, with saving and logging: each of
+  # the two programs is compiled once, whatever λ is.
   long = dataclasses.replace(
     job,
     phases=(
@@ -237,8 +254,8 @@ def test_nothing_compiles_but_at_the_switch(job, mesh, tmp_path):
     checkpoint_every=3,
     log_every=1,
   )
-  # The batch that is being asked for when something is compiled; JAX logs
-  # compilations that its cache on disk answers as well.
+  # The step at which each program is compiled; JAX also logs those that come
+  # from its cache on disk.
   compiled: list[tuple[int, str]] = []
   now = [0]
 
@@ -263,6 +280,5 @@ def test_nothing_compiles_but_at_the_switch(job, mesh, tmp_path):
     logger.removeHandler(listener)
   steps = [step for step, name in compiled if name == 'jit(step)']
   assert steps == [0, 6]
-  # What the first two steps need besides (logging, saving) is not asked for
-  # again, at the switch neither.
+  # Programs for logging and saving are compiled in the first steps only.
   assert {step for step, _ in compiled} <= {0, 1, 2, 3, 6}

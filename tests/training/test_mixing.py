@@ -1,4 +1,4 @@
-"""Mixup and cutmix: exact label mass, rates, and what mixes with what."""
+"""Mixup and cutmix: label mass, rates, weights, and which images are mixed."""
 
 import functools
 
@@ -22,7 +22,7 @@ def _batch():
 
 @pytest.fixture(scope='module')
 def draws():
-  """512 draws for given chances; one compilation for all of them."""
+  """512 draws for given probabilities, all from one compiled program."""
   images, targets = _batch()
   keys = jax.random.split(jax.random.key(0), 512)
 
@@ -60,22 +60,22 @@ def test_prob_zero_changes_nothing(draws):
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix', 'both'])
 def test_every_row_of_targets_keeps_its_mass(many, kind):
   _, targets = many[kind]
-  # w + (1 - w) in float32: exact but for one rounding of 1 - w.
+  # w + (1 - w) in float32: exact up to the rounding of 1 - w.
   np.testing.assert_allclose(targets.sum(-1), 1.0, atol=1e-7, rtol=0)
   assert targets.min() >= 0
 
 
-def test_mixup_is_the_convex_sum_its_targets_say(many):
+def test_mixup_weights_images_as_targets(many):
   images, _ = _batch()
   mixed, targets = many['mixup']
   share = targets[:, 0, 0][:, None, None, None, None]
   expected = share * images + (1 - share) * images[::-1]
-  # The same three float32 roundings, fused differently.
+  # Three float32 roundings, fused differently.
   np.testing.assert_allclose(mixed, expected, atol=1e-6)
   np.testing.assert_array_equal(targets[:, 0, -1], 1 - targets[:, 0, 0])
 
 
-def test_cutmix_takes_whole_pixels_and_targets_count_them(many):
+def test_cutmix_targets_count_its_pixels(many):
   images, _ = _batch()
   mixed, targets = many['cutmix']
   own = (mixed == images).all(-1)
@@ -100,8 +100,8 @@ def test_rates_of_the_two_kinds(many):
   whole = ((mixed == images) | (mixed == images[::-1])).all(-1)
   cut = whole.all((1, 2, 3)) & ~untouched
   blended = ~whole.any((1, 2, 3))
-  # 512 draws: a standard deviation is at most 0.022; four of them. Small
-  # boxes of cutmix are empty, which moves a few per cent to `untouched`.
+  # Four standard deviations of 512 draws, each at most 0.022. Empty boxes of
+  # cutmix move a few per cent of the draws to `untouched`.
   assert abs(blended.mean() - 0.3) < 0.09
   assert 0.2 < cut.mean() < 0.39
   assert abs((untouched | cut).mean() - 0.7) < 0.09
@@ -110,19 +110,59 @@ def test_rates_of_the_two_kinds(many):
 
 def test_mixups_share_follows_its_beta(many):
   share = many['mixup'][1][:, 0, 0]
-  # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)); four standard
-  # errors of 512 draws.
+  # Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)). Four standard errors
+  # of 512 draws.
   assert abs(share.mean() - 0.5) < 4 * np.sqrt(1 / (4 * 2.6) / 512)
   assert abs(share.var() - 1 / (4 * 2.6)) < 0.02
 
 
-@pytest.mark.parametrize('standing, area', [(1.0, 0), (0.75, 6 * 4)])
-def test_box_of_known_share(standing, area):
-  keys = jax.random.split(jax.random.key(1), 64)
-  boxes = jax.vmap(lambda k: mixing.box_mask(k, HEIGHT, WIDTH, standing))(keys)
-  sizes = np.asarray(boxes).sum((1, 2))
-  # sqrt(0.25) of 12 x 9 is 6 x 4; the border may clip a box, not enlarge it.
-  assert sizes.max() == area
+def _boxes(kept, number=2048):
+  keys = jax.random.split(jax.random.key(1), number)
+  draw = jax.vmap(lambda key: mixing.box_mask(key, HEIGHT, WIDTH, kept))
+  return np.asarray(draw(keys))
+
+
+# The root of 1 - kept, of 12 and of 9: even and odd sides.
+SIDES = [(1.0, (0, 0)), (0.75, (6, 4)), (1 - (5.5 / 12) ** 2, (5, 4))]
+
+
+@pytest.mark.parametrize('kept, sides', SIDES)
+def test_box_of_known_share(kept, sides):
+  boxes = _boxes(kept)
+  # The border may clip a box, not enlarge it.
+  assert boxes.any(2).sum(1).max() == sides[0]
+  assert boxes.any(1).sum(1).max() == sides[1]
+  # It is the product of its rows and its columns.
+  np.testing.assert_array_equal(
+    boxes, boxes.any(2)[:, :, None] & boxes.any(1)[:, None, :]
+  )
+
+
+@pytest.mark.parametrize('kept, sides', SIDES[1:])
+def test_boxes_have_their_centre_at_each_pixel_alike(kept, sides):
+  boxes = _boxes(kept)
+  for axis, (length, side) in enumerate(
+    zip((HEIGHT, WIDTH), sides, strict=True)
+  ):
+    inside = boxes.any(2 - axis)
+    # From side // 2 before the centre to (side + 1) // 2 after it, clipped:
+    # a pixel is covered by so many of the possible centres.
+    centres = np.arange(length)
+    expected = [
+      np.mean((centres > i - (side + 1) // 2) & (centres <= i + side // 2))
+      for i in range(length)
+    ]
+    # Four standard deviations of 2048 draws.
+    np.testing.assert_allclose(
+      inside.mean(0), expected, atol=4 * 0.5 / 2048**0.5
+    )
+
+
+def test_rows_and_columns_of_a_box_are_independent():
+  boxes = _boxes(0.75)
+  first = boxes.any(2).argmax(1), boxes.any(1).argmax(1)
+  # The correlation of 2048 independent pairs: four standard deviations.
+  assert abs(np.corrcoef(*first)[0, 1]) < 4 / 2048**0.5
 
 
 def test_dtypes_stay():

@@ -1,8 +1,8 @@
-"""How often training's random choices happen: seeded, exact binomial bounds.
+"""Rates of the random choices of training, within binomial bounds.
 
-Each count is checked against the interval that a binomial count leaves with a
-probability below 1e-6. The seeds are fixed: a test that passes once passes
-always, and the bound says how surprising a failure after a change would be.
+Each count is checked against the interval that a binomial count leaves with
+probability below 1e-6. Seeds are fixed, so results are reproducible; the bound
+states how unlikely a failure after a change of the draws would be.
 """
 
 import functools
@@ -16,13 +16,13 @@ from scipy.stats import binom
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data.augment import Augment, training_pixels
 from lambda_vit_jax.models import layers, surgery
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.build import (
   apply_module,
   drop_path_rates,
   init_params,
   make_module,
 )
+from lambda_vit_jax.models.modes import NO_ATTENTION, block_name
 from lambda_vit_jax.training import mixing
 
 NUMBER = 4000
@@ -53,10 +53,10 @@ def test_rates_over_depth():
 
 @pytest.fixture(scope='module')
 def dropped(tiny_variant):
-  """Which branch of which block is dropped for which of 64 images.
+  """Which branch of which block is dropped, for each of 64 images.
 
-  A function of the mode of block 1; with `skip`, `identity` and `absent` its
-  attention is left out, and so is its row.
+  Returns a function of the mode of block 1, to `{(block, branch): [64] bool}`.
+  Without attention (`skip`, `identity`, `absent`) block 1 has no such entry.
   """
   module = make_module(tiny_variant, drop_path_rate=0.5)
   module = module.clone(drop_path_rates=(0.5,) * module.depth)
@@ -67,7 +67,7 @@ def dropped(tiny_variant):
   def branches(mode):
     modes = ('full', mode, 'full')
     tree = params
-    if mode in modes_lib.NO_ATTENTION:
+    if mode in NO_ATTENTION:
       tree = surgery.prune_tree(params, (1,))
     _, taps = apply_module(
       module.clone(attention_modes=modes),
@@ -78,7 +78,7 @@ def dropped(tiny_variant):
     )
     found = {}
     for block in range(3):
-      tap = taps[modes_lib.block_name(block)]
+      tap = taps[block_name(block)]
       scale = {'diluted': 1.5}.get(modes[block], 1.0)
       # A dropped branch adds exact zeros to the scaled stream.
       if 'attention' in tap:
@@ -119,7 +119,7 @@ def test_erasing_at_its_rate():
   preprocessing = Preprocessing((8, 8), (0.5,), (0.5,), 1.0)
   augment = Augment(erasing=0.25)
   rng = np.random.default_rng(11)
-  # Ten draws of a rectangle that do not fit: less than 1e-6 of the images.
+  # Ten rectangles in a row that do not fit: in less than 1e-6 of the images.
   count = sum(
     training_pixels(pixels, preprocessing, augment, rng)[1] is not None
     for _ in range(NUMBER)
@@ -144,7 +144,7 @@ def test_flips_at_their_rate():
 
 @pytest.fixture(scope='module')
 def shares():
-  """The first image's weight per pixel, `[draws, height, width]`."""
+  """Weight of the first image per pixel, `[draws, height, width]`."""
   images = jnp.zeros((2, 16, 16, 1)).at[0].set(1.0)
   targets = jnp.eye(2)
   keys = jax.random.split(jax.random.key(13), NUMBER)
@@ -165,16 +165,15 @@ def shares():
 
 @pytest.mark.parametrize('prob', [0.3, 1.0])
 def test_batches_are_mixed_at_their_rate(shares, prob):
-  # A share of exactly 1 has no probability under mixup's Beta(0.8, 0.8), but
-  # for float32: 1 - 6e-8 and above, a few in a million.
+  # Beta(0.8, 0.8) draws exactly 1 only by rounding to float32, a few times in
+  # a million.
   mixed = (shares(0.8, 0.0, prob, 0.5) < 1).all((1, 2))
   assert_rate(mixed.sum(), NUMBER, prob)
 
 
 @pytest.mark.parametrize('switch', [0.2, 0.5])
-def test_cutmix_takes_its_part_of_mixed_batches(shares, switch):
+def test_cutmix_is_chosen_at_its_rate(shares, switch):
   found = shares(0.8, 1.0, 1.0, switch)
-  # Cutmix takes whole pixels (all of the first image's, where its box is
-  # empty), mixup parts of each.
+  # Cutmix weights are 0 or 1 (all 1 for an empty box); mixup's are between.
   cut = np.isin(found, (0.0, 1.0)).all((1, 2))
   assert_rate(cut.sum(), NUMBER, switch)

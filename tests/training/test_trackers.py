@@ -1,4 +1,4 @@
-"""Event files as TensorBoard reads them; W&B through a stand-in."""
+"""TensorBoard event files, read back; Weights & Biases, simulated."""
 
 import pathlib
 import struct
@@ -111,7 +111,7 @@ def test_remote_files_are_never_appended_to(tmp_path):
 
 
 class Wandb(types.ModuleType):
-  """What we use of W&B: runs by id, whose steps only go up."""
+  """The parts of W&B that we use: runs by id, with increasing steps."""
 
   def __init__(self):
     super().__init__('wandb')
@@ -136,7 +136,7 @@ class Wandb(types.ModuleType):
 CONFIG = {'seed': 0, 'metrics': {'tensorboard': False, 'wandb': 'project'}}
 
 
-def test_a_resumed_stage_goes_on_in_its_wandb_run(tmp_path, monkeypatch):
+def test_a_resumed_stage_continues_its_wandb_run(tmp_path, monkeypatch):
   wandb = Wandb()
   monkeypatch.setitem(sys.modules, 'wandb', wandb)
   for start, stop in ((0, 6), (4, 9)):

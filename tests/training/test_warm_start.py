@@ -1,4 +1,4 @@
-"""λ from attention to an affine map, then from the map to the identity."""
+"""Warm start: λ fades from attention to an affine map, then to the identity."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tests.support.search_models import make_images, make_model
 IMAGES = make_images()
 LAYERS = (0, 2)
 
-# Bit for bit up to fusion: products by exactly 1 and 0.
+# Equal but for fusion: products with exactly 1 and 0.
 SAME_SUMS = {'rtol': 1e-5, 'atol': 1e-5}
 
 
@@ -24,13 +24,13 @@ SAME_SUMS = {'rtol': 1e-5, 'atol': 1e-5}
   scope='module', params=[('token',), ('token', 'mean', 'class_map')]
 )
 def models(request, tiny_variant):
-  """Dense, and with affine maps in place of two attentions."""
+  """The dense model, and one with affine maps for two attention layers."""
   dense = make_model(tiny_variant, layer_scale=0.5)
   return dense, lv.linearize(dense, [IMAGES], LAYERS, inputs=request.param)
 
 
 def phase_logits(models, index, factor):
-  """Of the network of a phase, with its state's parameters."""
+  """Logits of the network of a phase, with the parameters of its state."""
   dense, fitted = models
   phases = dilute.warm_phases(
     dense.module, fitted.module, LAYERS, halfway=4, diluting=10, total=12
@@ -54,7 +54,7 @@ def test_begins_as_the_dense_model(models):
 
 @pytest.mark.parametrize('index, factor', [(0, 0.0), (1, 1.0)])
 def test_is_the_linear_model_halfway(models, index, factor):
-  """The end of one way and the beginning of the other."""
+  """At the end of the first half and at the beginning of the second."""
   np.testing.assert_allclose(
     phase_logits(models, index, factor), models[1](IMAGES), **SAME_SUMS
   )
@@ -75,7 +75,7 @@ def test_factor_is_a_pure_function_of_the_step():
   assert factors == [1.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
 
 
-def test_a_model_on_its_way_can_be_described(models):
+def test_a_model_in_warm_start_can_be_described(models):
   from lambda_vit_jax.checkpoints.description import describe, rebuild
 
   dense, fitted = models
