@@ -1,4 +1,4 @@
-"""Exports that give the model's logits, or do not come to be."""
+"""Exports reproduce the model's logits, or are refused and leave no trace."""
 
 import dataclasses
 import json
@@ -517,8 +517,9 @@ def test_hostile_descriptions_are_one_line(pruned, change):
   assert '\n' not in str(error.value)
 
 
-def test_hostile_preprocessing(pruned):
-  for name, value in (
+@pytest.mark.parametrize(
+  'name, value',
+  [
     ('image_size', [0, 8]),
     ('image_size', [2**40, 8]),
     ('image_size', [9, 8]),
@@ -526,11 +527,57 @@ def test_hostile_preprocessing(pruned):
     ('std', [0.0]),
     ('crop_ratio', float('nan')),
     ('interpolation', 'lanczos; rm'),
-  ):
-    fields = json.loads(json.dumps(describe(pruned)))
-    fields['preprocessing'][name] = value
-    with pytest.raises(CheckpointError, match=r'^model\.json: '):
-      rebuild(fields, 'model.json')
-  for fields in (None, [], 'x', 3, {}):
-    with pytest.raises(CheckpointError, match=r'^model\.json: '):
-      rebuild(fields, 'model.json')
+  ],
+)
+def test_hostile_preprocessing(pruned, name, value):
+  fields = json.loads(json.dumps(describe(pruned)))
+  fields['preprocessing'][name] = value
+  with pytest.raises(CheckpointError, match=r'^model\.json: '):
+    rebuild(fields, 'model.json')
+
+
+@pytest.mark.parametrize('fields', [None, [], 'x', 3, {}], ids=str)
+def test_descriptions_that_are_none(fields):
+  with pytest.raises(CheckpointError, match=r'^model\.json: '):
+    rebuild(fields, 'model.json')
+
+
+def test_the_report_is_a_dict_that_shows_as_a_table(exported):
+  folder, report = exported
+  lines = repr(report).splitlines()
+  assert len(lines) <= 20
+  for name in ('params', 'model.safetensors', 'model.stablehlo'):
+    (line,) = [line for line in lines if line.split()[0] == name]
+    assert f'{report["bytes"][name]:,}' in line
+  assert f'{report["differences"]["stablehlo"]:.1e}' in repr(report)
+  # `model.json` holds the same, as plain JSON.
+  fields = json.loads((folder / 'model.json').read_text())
+  assert json.loads(json.dumps(report)).items() <= fields.items()
+
+
+def test_a_new_format_is_one_entry(pruned, tmp_path, monkeypatch):
+  """A format that is not ours: written, checked, listed and warned about."""
+
+  def write(directory, source):
+    (directory / 'model.echo').write_text(source.dtype)
+
+  entry = formats_lib.Format(
+    write=write,
+    read=lambda directory: pruned,
+    warnings=lambda source, differences: [f'echo: {differences["echo"]}'],
+    int8_arithmetic=('dynamic',),
+  )
+  monkeypatch.setitem(formats_lib.FORMATS, 'echo', entry)
+  report = export.export(pruned, tmp_path / 'out', formats=('echo',))
+  assert report['differences'] == {'orbax': 0.0, 'echo': 0.0}
+  assert report['warnings'] == ['echo: 0.0']
+  fields = json.loads((tmp_path / 'out' / 'model.json').read_text())
+  assert fields['formats'] == ['orbax', 'echo']
+  assert 'model.echo' in fields['files']
+  # One that computes something else is refused.
+  wrong = dataclasses.replace(entry, read=lambda directory: scaled(pruned, 2))
+  monkeypatch.setitem(formats_lib.FORMATS, 'echo', wrong)
+  with pytest.raises(CheckpointError, match='logits of echo differ'):
+    export.export(pruned, tmp_path / 'out', formats=('echo',))
+  with pytest.raises(UsageError, match=r'format echo: .*; take dynamic'):
+    export.check_settings(('echo',), 'int8', False, 'weights')

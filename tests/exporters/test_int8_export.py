@@ -1,4 +1,4 @@
-"""An export of 8-bit integers: small, checked, and itself again when loaded."""
+"""Exports of 8-bit integers: small, checked, and the same model when loaded."""
 
 import json
 

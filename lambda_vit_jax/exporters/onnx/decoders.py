@@ -1,7 +1,7 @@
-"""Decoders of networks that segment, as ONNX operations.
+"""Segmentation decoders as ONNX operations, the same as `models.decoders`.
 
-What `models.decoders` computes, grids with channels last but inside a
-convolution, which ONNX has with channels first.
+Grids have channels last, except inside a convolution, for which ONNX needs
+channels first.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ def decode(
   """Grids of tokens to logits per pixel.
 
   Args:
-    layers: of a graph, with the decoder's parameters.
-    decoder: what decodes.
-    grids: as many as it reads, each `[batch, *grid_size, embed]`, at the
-      stream's scale.
+    layers: adds to a graph; has the decoder's parameters.
+    decoder: the kind of decoder.
+    grids: those it reads, each `[batch, *grid_size, embed]`, at the scale of
+      the stream.
     grid_size: rows and columns.
     image_size: height and width.
 
@@ -52,7 +52,7 @@ def decode(
 def _upernet(
   layers: Layers, grids: Sequence[str], grid_size: _Size
 ) -> tuple[str, _Size]:
-  """What `UperNet` puts in front of the last product, and its size."""
+  """Features of `UperNet` before the classifier, and their grid size."""
   sizes = [scaled_size(grid_size, scale) for scale in SCALES]
   levels = [
     _rescale(layers, grid, place, grid_size, size)
@@ -99,7 +99,7 @@ def _pool(layers: Layers, level: str, size: _Size) -> str:
 def _unit(layers: Layers, x: str, name: str) -> str:
   """`ConvUnit`."""
   path = f'decoder/{name}'
-  # A convolution of one cell is a product, and stored as one.
+  # A 1 × 1 convolution is a product, and stored as one.
   flat = np.ndim(layers.params[f'{path}/conv/kernel']) == 2
   x = (
     layers.dense(x, f'{path}/conv')
@@ -110,7 +110,7 @@ def _unit(layers: Layers, x: str, name: str) -> str:
 
 
 def _convolve(layers: Layers, x: str, path: str) -> str:
-  """3 x 3, zeros around the grid."""
+  """A 3 × 3 convolution with zero padding."""
   x = layers.add('Transpose', x, perm=[0, 3, 1, 2])
   name = f'{path}/kernel'
   kernel = np.transpose(layers.params[name], (3, 2, 0, 1))
@@ -133,7 +133,7 @@ def _resize(layers: Layers, x: str, size: _Size, new_size: _Size) -> str:
 def _resample(
   layers: Layers, x: str, rows: np.ndarray, columns: np.ndarray
 ) -> str:
-  """`models.resampling.resample`; products broadcast over what is in front."""
+  """`models.resampling.resample`; products broadcast over leading axes."""
   x = layers.add('MatMul', columns, x)
   x = layers.add('Transpose', x, perm=[0, 2, 1, 3])
   x = layers.add('MatMul', rows, x)

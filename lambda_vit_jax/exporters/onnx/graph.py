@@ -1,4 +1,4 @@
-"""An ONNX graph in memory: its nodes, its arrays, and the file made of them."""
+"""An ONNX graph in memory, and its serialisation."""
 
 import dataclasses
 import importlib
@@ -11,13 +11,13 @@ from lambda_vit_jax.core.errors import LambdaVitError
 OPSET = 17
 """The oldest operator set with LayerNormalization."""
 
-# A message of protocol buffers ends at two gibibytes; the graph is small.
+# Protocol buffers hold at most 2 GiB; without weights the graph is small.
 _LARGEST = 2_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-  """One operation: ONNX's name for it, its inputs, outputs and attributes."""
+  """One operation: ONNX operator, inputs, outputs and attributes."""
 
   operator: str
   inputs: tuple[str, ...]
@@ -27,7 +27,7 @@ class Node:
 
 @dataclasses.dataclass
 class Graph:
-  """Nodes in order, and the arrays that they use.
+  """Nodes in order of execution, and the arrays that they use.
 
   The input is `images` `[batch, *image_shape]` float32, the output `logits`
   `[batch, *output_shape]`.
@@ -58,7 +58,7 @@ class Graph:
     return outputs[0] if count == 1 else outputs
 
   def parameter(self, array: np.ndarray, name: str, dtype: np.dtype) -> str:
-    """A named array, stored in `dtype` where that loses nothing."""
+    """Adds a named array, stored in `dtype` if that is exact."""
     array = np.asarray(array, np.float32)
     stored = array.astype(dtype)
     if dtype == np.float32 or (stored.astype(np.float32) != array).any():
@@ -70,10 +70,10 @@ class Graph:
   def quantized(
     self, integers: np.ndarray, scale: np.ndarray, name: str
   ) -> str:
-    """An int8 array `[inputs, outputs]`, times a scale for each output.
+    """Adds an int8 array `[inputs, outputs]`, times a scale for each output.
 
-    Not as DequantizeLinear: onnxruntime takes one before a product for leave to
-    quantise the other factor as well.
+    Not as DequantizeLinear: before a product, onnxruntime takes that as
+    permission to quantise the other factor as well.
     """
     stored = self._constant(np.asarray(integers), f'{name}.stored')
     scales = self._constant(np.asarray(scale, np.float32), f'{name}.scale')
@@ -87,7 +87,7 @@ class Graph:
 
 
 def serialize(graph: Graph) -> bytes:
-  """The file's contents, checked by the package `onnx`.
+  """Returns the contents of the file, checked by the package `onnx`.
 
   Raises:
     LambdaVitError: `onnx` is not installed, or the weights do not fit.
@@ -133,7 +133,7 @@ def serialize(graph: Graph) -> bytes:
 
 
 def import_extra(name: str) -> Any:
-  """A package of the extra `[onnx]`.
+  """Imports a package of the extra `[onnx]`.
 
   Raises:
     LambdaVitError: it is not installed.

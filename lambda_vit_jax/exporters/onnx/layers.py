@@ -1,4 +1,4 @@
-"""What a ViT and its decoders are made of, as ONNX operations."""
+"""The layers of a ViT and its decoders as ONNX operations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ class Layers:
   """Adds layers to a graph, by the paths of their parameters."""
 
   def __init__(self, graph: Graph, params: Mapping[str, Any], dtype: np.dtype):
-    """Adds nothing yet.
+    """Stores the graph and the parameters.
 
     Args:
       graph: to add to.
@@ -26,11 +26,11 @@ class Layers:
     self.add = graph.add
 
   def parameter(self, path: str) -> str:
-    """The array at a path, as it is."""
+    """Adds the array at a path."""
     return self.graph.parameter(self.params[path], path, self.dtype)
 
   def kernel(self, path: str) -> str:
-    """A matrix, from its integers where it is quantised."""
+    """Adds a matrix, dequantised if it is stored as integers."""
     name = f'{path}/kernel'
     scale = self.params.get(f'{path}/{SCALE}')
     if scale is None:
@@ -38,7 +38,7 @@ class Layers:
     return self.graph.quantized(self.params[name], scale, name)
 
   def dense(self, x: str, path: str) -> str:
-    """`x·kernel + bias`, the bias where there is one."""
+    """`x·kernel`, plus the bias if there is one."""
     x = self.add('MatMul', x, self.kernel(path))
     if f'{path}/bias' not in self.params:
       return x
@@ -59,20 +59,20 @@ class Layers:
     )
 
   def scaled(self, x: str, path: str) -> str:
-    """LayerScale, where the model has it."""
+    """LayerScale, if the model has it."""
     if f'{path}/gamma' not in self.params:
       return x
     return self.add('Mul', x, self.parameter(f'{path}/gamma'))
 
   def reshape(self, x: str, shape: Sequence[int]) -> str:
-    """A static shape but for one -1."""
+    """Reshapes; at most one entry of `shape` is -1."""
     return self.add('Reshape', x, np.asarray(shape, np.int64))
 
   def leading(self, x: str, count: int | None, axis: int) -> str:
-    """The first `count` tokens, all for None."""
+    """The first `count` tokens, or all if None."""
     return x if count is None else self.slice(x, 0, count, axis)
 
   def slice(self, x: str, start: int, stop: int, axis: int) -> str:
-    """What lies from `start` up to `stop` along `axis`."""
+    """The range from `start` to `stop` (exclusive) along `axis`."""
     bounds = [np.asarray([n], np.int64) for n in (start, stop, axis)]
     return self.add('Slice', x, *bounds)

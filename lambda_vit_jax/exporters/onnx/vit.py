@@ -1,9 +1,9 @@
-"""A folded model as an ONNX graph, written out operation by operation.
+"""Build the ONNX graph of a folded model, operation by operation.
 
-A tracer would leave hundreds of nodes that compute shapes; this is the graph
-that a person would draw, some twenty nodes a block, which runtimes recognise
-and fuse. It is a second description of `models.vit`: the export compares its
-logits with the model's each time it writes one.
+A traced graph has hundreds of nodes that compute shapes; this one has some
+twenty nodes a block, in the patterns that runtimes recognise and fuse. It
+repeats what `models.vit` computes, so every export compares its logits with the
+model's.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _QUICK = 1.702
 
 
 class _Writer(Layers):
-  """Adds a model to a graph, part after part."""
+  """Adds a model to a graph, part by part."""
 
   def __init__(self, model: Model, dtype: np.dtype):
     module = model.module
@@ -34,15 +34,15 @@ class _Writer(Layers):
     )
     super().__init__(graph, convert.flatten(model.params), dtype)
     self.module = module
-    # Tokens of the stream, and how many patches each of them stands for.
+    # Tokens in the stream, and the number of patches merged into each.
     self.tokens = module.num_tokens
     self.sizes: str | None = None
-    # The token that each patch is part of, where that is read.
+    # The token that each patch is part of, if a decoder reads it.
     self.owners: str | None = None
     self.batch = ''
 
   def embed(self, images: str) -> str:
-    """Patches, tokens in front, positions."""
+    """Patch embedding, prefix tokens and positions."""
     module, size = self.module, self.module.patch_size
     rows, columns = module.grid_size
     x = self.reshape(images, (-1, rows, size, columns, size, module.in_chans))
@@ -87,7 +87,7 @@ class _Writer(Layers):
   def attention(
     self, x: str, path: str, queries: int | None
   ) -> tuple[str, str]:
-    """What the attention gives, and its keys."""
+    """Returns the output of the attention layer, and its keys."""
     module = self.module
     width, heads = module.embed_dim, module.num_heads
     head_dim = width // heads
@@ -116,7 +116,7 @@ class _Writer(Layers):
     return x, key
 
   def mean(self, x: str, keepdims: int) -> str:
-    """Over all tokens, or the patches, each as often as its size says."""
+    """The mean over all tokens (`keepdims`) or the patches, weighted by size."""
     if self.sizes is None:
       return self.add('ReduceMean', x, axes=[1], keepdims=keepdims)
     sizes = self.sizes
@@ -132,7 +132,7 @@ class _Writer(Layers):
     )
 
   def affine_map(self, x: str, path: str, rows: int) -> str:
-    """Mode `linear` on the first rows, see `LinearAttention`."""
+    """Mode `linear` on the first `rows` tokens, see `LinearAttention`."""
     inputs = self.module.linear_inputs
     mean = None
     if 'mean' in inputs:
@@ -166,7 +166,7 @@ class _Writer(Layers):
     module, name = self.module, block_name(block_index)
     mode = module.attention_modes[block_index]
     epsilon = module.norm_eps[block_index]
-    # Behind the last attention only the tokens that are read matter.
+    # After the last attention layer only the tokens that are read matter.
     last = block_index == module.last_mixing_block
     queries = module.read_tokens if last else None
     if mode == 'full':
@@ -194,7 +194,7 @@ class _Writer(Layers):
     return self.add('Add', x, self.scaled(branch, f'{name}/ls2'))
 
   def merge(self, x: str, keys: str, count: int) -> str:
-    """The stream with `count` tokens merged away."""
+    """Merges `count` tokens away."""
     if self.sizes is None:
       self.sizes = token_merging.ones(self.add, self.batch, self.tokens)
     x, self.sizes, matching = token_merging.merge(
@@ -216,14 +216,14 @@ class _Writer(Layers):
     return x
 
   def grid(self, x: str) -> str:
-    """The patches among the tokens: `[batch, rows, columns, embed]`."""
+    """The patch tokens as a grid, `[batch, rows, columns, embed]`."""
     module = self.module
     x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
     x = token_merging.spread(self.add, x, self.owners)
     return self.reshape(x, (-1, *module.grid_size, module.embed_dim))
 
   def segment(self, x: str, grids: Sequence[str]) -> str:
-    """The last stream, and the grids that are read, to logits per pixel."""
+    """Decodes the last stream and the grids to logits per pixel."""
     module, decoder = self.module, self.module.segmentation
     assert decoder is not None
     if decoder.kind == 'linear':
@@ -258,12 +258,12 @@ class _Writer(Layers):
 
 
 def build(folded: Model, dtype: str | np.dtype = 'float32') -> Graph:
-  """The graph of a folded model.
+  """Builds the graph of a folded model.
 
   Args:
     folded: every block `full`, `linear` or `absent`.
-    dtype: storage of the parameters that it can hold exactly; computation is
-      float32.
+    dtype: storage type of those parameters that it holds exactly; the others
+      stay float32, as does the computation.
 
   Raises:
     ModelError: a block in another mode.
