@@ -36,25 +36,25 @@ def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
 def _training(learning_rate: float) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      # Peak of the schedule; per batch of 512 images if scale_by_batch.
+      # Peak of the schedule; for a batch of 512 images if scale_by_batch.
       'learning_rate': learning_rate,
       # Multiply the learning rate by batch_size / 512.
       'scale_by_batch': False,
-      # Where the learning rate ends.
+      # Learning rate of the last step.
       'final_learning_rate': 1e-5,
-      # cosine or poly: the way down from the peak.
+      # cosine or poly: how the rate falls from its peak.
       'schedule': 'cosine',
-      # Of schedule poly: the share of the steps that are left, to this.
+      # Schedule poly: exponent of the share of steps that are left.
       'poly_power': 1.0,
       # Steps, or epochs as '5ep'.
       'warmup_steps': free(0),
-      # AdamW's; weights of matrices alone decay.
+      # AdamW's weight decay; only weight matrices decay.
       'weight_decay': 0.05,
-      # AdamW's decay of the first moment.
+      # AdamW's decay rate of the first moment.
       'b1': 0.9,
-      # AdamW's decay of the second moment.
+      # AdamW's decay rate of the second moment.
       'b2': 0.999,
-      # Global norm of the gradient; 0 for none.
+      # Clip the gradient to this global norm; 0 for no clipping.
       'clip_norm': 1.0,
       # Learning-rate factor per layer from the head down; 1 for none.
       'layer_decay': 1.0,
@@ -62,21 +62,21 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
       'frozen': '',
       # Steps whose gradients are averaged before an update.
       'accumulate_steps': 1,
-      # Share of a label's weight that is spread over all classes.
+      # Label smoothing: share of a label that is spread over all classes.
       'label_smoothing': 0.1,
-      # Beta distribution's parameter for mixing whole images; 0 for none.
+      # Mixup: parameter of the beta distribution; 0 for none.
       'mixup': 0.0,
-      # The same for pasted rectangles; 0 for none.
+      # The same for CutMix; 0 for none.
       'cutmix': 0.0,
-      # Stochastic depth's greatest rate; its shape over depth is the
-      # variant's.
+      # Largest stochastic-depth rate; the variant decides how it grows with
+      # depth.
       'drop_path_rate': 0.0,
-      # Decay of the average of the parameters; 0 for none.
+      # Decay of the exponential moving average of the parameters; 0 for none.
       'ema': 0.0,
-      # none, soft, hard or feature, against the dense model that dilution
-      # starts from.
+      # none, soft, hard or feature: distillation from the dense model that
+      # dilution starts from.
       'distill': 'none',
-      # Share of the loss that distillation takes.
+      # Weight of the distillation loss; the rest is for the labels.
       'distill_weight': 0.5,
       # Divides both models' logits in soft distillation.
       'distill_temperature': 1.0,
@@ -87,9 +87,9 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
 def base() -> ml_collections.ConfigDict:
   """All keys with defaults that suit a small image set."""
   config = ml_collections.ConfigDict()
-  # Of initial parameters, data order, augmentation and the bootstrap.
+  # Seeds initial parameters, data order, augmentation and the bootstrap.
   config.seed = 0
-  # Images of one optimisation step, over all devices and processes.
+  # Images per optimisation step, over all devices and processes.
   config.batch_size = 64
   # Where dense weights come from: a file, folder, hf-hub:NAME, builtin:NAME,
   # workdir or export; empty for none (from scratch).
@@ -100,19 +100,19 @@ def base() -> ml_collections.ConfigDict:
   # digits, image_folder:DIR, idx_folder:DIR or tfds:NAME; with task=segment
   # digits (on textures), segmentation_folder:DIR or tfds:NAME.
   data.source = 'digits'
-  # Of the training split, only so many images, the same share of each class;
-  # all of them when empty.
+  # Use only this many images of the training split, the same share of each
+  # class; all of them when empty.
   data.train_images = free()
-  # Of those, images kept out of training; selection reads them.
+  # Training images that are held out; selection reads them.
   data.holdout_images = 256
-  # Leave out images that cannot be decoded instead of stopping at the first.
+  # Skip images that cannot be decoded instead of stopping at the first.
   data.skip_undecodable = False
   # Worker processes of the input pipeline; 0 reads in threads.
   data.workers = 0
-  # Folder for prepared digits and cached labels; lambda_vit_jax in
+  # Folder for prepared digits and cached labels; lambda_vit_jax/ in
   # $XDG_CACHE_HOME or ~/.cache when empty.
   data.cache_dir = ''
-  # Repeated augmentation: versions of an image next to each other in a batch.
+  # Repeated augmentation: augmented versions of each image in a batch.
   # An epoch keeps its number of steps, so it sees 1/repeats of the images.
   data.repeats = 1
   # See lambda_vit_jax.data.augment.Augment.
@@ -129,7 +129,7 @@ def base() -> ml_collections.ConfigDict:
     'randaugment',
     'erasing',
   ):
-    # The recipe's own value when empty.
+    # The value of `kind` when empty.
     augment[name] = free()
 
   config.model = model = ml_collections.ConfigDict()
@@ -137,14 +137,14 @@ def base() -> ml_collections.ConfigDict:
   model.variant = 'vit_mini_patch2_8'
   # Pixels; the variant's own when empty.
   model.image_size = free()
-  # Share of the resized image that evaluation crops; the variant's own when
+  # Share of the resized image that evaluation keeps; the variant's own when
   # empty (timm's; the paper's recipe has 0.875).
   model.crop_ratio = free()
   # float32 or bfloat16 arithmetic; parameters stay float32.
   model.dtype = 'float32'
   # Recompute activations in the backward pass: less memory, more time.
   model.remat = False
-  # Tokens that each attention of the pruned model merges away (8), a list
+  # Tokens that each attention layer of the pruned model merges away (8), a list
   # with one number per block, constant:8 or decreasing:8; 0 for none.
   model.merge = free(0)
   # The first block that merges tokens.
@@ -153,22 +153,23 @@ def base() -> ml_collections.ConfigDict:
   config.segment = segment = ml_collections.ConfigDict()
   # linear (one affine map of each token) or upernet.
   segment.decoder = 'upernet'
-  # The four blocks that upernet reads; the ends of the quarters when empty.
+  # The four blocks that upernet reads; the last of each quarter when empty.
   segment.blocks = ()
   # Width of upernet.
   segment.channels = 512
-  # Share of the channels before the last product that are zero in training.
+  # Dropout rate of the channels before the last layer.
   segment.dropout = 0.1
-  # Classes of a pixel; the data set's own when empty.
+  # Number of pixel classes; the data set's own when empty.
   segment.num_classes = free()
-  # The number in a mask that stands for no class.
+  # The number in a mask that means no class.
   segment.ignore_index = 255
-  # 0 in a mask stands for no class, and k + 1 for class k (ADE20k).
+  # 0 in a mask means no class, and k + 1 means class k (ADE20k).
   segment.reduce_zero_label = False
   # Least and greatest random scale in training, of the image that just covers
   # the model's image size.
   segment.scale = (0.5, 2.0)
-  # Crops in which one class has a greater share are drawn again; 1 for never.
+  # Crops in which one class covers more than this share are drawn again; 1 for
+  # never.
   segment.most_of_one = 0.75
   # Probability of a left-right flip in training.
   segment.flip = 0.5
@@ -179,7 +180,7 @@ def base() -> ml_collections.ConfigDict:
   segment.evaluation = 'whole'
   # Pixels between windows; two thirds of the window when empty.
   segment.stride = free()
-  # Test images of which the report shows image, truth, dense and pruned.
+  # Test images that the report shows beside their masks and predictions.
   segment.pictures = 3
 
   config.pretrain = _training(1e-3)
@@ -195,19 +196,19 @@ def base() -> ml_collections.ConfigDict:
   # last, given (select.layers), probe (short dilutions), exhaustive or
   # exhaustive:SCORE.
   select.criterion = 'transfer_entropy'
-  # What transfer entropy is measured on: logits or features.
+  # The output whose entropy is measured: logits or features.
   select.target = 'logits'
-  # signed takes the least score, absolute the least in magnitude.
+  # signed removes the layer with the least score, absolute the one whose score
+  # has the least magnitude.
   select.sign = 'signed'
-  # What transfer_entropy and loss_increase try in place of an attention: skip
-  # leaves it out, linear fits an affine map.
+  # What transfer_entropy and loss_increase try instead of an attention layer:
+  # skip leaves it out, linear fits an affine map.
   select.trial = 'skip'
-  # Exactly one of the next three is in force; one that is set by flag clears
-  # the others.
+  # Exactly one of the next three is set; setting one by flag clears the others.
 
   # Attention layers to remove.
   select.num_layers = free(5)
-  # The same as a share of the blocks, rounded.
+  # The same, as a share of the blocks; rounded.
   select.removal_ratio = free()
   # The fewest layers that divide the multiply-accumulates by this.
   select.target_speedup = free()
@@ -215,73 +216,74 @@ def base() -> ml_collections.ConfigDict:
   select.layers = ()
   # Images of the held-out slice; all of it when empty.
   select.num_images = free()
-  # Memory for activations; from the device when empty.
+  # Memory for activations; what the device has when empty.
   select.memory_gib = free()
-  # Criterion `probe`: steps of the first, shortest dilutions.
+  # Criterion `probe`: steps of the first, shortest dilution runs.
   select.probe_steps = 100
 
   # What makes the pruned model: `dilute` trains it, `linearize` fits affine
-  # maps in place of the chosen attentions, without training or labels.
+  # maps instead of the chosen attention layers, without training or labels.
   config.method = 'dilute'
 
   config.linearize = linearize = ml_collections.ConfigDict()
   # Images of the held-out slice that maps are fitted on; all when empty.
   linearize.num_images = free(512)
-  # Share of the inputs' mean variance that is added to its diagonal; `auto`
-  # takes what predicts held-out images best, block by block.
+  # Ridge penalty, as a share of the inputs' mean variance; `auto` chooses for
+  # each block what predicts held-out images best.
   linearize.ridge = free('auto')
   # Largest rank of a map; no limit when empty.
   linearize.rank = free()
-  # Each map fitted on the network as modified so far, else all at once.
+  # Fit each map on the network as modified so far, instead of all at once.
   linearize.sequential = True
-  # What a map reads: `token`, and perhaps `mean` (of the image's tokens) and
-  # `class_map` (the class token has a map of its own).
+  # Inputs of a map: `token`, and optionally `mean` (of the image's tokens) and
+  # `class_map` (a separate map for the class token).
   linearize.inputs = ('token',)
-  # Correct scale and bias of the norms behind the maps, so that each channel
+  # Recalibrate scale and bias of the norms after the maps, so that each channel
   # has the dense network's mean and variance there. A warm start does not
-  # read them.
+  # use them.
   linearize.recentre = False
-  # Let the MLPs behind the first change make up for what is lost, by least
-  # squares on their hidden layers. A warm start does not read them.
+  # Let the MLPs after the first change make up for what is lost, by least
+  # squares on their hidden layers. A warm start does not use them.
   linearize.refit = False
-  # Without maps the chosen attentions are left out; worth it with `refit`.
+  # Without maps the chosen attention layers are left out; best with `refit`.
   linearize.maps = True
-  # Whole blocks to leave out, attention and MLP: so many in a row, those that
-  # turn the stream least; beyond a few with `refit`. Set select.num_layers=0
-  # to leave the other attentions as they are.
+  # Whole blocks to leave out, attention and MLP: this many in a row, the run
+  # with the smallest angle between input and output; use `refit` for more than
+  # a few. Set select.num_layers=0 to keep the other attention layers.
   linearize.num_drop_blocks = 0
   # The blocks themselves, instead of their number.
   linearize.drop_blocks = ()
 
   config.dilute = _training(5e-4)
-  # How long λ takes from 1 to 0: steps, or epochs as '300ep'.
+  # How long λ takes to fall from 1 to 0: steps, or epochs as '300ep'.
   config.dilute.dilution_steps = free('300ep')
-  # Training at λ = 0 after that, without the diluted attentions.
+  # Training at λ = 0 after that, without the diluted attention layers.
   config.dilute.settle_steps = free('100ep')
-  # Scale the residual by 2 - λ; without, by 1 (the paper's ablation).
+  # Scale the residual by 2 - λ; if False, by 1 (the paper's ablation).
   config.dilute.compensation = True
-  # `attention`: λ leads from it to the identity. `linear`: in the first half
-  # of the steps to the maps that `linearize` fits, in the second from them.
+  # `attention`: λ blends attention into the identity. `linear`: into the maps
+  # that `linearize` fits in the first half of the steps, and from the maps into
+  # the identity in the second.
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()
-  # Of orbax, safetensors, stablehlo, onnx; orbax is always written.
+  # Any of orbax, safetensors, stablehlo, onnx; orbax is always written.
   export.formats = ('orbax', 'safetensors', 'stablehlo')
-  # Storage of the portable formats: float32, bfloat16 or float16; with int8
-  # matrices are quantised, in params/ too.
+  # Storage type of the portable formats: float32, bfloat16, float16 or int8;
+  # int8 quantises matrices, in params/ too.
   export.dtype = 'float32'
-  # How products with int8 matrices are computed: weights (as floats) or
-  # dynamic (each token quantised as well; integer products).
+  # How int8 matrices are multiplied: weights (converted to floats) or dynamic
+  # (each token is quantised as well; integer products).
   export.int8_arithmetic = 'weights'
-  # Zeros in place of removed attentions, so that stock timm loads the file.
+  # Write zeros for removed attention layers, so that stock timm loads the file.
   export.zero_fill = False
 
   config.benchmark = benchmark = ml_collections.ConfigDict()
-  # Images of one call.
+  # Images per call.
   benchmark.batch_size = 16
-  # More sizes that are measured in the same way, (1, 4, 16); none when empty.
+  # More batch sizes to measure in the same way, (1, 4, 16); none when empty.
   benchmark.batch_sizes = ()
-  # Timed calls of each program, in turn.
+  # Timed calls of each program; the programs take turns.
   benchmark.rounds = 15
 
   config.mesh = mesh = ml_collections.ConfigDict()
@@ -291,21 +293,21 @@ def base() -> ml_collections.ConfigDict:
   # Event files in WORKDIR/tensorboard besides metrics.jsonl (extra
   # `tensorboard`).
   metrics.tensorboard = False
-  # Project of Weights & Biases (extra `wandb`) that gets them; empty for none.
+  # Weights & Biases project to log to (extra `wandb`); empty for none.
   metrics.wandb = ''
   # Steps between two lines of metrics.jsonl.
   config.log_every = 50
   # Steps between two checkpoints.
   config.checkpoint_every = 500
-  # How many of the newest checkpoints of a stage stay; one more is the best.
+  # How many of a stage's newest checkpoints are kept, besides the best one.
   config.keep_checkpoints = 2
-  # Steps between evaluations on the held-out images, which say what is best;
+  # Steps between evaluations on the held-out images, which decide what is best;
   # every checkpoint when empty, 0 for never.
   config.eval_every = free()
-  # Where a stage goes on from that has no checkpoint in the workdir yet:
+  # Where a stage resumes from if it has no checkpoint in the workdir yet:
   # another workdir, or WORKDIR/checkpoints/STAGE/STEP.
   config.resume_from = ''
-  # START,STOP: these steps of each stage are traced into WORKDIR/profile.
+  # START,STOP: trace these steps of each stage into WORKDIR/profile.
   config.profile = ''
   return config
 
@@ -313,7 +315,7 @@ def base() -> ml_collections.ConfigDict:
 def imagenet_deit(
   size: str, published: tuple[int, ...], argument: str | None
 ) -> ml_collections.ConfigDict:
-  """The authors' recipe for DeiT on ImageNet-1k (METHOD, section 5).
+  """The authors' recipe for DeiT on ImageNet-1k, see docs/method.md.
 
   Args:
     size: tiny, small or base.

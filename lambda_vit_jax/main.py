@@ -1,7 +1,7 @@
-"""The command line: flags, the config file, and which stage runs.
+"""`lambda-vit`: parse the command line, run a stage, return an exit code.
 
-Nothing heavy is imported before the flags are known to be right, so that
-`--help` and a typo answer at once.
+Nothing heavy is imported before the flags are parsed, so that `--help` and a
+typo are answered at once.
 """
 
 import errno
@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from lambda_vit_jax.cli import help as usage_lib
 from lambda_vit_jax.cli.flags import COMMANDS, is_job, parse, usage
+from lambda_vit_jax.cli.help import HELP, help_of
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
   StoppedError,
@@ -27,10 +27,10 @@ from lambda_vit_jax.runtime import supervise
 
 
 def _configure_logging(debug: bool) -> None:
-  """Our own lines on stderr; libraries speak up for errors alone."""
+  """Prints our own lines on stderr, and of libraries only errors."""
   logging.basicConfig(format='%(message)s', level=logging.ERROR)
   logging.getLogger('lambda_vit_jax').setLevel(logging.INFO)
-  # Orbax logs each failure of a save with its trace; our line says it once.
+  # Orbax logs each failed save with its trace; our line reports it once.
   for name in ('absl', 'asyncio'):
     logging.getLogger(name).setLevel(
       logging.ERROR if debug else logging.CRITICAL
@@ -83,7 +83,7 @@ def _run_stage(
 def _run_in_job(
   stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
 ) -> int:
-  """One process of a job: a child does the work; see `supervise`."""
+  """Runs one process of a job: a child does the work; see `supervise`."""
 
   def work() -> int:
     # What libraries log about a broken job is replaced by our line.
@@ -115,14 +115,14 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _help(argv: Sequence[str]) -> str | None:
-  """The help that was asked for, if any was."""
+  """Returns the requested help, if any."""
   if not any(a in ('--help', '-h', '--helpfull') for a in argv):
     return None
-  return usage_lib.help_of(argv[0]) if argv[0] in usage_lib.HELP else usage()
+  return help_of(argv[0]) if argv[0] in HELP else usage()
 
 
 def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
-  """Says what went wrong: a line on stderr, and JSON where that was asked."""
+  """Prints an error: a line on stderr, and JSON with --json."""
   print(f'lambda-vit: {text}', file=sys.stderr)
   if '--json' in argv:
     print(json.dumps({'error': text, 'exit_code': exit_code}))
@@ -130,7 +130,7 @@ def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs one command; returns the exit code (METHOD, section 7)."""
+  """Runs one command; returns the exit code."""
   if not argv:
     print(usage())
     return UsageError.exit_code
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
-  """Does it, and turns what goes wrong into one line and an exit code."""
+  """Runs `action`; turns an error into one line and an exit code."""
   debug = '--debug' in argv
   try:
     action()
@@ -161,7 +161,7 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
       traceback.print_exc()
     return _fail(argv, str(error), error.exit_code)
   except BrokenPipeError:
-    # The reader (`head`, say) has seen enough; nothing is left to say.
+    # The reader (`head`, say) has closed the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception as error:
@@ -173,7 +173,7 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
 
 
 def storage_package(error: Exception) -> LambdaVitError | None:
-  """What to install where etils wants a package for `gs://` or `s3://`."""
+  """Returns what to install for `gs://` or `s3://` paths, where that is missing."""
   for package, scheme, remedy in (
     ('gcsfs', 'gs', "'lambda_vit_jax[gcs]'"),
     ('s3fs', 's3', 's3fs'),
@@ -187,7 +187,7 @@ def storage_package(error: Exception) -> LambdaVitError | None:
 
 
 def _describe(error: Exception) -> str:
-  """One line for an error that is not ours."""
+  """Returns one line for an error that is not ours."""
   full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   if isinstance(error, OSError) and error.errno in full:
     return (
@@ -208,8 +208,8 @@ def _describe(error: Exception) -> str:
 def run() -> None:
   """The console script."""
   if '--debug' not in sys.argv:
-    # What libraries' threads say behind a failed save or a damaged file; the
-    # error itself is ours.
+    # Hides what libraries' threads print after a failed save or on a damaged
+    # file; our own error line reports it.
     sys.unraisablehook = lambda _: None
   sys.exit(main(sys.argv[1:]))
 

@@ -191,7 +191,7 @@ def models(argv: Sequence[str]) -> None:
 
 
 def check_data(argv: Sequence[str]) -> None:
-  """`check-data SOURCE`: reads a data set once and says what it found.
+  """`check-data SOURCE`: reads a data set once and reports what it found.
 
   Raises:
     DataError: a data set that cannot be opened, or one with problems.

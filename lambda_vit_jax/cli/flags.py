@@ -1,4 +1,4 @@
-"""Flags and config overrides: what a command line means."""
+"""Parse a command line: the stage, its config with overrides, and the flags."""
 
 import difflib
 import pathlib
@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lambda_vit_jax.cli import config_differences, stage_table
-from lambda_vit_jax.cli import help as usage_lib
+from lambda_vit_jax.cli.help import overview
 from lambda_vit_jax.cli.settings import BUDGETS
 from lambda_vit_jax.core.errors import UsageError, nearest
 
@@ -21,7 +21,7 @@ def check_flags(
   process_id: int | None,
   auto: bool,
 ) -> bool:
-  """Whether the flags ask for a job of several processes.
+  """Returns whether the flags ask for a job of several processes.
 
   Raises:
     UsageError: flags that do not make sense together.
@@ -66,17 +66,17 @@ STAGES = {
 COMMANDS = {
   'predict': '--model=DIR IMAGE...  the five best classes of each image',
   'models': '[--filter=TEXT]  the table of variants',
-  'check-data': 'SOURCE  reads a data set once and says what it found',
+  'check-data': 'SOURCE  reads a data set once and reports what it found',
 }
 
 
 def usage() -> str:
-  """The help text of the whole program."""
-  return usage_lib.overview(STAGES, COMMANDS)
+  """Returns the help text of the whole program."""
+  return overview(STAGES, COMMANDS)
 
 
 def find_config(path: str) -> str:
-  """A config file where it is, else of the same name in the package."""
+  """Returns the path of a config file, else of its namesake in the package."""
   name, colon, argument = path.partition(':')
   if not pathlib.Path(name).exists():
     packaged = (
@@ -124,7 +124,7 @@ def _define_flags(arguments: list[str]) -> flags.FlagValues:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
-  """The stage, its config and the flags.
+  """Returns the stage, its config and the flags.
 
   Args:
     argv: without the program's name.
@@ -173,7 +173,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
-  """One line from whatever the flag libraries said."""
+  """Returns one line for an error of the flag libraries."""
   text = str(error.args[0] if error.args else error).strip()
   if isinstance(error, KeyError | AttributeError):
     found = re.search(r'[A-Za-z_]\w*', text)
@@ -191,7 +191,7 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
-  """The flag that names a key which is not there, and the nearest that are."""
+  """Returns the flag with an unknown key, and the nearest known keys."""
   prefix = '--config.'
   named = [a.partition('=')[0] for a in arguments if a.startswith(prefix)]
   known = _full_keys(arguments)
@@ -204,7 +204,7 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
 
 
 def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
-  """Keys spelt alike in the section, then in others; else all of it."""
+  """Returns similar keys of the section, of others, else the whole section."""
   section, _, name = wanted.rpartition('.')
   inside = f'{section}.' if section else ''
   beside = [key for key in known if key.startswith(inside)]
@@ -225,7 +225,7 @@ def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
 
 
 def _full_keys(arguments: Sequence[str]) -> list[str]:
-  """Every key of the config file as it is, `dilute.settle_steps`."""
+  """Returns every full key of the config file, `dilute.settle_steps`."""
   files = [a for a in arguments if a.startswith('--config=')]
   values = _define_flags(files)
   values(['lambda-vit', *files])
@@ -233,7 +233,7 @@ def _full_keys(arguments: Sequence[str]) -> list[str]:
 
 
 def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
-  """A budget that is set by flag clears the default of the others."""
+  """Clears the default of the other budgets where one is set by flag."""
   given = [
     name
     for name in BUDGETS
@@ -251,7 +251,7 @@ def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
 
 
 def is_job(values: flags.FlagValues) -> bool:
-  """Whether this is one of several processes; raises UsageError."""
+  """Returns whether this is one of several processes; raises UsageError."""
   return check_flags(
     values.coordinator,
     values.num_processes,

@@ -16,7 +16,7 @@ _OF_A_RUN = ('select', 'evaluate', 'benchmark')
 
 
 def result_of(run: Run, stage: str) -> Any:
-  """Returns what a stage's JSON file holds; after training, the last metrics."""
+  """Returns a stage's JSON file; after training, its last metrics."""
   if stage not in registry.STAGES:
     return None
   spec = registry.STAGES[stage].spec

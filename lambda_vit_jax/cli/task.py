@@ -1,4 +1,4 @@
-"""Data set, outputs and batches for each task: a class per image, or per pixel."""
+"""Data set, model outputs and batches for the tasks `classify` and `segment`."""
 
 import dataclasses
 from collections.abc import Mapping

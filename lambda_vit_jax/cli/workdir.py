@@ -1,4 +1,4 @@
-"""A run's folder: its config, its data, and the models its stages left."""
+"""`Run`: a workdir with its settings, data set, mesh and stored models."""
 
 import functools
 import uuid
@@ -27,7 +27,7 @@ from lambda_vit_jax.core.typing import AttentionMode
 from lambda_vit_jax.data import pipeline
 from lambda_vit_jax.data.augment import Recipe
 from lambda_vit_jax.data.sources.dataset import Dataset, split_holdout
-from lambda_vit_jax.models import merge_schedule as merge_schedule_lib
+from lambda_vit_jax.models import merge_schedule
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import processes, sharding
@@ -75,12 +75,12 @@ class Run:
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def withdraw(self) -> None:
-    """Leaves no trace where a command failed before it wrote anything."""
+    """Removes the config that a failed command wrote, if nothing else is there."""
     if self.leader and self._new:
       workdir_config.withdraw(self.workdir)
 
   def _check_shared(self) -> None:
-    """Has every process see a file that the leader has just written.
+    """Checks that every process sees a file that the leader has just written.
 
     Raises:
       UsageError: the processes were given different configs.
@@ -134,7 +134,7 @@ class Run:
 
   @functools.cached_property
   def recipe(self) -> Recipe:
-    """What a stored record becomes, in training and in evaluation."""
+    """How stored records become examples, in training and in evaluation."""
     return task.recipe(self.settings, self.dataset)
 
   @functools.cached_property
@@ -153,7 +153,7 @@ class Run:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Optimisation steps that see as many images as there are to train on."""
+    """Optimisation steps that read as many images as there are to train on."""
     return max(1, len(self.train_indices) // self.batch_size)
 
   def train_batches(
@@ -210,8 +210,8 @@ class Run:
 
     Args:
       preprocessing: the model's.
-      limit: only the first so many.
-      alone: all of them to this process, not its part.
+      limit: only this many images.
+      alone: return all of them in this process, not only its part.
     """
     return self._batches(
       self.dataset.train, self.holdout_indices(limit), preprocessing, alone
@@ -233,10 +233,10 @@ class Run:
     )
 
   def load(self, stage: str) -> Model:
-    """The model that `pretrain` or `dilute` left, in the compute dtype.
+    """Loads the result of `pretrain` or `dilute`, in the compute dtype.
 
     Raises:
-      CheckpointError: the stage has not come to its end, or see `load_stage`.
+      CheckpointError: the stage is not finished, or see `load_stage`.
     """
     return self.with_options(load_stage(self.workdir, stage, finished=True))
 
@@ -254,14 +254,14 @@ class Run:
     """The config's token merging, for `module` with its blocks in `modes`.
 
     The dense model has none: what `pretrain` trains, and what selection and
-    fits look at. None where it is not known yet which attentions will go.
+    fits read. `modes` is None where the layers to remove are not known yet.
 
     Raises:
       ModelError: not a schedule, or more than the tokens allow.
     """
     settings = self.settings.model
     rows, columns = module.grid_size
-    return merge_schedule_lib.merge_schedule(
+    return merge_schedule.merge_schedule(
       settings.merge,
       module.depth,
       rows * columns,

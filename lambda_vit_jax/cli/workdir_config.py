@@ -1,7 +1,7 @@
 """`config.json`: which values a workdir was made with, and which still bind.
 
-A value binds once a result is there that was computed with it, or from such a
-result. Until then today's value takes its place.
+A value binds once there is a result that depends on it. Until then today's
+value replaces it.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ _ALL = stage_table.results(*(s for s in stage_table.STAGES if s != 'report'))
 
 
 def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
-  """Makes the workdir this config's; a job's leading process does.
+  """Stores the config in a workdir, or checks it; leading process only.
 
   Args:
     workdir: a folder, or where to make one.
     config: with JSON values.
 
   Returns:
-    Whether it belonged to no config before.
+    Whether the workdir had no config before.
 
   Raises:
     LambdaVitError: the workdir is a file or cannot be written.
@@ -85,12 +85,12 @@ def _is_there(workdir: epath.Path, name: str) -> bool:
 
 
 def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
-  """The results that a value went into, or would have.
+  """Returns the results that a value affects.
 
   Args:
     key: its full key.
-    saved: the config that results were made with, which says which stages
-      were on the way from one to the next.
+    saved: the config that results were made with, which decides which
+      stages were run.
   """
   linear = saved.get('method') == 'linearize'
   if config_differences.is_below(key, 'analyze'):

@@ -101,19 +101,21 @@ def test_an_unknown_flag_is_told_with_a_remedy(command, capsys):
   )
 
 
-def test_help_lists_the_flags_of_the_command(capsys):
-  for command, flag in (('predict', '--model=DIR'), ('models', '--filter=')):
-    assert main.main([command, '--help']) == 0
-    listed = capsys.readouterr().out.partition('flags:')[2]
-    assert flag in listed.partition('environment:')[0]
+@pytest.mark.parametrize(
+  'command, flag', [('predict', '--model=DIR'), ('models', '--filter=')]
+)
+def test_help_lists_the_flags_of_the_command(capsys, command, flag):
+  assert main.main([command, '--help']) == 0
+  listed = capsys.readouterr().out.partition('flags:')[2]
+  assert flag in listed.partition('environment:')[0]
 
 
-def test_an_unreadable_image_is_named(exported, tmp_path, capsys):
-  broken = tmp_path / 'broken.png'
-  broken.write_bytes(b'not a picture')
-  for path in (broken, tmp_path / 'missing.png'):
-    assert main.main(['predict', f'--model={exported}', str(path)]) == 1
-    assert path.name in capsys.readouterr().err
+@pytest.mark.parametrize('name', ['broken.png', 'missing.png'])
+def test_an_unreadable_image_is_named(exported, tmp_path, capsys, name):
+  (tmp_path / 'broken.png').write_bytes(b'not a picture')
+  path = tmp_path / name
+  assert main.main(['predict', f'--model={exported}', str(path)]) == 1
+  assert name in capsys.readouterr().err
 
 
 def test_models_lists_every_variant(capsys):

@@ -90,7 +90,7 @@ def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
     assert abs(norm - dense.params['norm'][name]).max() > 1e-3
 
 
-def test_attentions_can_be_left_out_and_mlps_refit(run, tmp_path):
+def test_attention_layers_can_be_left_out_and_mlps_refit(run, tmp_path):
   options = '--config.linearize.maps=False', '--config.linearize.refit=True'
   other = open_run(tmp_path / 'other', *options, *OPTIONS)
   for name in ('pretrain', 'select', 'linearize'):

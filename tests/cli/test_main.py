@@ -1,4 +1,4 @@
-"""The command line: what is right reaches the code, what is wrong says so."""
+"""The command line: valid arguments reach the code, others get one line."""
 
 import subprocess
 import sys
@@ -23,10 +23,10 @@ def test_config_arguments_work():
   assert short[1].dilute.settle_steps == 2
 
 
-def test_fields_of_mixed_type_take_epochs_and_steps():
-  for text, value in (('30ep', '30ep'), ('30', 30)):
-    config = flags.parse([*GOOD, f'--config.dilute.dilution_steps={text}'])[1]
-    assert config.dilute.dilution_steps == value
+@pytest.mark.parametrize('text, value', [('30ep', '30ep'), ('30', 30)])
+def test_fields_of_mixed_type_take_epochs_and_steps(text, value):
+  config = flags.parse([*GOOD, f'--config.dilute.dilution_steps={text}'])[1]
+  assert config.dilute.dilution_steps == value
 
 
 def test_tuples_survive_the_command_line():
@@ -85,9 +85,10 @@ def test_usage_errors_are_one_line_and_exit_2(argv, message, capsys):
     assert 'Traceback' not in error
 
 
-def test_a_missing_package_for_remote_paths_is_named(monkeypatch, capsys):
-  # As etils says it.
-  for said, expected in (
+@pytest.mark.parametrize(
+  'message, expected',
+  [
+    # The first two are messages of etils.
     (
       'Please install gcsfs to access Google Storage',
       'gs:// paths need the package gcsfs; install it: pip install '
@@ -95,31 +96,35 @@ def test_a_missing_package_for_remote_paths_is_named(monkeypatch, capsys):
     ),
     ('Install s3fs to access S3', 's3:// paths need the package s3fs'),
     ('No module named jaxlib', 'ImportError: No module named jaxlib'),
-  ):
+  ],
+)
+def test_a_missing_package_for_remote_paths_is_named(
+  monkeypatch, capsys, message, expected
+):
+  def fail(*arguments):
+    raise ImportError(message)
 
-    def fail(*arguments, said=said):
-      raise ImportError(said)
-
-    monkeypatch.setattr(main, '_run_stage', fail)
-    assert main.main(GOOD) == 1
-    assert expected in capsys.readouterr().err
+  monkeypatch.setattr(main, '_run_stage', fail)
+  assert main.main(GOOD) == 1
+  assert expected in capsys.readouterr().err
 
 
-def test_threads_of_libraries_are_silent_but_for_debug(monkeypatch):
+@pytest.mark.parametrize('argv, silent', [([], True), (['--debug'], False)])
+def test_threads_of_libraries_are_silent_but_for_debug(
+  monkeypatch, argv, silent
+):
   monkeypatch.setattr(main, 'main', lambda argv: 0)
-  for argv, silent in (([], True), (['--debug'], False)):
-    monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
-    monkeypatch.setattr(sys, 'argv', ['lambda-vit', *argv])
-    with pytest.raises(SystemExit):
-      main.run()
-    assert (sys.unraisablehook is not sys.__unraisablehook__) == silent
+  monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
+  monkeypatch.setattr(sys, 'argv', ['lambda-vit', *argv])
+  with pytest.raises(SystemExit):
+    main.run()
+  assert (sys.unraisablehook is not sys.__unraisablehook__) == silent
 
 
-def test_help_names_every_stage(capsys):
+@pytest.mark.parametrize('stage', flags.STAGES)
+def test_help_names_every_stage(capsys, stage):
   assert main.main(['--help']) == 0
-  text = capsys.readouterr().out
-  for stage in flags.STAGES:
-    assert f'  {stage} ' in text
+  assert f'  {stage} ' in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy():

@@ -107,7 +107,7 @@ def test_json_is_the_whole_of_stdout(argv, pretend, capsys):
   assert [row['status'] for row in found['stages']] == ['already done']
 
 
-def test_json_tells_errors_too(argv, pretend, capsys):
+def test_json_reports_errors_too(argv, pretend, capsys):
   assert main.main(['evaluate', *argv[1:], '--json']) == 1
   captured = capsys.readouterr()
   assert json.loads(captured.out) == {'error': 'no luck', 'exit_code': 1}

@@ -37,8 +37,7 @@ from lambda_vit_jax.checkpoints.load import (
 )
 from lambda_vit_jax.cli import commands
 from lambda_vit_jax.cli.stages import select
-from lambda_vit_jax.core import digests
-from lambda_vit_jax.core import files as files_lib
+from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.record import Round, Selection
@@ -71,7 +70,7 @@ def originals(tmp_path_factory) -> pathlib.Path:
   np.savez(root / 'google/weights.npz', **_google(model))
   _write_checkpoint(root / 'run', model)
   (root / 'picked').mkdir()
-  files_lib.write_json(
+  files.write_json(
     root / 'picked' / 'selection.json', digests.seal(_selection().to_json())
   )
   (root / 'images').mkdir()

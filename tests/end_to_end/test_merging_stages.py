@@ -33,7 +33,7 @@ def test_training_and_the_files_merge_and_the_dense_model_does_not(run):
   assert pruned.module.merge == (4, 4, 4)
   # Block 0 has lost its attention; 4 of 16 patches, and 4 of the 12 left.
   assert pruned.module.merge_counts == (0, 4, 4)
-  # As trained, and not only since this config says so.
+  # Stored by training, and not only set by this config.
   assert run.load('dilute').module.merge == pruned.module.merge
   described = json.loads(run.path('export/model.json').read_text())
   assert described['merge'] == [4, 4, 4]

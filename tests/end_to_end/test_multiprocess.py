@@ -103,7 +103,7 @@ def losses(workdir, stage):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_one_process_goes_on(tmp_path):
-  """Two train, one is killed, the other says so; then one goes on alone."""
+  """Two train, one is killed, the other reports it; then one resumes alone."""
   workdir, other = tmp_path / 'two', tmp_path / 'one'
   argv = arguments('pretrain', workdir, *QUICK)
   # The save at step 4 has waited for the one at step 2, and may itself be cut
@@ -189,7 +189,7 @@ def test_sigterm_to_one_stops_both_at_one_step(single, tmp_path, victim):
   assert 'saved, run the same command again' in lines[0][0]
   step = orbax_store.newest_step(workdir / 'checkpoints' / 'dilute')
   assert f'interrupted at step {step} of 7' in lines[0][0]
-  # One process goes on where two stopped.
+  # One process resumes where two stopped.
   alone(argv, devices=4)
   assert_same_run(workdir, single)
 
@@ -286,7 +286,7 @@ def assert_same_selection(double, single):
     assert mine[key] == theirs[key]
   assert mine['set_scores'].keys() == theirs['set_scores'].keys()
   for sets, score in theirs['set_scores'].items():
-    # Losses behind a few training steps.
+    # Losses after a few training steps.
     np.testing.assert_allclose(mine['set_scores'][sets], score, atol=1e-4)
 
 

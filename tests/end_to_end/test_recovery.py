@@ -1,4 +1,4 @@
-"""What a training run keeps, goes on from, and measures on the way."""
+"""Which checkpoints training keeps, resumes from, and measures."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def steps_in(workdir):
 
 
 def scorer(*accuracies):
-  """Says these in turn, and records what it was asked."""
+  """Returns these in turn, and records the calls."""
   asked = []
 
   def evaluate(module, params, factor):

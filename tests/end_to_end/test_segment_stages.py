@@ -23,7 +23,7 @@ from lambda_vit_jax.cli.stages import (
   registry,
   select,
 )
-from lambda_vit_jax.cli.stages import finished as finished_lib
+from lambda_vit_jax.cli.stages.finished import load_linear, pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
@@ -173,7 +173,7 @@ def test_another_evaluation_of_the_same_run(finished, tmp_path):
 
 def test_the_export_segments(finished, tmp_path):
   model = lv.load_pretrained(finished.path('export'))
-  pruned = finished_lib.pruned_model(finished)
+  pruned = pruned_model(finished)
   assert model.removed_layers == pruned.removed_layers != ()
   images = next(finished.eval_batches(model.preprocessing))['image'][:2]
   np.testing.assert_allclose(model(images), pruned(images), atol=1e-5)
@@ -222,7 +222,7 @@ def test_tokens_merge_without_training(finished, tmp_path):
   )
   for name in ('pretrain', 'select', 'dilute', 'export', 'evaluate'):
     registry.run_stage(run, name)
-  merged, plain = map(finished_lib.pruned_model, (run, finished))
+  merged, plain = map(pruned_model, (run, finished))
   assert any(merged.module.merge_counts)
   images = next(run.eval_batches(merged.preprocessing))['image'][:4]
   exported = lv.load_pretrained(run.path('export'))
@@ -250,7 +250,7 @@ def test_whole_blocks_are_dropped_in_front_of_a_decoder(finished, tmp_path):
   )
   for name in ('pretrain', 'select', 'linearize', 'export', 'evaluate'):
     registry.run_stage(run, name)
-  dense, short = run.load('pretrain'), finished_lib.pruned_model(run)
+  dense, short = run.load('pretrain'), pruned_model(run)
   assert (dense.depth, short.depth, len(short.kept_blocks)) == (3, 2, 2)
   np.testing.assert_array_equal(
     short.params['decoder']['classify']['kernel'],
@@ -300,7 +300,7 @@ def segmenting(tmp_path):
 
 
 @pytest.mark.parametrize('kinds', [('linear', 'upernet'), ('upernet',) * 2])
-def test_another_decoder_behind_a_shorter_network(kinds, tmp_path, monkeypatch):
+def test_another_decoder_on_a_shorter_network(kinds, tmp_path, monkeypatch):
   """Fresh where it is of another kind, and renumbered where it is not."""
   tall = dataclasses.replace(
     get_variant('vit_nano_patch2_8'), name='tall', depth=5, image_size=24
@@ -404,13 +404,13 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path, more, message):
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_evaluation_options_are_checked(finished):
-  for key, value in (('evaluation', 'both'), ('stride', 9)):
-    broken = open_run(finished.workdir, *SMALL)
-    segment = dataclasses.replace(broken.settings.segment, **{key: value})
-    broken.settings = dataclasses.replace(broken.settings, segment=segment)
-    with pytest.raises(UsageError, match=f'config.segment.{key}'):
-      evaluate.evaluate_all(broken)
+@pytest.mark.parametrize('key, value', [('evaluation', 'both'), ('stride', 9)])
+def test_evaluation_options_are_checked(finished, key, value):
+  broken = open_run(finished.workdir, *SMALL)
+  segment = dataclasses.replace(broken.settings.segment, **{key: value})
+  broken.settings = dataclasses.replace(broken.settings, segment=segment)
+  with pytest.raises(UsageError, match=f'config.segment.{key}'):
+    evaluate.evaluate_all(broken)
 
 
 def test_colours_are_apart_and_none_is_black():
@@ -496,8 +496,8 @@ def test_affine_maps_come_with_the_decoder(tmp_path, method):
   run = open_run(tmp_path / 'run', *SMALL, *more)
   for name in registry.needed(run)[:-2]:
     registry.run_stage(run, name)
-  dense, pruned = run.load('pretrain'), finished_lib.pruned_model(run)
-  fitted = finished_lib.load_linear(run)
+  dense, pruned = run.load('pretrain'), pruned_model(run)
+  fitted = load_linear(run)
   assert 'linear' in fitted.attention_modes
   np.testing.assert_array_equal(
     fitted.params['decoder']['classify']['kernel'],

@@ -22,7 +22,7 @@ from tests.support.trees import assert_same
 pytestmark = pytest.mark.slow
 
 # Kills its own process when a line of metrics is written, or while a step is
-# being saved: as soon as so many files of that checkpoint exist.
+# being saved: as soon as this many files of that checkpoint exist.
 _KILLER = """
 import os, pathlib, signal, sys, threading, time
 from lambda_vit_jax.checkpoints import orbax_store as checkpoint

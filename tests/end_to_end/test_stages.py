@@ -13,7 +13,7 @@ import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages import registry
-from lambda_vit_jax.core import files as files_lib
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   LambdaVitError,
@@ -41,8 +41,9 @@ def read(workdir, name):
   return json.loads((workdir / name).read_text())
 
 
-def test_every_stage_leaves_its_file(finished):
-  for name in (
+@pytest.mark.parametrize(
+  'name',
+  [
     'config.json',
     'metrics.jsonl',
     'analysis.json',
@@ -56,8 +57,13 @@ def test_every_stage_leaves_its_file(finished):
     'export/params',
     'checkpoints/pretrain/6',
     'checkpoints/dilute/7',
-  ):
-    assert (finished / name).exists(), name
+  ],
+)
+def test_every_stage_leaves_its_file(finished, name):
+  assert (finished / name).exists()
+
+
+def test_no_temporary_file_is_left(finished):
   assert not [path for path in finished.iterdir() if path.name[0] == '.']
 
 
@@ -200,7 +206,7 @@ def test_the_export_reloads_in_another_process(finished):
 def test_an_int8_export_is_what_is_evaluated_and_measured(copy):
   config = read(copy, 'config.json')
   config['export']['dtype'] = 'int8'
-  files_lib.write_json(copy / 'config.json', config)
+  files.write_json(copy / 'config.json', config)
   before = read(copy, 'benchmark.json')['exported']
   shutil.rmtree(copy / 'export')
   for name in ('evaluation.json', 'benchmark.json'):
@@ -289,7 +295,7 @@ class TestBadInput:
   )
   def test_impossible_layers(self, copy, capsys, removed, message):
     shutil.rmtree(copy / 'checkpoints' / 'dilute')
-    files_lib.write_json(copy / 'selection.json', {'removed': removed})
+    files.write_json(copy / 'selection.json', {'removed': removed})
     self.check(arguments('dilute', copy), 1, message, capsys)
 
   def test_a_broken_selection(self, copy, capsys):
@@ -324,7 +330,7 @@ class TestBadInput:
     (copy / 'analysis.json').unlink()
     config = read(copy, 'config.json')
     config['data']['holdout_images'] = 0
-    files_lib.write_json(copy / 'config.json', config)
+    files.write_json(copy / 'config.json', config)
     self.check(
       arguments('analyze', copy, '--config.data.holdout_images=0'),
       2,
@@ -333,7 +339,7 @@ class TestBadInput:
     )
     # A criterion that looks at none needs none.
     config['select']['criterion'] = 'last'
-    files_lib.write_json(copy / 'config.json', config)
+    files.write_json(copy / 'config.json', config)
     (copy / 'selection.json').unlink()
     argv = arguments('select', copy, '--config.data.holdout_images=0')
     assert main.main([*argv, '--config.select.criterion=last']) == 0
@@ -348,13 +354,16 @@ def test_a_relative_workdir_becomes_absolute(tmp_path, monkeypatch):
   assert (tmp_path / 'runs/here/checkpoints/pretrain/6').exists()
 
 
-def test_missing_stage_errors_are_ours(tmp_path):
+@pytest.mark.parametrize('stage', ['select', 'dilute', 'export', 'evaluate'])
+def test_a_stage_without_the_earlier_ones_is_refused(tmp_path, stage):
   run = open_run(tmp_path / 'new')
-  for stage in ('select', 'dilute', 'export', 'evaluate'):
-    with pytest.raises(LambdaVitError):
-      registry.STAGES[stage].run(run)
+  with pytest.raises(LambdaVitError):
+    registry.STAGES[stage].run(run)
+
+
+def test_a_model_that_is_not_trained_cannot_be_loaded(tmp_path):
   with pytest.raises(CheckpointError):
-    run.load('pretrain')
+    open_run(tmp_path / 'new').load('pretrain')
 
 
 class TestTrainImages:
@@ -386,9 +395,9 @@ def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
   run = open_run(tmp_path / 'probe', *more)
   registry.run_stage(run, 'pretrain')
   # As if interrupted: the set of `first` is rated already, too well.
-  files_lib.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
+  files.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
   registry.run_stage(run, 'select')
-  found = files_lib.read_json(run.path('selection.json'))
+  found = files.read_json(run.path('selection.json'))
   assert (found['criterion'], found['removed']) == ('probe', [0])
   assert found['set_scores']['0'] == 0.0
   assert not run.path('probe.part.json').exists()

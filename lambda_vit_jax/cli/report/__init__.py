@@ -1,1 +1,8 @@
-"""`report.html`: tables, plots and the page around them."""
+"""The results of a run, as a page and as tables on the terminal.
+
+In reading order:
+  build: the page and the results table, from the files of a workdir
+  speed_table: the table of `benchmark.json`
+  plots: figures as SVG
+  html: pieces of the page
+"""

@@ -1,4 +1,4 @@
-"""The results of a workdir: one self-contained page, and a table."""
+"""Build `report.html` and the results table from the files of a workdir."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from lambda_vit_jax.cli.report.speed_table import si
 from lambda_vit_jax.core import files
 from lambda_vit_jax.training.metrics import read_metrics
 
-# How the table and the cards name the score that a run is about.
+# Names of the run's main score in the table and the cards.
 _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
 
-# Behind `model` and the score.
+# Columns after `model` and the score.
 _FIGURES = (
   'images',
   'parameters',
@@ -39,7 +39,7 @@ _FILES = (
   ),
 )
 
-# Steps that the tables behind the training plots show at most.
+# Most rows in the tables that go with the training plots.
 _MOST_ROWS = 60
 
 
@@ -49,7 +49,7 @@ def _read(workdir: epath.Path, name: str) -> Any | None:
 
 
 def _score(evaluation: dict[str, Any]) -> str:
-  """The key of the score that a run is about."""
+  """Returns the key of the run's main score."""
   segments = any('mean_iou' in row for row in evaluation.values())
   return 'mean_iou' if segments else 'top1'
 
@@ -126,7 +126,7 @@ def print_benchmark(workdir: str | epath.Path) -> None:
 
 
 def _summary(workdir: epath.Path) -> list[str]:
-  """The numbers to see first, and a sentence on how they were measured."""
+  """Shows the main numbers, and how speed was measured."""
   evaluation = _read(workdir, stage_table.EVALUATION) or {}
   measured = _read(workdir, stage_table.BENCHMARK)
   figures = []
@@ -153,7 +153,7 @@ def _summary(workdir: epath.Path) -> list[str]:
 
 
 def _dropped(workdir: epath.Path) -> list[int]:
-  """The whole blocks that the pruned network does without."""
+  """Returns the whole blocks that the pruned network leaves out."""
   config = _read(workdir, stage_table.CONFIG) or {}
   if config.get('method') != 'linearize':
     return []
@@ -164,7 +164,7 @@ def _dropped(workdir: epath.Path) -> list[int]:
 def _selection(
   selected: dict[str, Any], dropped: Sequence[int], depth: int
 ) -> list[str]:
-  """Which blocks lost their attention, and what spoke for them."""
+  """Shows which blocks lost their attention, and the scores."""
   removed = [block for block in selected['order'] if block not in dropped]
   blocks = ', '.join(map(str, removed)) or 'none'
   parts = [
@@ -304,7 +304,7 @@ def _sections(workdir: epath.Path) -> list[str]:
 
 
 def write_report(workdir: str | epath.Path) -> epath.Path:
-  """Writes `WORKDIR/report.html` from whatever stages have left there.
+  """Writes `WORKDIR/report.html` from the results of the stages so far.
 
   Args:
     workdir: of a run, finished or not.

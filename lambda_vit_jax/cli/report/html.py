@@ -1,4 +1,4 @@
-"""The pieces of the report page: HTML that stands alone.
+"""Pieces of the report page, as self-contained HTML.
 
 Everything that comes from a file is escaped, and the page forbids itself to
 load anything (its content security policy), so that a report of somebody
@@ -197,7 +197,7 @@ def blocks(
 def figure(
   svg: str, caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-  """A plot, its caption, and its numbers for whoever cannot see it."""
+  """A plot, its caption, and its numbers as a table for screen readers."""
   label = escape(caption)
   drawn = own_ids(svg).replace('<svg', f'<svg role="img" aria-label="{label}"')
   return (

@@ -82,7 +82,7 @@ def layer_entropy(
 
 
 def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
-  """One metric of a training stage over steps, with λ behind it."""
+  """One metric of a training stage over steps, with λ in the background."""
 
   def paint(axes: Any) -> None:
     steps = [row['step'] for row in rows]

@@ -1,4 +1,4 @@
-"""The figures of `benchmark.json` as a table, for a terminal and the page."""
+"""Show `benchmark.json` as a table, on a terminal and on the report page."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def cells(measured: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
   """A row per model and batch size, in the order of `COLUMNS`.
 
   Args:
-    measured: the contents of `benchmark.json`. What it lacks is a dash.
+    measured: the contents of `benchmark.json`. A missing figure is a dash.
   """
   by_size = {row['batch_size']: row for row in measured.get('sweep', ())}
   by_size[measured['batch_size']] = measured
@@ -68,7 +68,7 @@ def _row(name: str, size: int, row: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def conditions(measured: Mapping[str, Any]) -> str:
-  """One line on how the figures came about."""
+  """Returns one line on how the figures were measured."""
   parts = [
     measured['device'],
     measured['dtype'],
@@ -87,7 +87,7 @@ def conditions(measured: Mapping[str, Any]) -> str:
 
 
 def show(measured: Mapping[str, Any]) -> None:
-  """The table and its conditions on stdout."""
+  """Prints the table and its conditions."""
   console = stdout_console()
   table = rich.table.Table(*COLUMNS)
   for column in table.columns[1:]:

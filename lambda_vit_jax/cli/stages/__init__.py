@@ -1,1 +1,12 @@
-"""The stages of `lambda-vit`, one file each, and their registry."""
+"""The stages of `lambda-vit`, one file each.
+
+In reading order:
+  registry: the stages in order, with their functions
+  pretrain, analyze, select, linearize, dilute, export, evaluate, benchmark,
+    report: the stages
+  training_job: what `pretrain` and `dilute` share
+  held_out: held-out images for analyze, select and linearize
+  select_probe: `select` with criterion `probe`
+  finished: load the pruned model
+  evaluate_masks: evaluation of segmentation models
+"""

@@ -7,10 +7,10 @@ from lambda_vit_jax.cli.workdir import Run
 
 
 def analyze(run: Run) -> None:
-  """Entropy profile and spectrum of the dense model."""
+  """Measures entropy profile and spectrum of the dense model."""
   model = task.searched(run.load('pretrain'))
   limit = run.settings.analyze.num_images
-  # Read twice.
+  # Both measurements read them.
   batches = list(selection_batches(run, model, limit))
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
   memory = memory_gib(run)

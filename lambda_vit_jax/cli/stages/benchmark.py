@@ -1,4 +1,4 @@
-"""Stage `benchmark`: sizes and speed, and whether they have been measured."""
+"""Stage `benchmark`: sizes and speed of dense, pruned and exported models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from lambda_vit_jax.models.model import Model
 
 
 def is_finished(run: Run) -> bool:
-  """Whether all that is asked for is in the file; leading process."""
+  """Returns whether every requested batch size is measured; leading process."""
   path = run.path(stage_table.BENCHMARK)
   if not path.exists():
     return False
@@ -33,7 +33,7 @@ def is_finished(run: Run) -> bool:
 def measure(
   run: Run, dense: Model, pruned: Model, exported: Model | Callable[[Any], Any]
 ) -> None:
-  """Dense, pruned and exported in turn; writes `benchmark.json`."""
+  """Times the models in turn; writes `benchmark.json`."""
   settings = run.settings.benchmark
   models = {'dense': dense, 'pruned': pruned}
   programs = {}
@@ -63,7 +63,7 @@ def measure(
 
 
 def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
-  """The program computes the pruned model; its bytes are the file's."""
+  """Returns the pruned model's sizes, with the bytes of the program's file."""
   return {
     'parameters': pruned.num_parameters,
     'macs': pruned.macs(),
@@ -73,13 +73,13 @@ def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
 
 
 def _storage(run: Run) -> str:
-  """The type that the exported weights are stored in."""
+  """Returns the storage type of the exported weights."""
   fields = files.read_object(run.path(stage_table.EXPORT))
   return str(fields.get('folded', {}).get('dtype', 'float32'))
 
 
 def benchmark_all(run: Run) -> None:
-  """Sizes and speed, dense against pruned against exported in one run."""
+  """Measures dense, pruned and exported model in one run."""
   if run.leader:
     measure(
       run,

@@ -14,7 +14,7 @@ from lambda_vit_jax.training.job import Phase
 
 
 def dilution_steps(run: Run) -> tuple[int, int]:
-  """Steps while λ falls, and steps without the chosen layers."""
+  """Returns the steps while λ falls, and those without the chosen layers."""
   settings = run.settings.dilute
   return (
     settings.dilution_steps.steps(run.steps_per_epoch),
@@ -23,10 +23,11 @@ def dilution_steps(run: Run) -> tuple[int, int]:
 
 
 def dilute(run: Run) -> None:
-  """λ from 1 to 0 over the chosen layers, then training without them.
+  """Lets λ fall from 1 to 0 over the chosen layers, then trains without them.
 
-  With `dilute.start=linear` by way of the maps that `linearize` fitted: λ
-  leads to them in the first half of the steps, and away in the second.
+  With `dilute.start=linear`, attention turns into the maps that `linearize`
+  fitted in the first half of the steps, and the maps into the identity in the
+  second.
   """
   dense = run.load('pretrain')
   layers = select.removed_layers(run, dense.depth)
@@ -52,7 +53,7 @@ def dilute(run: Run) -> None:
       total=diluting + settling,
     )
     model = model.replace(
-      # What a checkpoint on the way is described by.
+      # Describes the checkpoints of the first two phases.
       module=module.clone(linear_inputs=fitted.module.linear_inputs),
       params=with_maps(dense.params, fitted.params, layers),
     )
@@ -82,10 +83,10 @@ def warm_phases(
   diluting: int,
   total: int,
 ) -> tuple[Phase, ...]:
-  """Attention to affine map, map to identity, then without either.
+  """Returns phases: attention to map, map to identity, without either.
 
   Args:
-    dense: with the compensation that is wanted.
+    dense: with `compensation` set.
     fitted: with `layers` in mode `linear`.
     layers: diluted blocks.
     halfway: the step at which the maps have taken over.

@@ -12,7 +12,7 @@ from lambda_vit_jax.evaluation import accuracy
 
 
 def evaluate_all(run: Run) -> None:
-  """Accuracy of dense, pruned and exported over every test image."""
+  """Evaluates the dense, pruned and exported model on every test image."""
   total = len(run.dataset.test)
   results: dict[str, Mapping[str, Any]] = {}
   models = {

@@ -1,4 +1,4 @@
-"""Stages of runs that segment: held-out scores, evaluation, and pictures."""
+"""Held-out scores, evaluation and pictures of segmentation models."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,7 +65,7 @@ def _forward(module: ViT, params: Params, images: Array) -> Array:
 
 
 def predictor(model: Model, mesh: Mesh) -> Predict:
-  """The model over a mesh: this process's windows to their logits."""
+  """Returns a function from this process's windows to their logits."""
   params = sharding.replicate(model.params, mesh)
 
   def predict(images: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def evaluate(
   exported: Callable[[Any], Any],
   advance: Callable[[int], None],
 ) -> dict[str, Any]:
-  """Scores over every test image; the pictures of the report beside them.
+  """Scores every test image, and writes the pictures of the report.
 
   Args:
     run: its config says how images become windows.
@@ -119,7 +119,7 @@ def evaluate(
     advance: called with the number of images done.
 
   Returns:
-    For each of the models, and for `exported`, see `windows.evaluate`.
+    For each of the models, and for `exported`, see `sliding_windows.evaluate`.
   """
   settings = run.settings.segment
   model = models['pruned']
@@ -135,8 +135,8 @@ def evaluate(
   }
   programs['exported'] = lambda images: np.asarray(exported(images))
   if run.leader and run.path(stage_table.PICTURES).exists():
-    # Those of another evaluation, which the report would show. The others
-    # write theirs behind an exchange with this process.
+    # Pictures of an earlier evaluation, which the report would show. The other
+    # processes write theirs after an exchange with this process.
     run.path(stage_table.PICTURES).rmtree()
   results, kept = {}, {}
   for name, predict in programs.items():

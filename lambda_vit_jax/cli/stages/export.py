@@ -1,4 +1,4 @@
-"""Stage `export`: the pruned model in every format that the config names."""
+"""Stage `export`: write the pruned model in the formats of the config."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ def export_model(run: Run) -> None:
     return
   settings = run.settings.export
   model = pruned_model(run)
-  # Logits per pixel are many.
+  # Logits per pixel take more memory.
   number = 2 if run.settings.segments else 8
   batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
   images = batch['image'][:number]
@@ -34,7 +34,7 @@ def export_model(run: Run) -> None:
 
 
 def exported_predict(run: Run) -> Model | Callable[[Any], Any]:
-  """The exported program: `model.stablehlo`, else the folder reloaded."""
+  """Loads `export/model.stablehlo`, else the model in `export/`."""
   program = run.path('export') / 'model.stablehlo'
   if program.exists():
     load.check_exported(run.path('export'), 'model.stablehlo')

@@ -1,4 +1,4 @@
-"""The pruned model that a run ends in, read from its workdir."""
+"""Load the pruned model of a finished run."""
 
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import stage_table
@@ -8,7 +8,7 @@ from lambda_vit_jax.models.model import Model
 
 
 def pruned_model(run: Run) -> Model:
-  """The model that export, evaluation and benchmark are about.
+  """Loads the model that is exported, evaluated and timed.
 
   Raises:
     CheckpointError: the stage that makes it has not run.
@@ -31,7 +31,7 @@ def pruned_model(run: Run) -> Model:
 
 
 def load_linear(run: Run) -> Model:
-  """What the stage `linearize` left.
+  """Loads the result of the stage `linearize`.
 
   Raises:
     CheckpointError: nothing yet.

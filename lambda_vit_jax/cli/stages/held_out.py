@@ -1,11 +1,11 @@
-"""The held-out images that analysis, selection and the closed forms read."""
+"""Held-out images for analysis, selection and least-squares fits."""
 
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from lambda_vit_jax.analysis import memory as memory_lib
+from lambda_vit_jax.analysis.memory import default_gib
 from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
@@ -16,7 +16,7 @@ from lambda_vit_jax.runtime import processes
 def held_out_batches(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The held-out slice, as masked batches."""
+  """Returns the held-out images and labels, as masked batches."""
   if not len(run.holdout_indices(limit)):
     raise UsageError(
       'config.data.holdout_images=0: selection and analysis read the held-out '
@@ -28,14 +28,14 @@ def held_out_batches(
 def selection_batches(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The same as a search reads them."""
+  """Returns the same batches as a search reads them."""
   batches = held_out_batches(run, model, limit)
   return (task.for_search(run.settings, batch) for batch in batches)
 
 
 def memory_gib(run: Run) -> float | None:
-  """Memory for activations: the config's, else what the poorest has."""
+  """Returns the config's memory for activations, else the smallest device's."""
   given = run.settings.select.memory_gib
   if given is not None or jax.process_count() == 1:
     return given
-  return min(processes.gather(memory_lib.default_gib()))
+  return min(processes.gather(default_gib()))

@@ -1,7 +1,7 @@
-"""The stage `linearize`, what follows from it, and which model a run ends with.
+"""Stage `linearize`: replace attention layers by least squares, no training.
 
-`config.method` is `dilute` (training makes the pruned model) or `linearize`
-(least-squares maps do, without training or labels; METHOD, section 6).
+With `config.method=linearize` this makes the pruned model instead of `dilute`;
+see docs/method.md. It can also drop whole blocks and refit MLPs.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ def fit(
   Args:
     run: the workdir.
     dense: with attention in `layers`.
-    layers: chosen blocks, of which those that are dropped count no more.
-    batches: images; labels are not looked at.
+    layers: chosen blocks; those that are dropped are ignored.
+    batches: images; labels are not read.
     memory_gib: working memory per device.
   """
   settings = run.settings.linearize
@@ -64,7 +64,7 @@ def fit(
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
   model = with_outputs_of(drop_blocks(dense, dropped), model)
-  _tell(run, fits, mlps)
+  _report_fits(run, fits, mlps)
   if run.leader:
     record: dict[str, Any] = {
       'sequential': settings.sequential,
@@ -91,7 +91,7 @@ def _dropped(
   batches: Sequence[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> tuple[int, ...]:
-  """The whole blocks to leave out: those given, or so many that are chosen."""
+  """Returns the whole blocks to leave out, given or chosen by their number."""
   settings = run.settings.linearize
   number = settings.num_drop_blocks
   if not number:
@@ -116,7 +116,7 @@ def _without(
   batches: Iterable[Mapping[str, Array]],
   memory_gib: float | None,
 ) -> tuple[Model, list[int]]:
-  """The network without whole blocks, and where `layers` are in it."""
+  """Returns the model without whole blocks, and the new indices of `layers`."""
   if not dropped:
     return dense, list(layers)
   kept = [index for index in range(dense.depth) if index not in dropped]
@@ -130,13 +130,15 @@ def _without(
   modes_lib.check_layers((*layers, *short.removed_layers), short.depth)
   settings = run.settings.linearize
   if settings.refit and settings.maps and layers:
-    # Maps are fitted to what attentions put out: first a good network.
+    # Maps are fitted to the outputs of attention, so refit the MLPs first.
     short = refit(short, dense, batches, memory_gib=memory_gib, mesh=run.mesh)
   return short, layers
 
 
-def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:
-  """Says how well each block was replaced."""
+def _report_fits(
+  run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]
+) -> None:
+  """Reports how well each block was replaced."""
   for row in fits:
     run.reporter.say(
       f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
@@ -150,7 +152,7 @@ def _tell(run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]) -> None:
 
 
 def with_outputs_of(dense: Model, fitted: Model) -> Model:
-  """The fitted network with the decoder that the fit did not look at."""
+  """Returns the fitted network with the decoder that the fit left out."""
   module = dense.module.clone(
     attention_modes=fitted.module.attention_modes,
     linear_inputs=fitted.module.linear_inputs,
@@ -159,7 +161,7 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
 
 
 def linearize(run: Run) -> None:
-  """Least-squares maps in place of the chosen attentions; no training."""
+  """Replaces the chosen attention layers by least-squares maps."""
   dense = run.load('pretrain')
   limit = run.settings.linearize.num_images
   fit(

@@ -13,7 +13,7 @@ from lambda_vit_jax.training.dilution import Dilution
 
 
 def starting_model(run: Run) -> Model:
-  """The dense model before training: `init` weights, else a fresh one."""
+  """Returns the untrained dense model: `init` weights, else random ones."""
   settings = run.settings
   if not settings.init:
     model = run.fresh_model()
@@ -24,9 +24,9 @@ def starting_model(run: Run) -> Model:
       num_classes=None if settings.segments else run.dataset.num_classes,
       image_size=settings.model.image_size,
     )
-    # Training changes numbers by less than 8 bits can tell apart.
+    # Training changes weights by less than int8 resolves.
     model = dequantize(model)
-    # Merging is of the pruned model, and by this config.
+    # Only the pruned model merges tokens, and as this config asks.
     model = model.replace(module=model.module.clone(merge=()))
     model = task.with_outputs(settings, model, run.dataset)
   ratio = settings.model.crop_ratio
@@ -38,7 +38,7 @@ def starting_model(run: Run) -> Model:
 
 
 def pretrain_steps(run: Run) -> int:
-  """Steps of the stage `pretrain`."""
+  """Returns the number of steps of the stage `pretrain`."""
   return run.settings.pretrain.steps.steps(run.steps_per_epoch)
 
 
@@ -46,7 +46,7 @@ def pretrain(run: Run) -> None:
   """Trains the dense model, or takes the `init` weights as they are."""
   steps = pretrain_steps(run)
   model = run.with_options(starting_model(run))
-  # Only to refuse what cannot work before hours of training.
+  # Refuses an impossible merging before hours of training.
   run.merge_schedule(model.module, None)
   phases = (loop.Phase(model.module, until=steps),)
   job = training_job(run, 'pretrain', model, phases, Dilution(), None)

@@ -1,10 +1,10 @@
-"""Stage `report`: `report.html`, the page that shows a run."""
+"""Stage `report`: write `report.html`, a page with the results of a run."""
 
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.workdir import Run
 
 
 def write_report(run: Run) -> None:
-  """One self-contained page from what is in the workdir."""
+  """Writes the page from what is in the workdir."""
   if run.leader:
     build.write_report(run.workdir)

@@ -1,4 +1,4 @@
-"""The stages that look at the dense model: `analyze`, and `select`."""
+"""Stage `select`: choose the attention layers to remove."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -47,7 +47,7 @@ def select(run: Run) -> None:
 
 
 def _budget(settings: Select, dense: Model) -> dict[str, Any]:
-  """The budget of `config.select`, as `selection.select` takes it."""
+  """Returns the budget as an argument of `nose.select`."""
   speedup = settings.target_speedup
   if speedup is not None and settings.criterion != 'given':
     # Of the whole network: a search does not see a decoder.
@@ -62,7 +62,7 @@ def _search(
   batches: Iterable[dict[str, np.ndarray]],
   size: Mapping[str, Any],
 ) -> nose.Selection:
-  """NOSE or a static criterion; goes on behind the last finished round."""
+  """Runs NOSE or a static criterion; resumes after the last finished round."""
   settings = run.settings.select
   found = run.read_json(stage_table.PARTIAL_SELECTION)
   begun = None if found is None else nose.Selection.from_json(found)
@@ -95,7 +95,7 @@ def _search(
 
 
 def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
-  """The layers of `selection.json`, checked.
+  """Returns the layers of `selection.json`, checked.
 
   Raises:
     CheckpointError: no usable selection.
