@@ -3,7 +3,7 @@
 - `sources/`: open data sets
 - `transforms`: decode, resize and normalise images
 - `augment`: random changes to images, and the recipes for classification
-- `randaugment`: RandAugment
+- `randaugment`: RandAugment and random erasing
 - `masks`: read class indices, cut windows out of images with masks
 - `segment_augment`: the recipe for images with masks
 - `readers`: read the images of a chunk with keyed randomness
