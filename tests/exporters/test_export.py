@@ -358,7 +358,7 @@ def test_deit_b_pruned_by_five_is_small_enough():
   )
   params = abstract_params(module)
   count = count_parameters(params)
-  # METHOD, section 1.
+  # The published figures, docs/method.md#what-is-counted.
   assert round(count / 1e6, 2) == 74.75
   model = Model(
     module=module,
