@@ -42,7 +42,6 @@ def _run_stage(
 ) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from lambda_vit_jax.cli import outcome
-  from lambda_vit_jax.cli.report.build import print_benchmark, print_results
   from lambda_vit_jax.cli.stages import registry
   from lambda_vit_jax.cli.workdir import Run
   from lambda_vit_jax.runtime import processes, signals, startup
@@ -64,20 +63,8 @@ def _run_stage(
     raise
   finally:
     run.metrics.close()
-  if not run.leader:
-    return
-  if values.json:
-    print(json.dumps(outcome.to_json(run, stage, done)))
-    return
-  if stage in ('run', 'report'):
-    print_results(run.workdir)
-    return
-  if stage == 'benchmark':
-    print_benchmark(run.workdir)
-  if not values.quiet:
-    following = outcome.next_stage(run, stage)
-    if following:
-      run.reporter.say(outcome.hint(following, argv))
+  if run.leader:
+    outcome.show(run, stage, done, argv, as_json=values.json)
 
 
 def _run_in_job(

@@ -1,10 +1,12 @@
 """Report on a finished stage: JSON for programs, a hint for people."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
@@ -66,6 +68,37 @@ def to_json(
     'report': str(page) if page.exists() else None,
     'next': next_stage(run, stage),
   }
+
+
+def show(
+  run: Run,
+  stage: str,
+  done: Sequence[tuple[str, bool, float]],
+  argv: Sequence[str],
+  *,
+  as_json: bool,
+) -> None:
+  """Prints what a finished command has to show.
+
+  Args:
+    run: the workdir.
+    stage: as on the command line; `run` for all.
+    done: see `to_json`.
+    argv: the command line, for the hint on the next one.
+    as_json: one JSON object instead of tables and hints.
+  """
+  if as_json:
+    print(json.dumps(to_json(run, stage, done)))
+    return
+  if stage in ('run', 'report'):
+    build.print_results(run.workdir)
+    return
+  if stage == 'benchmark':
+    build.print_benchmark(run.workdir)
+  following = next_stage(run, stage)
+  if following:
+    # Not shown with --quiet.
+    run.reporter.say(hint(following, argv))
 
 
 def next_stage(run: Run, stage: str) -> str | None:

@@ -141,10 +141,10 @@ def test_nothing_follows_the_last_stage(pretend):
 _PRINT = """
 import sys
 from lambda_vit_jax.runtime.progress import Reporter
-from lambda_vit_jax.cli import commands
+from lambda_vit_jax.cli.console import stdout_console
 reporter = Reporter()
 reporter.console.print('[bold red]words[/]')
-commands._console().print('[green]words[/]')
+stdout_console().print('[green]words[/]')
 """
 
 

@@ -8,8 +8,7 @@ from etils import epath
 
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.console import stdout_console
-from lambda_vit_jax.cli.report import html as html_lib
-from lambda_vit_jax.cli.report import plots, speed_table
+from lambda_vit_jax.cli.report import html, plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, escape
 from lambda_vit_jax.cli.report.speed_table import si
 from lambda_vit_jax.core import files
@@ -140,9 +139,9 @@ def _summary(workdir: epath.Path) -> list[str]:
     for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):
       share = measured['pruned'][key] / measured['dense'][key] - 1
       figures.append((name, f'{100 * share:+.1f} %'.replace('-', '−')))
-  parts = [html_lib.cards(figures)]
+  parts = [html.cards(figures)]
   columns = results_columns(workdir)
-  parts.append(html_lib.table(columns, results_cells(workdir), 'Results'))
+  parts.append(html.table(columns, results_cells(workdir), 'Results'))
   if measured:
     parts.append(
       f'<p class="soft">Speed: batch {escape(measured["batch_size"])}, '
@@ -169,7 +168,7 @@ def _selection(
   blocks = ', '.join(map(str, removed)) or 'none'
   parts = [
     '<h2>Selection</h2>',
-    html_lib.blocks(depth, selected['removed'], dropped),
+    html.blocks(depth, selected['removed'], dropped),
     *(
       [f'<p>Whole blocks dropped: {escape(", ".join(map(str, dropped)))}.</p>']
       if dropped
@@ -188,7 +187,7 @@ def _selection(
       for block, value in row['scores'].items()
     ]
     parts.append(
-      html_lib.figure(
+      html.figure(
         plots.transfer_entropy_rounds(scored),
         'Score of every candidate block in every round; filled marks are the '
         'blocks chosen.',
@@ -209,7 +208,7 @@ def _analysis(profile: dict[str, Any]) -> list[str]:
     (str(k), _number(a), _number(m))
     for k, (a, m) in enumerate(zip(attention, mlp, strict=True))
   ]
-  drawn = html_lib.figure(
+  drawn = html.figure(
     plots.layer_entropy(attention, mlp),
     'Gaussian entropy of each attention and MLP output of the dense model.',
     ('block', 'attention (nats)', 'MLP (nats)'),
@@ -222,7 +221,7 @@ def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
   """Loss and accuracy over the steps of a stage, with λ."""
   every = -(-len(rows) // _MOST_ROWS)
   drawn = [
-    html_lib.figure(
+    html.figure(
       plots.training_curves(rows, key),
       f'{key} on training batches, and λ (dashed), over the steps of {stage}.',
       ('step', key, 'λ'),
@@ -243,7 +242,7 @@ def _speed(measured: dict[str, Any]) -> list[str]:
   """Every batch size that was measured."""
   return [
     '<h2>Speed</h2>',
-    html_lib.table(speed_table.COLUMNS, speed_table.cells(measured), 'Speed'),
+    html.table(speed_table.COLUMNS, speed_table.cells(measured), 'Speed'),
     f'<p class="soft">{escape(speed_table.conditions(measured))}.</p>',
   ]
 
@@ -260,7 +259,7 @@ def _segmentation(workdir: epath.Path) -> list[str]:
     for k, values in enumerate(each)
   ]
   pictures = [
-    html_lib.picture(
+    html.picture(
       path.read_bytes(),
       f'Test image {int(path.stem)}: image, truth, dense, pruned.',
     )
@@ -269,7 +268,7 @@ def _segmentation(workdir: epath.Path) -> list[str]:
   return [
     '<h2>Segmentation</h2>',
     *pictures,
-    html_lib.numbers(
+    html.numbers(
       'Intersection over union of each class', ('class', *models), rows
     ),
   ]
@@ -299,7 +298,7 @@ def _sections(workdir: epath.Path) -> list[str]:
         parts += _training(stage, curve)
   there = [name for name in _FILES if (workdir / name).exists()]
   if there:
-    parts += ['<h2>Files of this run</h2>', html_lib.links(there)]
+    parts += ['<h2>Files of this run</h2>', html.links(there)]
   return parts
 
 
@@ -319,7 +318,7 @@ def write_report(workdir: str | epath.Path) -> epath.Path:
   path = workdir / stage_table.REPORT
   temporary = workdir / '.report.html.part'
   temporary.write_text(
-    html_lib.page(f'λ-ViT report: {variant}', _sections(workdir))
+    html.page(f'λ-ViT report: {variant}', _sections(workdir))
   )
   temporary.replace(path)
   return path

@@ -6,7 +6,7 @@ from lambda_vit_jax.cli.stages import finished, select
 from lambda_vit_jax.cli.stages.training_job import fit, training_job
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import modes as modes_lib
+from lambda_vit_jax.models.modes import block_name, modes_without
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import dilution, loop
 from lambda_vit_jax.training.dilution import Dilution
@@ -34,9 +34,7 @@ def dilute(run: Run) -> None:
   compensation = run.settings.dilute.compensation
   diluting, settling = dilution_steps(run)
   modes = dense.attention_modes
-  pruned = modes_lib.modes_without(
-    layers, modes, dilution.final_mode(compensation)
-  )
+  pruned = modes_without(layers, modes, dilution.final_mode(compensation))
   module = dense.module.clone(
     compensation=compensation, merge=run.merge_schedule(dense.module, pruned)
   )
@@ -97,7 +95,7 @@ def warm_phases(
   module = dense.clone(
     attention_modes=modes, linear_inputs=fitted.linear_inputs
   )
-  pruned = modes_lib.modes_without(
+  pruned = modes_without(
     layers, dense.attention_modes, dilution.final_mode(dense.compensation)
   )
   return (
@@ -113,7 +111,7 @@ def with_maps(dense: Params, fitted: Params, layers: Sequence[int]) -> Params:
   """The dense parameters, and beside each attention in `layers` its map."""
   found = dict(dense)
   for layer in layers:
-    name = modes_lib.block_name(layer)
+    name = block_name(layer)
     block = dense[name]
     attn = block['attn'] | fitted[name]['attn']
     found[name] = block | {'attn': attn}

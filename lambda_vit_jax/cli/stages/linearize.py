@@ -13,9 +13,9 @@ from lambda_vit_jax.cli.stages import held_out, select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import export
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import check_layers
 from lambda_vit_jax.training_free import block_spans
 from lambda_vit_jax.training_free.linear_maps import fit_linear
 from lambda_vit_jax.training_free.map_fitter import BlockFit
@@ -95,7 +95,7 @@ def _dropped(
   settings = run.settings.linearize
   number = settings.num_drop_blocks
   if not number:
-    return modes_lib.check_layers(settings.drop_blocks, dense.depth)
+    return check_layers(settings.drop_blocks, dense.depth)
   decoder = dense.module.segmentation
   return block_spans.choose_blocks(
     task.searched(dense),
@@ -127,7 +127,7 @@ def _without(
   )
   short = drop_blocks(dense, dropped)
   # Before anything is fitted.
-  modes_lib.check_layers((*layers, *short.removed_layers), short.depth)
+  check_layers((*layers, *short.removed_layers), short.depth)
   settings = run.settings.linearize
   if settings.refit and settings.maps and layers:
     # Maps are fitted to the outputs of attention, so refit the MLPs first.
