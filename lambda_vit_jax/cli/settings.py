@@ -1,7 +1,7 @@
 """A config as typed, frozen dataclasses: `Settings.from_config`.
 
 One class for each section of `configs/common.py`, where each key is explained.
-A field's type says how its value is read and checked. Values that only make
+A field's type decides how its value is read and checked. Values that only make
 sense together are checked here too; what depends on the model or on other
 rooms' tables is checked by `config_check.py`.
 """

@@ -1,4 +1,4 @@
-"""Data set, model outputs and batches for the tasks `classify` and `segment`."""
+"""Data set, outputs and batches for the tasks `classify` and `segment`."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -42,7 +42,16 @@ def finished_step(workdir: str | epath.Path, stage: str) -> int | None:
 
 
 class Run:
-  """One workdir with its config; everything heavy is made when first used."""
+  """One workdir with its settings; everything heavy is made when first used.
+
+  Attributes:
+    config: as given, and as `config.json` stores it.
+    settings: the same values, read and checked.
+    reporter: shows lines and progress to a person.
+    workdir: absolute.
+    leader: whether this process writes the job's files.
+    metrics: writes `metrics.jsonl`, and to trackers.
+  """
 
   def __init__(
     self, config: Mapping[str, Any], workdir: str, reporter: Reporter
@@ -75,7 +84,7 @@ class Run:
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def withdraw(self) -> None:
-    """Removes the config that a failed command wrote, if nothing else is there."""
+    """Removes the config of a failed command, if that is all there is."""
     if self.leader and self._new:
       workdir_config.withdraw(self.workdir)
 

@@ -113,7 +113,7 @@ def evaluate(
   """Scores every test image, and writes the pictures of the report.
 
   Args:
-    run: its config says how images become windows.
+    run: its settings define how images become windows.
     models: `dense` and `pruned`.
     exported: a program that takes a batch of windows.
     advance: called with the number of images done.
