@@ -27,7 +27,10 @@ from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.nose import select
-from lambda_vit_jax.training_free.linear_maps import fit_linear
+from lambda_vit_jax.training_free.linear_maps import (
+  LinearizeOptions,
+  fit_linear,
+)
 from lambda_vit_jax.training_free.mlp_refit import refit
 from lambda_vit_jax.training_free.norm_recentring import recentre
 
@@ -102,10 +105,12 @@ class Table:
     return self.score(correct(model, self.dense, self.images))
 
   def linear(self, layers: tuple[int, ...], **options: Any) -> dict[str, Any]:
-    model, fits, _ = fit_linear(self.dense, self.images, layers, **options)
-    return self.score(model) | {
-      'residual': [round(fit.residual, 4) for fit in fits],
-      'ridge': [fit.ridge for fit in fits],
+    found = fit_linear(
+      self.dense, self.images, layers, LinearizeOptions(**options)
+    )
+    return self.score(found.model) | {
+      'residual': [round(fit.residual, 4) for fit in found.blocks],
+      'ridge': [fit.ridge for fit in found.blocks],
     }
 
 

@@ -1,4 +1,4 @@
-"""How many images fit: the size of a micro-batch from the memory at hand."""
+"""Choose the size of a micro-batch from the available memory."""
 
 import os
 
@@ -11,26 +11,21 @@ from lambda_vit_jax.models.vit import ViT
 
 GIB = 2**30
 
-
-# A micro-batch of this many tokens stays in a CPU's cache and is long enough
-# for its matrix products.
+# A micro-batch of this many tokens fits in a CPU's cache, and its matrix
+# products are large enough to be fast.
 _CPU_TOKENS = 4096
 
-
-# Shares of the device's memory that a search takes where no budget is given.
+# Shares of the device's memory that a search takes if no budget is given.
 _CPU_SHARE = 0.25
-
-
 _ACCELERATOR_SHARE = 0.7
-
 
 _LARGEST_MICRO_BATCH = 1024
 
 
 def bytes_per_image(module: ViT) -> int:
-  """An estimate of what one image of a micro-batch takes during a round.
+  """Estimates the memory of one image of a micro-batch during a search round.
 
-  The streams of all variants (depth + 1, and the one being made), and the
+  The streams of all trials (depth + 1, and the one being computed), and the
   working arrays of one block: q, k, v and their transposed copies, scores in
   float32 and weights, and the hidden layer twice.
   """
@@ -66,7 +61,7 @@ def micro_batch_size(
       f'select.memory_gib={memory_gib} does not hold one image: it takes '
       f'{each / GIB:.4f} GiB; raise the budget'
     )
-  # No larger than the images need, nor than the device makes good use of.
+  # No larger than the images need, nor than the device can use well.
   needed = -(-int(images.counts().max()) * jax.process_count() // devices)
   useful = _LARGEST_MICRO_BATCH
   if jax.default_backend() == 'cpu':
@@ -77,7 +72,7 @@ def micro_batch_size(
 
 
 def default_gib() -> float:
-  """What a search takes of this process's memory where nobody says."""
+  """The memory budget of a search if none is given, in GiB."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     free = stats['bytes_limit'] - stats.get('bytes_in_use', 0)

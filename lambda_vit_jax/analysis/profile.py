@@ -1,11 +1,12 @@
-"""What each block's attention and MLP put out: entropy, cosine, affinity.
+"""Measure entropy and cosine similarity of every layer: `entropy_profile`.
 
-METHOD, sections 3 and 4. Two compiled programs serve all blocks: one for
-blocks with attention, one for those without.
+Per block: the entropy of what its attention and its MLP add to the stream, and
+the cosine of the stream before and after the attention. Two compiled programs
+serve all blocks: one for blocks with attention, one for those without.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +16,12 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.blocks import measure_blocks, pooled_moments
-from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.images import (
+  Batches,
+  ImageSet,
+  Placement,
+  read_images,
+)
 from lambda_vit_jax.analysis.moments import (
   ChannelStatistics,
   HostMoments,
@@ -41,7 +47,7 @@ def _block_moments(
   mask: Array,
   placement: Placement,
 ) -> tuple[Array, dict[str, Any]]:
-  """A block, and the moments of what its branches add."""
+  """Runs a block, and takes the moments of what its two halves add."""
   x, taps = pieces.run_block(block, params, x)
   measured = {'mlp': taps['mlp']}
   if 'attention' in taps:
@@ -77,20 +83,20 @@ def _moments_per_block(
   return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EntropyProfile(Shown):
-  """Entropy over depth.
+  """Entropy of every attention and MLP output, by depth.
 
   Attributes:
-    attention_entropy: H of what each attention adds to the stream, images
-      and tokens pooled, in nats; None where there is no attention or all its
+    attention_entropy: H of what each attention layer adds to the stream, over
+      images and tokens, in nats; None where there is no attention or all its
       channels are dead.
     mlp_entropy: the same of each MLP.
     correlation: Pearson's r of the two over the blocks that have both; None
-      with fewer than three of them.
-    cosine_similarity: mean cosine of each attention's input x and x + attn.
+      for fewer than three such blocks.
+    cosine_similarity: mean cosine of the stream x and x + attn.
     dead_channels: channels left out, per `blockNN.attention` and `.mlp`.
-    num_images: images looked at.
+    num_images: number of images measured.
   """
 
   attention_entropy: tuple[float | None, ...]
@@ -156,22 +162,22 @@ def _gaps(values: Iterable[float | None]) -> list[float]:
 
 def entropy_profile(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> EntropyProfile:
-  """Entropy of every attention and MLP output (METHOD, section 3).
+  """Entropy of every attention and MLP output.
 
   Args:
-    model: in any modes but `diluted`.
-    batches: an iterable of normalised NHWC arrays (a ragged last one is
-      fine) or of dicts with `image` and `mask`.
+    model: no block in mode `diluted`.
+    batches: an iterable of normalised NHWC arrays (the last may be smaller),
+      or what else `images.read_images` takes.
     memory_gib: activations held at a time, per device.
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    An `EntropyProfile`: entropies per block in nats (METHOD, 3), None where
-    every channel is dead.
+    An `EntropyProfile`: entropies per block in nats, None where every channel
+    is dead.
 
   Raises:
     DataError: no image, or images of another shape.
@@ -228,7 +234,7 @@ def _correlation(a: list[float | None], b: list[float | None]) -> float | None:
 def cosine_similarity(
   model: Model, images: ImageSet, memory_gib: float | None = None
 ) -> dict[int, float]:
-  """Mean cosine of attention input x and x + attn, per block that has one."""
+  """Mean cosine of x and x + attn, per block that has attention."""
   found = _moments_per_block(model, images, memory_gib)
   cosines = {i: _mean_cosine(moments) for i, moments in enumerate(found)}
   return {i: cosine for i, cosine in cosines.items() if cosine is not None}

@@ -1,13 +1,13 @@
-"""Which spatial frequencies each block's features hold.
+"""Measure the spatial frequencies in every block's output: `spectrum`.
 
-The paper's claim is that models without some attention keep more of the high
-ones. Token grids of any shape, square or oblong.
+The paper claims that models without some attention layers keep more of the
+high frequencies. Token grids may be square or oblong.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
-from lambda_vit_jax.analysis.images import Placement, read_images
+from lambda_vit_jax.analysis.images import Batches, Placement, read_images
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
@@ -39,11 +39,11 @@ def log_amplitude(grids: Array) -> Array:
 
 
 def radial_bins(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-  """Assigns every pixel of a two-dimensional FFT to a bin of frequency.
+  """Assigns every pixel of a two-dimensional FFT to a frequency bin.
 
   The frequency of a pixel is the root mean square of those along the axes
-  (an axis of one pixel does not count), so that the corner, the highest of
-  both, is π like the ends of the axes of a one-dimensional signal.
+  (an axis of one pixel does not count), so that the corner, where both are
+  highest, has frequency π.
 
   Returns:
     Frequencies `[bins]` in radians per token, ascending from 0, at most π;
@@ -60,7 +60,10 @@ def radial_bins(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def radial_profile(amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Log amplitude `[..., rows, columns]` to its mean per bin, less that at 0.
+  """Mean of the log amplitude per bin, minus the one at frequency 0.
+
+  Args:
+    amplitude: log amplitude, `[..., rows, columns]`.
 
   Returns:
     Frequencies `[bins]` and `[..., bins]`, whose first entry is 0.
@@ -83,7 +86,7 @@ def _block_amplitude(
   grid: tuple[int, int],
   prefix: int,
 ) -> tuple[Array, Array]:
-  """A block, and the sum over images of its output's log amplitude."""
+  """Runs a block, and sums the log amplitude of its output over images."""
   del placement
   x, _ = pieces.run_block(block, params, x)
   patches = x[:, prefix:].reshape(x.shape[0], *grid, x.shape[-1])
@@ -91,16 +94,16 @@ def _block_amplitude(
   return x, jnp.where(mask[:, None, None], amplitude, 0.0).sum(axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Spectrum(Shown):
   """Relative log amplitude of each block's output.
 
   Attributes:
     frequencies: of the bins, radians per token, from 0 to at most π.
     relative_log_amplitude: per block and bin, the mean of log |FFT2| over
-      images, channels and the bin's pixels, less that at frequency 0.
+      images, channels and the bin's pixels, minus the one at frequency 0.
     grid_size: rows and columns of the token grid.
-    num_images: images looked at.
+    num_images: number of images measured.
   """
 
   frequencies: tuple[float, ...]
@@ -173,19 +176,19 @@ class Spectrum(Shown):
 
 def spectrum(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Spectrum:
-  """Spectrum of the patch tokens behind every block.
+  """Spectrum of the patch tokens after every block.
 
-  The relative log amplitude of their two-dimensional Fourier transform (the
-  paper's analysis of what pruned models keep).
+  The relative log amplitude of their two-dimensional Fourier transform, as in
+  the paper's analysis of pruned models.
 
   Args:
-    model: in any modes but `diluted`.
-    batches: an iterable of normalised NHWC arrays or of dicts with `image`
-      and `mask`.
+    model: no block in mode `diluted`.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes.
     memory_gib: activations held at a time, per device.
     mesh: devices that share the images; see `images.read_images`.
 

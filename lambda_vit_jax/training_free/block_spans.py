@@ -1,17 +1,17 @@
-"""Which whole blocks a network needs least, without labels (METHOD 6).
+"""Choose which consecutive blocks to drop, by the angle between in and out.
 
-Consecutive blocks that turn the stream by a small angle are the ones to drop
-(Gromov et al., arXiv 2403.17887): with the stream x_l before block l and n
-blocks, the mean over images and tokens of
+The run of n consecutive blocks with the smallest angle between its input and
+its output is dropped (Gromov et al., arXiv 2403.17887). With x_l the stream
+before block l, the angle is the mean over images and tokens of
 
   d(l, n) = arccos(cos(x_l, x_{l+n})) / π
 
-from one pass of the images, for all l and n at once.
+from one pass over the images for all l and n. Labels are not used.
 """
 
 import itertools
 import numbers
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -20,7 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
-from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.images import (
+  Batches,
+  ImageSet,
+  Placement,
+  read_images,
+)
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
@@ -29,39 +34,41 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free.least_squares import require_finite
 
-# Of a squared length, which an all-zero token has not.
+# Lower bound of a squared length: an all-zero token has length 0.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def choose_blocks(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   num_blocks: int,
   *,
   needed: Collection[int] = (),
-  removed: Collection[int] = (),
+  removed: Any = (),
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> tuple[int, ...]:
-  """The consecutive blocks that turn the stream least, for `drop_blocks`.
+  """The consecutive blocks with the smallest angle, for `drop_blocks`.
 
   Args:
     model: without blocks in mode `diluted`, merging or decoder.
-    batches: an iterable of normalised NHWC arrays or of dicts with `image`
-      (and `mask`), without labels.
-    num_blocks: how many.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes; labels are not used.
+    num_blocks: how many blocks to drop.
     needed: blocks that must stay.
-    removed: blocks whose attention goes in any case: one other stays.
+    removed: blocks whose attention is removed in any case, or a `Selection`;
+      at least one other attention layer stays.
     memory_gib: working memory per device.
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    Ascending indices; the last of the spans where several turn it alike.
+    Ascending indices; of several spans with the same angle, the first.
 
   Raises:
     ModelError: more blocks than can go, or activations that are not finite.
     DataError: no image, or images of another shape.
   """
+  removed = getattr(removed, 'removed', removed)
   found = spans_of(model, num_blocks, needed, removed)
   images = read_images(batches, model, mesh)
   distances = angles(model, images, memory_gib)
@@ -74,16 +81,16 @@ def spans_of(
   needed: Collection[int] = (),
   removed: Collection[int] = (),
 ) -> dict[int, range]:
-  """The consecutive blocks that can go, by the first of them.
+  """The spans of blocks that may be dropped, by their first block.
 
   Args:
-    model: see `choose_blocks`, as all that follow.
-    num_blocks: how many.
-    needed: blocks.
-    removed: blocks.
+    model: see `choose_blocks`.
+    num_blocks: length of a span.
+    needed: blocks that must stay.
+    removed: blocks whose attention is removed in any case.
 
   Raises:
-    ModelError: none.
+    ModelError: there is no such span.
   """
   whole = isinstance(num_blocks, numbers.Integral)
   if isinstance(num_blocks, bool) or not whole:
@@ -102,8 +109,8 @@ def spans_of(
   if not found:
     raise ModelError(
       f'{num_blocks} blocks cannot be dropped in a row from {model.depth}: one '
-      'with attention must stay, and those that double the stream or that a '
-      'decoder reads'
+      'block with attention must stay, and so must those that double the '
+      'stream or that a decoder reads'
     )
   return found
 
@@ -111,26 +118,28 @@ def spans_of(
 def angles(
   model: Model, images: ImageSet, memory_gib: float | None = None
 ) -> np.ndarray:
-  """d(l, n) in row l and column l + n, `[depth + 1, depth + 1]` float64.
-
-  Zeros below the diagonal.
+  """Measures d(l, n) for all l and n.
 
   Args:
     model: see `choose_blocks`.
-    images: of the measurement.
+    images: see `images.read_images`.
     memory_gib: working memory per device.
+
+  Returns:
+    `[depth + 1, depth + 1]` float64: d(l, n) is in row l and column l + n, and
+    zeros are below the diagonal.
 
   Raises:
     ModelError: activations that are not finite.
   """
   streams: list[Array] = []
   total = np.zeros((model.depth + 1,) * 2)
-  for index, (before, behind, mask) in measure_blocks(
-    model, images, _step, memory_gib
+  for index, (before, after, mask) in measure_blocks(
+    model, images, _run_and_keep, memory_gib
   ):
-    streams = [*streams, behind] if index else [before, behind]
+    streams = [*streams, after] if index else [before, after]
     if index == model.depth - 1:
-      # One pair after another: no second copy of all streams.
+      # One pair at a time, which keeps no second copy of all streams.
       pairs = list(itertools.combinations(range(len(streams)), 2))
       sums = [
         _sum_of_angles(streams[i], streams[j], mask, images.placement)
@@ -143,7 +152,7 @@ def angles(
 
 
 @compilation.jit(static_argnames=('block', 'placement'))
-def _step(
+def _run_and_keep(
   block: EncoderBlock,
   params: Params,
   x: Array,
@@ -159,7 +168,7 @@ def _step(
 def _sum_of_angles(
   x: Array, y: Array, mask: Array, placement: Placement
 ) -> Array:
-  """Over the images, between two streams; tokens are averaged."""
+  """Sum over images of the mean angle of the tokens of two streams."""
   x, y = (_unit(stream.astype(jnp.float32)) for stream in (x, y))
   # Kahan's form: arccos of a cosine loses small angles to rounding.
   across, along = (

@@ -1,4 +1,4 @@
-"""Moments by parts of the images, each held out once to choose the ridge."""
+"""Sums of products per fold of the images, to choose the ridge by held-out error."""
 
 import math
 
@@ -17,12 +17,12 @@ FOLDS = 4
 
 
 def folds_within(size: int) -> int:
-  """How many of the folds a micro-batch of `size` images is divided into."""
+  """The number of folds into which a micro-batch of `size` images divides."""
   return math.gcd(size, FOLDS)
 
 
 def fold_sums(inputs: Array, outputs: Array, keep: Array, folds: int) -> Sums:
-  """`linear.batch_sums` with a leading axis over folds; traceable.
+  """`least_squares.batch_sums` with a leading axis over folds; traceable.
 
   Args:
     inputs: `[batch, tokens, inputs]`; image i is in fold i modulo `folds`.
@@ -42,20 +42,20 @@ def _by_fold(features: Array, folds: int) -> Array:
 
 
 class FoldMoments:
-  """The moments of each fold, over the micro-batches that come."""
+  """The moments of each fold, accumulated over micro-batches."""
 
   def __init__(self) -> None:
     self._sums = [Accumulator() for _ in range(FOLDS)]
 
   @property
   def folds(self) -> list[CrossMoments]:
-    """Of the folds that had samples so far."""
+    """Moments of the folds that have samples."""
     return [sums.moments() for sums in self._sums if not sums.is_empty]
 
   def add(self, position: int, sums: Sums) -> None:
-    """Takes in the sums of the micro-batch at a position, on the host."""
+    """Adds the sums of the micro-batch at a position, on the host."""
     number = len(sums[0])
-    # Small micro-batches hold few folds each; then several take turns.
+    # Small micro-batches hold few folds each, and then take turns.
     first = position % (FOLDS // number) * number
     for fold in range(number):
       self._sums[first + fold].add(tuple(leaf[fold] for leaf in sums))

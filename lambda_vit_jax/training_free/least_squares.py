@@ -1,11 +1,13 @@
-"""Least-squares affine maps from streamed second moments (METHOD, section 6).
+"""Ridge regression of affine maps from streamed second moments.
 
-Samples never meet in one array: each batch leaves sums of products, and the
-maps, their errors and the choice of the ridge are closed forms of the sums.
-Products of deviations from the batch's own mean are taken in float32 on the
-device; everything after that is float64 on the host. So a large mean costs no
-digits, and the result does not depend on how samples are split into batches
-beyond the rounding of those products.
+  W = (X'X + ridge·mean·I)^-1 X'Y,  b = mean(y) - mean(x)·W
+
+of centred samples X and Y. Each batch leaves only sums of products; the maps,
+their errors and the choice of the ridge are closed forms of these sums. The
+products are of deviations from the batch's own mean, in float32 on the device;
+everything after that is float64 on the host. So a large mean costs no digits,
+and how samples are split into batches matters only by the rounding of those
+products.
 """
 
 import dataclasses
@@ -20,17 +22,17 @@ from lambda_vit_jax.core.errors import UsageError, not_finite
 from lambda_vit_jax.core.typing import Array
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Shares of the inputs' mean variance that `choose_ridge` tries."""
+"""Ridges that `choose_ridge` tries, as shares of the inputs' mean variance."""
 
-# Sums of float32 products cannot tell a smaller eigenvalue, relative to the
-# largest, from zero.
+# Relative to the largest eigenvalue: in sums of float32 products, smaller ones
+# cannot be told from zero.
 _CUTOFF = float(np.finfo(np.float32).eps)
 
-# Of a float32 activation, relative to its size.
+# Relative rounding error of a float32 activation.
 _ROUNDING = 16 * _CUTOFF
 
 Sums = tuple[Array, ...]
-"""What `batch_sums` returns; the leading axes, if any, are folds."""
+"""Returned by `batch_sums`; leading axes, if any, are folds."""
 
 
 def batch_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
@@ -54,7 +56,7 @@ def batch_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
     centre = features.sum(axis=0) / jnp.maximum(count, 1.0)
     deviation = jnp.where(rows, features - centre, 0.0)
     centres.append(centre)
-    # The rounded mean is not quite the mean: the host corrects by these.
+    # The rounded mean is not exactly the mean: the host corrects by these.
     totals.append(deviation.sum(axis=0))
     deviations.append(deviation)
   x, y = deviations
@@ -127,7 +129,7 @@ class CrossMoments:
     )
 
   def beyond(self, affine: AffineMap) -> 'CrossMoments':
-    """Moments of the same inputs with what `affine` leaves of the outputs."""
+    """Moments of the same inputs, with the residuals of `affine` as outputs."""
     kernel = affine.kernel
     explained = self.in_in @ kernel
     return dataclasses.replace(
@@ -146,20 +148,20 @@ class CrossMoments:
 
 
 class Accumulator:
-  """The sums of many batches, whose large ones are kept once, in float64."""
+  """Adds up the sums of many batches in float64."""
 
   def __init__(self) -> None:
     self._products: list[np.ndarray] = []
-    # Per batch: samples, means, and by how much the centres missed them.
+    # Per batch: samples, centres, and the sums of deviations from these.
     self._small: list[list[np.ndarray]] = []
 
   @property
   def is_empty(self) -> bool:
-    """Whether there was no batch yet."""
+    """Whether no batch was added yet."""
     return not self._products
 
   def add(self, sums: Sums) -> None:
-    """Takes in one batch, from `batch_sums`."""
+    """Adds one batch, from `batch_sums`."""
     small = [np.asarray(leaf, np.float64) for leaf in sums[:5]]
     products = [np.asarray(leaf) for leaf in sums[5:]]
     if self.is_empty:
@@ -170,7 +172,7 @@ class Accumulator:
     self._small.append(small)
 
   def moments(self) -> CrossMoments:
-    """Of all samples so far, of one batch at least (Chan's rule for many)."""
+    """Moments of all samples, of at least one batch (Chan's rule for many)."""
     count, centre_in, centre_out, in_, out = map(
       np.stack, zip(*self._small, strict=True)
     )
@@ -205,12 +207,12 @@ def require_finite(where: str, *arrays: np.ndarray) -> None:
 
 
 def merged(moments: Iterable[CrossMoments]) -> CrossMoments:
-  """Moments of all samples; of one at least."""
+  """Moments of all samples together; at least one item."""
   return functools.reduce(CrossMoments.merge, moments)
 
 
 def check_ridge(ridge: Any) -> float | None:
-  """A ridge as a number, None for `auto`.
+  """Returns a ridge as a number, or None for `auto`.
 
   Raises:
     UsageError: neither `auto` nor a finite number of at least 0.
@@ -239,13 +241,13 @@ class _Solver:
     self._mean = max(values.sum(), 0.0) / len(values)
     self._values = np.maximum(values, 0.0)
     self._outputs = self._vectors.T @ moments.in_out
-    # An input that never changes has the variance of its rounding: the class
-    # token in the first block, for one. What is below says nothing.
+    # An input that never changes, such as the class token in the first block,
+    # still has the variance of its rounding. Nothing below that is signal.
     size = moments.count * float((moments.mean_in**2).mean())
     self._floor = _ROUNDING**2 * size
 
   def solve(self, ridge: float) -> AffineMap:
-    """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse's for ridge 0."""
+    """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse for ridge 0."""
     kernel = self._vectors @ (self._inverse(ridge)[:, None] * self._outputs)
     moments = self._moments
     return AffineMap(kernel, moments.mean_out - moments.mean_in @ kernel)
@@ -253,13 +255,13 @@ class _Solver:
   def errors(self, others: CrossMoments, ridges: Sequence[float]) -> np.ndarray:
     """`others.squared_error(solve(ridge))` of each ridge.
 
-    With the kernel V·diag(d)·C and the others' products turned by V, that is a
-    quadratic form of d: no map is made, and the turning is done once.
+    With the kernel V·diag(d)·C and the others' products in the basis V, that is
+    a quadratic form of d: no map is computed, and the basis changes once.
     """
     vectors, outputs = self._vectors, self._outputs
     products = ((vectors.T @ others.in_out) * outputs).sum(axis=1)
-    turned = vectors.T @ others.in_in @ vectors
-    quadratic = turned * (outputs @ outputs.T)
+    rotated = vectors.T @ others.in_in @ vectors
+    quadratic = rotated * (outputs @ outputs.T)
     step_in = vectors.T @ (others.mean_in - self._moments.mean_in)
     step_out = others.mean_out - self._moments.mean_out
     found = []
@@ -274,7 +276,7 @@ class _Solver:
     return np.asarray(found)
 
   def _inverse(self, ridge: float) -> np.ndarray:
-    """What each eigenvector's part of X'Y is multiplied by."""
+    """The factor of each eigenvector's part of X'Y."""
     added = ridge * self._mean
     total = self._values + added
     floor = self._floor
@@ -294,9 +296,9 @@ def solve(
   Args:
     moments: of the samples.
     ridge: penalty on the squared kernel (never on the bias), as a share of
-      the inputs' mean variance: the same number means the same whatever the
-      scale of the inputs, their number and the number of samples. With 0 the
-      solution of least norm.
+      the inputs' mean variance, so that it does not depend on the scale or
+      number of the inputs or on the number of samples. With 0, the solution of
+      least norm.
     rank: the largest rank of the kernel (reduced-rank regression); None for
       no limit.
 
@@ -312,10 +314,11 @@ def solve(
 def truncate(
   moments: CrossMoments, affine: AffineMap, rank: int, ridge: float = 0.0
 ) -> AffineMap:
-  """The map of a rank that is nearest to `affine` on the samples.
+  """The map of a given rank that is nearest to `affine` on the samples.
 
-  A projection of its outputs; of the solution for `ridge` it is the solution
-  among the maps of that rank (reduced-rank regression).
+  It projects the outputs of `affine`. If `affine` is the solution for `ridge`,
+  the result is the solution among the maps of that rank (reduced-rank
+  regression).
   """
   kernel = affine.kernel
   if rank >= min(kernel.shape):
@@ -333,8 +336,8 @@ def truncate(
 def residual_share(moments: CrossMoments, affine: AffineMap) -> float:
   """Share of the outputs' variance that the map does not explain.
 
-  0 is exact; 1 is no better than the constant mean (which a map fitted on
-  the same samples never exceeds). 0 where the outputs do not vary.
+  0 is exact; 1 is as good as the constant mean, and a map fitted on the same
+  samples never exceeds it. Returns 0 where the outputs do not vary.
   """
   total = float(moments.out_out.sum())
   if not total > 0.0:
@@ -356,7 +359,7 @@ def held_out_errors(
 def choose_ridge(
   folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
 ) -> float:
-  """The ridge of least held-out error; the largest of those on a tie.
+  """The ridge with the smallest held-out error; on a tie, the largest.
 
   Args:
     folds: moments of disjoint sets of images. Tokens of one image resemble
@@ -371,7 +374,7 @@ def choose_ridge(
   if len(folds) < 2:
     return ridges[0]
   errors = held_out_errors(folds, ridges)
-  # What differs by rounding alone is a tie; where nothing is left to explain
-  # an error may even fall below zero.
+  # Errors that differ only by rounding are a tie; where nothing is left to
+  # explain, one may even fall below zero.
   best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
   return ridges[int(np.flatnonzero(best)[-1])]

@@ -1,16 +1,22 @@
-"""Attention replaced by least-squares affine maps, without training (METHOD 6).
+"""Replace attention layers by least-squares affine maps: `linearize`.
 
-`linear_fitter` carries the images through the network and fits on the way;
-here is what can be asked for, and what is refused. Labels are not used.
+The attention of a block becomes `W·n(x) + b`, where n is LayerNorm without
+affine parameters, and W and b are the ridge regression of what the attention
+adds to the stream (docs/method.md#affine-maps). This file has the public
+functions and their checks; `map_fitter` runs the images through the network
+and `least_squares` solves for the maps. Labels are not used.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis.images import ImageSet, read_images
+from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
-from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.core.tables import Shown, Table
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.edits import prune
@@ -21,13 +27,70 @@ from lambda_vit_jax.training_free import (
   mlp_refit,
   norm_recentring,
 )
-from lambda_vit_jax.training_free.map_fitter import BlockFit, MapFitter, Plan
+from lambda_vit_jax.training_free.map_fitter import (
+  BlockFit,
+  MapFitter,
+  MapOptions,
+)
 from lambda_vit_jax.training_free.mlp_refit import MlpFit
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearizeOptions:
+  """What `fit_linear` fits; see `linearize`, whose keywords these are.
+
+  Attributes:
+    sequential: fit each map on the network as modified so far.
+    ridge: of the maps' least squares, or `auto`.
+    rank: the largest rank of a map, None for no limit.
+    inputs: of the maps: `token`, and perhaps `mean` and `class_map`.
+    recentre: correct the norms after the first change.
+    refit: correct the MLPs after the first change.
+    maps: if False, attention is left out instead; `sequential`, `ridge`,
+      `rank` and `inputs` are then not used.
+  """
+
+  sequential: bool = True
+  ridge: float | str = 'auto'
+  rank: int | None = None
+  inputs: Sequence[str] = ('token',)
+  recentre: bool = False
+  refit: bool = False
+  maps: bool = True
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LinearFit(Shown):
+  """A network without the attention of some blocks, and how well it was fitted.
+
+  Attributes:
+    model: the modified network.
+    blocks: one entry per affine map.
+    mlps: one entry per MLP that was refitted.
+  """
+
+  model: Model
+  blocks: tuple[BlockFit, ...] = ()
+  mlps: tuple[MlpFit, ...] = ()
+
+  def table(self) -> Table:
+    """One row per map and per MLP."""
+    rows = [
+      (name, str(fit.block_index), f'{fit.residual:.1%}', f'{fit.ridge:g}')
+      for name, fits in (('attention', self.blocks), ('MLP', self.mlps))
+      for fit in fits
+    ]
+    removed = list(self.model.removed_layers)
+    return Table(
+      title=f'{self.model.variant} without the attention of blocks {removed}',
+      header=('fit', 'block', 'variance left', 'ridge'),
+      rows=rows,
+    )
 
 
 def linearize(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   layers: Iterable[int],
   *,
   sequential: bool = True,
@@ -43,23 +106,23 @@ def linearize(
   """`model` with the attention of `layers` replaced by affine maps.
 
   Args:
-    model: finished (no block `diluted` or `skip`); left as it is.
-    batches: an iterable of normalised NHWC arrays or of dicts with `image`
-      (and `mask`), without labels; 512 images are enough for most networks.
-    layers: blocks in mode `full`.
-    sequential: each map is fitted on the network as modified so far; else
-      all on the network as it is, in one pass.
-    ridge: see `linear.solve`; `auto` takes for each block what predicts
-      held-out images best (`linear.choose_ridge`).
+    model: finished (no block `diluted` or `skip`); not changed.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes; labels are not used. 512 images are enough
+      for most networks.
+    layers: blocks in mode `full`, or a `Selection`.
+    sequential: each map is fitted on the network as modified so far; else all
+      on the network as it is, in one pass.
+    ridge: penalty, see `least_squares.solve`; `auto` takes for each block
+      what predicts held-out images best.
     rank: the largest rank of a map, None for no limit.
-    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is
-      a further input) and `class_map` (the class token has a map of its own).
-    recentre: correct the norms behind the maps (`recentring.recentre`), which
-      keeps a second stream of the images.
-    refit: let the MLPs behind make up for what the maps leave
-      (`refitting.refit`); the same.
+    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is a
+      further input) and `class_map` (the class token has a map of its own).
+    recentre: correct the norms after the maps (see `recentre`), which keeps a
+      second stream of the images.
+    refit: correct the MLPs after the maps (see `refit`); the same.
     dense: the network that `recentre` and `refit` correct towards, where
-      `model` is one of fewer blocks; `model` itself by default.
+      `model` has fewer blocks; `model` itself by default.
     memory_gib: working memory per device, beside the images' streams (images
       × tokens × embed numbers), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
@@ -74,110 +137,105 @@ def linearize(
       `refit`.
     UsageError: an impossible ridge or rank.
   """
+  options = LinearizeOptions(sequential, ridge, rank, inputs, recentre, refit)
   return fit_linear(
     model,
     batches,
     layers,
-    sequential=sequential,
-    ridge=ridge,
-    rank=rank,
-    inputs=inputs,
-    recentre=recentre,
-    refit=refit,
+    options,
     dense=dense,
     memory_gib=memory_gib,
     mesh=mesh,
-  )[0]
+  ).model
 
 
 def fit_linear(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   layers: Iterable[int],
+  options: LinearizeOptions = LinearizeOptions(),
   *,
-  sequential: bool = True,
-  ridge: float | str = 'auto',
-  rank: int | None = None,
-  inputs: Sequence[str] = ('token',),
-  recentre: bool = False,
-  refit: bool = False,
-  maps: bool = True,
   dense: Model | None = None,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Model, tuple[BlockFit, ...], tuple[MlpFit, ...]]:
-  """`linearize`, how well each block was replaced, and what MLPs make up for.
+) -> LinearFit:
+  """`linearize`, with a report of how well each part was fitted.
 
   Args:
-    model: see `linearize`, as all that follow.
-    batches: images.
-    layers: blocks.
-    sequential: block after block.
-    ridge: of the least squares.
-    rank: of the maps.
-    inputs: of the maps.
-    recentre: norms.
-    refit: MLPs.
-    maps: without, the attentions are left out, and `inputs`, `ridge` and
-      `rank` are not used.
-    dense: what is corrected towards.
-    memory_gib: working memory.
-    mesh: devices.
+    model: see `linearize`.
+    batches: images, see `linearize`.
+    layers: blocks in mode `full`, or a `Selection`.
+    options: what is fitted.
+    dense: what is corrected towards, see `linearize`.
+    memory_gib: working memory per device.
+    mesh: devices that share the images.
     on_progress: called with blocks done and blocks in all, by the fit of the
       maps and then by that of the MLPs.
+
+  Raises:
+    ModelError, DataError, UsageError: see `linearize`.
   """
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
-  plan = _plan(model, inputs, ridge, rank)
+  map_options = _map_options(model, options)
   images = read_images(batches, model, mesh)
-  if refit:
+  if options.refit:
     mlp_refit.check_images(images)
-  fits: tuple[BlockFit, ...] = ()
+  blocks: tuple[BlockFit, ...] = ()
   mlps: tuple[MlpFit, ...] = ()
-  if maps:
-    found, fits = _fit(
-      model, images, layers, plan, sequential, memory_gib, on_progress
-    )
+  if options.maps:
+    fitter = _fitter(model, images, layers, map_options, memory_gib)
+    maps = fitter.run(layers if options.sequential else (), on_progress)
+    found = _with_maps(model, maps, map_options.inputs)
+    blocks = tuple(fitter.fits)
   else:
     found = prune(model, layers, 'absent')
-  if recentre:
+  if options.recentre:
     found = norm_recentring.recentre_on(found, dense, images, memory_gib)
-  if refit:
+  if options.refit:
     found, mlps = mlp_refit.refit_on(
       found, dense, images, memory_gib, on_progress
     )
-  return found, fits, mlps
+  return LinearFit(found, blocks, mlps)
 
 
-def _plan(
-  model: Model, inputs: Sequence[str], ridge: float | str, rank: int | None
-) -> Plan:
-  number = least_squares.check_ridge(ridge)
+def _map_options(model: Model, options: LinearizeOptions) -> MapOptions:
+  ridge, rank = least_squares.check_ridge(options.ridge), options.rank
   if rank is not None and rank < 1:
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
-  return Plan(_check_inputs(model, inputs), number, rank)
+  return MapOptions(_check_inputs(model, options.inputs), ridge, rank)
 
 
-def _fit(
+def _fitter(
   model: Model,
   images: ImageSet,
-  layers: tuple[int, ...],
-  plan: Plan,
-  sequential: bool,
+  layers: Sequence[int],
+  options: MapOptions,
   memory_gib: float | None,
-  on_progress: Callable[[int, int], None] | None,
-) -> tuple[Model, tuple[BlockFit, ...]]:
-  """Maps in place of the attentions, and how well they do."""
-  _check_samples(model, images.total, plan)
-  fitter = MapFitter(model, images, layers, plan, memory_gib)
-  fitted = fitter.run(layers if sequential else (), on_progress)
-  modes = modes_lib.modes_without(layers, model.attention_modes, 'linear')
-  params = surgery.prune_tree(model.params, layers)
-  for index, leaves in fitted.items():
-    params[block_name(index)] |= {'attn': leaves}
-  module = model.module.clone(attention_modes=modes, linear_inputs=plan.inputs)
-  return model.replace(module=module, params=params), tuple(fitter.fits)
+) -> MapFitter:
+  """Refuses a fit that has as many unknowns as equations."""
+  tokens, inputs = model.module.num_tokens, model.module.embed_dim
+  inputs *= 1 + ('mean' in options.inputs)
+  if images.total * tokens <= inputs:
+    raise DataError(
+      f'{images.total} images of {tokens} tokens are {images.total * tokens} '
+      f'samples, too few for an affine map of {inputs} inputs; give at least '
+      f'{inputs // tokens + 1} images, better 512'
+    )
+  return MapFitter(model, images, layers, options, memory_gib)
+
+
+def _with_maps(
+  model: Model, maps: dict[int, Params], inputs: tuple[str, ...]
+) -> Model:
+  """`model` with these maps instead of the attention of their blocks."""
+  modes = modes_lib.modes_without(maps, model.attention_modes, 'linear')
+  params = surgery.prune_tree(model.params, maps)
+  for index, fitted in maps.items():
+    params[block_name(index)] |= {'attn': fitted}
+  module = model.module.clone(attention_modes=modes, linear_inputs=inputs)
+  return model.replace(module=module, params=params)
 
 
 def fit_trials(
@@ -187,17 +245,17 @@ def fit_trials(
   candidates: Sequence[int],
   memory_gib: float | None = None,
 ) -> tuple[dict[int, Params], int]:
-  """Maps for the trials of one round of a search, in one pass.
+  """Fits the maps for the trials of one round of a search, in one pass.
 
-  Those of `removed` are what `linearize` fits in sequence. Those of the
-  candidates are fitted on that network, all at once: each as if it were the
-  only one to follow.
+  The maps of `removed` are fitted in sequence, as by `linearize`. Those of the
+  candidates are fitted on the resulting network, each independently of the
+  other candidates.
 
   Args:
     model: see `linearize`; the maps have its `linear_inputs`.
     images: see `images.read_images`.
-    removed: blocks in mode `full` that were chosen already.
-    candidates: further ones, which may be all that are left.
+    removed: blocks in mode `full` that are chosen already.
+    candidates: further blocks in mode `full`; they may be all that remain.
     memory_gib: working memory, see `linearize`.
 
   Returns:
@@ -210,16 +268,17 @@ def fit_trials(
   """
   layers = (*removed, *candidates)
   _check_modes(model, layers)
-  plan = Plan(model.module.linear_inputs, None, None)
-  _check_samples(model, images.total, plan)
-  fitter = MapFitter(model, images, layers, plan, memory_gib)
+  options = MapOptions(model.module.linear_inputs, None, None)
+  fitter = _fitter(model, images, layers, options, memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
   again = sum(layer < last for layer in removed)
   return maps, last + 1 + again
 
 
-def _check_layers(model: Model, layers: Iterable[int]) -> tuple[int, ...]:
+def _check_layers(model: Model, layers: Any) -> tuple[int, ...]:
+  """Block indices, of which a `Selection` holds some."""
+  layers = getattr(layers, 'removed', layers)
   layers = modes_lib.check_layers(layers, model.depth)
   _check_modes(model, layers)
   modes_lib.check_layers({*layers, *model.removed_layers}, model.depth)
@@ -245,22 +304,10 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
 
 def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
   inputs = modes_lib.check_linear_inputs(inputs)
-  older = model.module.linear_inputs
-  if 'linear' in model.attention_modes and inputs != older:
+  existing = model.module.linear_inputs
+  if 'linear' in model.attention_modes and inputs != existing:
     raise ModelError(
-      f'the model has affine maps of {list(older)} already, and new ones would '
+      f'the model has affine maps of {list(existing)} already, and new ones would '
       f'be of {list(inputs)}; use the same inputs'
     )
   return inputs
-
-
-def _check_samples(model: Model, images: int, plan: Plan) -> None:
-  """Refuses a fit that has as many unknowns as equations."""
-  tokens, inputs = model.module.num_tokens, model.module.embed_dim
-  inputs *= 1 + ('mean' in plan.inputs)
-  if images * tokens <= inputs:
-    raise DataError(
-      f'{images} images of {tokens} tokens are {images * tokens} samples, too '
-      f'few for an affine map of {inputs} inputs; give at least '
-      f'{inputs // tokens + 1} images, better 512'
-    )

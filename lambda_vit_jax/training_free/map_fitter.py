@@ -44,10 +44,10 @@ class BlockFit:
   """How well one block's attention was replaced.
 
   Attributes:
-    block_index: which.
+    block_index: the block.
     ridge: share of the inputs' mean variance.
-    residual: share of the attention's variance that the map leaves, on the
-      images that it was fitted on.
+    residual: share of the attention's variance that the map does not explain,
+      on the images that it was fitted on.
     samples: images × tokens.
   """
 
@@ -58,8 +58,14 @@ class BlockFit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What is fitted: `inputs`, `ridge` (None: chosen) and `rank`."""
+class MapOptions:
+  """How maps are fitted.
+
+  Attributes:
+    inputs: of the maps, see `LinearAttention`.
+    ridge: share of the inputs' mean variance; None to choose it per block.
+    rank: the largest rank of a map, None for no limit.
+  """
 
   inputs: tuple[str, ...]
   ridge: float | None
@@ -80,7 +86,7 @@ def attention_sums(
   with_output: bool,
   placement: Placement,
 ) -> tuple[Array | None, list[Sums]]:
-  """A block with attention: its output if wanted, and the sums of the fit.
+  """Runs a block with attention, and sums the products of its fit.
 
   Args:
     block: static, in mode `full`.
@@ -89,11 +95,11 @@ def attention_sums(
     mask: `[batch]`, False for padding.
     folds: image i is in fold i modulo this.
     inputs: of the map; with `class_map`, class tokens are the first group.
-    with_output: whether the block's other half runs, too.
+    with_output: whether the MLP half runs too.
     placement: of the batch.
 
   Returns:
-    The stream or None; per group of tokens, `linear.batch_sums` with a leading
+    The stream after the block or None; per group of tokens, `least_squares.batch_sums` with a leading
     axis over the folds.
   """
   output, taps = pieces.run_block(block, params, x)
@@ -134,15 +140,15 @@ class MapFitter:
     model: Model,
     images: ImageSet,
     layers: Sequence[int],
-    plan: Plan,
+    options: MapOptions,
     memory_gib: float | None,
   ):
     self.fits: list[BlockFit] = []
     self._images = images
     self._layers = layers
-    self._plan = plan
+    self._options = options
     self._size = memory.micro_batch_size(model.module, images, memory_gib)
-    self._runner = BlockRunner(model, images.placement, plan.inputs)
+    self._runner = BlockRunner(model, images.placement, options.inputs)
 
   def run(
     self,
@@ -183,14 +189,14 @@ class MapFitter:
     self, index: int, streams: list[Any], masks: list[Any], run: bool
   ) -> list[FoldMoments]:
     """Per group of tokens, over all images; runs the block if wanted."""
-    found = [FoldMoments() for _ in _groups(self._plan.inputs)]
+    found = [FoldMoments() for _ in _groups(self._options.inputs)]
     for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
       output, sums = attention_sums(
         *self._runner.block(index),
         x,
         mask,
         folds=folds_within(self._size),
-        inputs=self._plan.inputs,
+        inputs=self._options.inputs,
         with_output=run,
         placement=self._images.placement,
       )
@@ -212,8 +218,8 @@ class MapFitter:
     if len(moments) == 1:
       self._record(index, ridge, [(whole, shared)])
       return self._parameters(shared)
-    # The class token is one sample an image, too few for a map by itself:
-    # its map is that of all tokens and a correction, which is penalised.
+    # The class token is one sample per image, too few for a map of its own:
+    # its map is that of all tokens plus a correction, which is penalised.
     first, rest = moments
     _, correction = self._solve([fold.beyond(shared) for fold in first])
     own = self._limited(
@@ -234,20 +240,20 @@ class MapFitter:
     return self._parameters(others) | self._parameters(own, 'class_')
 
   def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
-    """The ridge in force, and the map of all folds."""
-    ridge = self._plan.ridge
+    """The ridge, given or chosen, and the map of all folds."""
+    ridge = self._options.ridge
     if ridge is None:
       ridge = least_squares.choose_ridge(folds)
     affine = least_squares.solve(
-      least_squares.merged(folds), ridge, self._plan.rank
+      least_squares.merged(folds), ridge, self._options.rank
     )
     return ridge, affine
 
   def _limited(self, moments: CrossMoments, affine: AffineMap) -> AffineMap:
-    """A map within the rank that is wanted."""
-    if self._plan.rank is None:
+    """`affine`, truncated to the rank if there is one."""
+    if self._options.rank is None:
       return affine
-    return least_squares.truncate(moments, affine, self._plan.rank)
+    return least_squares.truncate(moments, affine, self._options.rank)
 
   def _record(
     self,
@@ -264,7 +270,7 @@ class MapFitter:
   def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
     """A map as the parameters of `LinearAttention`."""
     width = self._runner.module.embed_dim
-    # By numpy: jax.numpy would compile a program for each shape.
+    # numpy, because jax.numpy would compile a program for each shape.
     kernel, bias = (
       np.asarray(leaf, np.float32) for leaf in (affine.kernel, affine.bias)
     )
@@ -274,6 +280,6 @@ class MapFitter:
         'bias': jax.device_put(bias),
       }
     }
-    if 'mean' in self._plan.inputs:
+    if 'mean' in self._options.inputs:
       found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
     return found

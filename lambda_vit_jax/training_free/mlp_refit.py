@@ -1,19 +1,19 @@
-"""MLPs that make up for attentions, or blocks, that are gone (METHOD 6).
+"""Refit the second MLP layers of a pruned model to the dense model's stream.
 
-Two streams are carried from block to block, the dense network's and the
-modified one's. Behind each MLP the two differ by a gap; ridge regression on
-the MLP's hidden layer h predicts as much of it as it can, and the prediction is
-added to what the MLP adds anyway. Where whole blocks were dropped behind the
-MLP, the gap is the one to the dense stream behind them:
+Both models run block by block on the same images. After each MLP, their
+streams differ by a gap, and a ridge regression on the MLP's hidden layer h
+predicts the gap. The prediction is added to the layer:
 
-  (ΔW, Δb) = argmin Σ |gap - h·ΔW - Δb|² + ridge·|ΔW|²,   fc2 <- fc2 + (ΔW, Δb)
+  (ΔW, Δb) = argmin Σ |gap - h·ΔW - Δb|² + ridge·|ΔW|²
+  fc2 <- fc2 + (ΔW, Δb)
 
-block after block, on the network as corrected so far, from the first change to
-the end. Labels are not used, and nothing is added to what the network computes.
+block after block, on the model as corrected so far, from the first change to
+the end. Where whole blocks were dropped after the MLP, the gap is to the dense
+stream after them. Labels are not used, and inference costs nothing more.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis import memory
-from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.images import (
+  Batches,
+  ImageSet,
+  Placement,
+  read_images,
+)
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
@@ -41,18 +46,18 @@ from lambda_vit_jax.training_free.least_squares import (
   require_finite,
 )
 
-# A channel's scale, relative to the largest, that counts as closed.
+# A LayerScale γ that is smaller, relative to the largest, counts as zero.
 _CLOSED = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class MlpFit:
-  """How much of the gap behind a block its MLP makes up for.
+  """How much of the gap after a block its refitted MLP closes.
 
   Attributes:
-    block_index: which.
+    block_index: the block.
     ridge: share of the hidden layer's mean variance.
-    residual: share of the gap's variance that stays, on the images that it
+    residual: share of the gap's variance that remains, on the images that it
       was fitted on.
   """
 
@@ -64,35 +69,36 @@ class MlpFit:
 def refit(
   model: Model,
   dense: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   *,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
-  """`model` with MLPs that make up for the attentions it lacks.
+  """`model` with MLPs corrected for the attention layers it lacks.
 
   Args:
     model: finished, with blocks `absent` or `linear` (`prune(dense, layers,
       'absent')`, `linearize`) or with fewer of them (`drop_blocks`), not
-      folded; left as it is.
-    dense: the same before attentions were replaced or left out, or blocks
-      dropped.
-    batches: an iterable of normalised NHWC arrays or of dicts with `image`
-      (and `mask`), without labels; 512 images are enough for most networks.
+      folded; not changed.
+    dense: the model before attention layers were replaced or left out, or
+      blocks dropped.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes; labels are not used. 512 images are enough
+      for most networks.
     memory_gib: working memory per device, beside two streams of the images
       (images × tokens × embed numbers each), which are kept on the devices,
       and sums of products (four times hidden × (hidden + embed) numbers).
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    `model` with another `mlp.fc2` in the first block behind which the two
-    differ and in all that follow; float32 arrays on the host.
+    `model` with another `mlp.fc2` in the first block after which the streams
+    differ, and in all later blocks; float32 arrays on the host.
 
   Raises:
     ModelError: models that differ in more than modes and dropped blocks,
       changed blocks `identity` (they double the stream), or activations that
       are not finite.
-    DataError: hardly any images, or images of another shape.
+    DataError: fewer than 32 images, or images of another shape.
   """
   images = read_images(batches, model, mesh)
   return refit_on(model, dense, images, memory_gib)[0]
@@ -105,13 +111,13 @@ def refit_on(
   memory_gib: float | None = None,
   on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, tuple[MlpFit, ...]]:
-  """`refit` on images that were read, and how well each MLP does.
+  """`refit` on images that were read, with a report on each MLP.
 
   Args:
-    model: see `refit`, as all that follow.
-    dense: before.
+    model: see `refit`.
+    dense: see `refit`.
     images: of the fit.
-    memory_gib: working memory.
+    memory_gib: working memory per device.
     on_progress: called with blocks done and blocks in all.
   """
   pairing = paired.pair(model, dense)
@@ -126,7 +132,6 @@ def refit_on(
   if first == model.depth:
     return model, ()
   module = model.module
-  # Hidden layers and their sums of products come beside the activations.
   size = memory.micro_batch_size(dense.module, images, memory_gib)
   here, there = paired.at_block(model, dense, images, first, size)
   fits = []
@@ -142,7 +147,7 @@ def refit_on(
         there.streams[position],
         mask,
         folds=folds_within(size),
-        # Where no attention follows, other tokens are not computed at all.
+        # If no attention follows, no other tokens are computed.
         stop=module.read_tokens if narrow else None,
         placement=images.placement,
       )
@@ -182,16 +187,16 @@ def hidden_sums(
   stop: int | None,
   placement: Placement,
 ) -> Sums:
-  """Sums of the hidden layer with the gap behind the block.
+  """Sums of products of the hidden layer with the gap after the block.
 
   Args:
     block: static, in mode `absent`.
-    params: of the block's other half.
+    params: of the MLP half.
     x: the modified stream between the halves, `[batch, tokens, embed]`.
-    target: the dense stream that is wanted behind the block.
+    target: the dense stream that is the target after the block.
     mask: `[batch]`, False for padding.
-    folds: see `linear_folds.fold_sums`.
-    stop: the token behind the last that counts, None for all.
+    folds: see `folds.fold_sums`.
+    stop: number of leading tokens that count, None for all.
     placement: of the batch.
   """
   output, _ = pieces.run_block(block, params, x)
@@ -213,8 +218,13 @@ def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
 
 
 def corrected(params: Params, correction: AffineMap) -> Params:
-  """A block whose MLP adds the correction `[hidden, embed]` to the stream."""
-  # LayerScale comes behind fc2; what it closes cannot be corrected.
+  """The parameters of a block with the correction added to its MLP.
+
+  Args:
+    params: of the block.
+    correction: of what the MLP adds to the stream, `[hidden, embed]`.
+  """
+  # LayerScale follows fc2: a channel whose γ is zero cannot be corrected.
   gamma = np.asarray(params.get('ls2', {}).get('gamma', 1.0), np.float64)
   open_ = abs(gamma) > _CLOSED * abs(gamma).max()
   share = np.where(open_, 1.0 / np.where(open_, gamma, 1.0), 0.0)

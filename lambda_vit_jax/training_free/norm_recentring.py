@@ -1,22 +1,25 @@
-"""Norms that are shown again what the dense network showed them (METHOD 6).
+"""Recalibrate LayerNorm scale and bias to the dense model's channel statistics.
 
-Where attentions are left out or replaced, all that follows is fed a stream of
-other means and spreads. Two streams are carried from block to block, the dense
-network's and the modified one's, and scale and bias of every norm behind the
-first change are set so that each channel leaves the norm with the mean and the
-variance that it has in the dense network: in sequence, so that a later norm is
-corrected for what the earlier ones have become. Labels are not used.
+Without some attention layers, the stream has other means and variances. Both
+models run block by block on the same images, and scale and bias of every norm
+after the first change are set so that each channel leaves the norm with the
+mean and variance that it has in the dense model. Norms are corrected in
+sequence, each on the model as corrected so far. Labels are not used.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis import blocks, memory, moments
-from lambda_vit_jax.analysis.images import ImageSet, Placement, read_images
+from lambda_vit_jax.analysis.images import (
+  Batches,
+  ImageSet,
+  Placement,
+  read_images,
+)
 from lambda_vit_jax.analysis.moments import ChannelStatistics, Moments
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array, Params
@@ -31,26 +34,27 @@ from lambda_vit_jax.training_free.least_squares import require_finite
 def recentre(
   model: Model,
   dense: Model,
-  batches: Iterable[Array | Mapping[str, Array]],
+  batches: Batches,
   *,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
-  """`model` with norms corrected towards the network that it was made of.
+  """`model` with norms recalibrated to those of the dense model.
 
   Args:
-    model: finished (no block `diluted` or `skip`), not folded; left as it is.
-    dense: the same before attentions were replaced or left out, or blocks
-      dropped.
-    batches: an iterable of normalised NHWC arrays or of dicts with `image`
-      (and `mask`), without labels; 512 images are enough for most networks.
+    model: finished (no block `diluted` or `skip`), not folded; not changed.
+    dense: the model before attention layers were replaced or left out, or
+      blocks dropped.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes; labels are not used. 512 images are enough
+      for most networks.
     memory_gib: working memory per device, beside two streams of the images
       (images × tokens × embed numbers each), which are kept on the devices.
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
-    `model` with other `scale` and `bias` in the norms behind the first block
-    in which the two differ; float32 arrays `[embed]` on the host.
+    `model` with other `scale` and `bias` in the norms after the first block in
+    which the two differ; float32 arrays `[embed]` on the host.
 
   Raises:
     ModelError: models that differ in more than modes and dropped blocks, or
@@ -69,7 +73,7 @@ def recentre_on(
   pairing = paired.pair(model, dense)
   if images.total < paired.LEAST_IMAGES:
     raise DataError(
-      f'{images.total} images are too few to tell the moments of a channel; '
+      f'{images.total} images are too few to measure the moments of a channel; '
       f'give at least {paired.LEAST_IMAGES}, better 512'
     )
   if pairing.first_short == model.depth:
@@ -79,7 +83,7 @@ def recentre_on(
   here, there = paired.at_block(model, dense, images, first, size)
 
   def correct(params: Params, base: Params, name: str, view: _View) -> Params:
-    """`params` with another norm `name`, given that of the dense network."""
+    """`params` with a corrected norm `name`; `base` is of the dense model."""
     found = (_statistics(network, view) for network in (here, there))
     return params | {name: corrected(base[name], *found)}
 
@@ -94,7 +98,7 @@ def recentre_on(
       here.update({name: block})
     here.run_attention(index)
     there.run_attention(origin)
-    # Where no attention follows, other tokens are not computed at all.
+    # If no attention follows, no other tokens are computed.
     narrow = index >= module.last_mixing_block
     seen = _View(epsilon, stop=module.read_tokens if narrow else None)
     here.update({name: correct(block, base, 'norm2', seen)})
@@ -115,12 +119,13 @@ def recentre_on(
 def corrected(
   norm: Params, here: ChannelStatistics, there: ChannelStatistics
 ) -> Params:
-  """Scale and bias that give `here` the moments that `there` has.
+  """Scale and bias with which `here` leaves the norm as `there` does.
 
   Args:
-    norm: `scale` and `bias` `[embed]` of the dense network.
-    here: of n(x) as it is now; channels that do not vary keep their scale.
-    there: of n(x) in the dense network.
+    norm: `scale` and `bias` `[embed]` of the dense model.
+    here: statistics of n(x) in the modified model; channels that do not vary
+      keep their scale.
+    there: statistics of n(x) in the dense model.
   """
   dead = moments.dead_channels(here.mean, here.std)
   ratio = np.where(dead, 1.0, there.std / np.where(dead, 1.0, here.std))
@@ -133,12 +138,12 @@ def corrected(
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """What a norm reads of a stream; static.
+  """The part of a stream that a norm reads; static.
 
   Attributes:
     epsilon: of the norm.
     start: the first token.
-    stop: the token behind the last, None for all.
+    stop: the end of the tokens, None for all.
     pool: whether the norm reads the mean of these tokens.
   """
 
@@ -152,7 +157,7 @@ class _View:
 def _moments(
   x: Array, mask: Array, view: _View, placement: Placement
 ) -> Moments:
-  """Moments of n(x), channel by channel, of images and tokens."""
+  """Moments of n(x) per channel, over images and tokens."""
   x = x[:, view.start : view.stop]
   if view.pool:
     x = x.mean(axis=1)
@@ -163,7 +168,7 @@ def _moments(
 def _statistics(
   network: paired.StreamedModel, view: _View
 ) -> ChannelStatistics:
-  """Per channel, of what a norm makes of the streams before its affine.
+  """Statistics of n(x) per channel, over all streams.
 
   Raises:
     ModelError: activations that are not finite.

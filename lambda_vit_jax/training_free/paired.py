@@ -1,8 +1,7 @@
-"""A modified network beside the dense one that it was made of.
+"""Run a pruned model and its dense original side by side, half a block at a time.
 
-What corrects a modified network towards the dense one (`recentring`,
-`refitting`) carries two streams of the same images from block to block, half a
-block at a time.
+`norm_recentring` and `mlp_refit` compare the streams of the two models on the
+same images and correct the pruned one as they go.
 """
 
 import dataclasses
@@ -16,18 +15,19 @@ from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
 
-# The class token is one sample an image: of 32, σ is known within an eighth.
+# The class token is one sample per image: 32 of them give σ within an eighth.
 LEAST_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-  """Which block of the dense network each modified one was.
+  """Which block of the dense model each block of the modified one was.
 
   Attributes:
-    origins: the dense index of every block of the modified network.
-    changed: the blocks whose mode is another, by their own index.
-    dense_depth: blocks of the dense network.
+    origins: the dense index of every block of the modified model.
+    changed: the blocks whose mode differs, by their index in the modified
+      model.
+    dense_depth: blocks of the dense model.
   """
 
   origins: tuple[int, ...]
@@ -36,18 +36,18 @@ class Pairing:
 
   @property
   def targets(self) -> tuple[int, ...]:
-    """Per block the dense one whose input the next block should be given.
+    """Per block, the dense block whose input its output should equal.
 
-    Where blocks were dropped behind it, that is the stream behind them;
+    Where the next blocks were dropped, that is the block after them;
     `dense_depth` for the last.
     """
     return (*self.origins[1:], self.dense_depth)
 
   @property
   def first(self) -> int:
-    """The first block whose attention, or what it reads, is not the dense one.
+    """The first block whose attention half differs from the dense one.
 
-    The depth where there is none.
+    Its mode or its input differs. The depth if there is none.
     """
     depth = len(self.origins)
     moved = (j for j, origin in enumerate(self.origins) if j != origin)
@@ -55,20 +55,20 @@ class Pairing:
 
   @property
   def first_short(self) -> int:
-    """The first block behind whose MLP the streams differ; likewise."""
+    """The first block after whose MLP the streams differ, or the depth."""
     depth = len(self.origins)
     short = (j for j, target in enumerate(self.targets) if target != j + 1)
     return min((*self.changed, *short), default=depth)
 
 
 def pair(model: Model, dense: Model) -> Pairing:
-  """How a modified network was made of a dense one.
+  """Matches the blocks of a modified model with those of its dense original.
 
   Raises:
-    ModelError: it was not, or differs in more than modes and dropped blocks.
+    ModelError: they differ in more than modes and dropped blocks.
   """
   for one in (model, dense):
-    # Refuses what merges tokens or segments.
+    # Refuses models that merge tokens or segment.
     pieces.stem_of(one.module)
     if one.module.quantization != 'none':
       raise ModelError(
@@ -76,8 +76,8 @@ def pair(model: Model, dense: Model) -> Pairing:
       )
     if {'diluted', 'skip'} & set(one.attention_modes):
       raise ModelError(
-        f'the blocks are in modes {list(one.attention_modes)}; what is '
-        'corrected is a finished model'
+        f'the blocks are in modes {list(one.attention_modes)}; only a finished '
+        'model can be corrected'
       )
   origins = _origins(model, dense)
   changed = []
@@ -97,11 +97,11 @@ def pair(model: Model, dense: Model) -> Pairing:
 
 
 def _origins(model: Model, dense: Model) -> tuple[int, ...]:
-  """The dense index of every block, of networks that are alike otherwise."""
+  """The dense index of every block of models that are otherwise alike."""
   if model.depth < dense.depth and not model.kept_blocks:
     raise ModelError(
       f'the two models differ in depth ({model.depth} and {dense.depth}), and '
-      'the first does not say which blocks it kept; make it by drop_blocks'
+      'the first does not record which blocks it kept; make it by drop_blocks'
     )
   ours, theirs = model.block_origins, dense.block_origins
   missing = sorted(set(ours) - set(theirs))
@@ -119,17 +119,17 @@ def _origins(model: Model, dense: Model) -> tuple[int, ...]:
     if field.name not in _FREE and one != other:
       raise ModelError(
         f'the two models differ in {field.name} ({one} and {other}): give the '
-        'dense model that the first was made of, and no folded one'
+        'dense model that the first was made from, and no folded one'
       )
   return origins
 
 
-# Fields in which a network may differ from the one that it was made of.
+# Fields in which a model may differ from the dense one.
 _FREE = (
   'attention_kernel',
   'attention_modes',
   'compensation',
-  # `_origins` says how many blocks there are.
+  # Checked by `_origins`.
   'depth',
   'dilution_path',
   'drop_path_rates',

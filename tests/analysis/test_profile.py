@@ -100,6 +100,29 @@ def test_it_shows_itself(model):
   assert dataclasses.replace(profile, correlation=None).table().caption == ''
 
 
+def test_repr_is_a_table_of_at_most_20_lines(model):
+  profile = entropy_profile(model, [IMAGES])
+  lines = repr(profile).splitlines()
+  assert lines[0] == 'entropy over depth, 40 images'
+  assert lines[1].split() == [
+    'block',
+    'attention',
+    '(nats)',
+    'MLP',
+    '(nats)',
+    'cosine',
+  ]
+  assert [line.split()[0] for line in lines[2:5]] == ['0', '1', '2']
+  deep = dataclasses.replace(
+    profile,
+    attention_entropy=(1.0,) * 40,
+    mlp_entropy=(2.0,) * 40,
+    cosine_similarity=(None,) * 40,
+  )
+  assert len(repr(deep).splitlines()) <= 20
+  assert deep._repr_html_().count('<tr>') == 41
+
+
 def test_no_image(model):
   with pytest.raises(DataError, match='empty'):
     entropy_profile(model, [])

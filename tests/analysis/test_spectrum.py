@@ -1,5 +1,6 @@
 """The two-dimensional spectrum: closed forms on waves, bins on any grid."""
 
+import dataclasses
 import json
 import math
 
@@ -110,6 +111,13 @@ def test_it_shows_itself(tiny_variant):
   }
   assert found.__rich__().row_count == 3
   assert 'grid 4 × 4' in found._repr_html_()
+  lines = repr(found).splitlines()
+  assert lines[0] == 'log amplitude relative to frequency 0'
+  assert len(lines) == 6
+  deep = dataclasses.replace(
+    found, relative_log_amplitude=found.relative_log_amplitude * 20
+  )
+  assert len(repr(deep).splitlines()) <= 20
   axes = found.plot(found).axes[0]
   assert [text.get_text() for text in axes.get_legend().get_texts()] == [
     'dense',

@@ -229,7 +229,7 @@ def test_pairs_of_networks(tiny_variant):
   same = paired.pair(dense, dense)
   assert same.first == same.first_short == 5
   unknown = lv.drop_blocks(dense, (1,)).replace(kept_blocks=())
-  with pytest.raises(ModelError, match='does not say which blocks it kept'):
+  with pytest.raises(ModelError, match='does not record which blocks it kept'):
     paired.pair(unknown, dense)
   # A network that had lost a block before.
   older = lv.drop_blocks(dense, (0,))

@@ -18,7 +18,11 @@ from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import least_squares, map_fitter
-from lambda_vit_jax.training_free.linear_maps import fit_linear
+from lambda_vit_jax.training_free.linear_maps import (
+  LinearFit,
+  LinearizeOptions,
+  fit_linear,
+)
 from tests.support.golden import assert_close
 from tests.support.onnx_numpy import run_graph
 from tests.support.search_models import (
@@ -90,21 +94,64 @@ def test_the_rest_of_the_model_is_shared(tiny_variant):
   assert jax.tree.structure(shapes) == jax.tree.structure(found.params)
 
 
-def test_user_batches_and_devices_do_not_matter(tiny_variant):
+PADDED = np.concatenate([IMAGES, np.full((5, *SHAPE), 7, np.float32)])
+
+
+@pytest.mark.parametrize(
+  'batches, options',
+  [
+    (batches_of(IMAGES, 7), {}),
+    ([{'image': PADDED, 'mask': np.arange(80) < 75}], {}),
+    ([(IMAGES, np.zeros(75, int))], {}),
+    ([IMAGES], {'devices': 8}),
+    ([IMAGES], {'memory_gib': 4e-4}),
+  ],
+  ids=['ragged', 'masked', 'pairs', 'devices', 'memory'],
+)
+def test_user_batches_and_devices_do_not_matter(tiny_variant, batches, options):
   model = make_model(tiny_variant)
   expected = fit_linear(model, [IMAGES], (0, 2))
-  padded = np.concatenate([IMAGES, np.full((5, *SHAPE), 7, np.float32)])
-  masked = [{'image': padded, 'mask': np.arange(80) < 75}]
-  for batches, options in (
-    (batches_of(IMAGES, 7), {}),
-    (masked, {}),
-    ([IMAGES], {'mesh': mesh_of(8)}),
-    ([IMAGES], {'memory_gib': 4e-4}),
-  ):
-    found = fit_linear(model, batches, (0, 2), **options)
-    assert [fit.ridge for fit in found[1]] == [fit.ridge for fit in expected[1]]
-    # Sums of the same products in another order; ridges are at least 1e-6.
-    np.testing.assert_allclose(found[0](IMAGES), expected[0](IMAGES), atol=1e-3)
+  if 'devices' in options:
+    options = {'mesh': mesh_of(options['devices'])}
+  found = fit_linear(model, batches, (0, 2), **options)
+  assert [fit.ridge for fit in found.blocks] == [
+    fit.ridge for fit in expected.blocks
+  ]
+  # Sums of the same products in another order; ridges are at least 1e-6.
+  np.testing.assert_allclose(
+    found.model(IMAGES), expected.model(IMAGES), atol=1e-3
+  )
+
+
+def test_a_selection_names_the_layers(tiny_variant):
+  model = make_model(tiny_variant)
+  selection = lv.Selection('given', 'logits', 'signed', 0, None, removed=(0, 2))
+  found = lv.linearize(model, [IMAGES], selection)
+  expected = lv.linearize(model, [IMAGES], (0, 2))
+  assert found.attention_modes == expected.attention_modes
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_fit_shows_itself(tiny_variant):
+  fitted = fit_linear(
+    make_model(tiny_variant), [IMAGES], (0, 2), LinearizeOptions(refit=True)
+  )
+  lines = repr(fitted).splitlines()
+  assert lines[0] == 'tiny without the attention of blocks [0, 2]'
+  assert [line.split()[:2] for line in lines[2:]] == [
+    ['attention', '0'],
+    ['attention', '2'],
+    ['MLP', '0'],
+    ['MLP', '1'],
+    ['MLP', '2'],
+  ]
+  assert '<table>' in fitted._repr_html_()
+
+
+def test_a_long_fit_shows_at_most_20_lines(tiny_variant):
+  model = make_model(tiny_variant)
+  blocks = tuple(map_fitter.BlockFit(i, 0.1, 0.5, 100) for i in range(40))
+  assert len(repr(LinearFit(model, blocks)).splitlines()) <= 20
 
 
 def test_exact_with_one_token(tiny_variant, rng):
@@ -139,7 +186,8 @@ def test_exact_with_one_token(tiny_variant, rng):
 
 def test_a_map_predicts_better_than_nothing(tiny_variant):
   model = make_model(tiny_variant)
-  found, fits, _ = fit_linear(model, [IMAGES], (0, 1))
+  fitted = fit_linear(model, [IMAGES], (0, 1))
+  found, fits = fitted.model, fitted.blocks
   assert [fit.block_index for fit in fits] == [0, 1]
   assert all(0.0 < fit.residual < 1.0 for fit in fits)
   assert fits[0].samples == 75 * 17
@@ -290,22 +338,22 @@ def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
   qkv['bias'][keys] = 0.0
   params['block01'] = params['block01'] | {'attn': attn | {'qkv': qkv}}
   model = model.replace(params=params)
-  found, (fit,), _ = fit_linear(
-    model, [IMAGES], (1,), inputs=('token', 'mean'), ridge=0.0
-  )
-  assert fit.residual <= 1e-6
+  options = LinearizeOptions(inputs=('token', 'mean'), ridge=0.0)
+  found = fit_linear(model, [IMAGES], (1,), options)
+  assert found.blocks[0].residual <= 1e-6
   # Logits of size 1, sums of float32 products in the fit.
-  np.testing.assert_allclose(found(IMAGES), model(IMAGES), atol=1e-3)
-  _, (fit,), _ = fit_linear(model, [IMAGES], (1,), ridge=0.0)
-  assert fit.residual > 1e-3
+  np.testing.assert_allclose(found.model(IMAGES), model(IMAGES), atol=1e-3)
+  found = fit_linear(model, [IMAGES], (1,), LinearizeOptions(ridge=0.0))
+  assert found.blocks[0].residual > 1e-3
 
 
 def test_more_inputs_leave_less(tiny_variant):
   model = make_model(tiny_variant)
   residual = {}
   for inputs in (('token',), *INPUTS):
-    _, (fit,), _ = fit_linear(model, [IMAGES], (1,), inputs=inputs, ridge=1e-6)
-    residual[inputs] = fit.residual
+    options = LinearizeOptions(inputs=inputs, ridge=1e-6)
+    fitted = fit_linear(model, [IMAGES], (1,), options)
+    residual[inputs] = fitted.blocks[0].residual
   token, mean, own, both = (residual[i] for i in (('token',), *INPUTS))
   assert both < mean < token
   assert both < own < token

@@ -17,7 +17,10 @@ from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import check_layers
 from lambda_vit_jax.training_free import block_spans
-from lambda_vit_jax.training_free.linear_maps import fit_linear
+from lambda_vit_jax.training_free.linear_maps import (
+  LinearizeOptions,
+  fit_linear,
+)
 from lambda_vit_jax.training_free.map_fitter import BlockFit
 from lambda_vit_jax.training_free.mlp_refit import MlpFit, refit
 
@@ -47,24 +50,26 @@ def fit(
     dropped = _dropped(run, dense, layers, batches, memory_gib)
   short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
   with run.reporter.bar('linearize', short.depth) as bar:
-    model, fits, mlps = fit_linear(
+    fitted = fit_linear(
       short,
       batches,
       layers,
-      sequential=settings.sequential,
-      ridge=settings.ridge,
-      rank=settings.rank,
-      inputs=settings.inputs,
-      recentre=settings.recentre,
-      refit=settings.refit,
-      maps=settings.maps,
+      LinearizeOptions(
+        sequential=settings.sequential,
+        ridge=settings.ridge,
+        rank=settings.rank,
+        inputs=settings.inputs,
+        recentre=settings.recentre,
+        refit=settings.refit,
+        maps=settings.maps,
+      ),
       dense=searched,
       memory_gib=memory_gib,
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
-  model = with_outputs_of(drop_blocks(dense, dropped), model)
-  _report_fits(run, fits, mlps)
+  model = with_outputs_of(drop_blocks(dense, dropped), fitted.model)
+  _report_fits(run, fitted.blocks, fitted.mlps)
   if run.leader:
     record: dict[str, Any] = {
       'sequential': settings.sequential,
@@ -73,8 +78,8 @@ def fit(
       'refit': settings.refit,
       'maps': settings.maps,
       'dropped': list(dropped),
-      'blocks': [dataclasses.asdict(row) for row in fits],
-      'mlps': [dataclasses.asdict(row) for row in mlps],
+      'blocks': [dataclasses.asdict(row) for row in fitted.blocks],
+      'mlps': [dataclasses.asdict(row) for row in fitted.mlps],
     }
     export.export(
       model,
