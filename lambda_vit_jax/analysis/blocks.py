@@ -21,6 +21,7 @@ from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
@@ -66,11 +67,6 @@ def run_mlp(
   x = residual_scale.astype(x.dtype) * x
   output, _ = pieces.run_block(block, params, x)
   return jax.lax.with_sharding_constraint(output, placement.batch)
-
-
-def residual_scale(mode: AttentionMode) -> np.float32:
-  """The factor r of the stream in a block that adds no attention."""
-  return np.float32(2.0 if mode == 'identity' else 1.0)
 
 
 class BlockRunner:
@@ -173,19 +169,19 @@ class BlockRunner:
 
   def run(self, index: int, x: Array, removed: bool = False) -> Array:
     """A whole block."""
-    mode = self.mode(index, removed)
-    if mode in ('full', 'linear'):
-      return run_block(*self.block(index, removed), x, self.placement)
-    scale = residual_scale(mode)
-    return run_mlp(*self.mlp(index), x, scale, self.placement)
+    mode = MODES[self.mode(index, removed)]
+    if mode.adds_nothing:
+      scale = np.float32(mode.scales()[0])
+      return run_mlp(*self.mlp(index), x, scale, self.placement)
+    return run_block(*self.block(index, removed), x, self.placement)
 
   def run_attention(self, index: int, x: Array) -> Array:
     """The first half of a block, in its own mode."""
-    mode = self.mode(index)
-    if mode in ('full', 'linear'):
-      return run_attention(*self.block(index), x, self.placement)
-    scale = float(residual_scale(mode))
-    return x if scale == 1.0 else scale * x
+    mode = MODES[self.mode(index)]
+    if mode.adds_nothing:
+      scale, _ = mode.scales()
+      return x if scale == 1.0 else scale * x
+    return run_attention(*self.block(index), x, self.placement)
 
   def run_mlp(self, index: int, x: Array) -> Array:
     """The second half of a block."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.analysis import memory, moments
-from lambda_vit_jax.analysis.blocks import BlockRunner, residual_scale
+from lambda_vit_jax.analysis.blocks import BlockRunner
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.errors import (
@@ -35,7 +35,7 @@ from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name, mixes_tokens
+from lambda_vit_jax.models.modes import MODES, block_name, mixes_tokens
 from lambda_vit_jax.selection.trial_readout import (
   Tail,
   TailParams,
@@ -248,11 +248,12 @@ class TrialRunner:
     """A block on the read tokens; see `trial_readout.run_tail`."""
     runner = self._runner
     mode = runner.mode(index, removed)
+    row = MODES[mode]
     kind: AttentionMode = 'linear' if mode == 'linear' else 'full'
     # A block without attention borrows the parameters of one that has it: they
     # are not used, and all calls share one program.
     source = index
-    if mode not in ('full', 'linear'):
+    if row.adds_nothing:
       source, removed = self._module.attention_modes.index('full'), False
     mlp, mlp_params = runner.mlp(index)
     stem, stem_params = runner.stem
@@ -266,7 +267,7 @@ class TrialRunner:
       ),
       TailParams(runner.block(source, removed)[1], mlp_params, stem_params),
       TailSwitches(
-        residual_scale(mode),
+        np.float32(row.scales()[0]),
         np.bool_(mode == 'full'),
         np.bool_(use_stream),
         np.bool_(index == self._module.depth - 1),

@@ -31,6 +31,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import Layers, layer_indices
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free.least_squares import require_finite
 
@@ -44,7 +45,7 @@ def choose_blocks(
   num_blocks: int,
   *,
   needed: Collection[int] = (),
-  removed: Any = (),
+  removed: Layers = (),
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> tuple[int, ...]:
@@ -68,8 +69,7 @@ def choose_blocks(
     ModelError: more blocks than can go, or activations that are not finite.
     DataError: no image, or images of another shape.
   """
-  removed = getattr(removed, 'removed', removed)
-  found = spans_of(model, num_blocks, needed, removed)
+  found = spans_of(model, num_blocks, needed, tuple(layer_indices(removed)))
   images = read_images(batches, model, mesh)
   distances = angles(model, images, memory_gib)
   return tuple(found[min(found, key=lambda i: distances[i, i + num_blocks])])

@@ -9,7 +9,6 @@ and `least_squares` solves for the maps. Labels are not used.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -17,11 +16,17 @@ from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import (
+  Layers,
+  block_name,
+  check_layers,
+  check_linear_inputs,
+  layer_indices,
+  modes_without,
+)
 from lambda_vit_jax.training_free import (
   least_squares,
   mlp_refit,
@@ -91,7 +96,7 @@ class LinearFit(Shown):
 def linearize(
   model: Model,
   batches: Batches,
-  layers: Iterable[int],
+  layers: Layers,
   *,
   sequential: bool = True,
   ridge: float | str = 'auto',
@@ -152,7 +157,7 @@ def linearize(
 def fit_linear(
   model: Model,
   batches: Batches,
-  layers: Iterable[int],
+  layers: Layers,
   options: LinearizeOptions = LinearizeOptions(),
   *,
   dense: Model | None = None,
@@ -230,7 +235,7 @@ def _with_maps(
   model: Model, maps: dict[int, Params], inputs: tuple[str, ...]
 ) -> Model:
   """`model` with these maps instead of the attention of their blocks."""
-  modes = modes_lib.modes_without(maps, model.attention_modes, 'linear')
+  modes = modes_without(maps, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, maps)
   for index, fitted in maps.items():
     params[block_name(index)] |= {'attn': fitted}
@@ -276,12 +281,10 @@ def fit_trials(
   return maps, last + 1 + again
 
 
-def _check_layers(model: Model, layers: Any) -> tuple[int, ...]:
-  """Block indices, of which a `Selection` holds some."""
-  layers = getattr(layers, 'removed', layers)
-  layers = modes_lib.check_layers(layers, model.depth)
+def _check_layers(model: Model, layers: Layers) -> tuple[int, ...]:
+  layers = check_layers(layer_indices(layers), model.depth)
   _check_modes(model, layers)
-  modes_lib.check_layers({*layers, *model.removed_layers}, model.depth)
+  check_layers({*layers, *model.removed_layers}, model.depth)
   return layers
 
 
@@ -303,7 +306,7 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
 
 
 def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
-  inputs = modes_lib.check_linear_inputs(inputs)
+  inputs = check_linear_inputs(inputs)
   existing = model.module.linear_inputs
   if 'linear' in model.attention_modes and inputs != existing:
     raise ModelError(
