@@ -27,7 +27,7 @@ from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array
 
 DEAD_TOLERANCE = 1e-6
-"""A channel is dead where σ is at most this times max(1, |mean|)."""
+"""A channel is dead if σ is at most this times max(1, |mean|)."""
 
 
 @jax.tree_util.register_dataclass
@@ -35,11 +35,11 @@ DEAD_TOLERANCE = 1e-6
 class Moments:
   """Count, mean and M2 of pooled samples, each `value + value_low`.
 
-  Any leading axes (shards, devices) stand in front of all fields alike.
+  All fields may have the same leading axes (shards, devices).
 
   Attributes:
     count: `[...]`, samples.
-    count_low: `[...]`, what `count` rounds away.
+    count_low: `[...]`, the rounding error of `count`.
     mean: `[..., channels]`.
     mean_low: `[..., channels]`.
     m2: `[..., channels]`, sum of squared deviations from the mean.
@@ -57,7 +57,7 @@ class Moments:
 def empty(
   channels: int, leading: tuple[int, ...] = (), dtype: Any = jnp.float32
 ) -> Moments:
-  """Moments of no sample, the neutral element of `merge`, on the host."""
+  """Moments of no samples, the neutral element of `merge`, on the host."""
   return Moments(
     *(np.zeros(leading, dtype) for _ in range(2)),
     *(np.zeros((*leading, channels), dtype) for _ in range(4)),
@@ -67,14 +67,14 @@ def empty(
 def moments_of(features: Array, mask: Array | None = None) -> Moments:
   """Pooled moments of the features of one device; traceable.
 
-  One pass over the deviations from the first sample that counts. It is at
-  most √samples deviations away from the mean, which costs two-float sums
-  nothing that matters.
+  One pass over the deviations from the first unmasked sample. It is at most
+  √samples standard deviations away from the mean, for which two-float sums
+  have digits to spare.
 
   Args:
     features: `[..., channels]`; half precision is read as float32.
-    mask: `[...]` bool, False for padding; axes that it lacks are on the
-      right: `[batch]` masks features `[batch, tokens, channels]`.
+    mask: `[...]` bool, False for padding; it may lack trailing axes:
+      `[batch]` masks features `[batch, tokens, channels]`.
 
   Returns:
     Moments without leading axes.
@@ -188,7 +188,7 @@ def _axis_names(entry: Any) -> tuple[str, ...]:
 def _sharded_program(
   sharding: NamedSharding, dimensions: int, mask_dimensions: int | None
 ) -> Any:
-  """The jitted reduction of arrays that are laid out as `sharding` says."""
+  """The jitted reduction of arrays with the layout `sharding`."""
   spec = (*sharding.spec, *(None,) * (dimensions - len(sharding.spec)))
   sample_axes = [name for entry in spec[:-1] for name in _axis_names(entry)]
 
@@ -209,7 +209,7 @@ def _sharded_program(
         PartitionSpec(*spec),
         None if mask_dimensions is None else mask_spec,
       ),
-      # A tree of specs in place of arrays.
+      # A tree of specs instead of arrays.
       out_specs=Moments(*cast(Any, (scalar, scalar, *(channels,) * 4))),
       # The count does not depend on axes that split the channels.
       check_vma=False,
@@ -221,7 +221,7 @@ _local_program = jax.jit(moments_of)
 
 
 def sharded_moments(features: Array, mask: Array | None = None) -> Moments:
-  """Moments of a global array, wherever it lives.
+  """Moments of a global array, on any devices.
 
   Args:
     features: `[..., channels]`: on one device, split over a mesh in any of
@@ -338,5 +338,5 @@ def statistics(moments: Moments) -> ChannelStatistics:
 
 
 def dead_channels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-  """Bool per channel: σ ≤ 1e-6·max(1, |mean|), it carries no information."""
+  """Bool per channel: σ ≤ 1e-6·max(1, |mean|), so it carries no information."""
   return ~(std > DEAD_TOLERANCE * np.maximum(1.0, np.abs(mean)))

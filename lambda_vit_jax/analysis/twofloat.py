@@ -1,11 +1,11 @@
 """Two-float arithmetic: a number as the unevaluated sum of two floats.
 
-Twice the digits of float32 on devices that have no float64. Written for
-compilers that fuse: they compute a value again in several places, and may
-contract a product with a sum in one place and not in the other. So the
-larger part of every result is an exact function of larger parts, and never
-a sum with a rounded product. Results are not renormalised: the smaller part
-may be as large as 2^-12 of the number, its own digits are 2^-36 of it.
+It has twice the digits of float32, for devices without float64. Compilers that
+fuse may compute a value in several places, and contract a product with a sum in
+one place but not in another. Therefore the larger part of every result is an
+exact function of larger parts, and never a sum with a rounded product. Results
+are not renormalised: the smaller part may be as large as 2^-12 of the number,
+and its own last digit is 2^-36 of it.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
   """`a + b` rounded, and its rounding error (Knuth).
 
   Neither may be a rounded product or quotient: a compiler may contract
-  product and sum into one operation where it computes the total and not
-  where it computes the error, and then the two do not fit together. See
-  `product` and `divide`.
+  product and sum into one operation where it computes the total but not where
+  it computes the error, and then the two are inconsistent. See `product` and
+  `divide`.
   """
   total = a + b
   share = total - a
@@ -38,8 +38,8 @@ def add(
 ) -> tuple[Array, Array]:
   """Sum of two two-float numbers.
 
-  Not renormalised: the larger part then depends on larger parts alone, and
-  comes out the same in every place where a compiler computes it again.
+  Not renormalised: the larger part depends on larger parts alone, so that it is
+  the same wherever a compiler recomputes it.
   """
   total, error = two_sum(high, other)
   return total, error + (low + other_low)
@@ -66,7 +66,7 @@ def divide(high: Array, low: Array, divisor: Array) -> tuple[Array, Array]:
 
 
 def _upper_half(x: Array) -> Array:
-  """`x` with the lower half of its digits set to zero."""
+  """`x` with the lower half of its digits cleared."""
   bits, dropped = (
     (jnp.uint64, 27) if x.dtype == jnp.float64 else (jnp.uint32, 12)
   )
@@ -79,9 +79,9 @@ def sum_rows(
 ) -> Pairs:
   """Sums `terms(row, keep)` over all rows in two-float arithmetic.
 
-  One loop adds slabs of about √rows rows, a second one the rows of the slab
-  that is left. They are loops because XLA's CPU compiler fuses an unrolled
-  tree of sums and computes it again for each of its readers.
+  One loop adds slabs of about √rows rows, a second one the rows of the resulting
+  slab. They are loops because XLA's CPU compiler fuses an unrolled tree of sums
+  and recomputes it for each of its readers.
 
   Args:
     rows: `[rows, channels]`, at least one.

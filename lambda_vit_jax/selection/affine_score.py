@@ -1,4 +1,8 @@
-"""How far an attention layer is from an affine map of its input (METHOD 6)."""
+"""Score attention layers by how well an affine map explains them.
+
+The criterion `affine`: the share of the attention's variance that the best
+affine map of its input leaves unexplained.
+"""
 
 import jax.numpy as jnp
 
@@ -12,7 +16,7 @@ from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 
-# Of the inputs' mean variance; no more than keeps rounding out.
+# Share of the inputs' mean variance: only as large as rounding requires.
 _RIDGE = 1e-6
 
 
@@ -24,7 +28,7 @@ def _cross_sums(
   mask: Array,
   placement: Placement,
 ) -> tuple[Array, Sums | None]:
-  """A block, and the cross moments of norm1's output and the attention's."""
+  """Runs a block, and sums products of norm1's output and the attention's."""
   del placement
   x, taps = pieces.run_block(block, params, x)
   if block.attention_mode != 'full':
@@ -39,12 +43,12 @@ def _cross_sums(
 def affine_residual(
   model: Model, images: ImageSet, memory_gib: float | None = None
 ) -> dict[int, float]:
-  """Share of each attention's variance that no affine map explains.
+  """Share of each attention layer's variance that no affine map explains.
 
   Args:
-    model: in any modes but `diluted`.
-    images: see `images.read_images`; samples are images × tokens, of which
-      there should be many times more than channels.
+    model: no block in mode `diluted`.
+    images: see `images.read_images`; samples are images × tokens, and should
+      be many times more than channels.
     memory_gib: activations held at a time, per device.
 
   Returns:

@@ -1,16 +1,15 @@
-"""NOSE with the affine map as its trial: what would `linearize` leave?
+"""Score layers by replacing them with affine maps instead of leaving them out.
 
-A trial of METHOD, section 4, leaves a candidate's attention out. Where
-attention is to be replaced by affine maps (METHOD, section 6), the better
-question is what the network says with the candidate replaced:
+If attention is to be replaced by affine maps (`linearize`), a trial should
+measure the network with the candidate replaced:
 
   score(i) = H(target | all attention)
-             - H(target | maps in place of S, fitted in sequence, and of i)
+             - H(target | maps for S, fitted in sequence, and for i)
 
-(or the rise of the loss). A round takes two passes: one fits the maps, one
-evaluates all candidates block by block, sharing what lies below each. Maps
-are arguments of the compiled programs, whose number does not depend on
-rounds or candidates. Labels are used by `loss_increase` alone.
+or the increase of the loss. A round takes two passes: one fits the maps, one
+evaluates all candidates. Maps are arguments of the compiled programs, whose
+number does not depend on rounds or candidates. Only `loss_increase` uses
+labels.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ TRIALS = ('skip', 'linear')
 
 
 class LinearTrials:
-  """A measured criterion whose trials are affine maps; a `Criterion`."""
+  """A `Criterion` whose trials replace attention by affine maps."""
 
   def __init__(
     self,
@@ -39,15 +38,15 @@ class LinearTrials:
     images: ImageSet,
     memory_gib: float | None = None,
   ):
-    """Names what is searched.
+    """Sets up the criterion.
 
     Args:
       measured: `criteria.measured` on `runner`.
       runner: of `model` and `images`.
-      model: as it is before the search.
-      images: maps are fitted, and scores measured, on all of them; their
-        streams (images × tokens × embed numbers) are kept on the devices.
-      memory_gib: activations held at a time beside these, per device.
+      model: before the search.
+      images: used both to fit maps and to measure scores; their streams
+        (images × tokens × embed numbers) are kept on the devices.
+      memory_gib: activations held at a time beside the streams, per device.
     """
     self._measured = measured
     self._runner = runner
@@ -56,7 +55,7 @@ class LinearTrials:
     self._memory_gib = memory_gib
 
   def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
-    """Scores each candidate, with maps in place of `removed` already."""
+    """Scores each candidate, with maps for `removed` in place."""
     maps, evaluated = fit_trials(
       self._model, self._images, removed, candidates, self._memory_gib
     )
@@ -68,14 +67,14 @@ class LinearTrials:
 
 
 def check_trial(trial: str, criterion: str) -> None:
-  """Refuses a trial that is unknown, or that a criterion does not make.
+  """Refuses an unknown kind of trial, or one that a criterion does not use.
 
   Args:
     trial: one of `TRIALS`.
     criterion: as in `select.criterion`.
 
   Raises:
-    UsageError: names the key and what is known.
+    UsageError: names the key and the known values.
   """
   if trial not in TRIALS:
     raise UsageError(

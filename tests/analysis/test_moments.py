@@ -1,4 +1,4 @@
-"""The estimator: one value whatever the batches, devices and layout."""
+"""Streamed moments do not depend on batches, devices or layout."""
 
 import functools
 
@@ -25,7 +25,7 @@ SAME_TO_ROUNDING = 1e-9
 
 @pytest.fixture(scope='module')
 def ill_conditioned():
-  """50,000 × 768; a part has mean 100, deviation 0.1; a part is constant."""
+  """50,000 × 768: some channels have mean 100 and σ 0.1, some are constant."""
   rng = np.random.default_rng(0)
   features = rng.normal(size=(50_000, 768)).astype(np.float32)
   features[:, :300] = 100.0 + 0.1 * features[:, :300]

@@ -1,4 +1,4 @@
-"""NOSE with affine maps as trials gives what fitting one by one gives."""
+"""Linear trials equal fitting and running each candidate by itself."""
 
 import dataclasses
 import json
@@ -23,8 +23,8 @@ from tests.support.search_models import (
   mesh_of,
 )
 
-# METHOD's bound for a search, in nats per channel: float32 activations that
-# differ in the order of sums by 1e-6 of their deviation, over a few layers.
+# Nats per channel: float32 activations that differ in the order of sums by 1e-6
+# of their deviation, over a few layers.
 NATS_PER_CHANNEL = 1e-5
 CHANNELS = 10
 
@@ -225,19 +225,20 @@ def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
   assert linear_maps.fit_trials(model, images, (0, 3), (1, 2))[1] == 4 + 1
 
 
-def test_names_that_do_not_fit(tiny_variant):
+@pytest.mark.parametrize(
+  'criterion', ['cosine', 'first', 'exhaustive', 'exhaustive:loss_increase']
+)
+def test_criteria_without_linear_trials(tiny_variant, criterion):
+  model = make_model(tiny_variant)
+  with pytest.raises(UsageError, match='trial=linear needs') as caught:
+    select(model, [IMAGES], criterion=criterion, num_layers=1, trial='linear')
+  assert '\n' not in str(caught.value)
+
+
+def test_trials_are_checked_by_name(tiny_variant):
   model = make_model(tiny_variant)
   with pytest.raises(UsageError, match="trial='map' is not known; use skip"):
     nose(model, [IMAGES], num_layers=1, trial='map')
-  for criterion in (
-    'cosine',
-    'first',
-    'exhaustive',
-    'exhaustive:loss_increase',
-  ):
-    with pytest.raises(UsageError, match='trial=linear needs') as caught:
-      select(model, [IMAGES], criterion=criterion, num_layers=1, trial='linear')
-    assert '\n' not in str(caught.value)
   with pytest.raises(UsageError, match='probe makes no such trials'):
     linear_trials.check_trial('linear', 'probe')
   linear_trials.check_trial('skip', 'probe')

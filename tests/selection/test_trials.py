@@ -1,4 +1,4 @@
-"""The fast search gives what a plain loop over full forwards gives."""
+"""One pass over the blocks equals a full forward per trial."""
 
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ from tests.support.search_models import (
   mesh_of,
 )
 
-# The issue's bound, in nats per channel: float32 activations that differ in
-# the order of sums by 1e-6 of their deviation, over a few layers.
+# Nats per channel: float32 activations that differ in the order of sums by 1e-6
+# of their deviation, over a few layers.
 NATS_PER_CHANNEL = 1e-5
 
 SHAPE = (8, 8, 1)
@@ -163,7 +163,7 @@ def test_every_micro_batch_gives_the_same(tiny_variant):
   assert found[()].count.min() >= 2
 
 
-def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
+def test_block_evaluations_of_a_round(tiny_variant):
   depth = 4
   model = make_model(tiny_variant, depth=depth)
   runner = TrialRunner(model, image_set(model))

@@ -1,4 +1,4 @@
-"""Which whole blocks turn the stream least."""
+"""The run of consecutive blocks with the smallest angle is chosen."""
 
 import itertools
 
@@ -59,14 +59,22 @@ def test_blocks_that_do_nothing_are_found(tiny_variant):
   assert span in ((0, 1), (1, 2))
 
 
-def test_the_best_span_by_its_definition(tiny_variant):
+@pytest.mark.parametrize('number', range(1, 6))
+def test_the_best_span_by_its_definition(tiny_variant, number):
   model = make_model(tiny_variant, depth=6)
   images = read_images([IMAGES], model)
   distances = block_spans.angles(model, images)
-  for number in range(1, 6):
-    (first, *rest) = lv.choose_blocks(model, [IMAGES], number)
-    assert first == np.argmin(np.diagonal(distances, number))
-    assert rest == list(range(first + 1, first + number))
+  (first, *rest) = lv.choose_blocks(model, [IMAGES], number)
+  assert first == np.argmin(np.diagonal(distances, number))
+  assert rest == list(range(first + 1, first + number))
+
+
+def test_the_attention_that_a_selection_removes_does_not_count(tiny_variant):
+  model = make_model(tiny_variant)
+  selection = lv.Selection('given', 'logits', 'signed', 0, None, removed=(0, 1))
+  found = lv.choose_blocks(model, [IMAGES], 1, removed=selection)
+  assert found == lv.choose_blocks(model, [IMAGES], 1, removed=(0, 1))
+  assert found != (2,)
 
 
 def test_blocks_that_must_stay(tiny_variant):
@@ -75,21 +83,29 @@ def test_blocks_that_must_stay(tiny_variant):
   assert lv.choose_blocks(model, [IMAGES], 1) == (2,)
   with pytest.raises(ModelError, match='2 blocks cannot be dropped in a row'):
     lv.choose_blocks(model, [IMAGES], 2)
-  # Attentions that are going to be removed are none to rely on.
+  # An attention layer that will be removed does not count as one that stays.
   dense = make_model(tiny_variant)
   found = block_spans.spans_of(dense, 1, removed=(0, 1))
   assert sorted(found) == [0, 1]
   assert sorted(block_spans.spans_of(dense, 1)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize('number', [3, -1])
+def test_spans_that_do_not_exist(tiny_variant, number):
+  model = make_model(tiny_variant)
+  with pytest.raises(ModelError, match='cannot be dropped in a row from 3'):
+    lv.choose_blocks(model, [], number)
+
+
+@pytest.mark.parametrize('number', [1.5, '2', True])
+def test_numbers_of_blocks_that_are_not_whole(tiny_variant, number):
+  model = make_model(tiny_variant)
+  with pytest.raises(ModelError, match='a whole number of blocks'):
+    lv.choose_blocks(model, [], number)
+
+
 def test_bad_input(tiny_variant):
   model = make_model(tiny_variant)
-  for number in (3, -1):
-    with pytest.raises(ModelError, match='cannot be dropped in a row from 3'):
-      lv.choose_blocks(model, [], number)
-  for number in (1.5, '2', True):
-    with pytest.raises(ModelError, match='a whole number of blocks'):
-      lv.choose_blocks(model, [], number)
   with pytest.raises(DataError, match='image'):
     lv.choose_blocks(model, [], 1)
   broken = jax.tree.map(np.array, model.params)

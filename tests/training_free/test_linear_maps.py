@@ -1,4 +1,4 @@
-"""Attention replaced by affine maps: what is fitted, to what, at what cost."""
+"""`linearize`: the maps are the regression, and what they cost and save."""
 
 import dataclasses
 
@@ -253,7 +253,7 @@ INPUTS = (
 
 @pytest.fixture(scope='module', params=INPUTS, ids='-'.join)
 def mapped(request, tiny_variant):
-  """Blocks 0 and 2 of 3, so that a mean is read behind the last attention."""
+  """Blocks 0 and 2 of 3, so that a mean is read after the last attention."""
   return lv.linearize(
     make_model(tiny_variant), [IMAGES], (0, 2), inputs=request.param
   )
@@ -319,7 +319,7 @@ def test_onnx_graph_with_further_inputs(mapped):
 
 
 def test_searches_on_models_with_further_inputs(mapped):
-  """The runner's short cuts give what full forwards give."""
+  """The runner's short cuts equal full forwards."""
   images = read_images([IMAGES], mapped)
   found = TrialRunner(mapped, images).evaluate([()])[()].pooled()
   logits = np.asarray(mapped.apply(IMAGES)[0], np.float64)

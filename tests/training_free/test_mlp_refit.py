@@ -1,4 +1,4 @@
-"""MLPs that make up for attentions that are gone."""
+"""Refitted MLPs bring the stream closer to the dense model's."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def modified(dense, how, layers=(1,)):
 
 
 def gap(model, dense, index, stop=None):
-  """What the dense stream has behind a block that the model's has not."""
+  """The dense stream minus the model's after a block."""
   here, there = (
     m.apply(IMAGES)[1][block_name(index)]['output'] for m in (model, dense)
   )
@@ -90,7 +90,7 @@ def test_the_correction_is_that_of_ridge_regression(tiny_variant, index):
   np.testing.assert_allclose(fit.residual, share, atol=1e-3)
 
 
-def test_an_attention_that_adds_a_constant_is_made_up_for(tiny_variant):
+def test_a_constant_attention_output_is_restored(tiny_variant):
   # Added to all channels alike: no norm sees it, and the gap is constant.
   dense = make_model(tiny_variant)
   params = jax.tree.map(np.array, dense.params)
@@ -118,7 +118,7 @@ def test_the_hidden_layer_is_what_the_mlp_reads(tiny_variant):
   )
 
 
-def test_all_but_the_last_layers_of_mlps_stays(tiny_variant):
+def test_only_the_second_layers_of_mlps_change(tiny_variant):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1,), 'absent')
   found = lv.refit(model, dense, [IMAGES])
@@ -177,7 +177,7 @@ def test_folds_take_turns_in_small_batches():
   assert [fold.count for fold in moments.folds] == [2, 2, 1, 1]
 
 
-# Of `linear.batch_sums` with one input and one output.
+# Of `least_squares.batch_sums` with one input and one output.
 FOLD_SHAPES = ((), (1,), (1,), (1,), (1,), (1, 1), (1, 1), (1,))
 
 

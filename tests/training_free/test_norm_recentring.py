@@ -1,4 +1,4 @@
-"""Corrected norms: each channel leaves them as in the dense network."""
+"""Each channel leaves a corrected norm with the dense model's moments."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ IMAGES = make_images()
 CLOSE = {'rtol': 1e-4, 'atol': 1e-4}
 
 
-def behind_norms(model):
+def after_norms(model):
   """What leaves each norm, `[samples, embed]` float64, in numpy."""
   taps = model.apply(IMAGES)[1]
 
@@ -68,8 +68,8 @@ def test_every_later_norm_has_the_dense_moments(tiny_variant, how, pooling):
   options = {'pooling': pooling, 'norm_before_pool': pooling == 'token'}
   dense = make_model(tiny_variant, **options)
   model = modified(dense, how)
-  found = behind_norms(lv.recentre(model, dense, batches_of(IMAGES)))
-  wanted, before = behind_norms(dense), behind_norms(model)
+  found = after_norms(lv.recentre(model, dense, batches_of(IMAGES)))
+  wanted, before = after_norms(dense), after_norms(model)
   later = [name for name in found if not name.startswith('block00')]
   assert len(later) == 4
   for name in later:
@@ -77,14 +77,14 @@ def test_every_later_norm_has_the_dense_moments(tiny_variant, how, pooling):
       found[name].mean(0), wanted[name].mean(0), **CLOSE
     )
     np.testing.assert_allclose(found[name].std(0), wanted[name].std(0), **CLOSE)
-  # It was not so before.
+  # Before the correction, they differ.
   assert any(
     abs(before[name].std(0) - wanted[name].std(0)).max() > 0.01
     for name in later
   )
 
 
-def test_what_lies_before_the_first_change_is_left_alone(tiny_variant):
+def test_parameters_before_the_first_change_are_kept(tiny_variant):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1,), 'absent')
   found = lv.recentre(model, dense, [IMAGES])
@@ -100,7 +100,7 @@ def test_what_lies_before_the_first_change_is_left_alone(tiny_variant):
     )
 
 
-def test_a_model_of_which_nothing_was_changed_stays(tiny_variant):
+def test_an_unchanged_model_is_returned(tiny_variant):
   dense = make_model(tiny_variant)
   assert lv.recentre(dense, dense, [IMAGES]) is dense
 
@@ -144,7 +144,7 @@ def test_only_tokens_that_are_computed_count(tiny_variant):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1, 2), 'absent')
   assert model.module.last_mixing_block == 0
-  found = behind_norms(lv.recentre(model, dense, [IMAGES]))
+  found = after_norms(lv.recentre(model, dense, [IMAGES]))
   norm = dense.params['block01']['norm2']
   tap = dense.apply(IMAGES)[1]['block01']['after_attention'][:, 0]
   centred = tap - tap.mean(-1, keepdims=True)
@@ -173,7 +173,7 @@ def test_a_dead_channel_keeps_its_scale():
     ({'image_size': 4}, 'differ in image_size'),
   ],
 )
-def test_models_of_different_make_are_refused(tiny_variant, other, match):
+def test_models_that_differ_otherwise_are_refused(tiny_variant, other, match):
   dense = make_model(tiny_variant)
   with pytest.raises(ModelError, match=match):
     lv.recentre(
