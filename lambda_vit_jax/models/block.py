@@ -115,13 +115,13 @@ class EncoderBlock(nn.Module):
     """
     taps = {'input': x}
     residual = info.read(x)
-    r, a = self._scales(dilution_factor, info)
     attn, keys = self._attention_half(x, dilution_factor, info, taps)
     # An affine map is no attention: stochastic depth never drops it.
     rate = 0.0 if self.attention_mode == 'linear' else self.drop_path_rate
     if attn is not None:
       attn = drop_path(attn, rate, fold_key(drop_path_key, 0))
       attn = info.branch_scale * attn
+    r, a = self._scales(dilution_factor, info)
     x = mix(residual, attn, r, a)
     x = self._merge_tokens(x, keys, info, taps)
     taps['after_attention'] = x
