@@ -104,16 +104,16 @@ def timm_config(**changes) -> dict:
   } | changes
 
 
-def test_config_json_beside_the_weights_is_read(nano, path):
+@pytest.mark.parametrize('given', ['file', 'folder'])
+def test_config_json_beside_the_weights_is_read(nano, path, given):
   (path.parent / 'config.json').write_text(json.dumps(timm_config()))
-  for where in (path, path.parent):
-    model = load_pretrained(where)
-    assert model.variant == NANO
-    preprocessing = model.preprocessing
-    assert (preprocessing.mean, preprocessing.std) == ((0.25,), (0.75,))
-    assert preprocessing.crop_ratio == 0.9
-    assert preprocessing.interpolation == 'bilinear'
-    assert_same(model.params, nano.params)
+  model = load_pretrained(path if given == 'file' else path.parent)
+  assert model.variant == NANO
+  preprocessing = model.preprocessing
+  assert (preprocessing.mean, preprocessing.std) == ((0.25,), (0.75,))
+  assert preprocessing.crop_ratio == 0.9
+  assert preprocessing.interpolation == 'bilinear'
+  assert_same(model.params, nano.params)
 
 
 def test_average_pooling_from_config_json(nano, arrays, tmp_path, images):

@@ -129,7 +129,7 @@ def test_params_and_model_json_are_enough(exported, pruned, tmp_path, images):
   )
 
 
-def test_removed_attentions_are_in_no_file(exported):
+def test_removed_attention_layers_are_in_no_file(exported):
   folder, _ = exported
   names = set(load_file(folder / 'model.safetensors'))
   assert 'blocks.0.attn.qkv.weight' in names
@@ -259,7 +259,7 @@ def test_zero_fill_computes_the_same_with_every_array_there(
   # Other images than those of the export's own check.
   found = difference(pruned(images), stock(images))
   assert found < 10 * report['differences']['stock_epsilon'] + 1e-6
-  # Ours reads the zeros as what they stand for, and checks that they are.
+  # Our reader drops the zeros, and checks that they are zeros.
   assert load_pretrained(path).removed_layers == (1,)
   with safe_open(path, framework='numpy') as file:
     metadata = file.metadata()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core.errors import CheckpointError, ModelError, UsageError
 from lambda_vit_jax.exporters import export as export_lib
@@ -35,18 +36,21 @@ def exported(pruned, tmp_path_factory):
   return folder, export_lib.export(pruned, folder, FILES, dtype='int8')
 
 
-def test_the_folder_is_the_quantised_model(exported, pruned, images):
+@pytest.mark.parametrize('name', ['', 'model.safetensors'])
+def test_both_readers_return_the_quantised_model(
+  exported, pruned, images, name
+):
+  folder, _ = exported
+  expected = quantize(pruned)
+  found = load_pretrained(folder / name)
+  assert_same(found.params, (fold(expected) if name else expected).params)
+  # Another order of float32 sums.
+  np.testing.assert_allclose(found(images), expected(images), atol=1e-5)
+
+
+def test_program_and_report_of_the_quantised_model(exported, pruned, images):
   folder, report = exported
   expected = quantize(pruned)
-  for where in (folder, folder / 'model.safetensors'):
-    found = load_pretrained(where)
-    folded = where != folder
-    assert_same(
-      found.params,
-      (fold(expected) if folded else expected).params,
-    )
-    # Another order of float32 sums.
-    np.testing.assert_allclose(found(images), expected(images), atol=1e-5)
   program = read_stablehlo(folder / 'model.stablehlo')
   np.testing.assert_allclose(program(images), expected(images), atol=1e-5)
   fields = json.loads((folder / 'model.json').read_text())
@@ -87,24 +91,30 @@ def test_deit_s_is_a_quarter():
   assert 0.25 < sizes[1] / sizes[0] < 0.26
 
 
-def test_scales_stand_beside_weights(exported, pruned):
+@pytest.mark.parametrize(
+  'name, path',
+  [
+    ('blocks.0.attn.qkv', 'block00/attn/qkv'),
+    ('blocks.1.mlp.fc2', 'block01/mlp/fc2'),
+    ('head', 'head'),
+  ],
+)
+def test_weights_have_scales(exported, pruned, name, path):
+  folder, _ = exported
+  arrays = load_file(folder / 'model.safetensors')
+  params = convert.flatten(dequantize(fold(quantize(pruned))).params)
+  weight = arrays[f'{name}.weight']
+  assert weight.dtype == np.int8
+  np.testing.assert_array_equal(
+    (weight.astype(np.float32) * arrays[f'{name}.weight_scale']).T,
+    params[f'{path}/kernel'],
+  )
+
+
+def test_the_patch_embedding_has_scales(exported, pruned):
   folder, _ = exported
   arrays = load_file(folder / 'model.safetensors')
   folded = dequantize(fold(quantize(pruned)))
-  for name, path in (
-    ('blocks.0.attn.qkv', ('block00', 'attn', 'qkv')),
-    ('blocks.1.mlp.fc2', ('block01', 'mlp', 'fc2')),
-    ('head', ('head',)),
-  ):
-    weight = arrays[f'{name}.weight']
-    assert weight.dtype == np.int8
-    kernel = folded.params
-    for part in path:
-      kernel = kernel[part]
-    np.testing.assert_array_equal(
-      (weight.astype(np.float32) * arrays[f'{name}.weight_scale']).T,
-      kernel['kernel'],
-    )
   patches = arrays['patch_embed.proj.weight'].astype(np.float32)
   patches = patches * arrays['patch_embed.proj.weight_scale']
   np.testing.assert_array_equal(

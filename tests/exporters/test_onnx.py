@@ -56,7 +56,7 @@ def test_removed_and_linear_blocks(pruned, images):
   folded = fold(with_linear(pruned))
   graph = vit.build(folded)
   assert_close(run_graph(graph, images), with_linear(pruned)(images))
-  # A removed attention leaves nothing behind.
+  # A removed attention layer leaves no node and no array.
   operators = [node.operator for node in graph.nodes]
   assert operators.count('Softmax') == 1
   assert not [name for name in graph.arrays if 'block01/attn' in name]
