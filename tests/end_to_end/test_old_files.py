@@ -1,6 +1,6 @@
 """Workdirs and exports written before the package was split into rooms.
 
-`tests/golden/run_0_1_0.tar.gz` is a finished run of `configs/digits.py` with
+`run_0_1_0.tar.gz` is a finished run of `configs/digits.py` with
 the variant `vit_nano_patch2_8`, and `run_0_1_0.npz` holds four images with the
 logits that version 0.1.0 computed for them from the workdir and the export.
 """
@@ -15,7 +15,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+FOLDER = pathlib.Path(__file__).parent
 
 # The same products on another processor round differently; the logits are of
 # order one.
@@ -25,14 +25,14 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope='module')
 def old_run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('old')
-  with tarfile.open(GOLDEN / 'run_0_1_0.tar.gz') as archive:
+  with tarfile.open(FOLDER / 'run_0_1_0.tar.gz') as archive:
     archive.extractall(folder, filter='data')
   return folder / 'nano'
 
 
 @pytest.fixture(scope='module')
 def golden():
-  return dict(np.load(GOLDEN / 'run_0_1_0.npz'))
+  return dict(np.load(FOLDER / 'run_0_1_0.npz'))
 
 
 @pytest.mark.parametrize(
