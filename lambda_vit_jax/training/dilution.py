@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lambda_vit_jax.core.typing import Array, AttentionMode
 
@@ -40,32 +41,6 @@ def dilution_schedule(
   return schedule
 
 
-def warm_schedule(
-  dilution_steps: int, halfway: int
-) -> Callable[[Array | int], Array]:
-  """λ of a warm start: from 1 to 0 twice.
-
-  Until `halfway` λ fades from attention to an affine map, after it from the
-  map to the identity. At `halfway` λ is 1 again: the second half with λ = 1 is
-  the same network as the first half with λ = 0.
-
-  Args:
-    dilution_steps: steps of both halves together.
-    halfway: the step at which the second half begins.
-
-  Returns:
-    A function from the step to a float32 λ.
-  """
-  first = dilution_schedule(halfway)
-  second = dilution_schedule(dilution_steps - halfway, halfway)
-
-  def schedule(step: Array | int) -> Array:
-    step = jnp.asarray(step)
-    return jnp.where(step < halfway, first(step), second(step))
-
-  return schedule
-
-
 @dataclasses.dataclass(frozen=True)
 class Dilution:
   """Which layers are diluted, and when.
@@ -73,8 +48,10 @@ class Dilution:
   Attributes:
     layers: block indices; none for plain training.
     steps: steps from λ = 1 to λ = 0.
-    halfway: of a warm start, the step at which λ starts again from 1; None
-      for the plain schedule.
+    halfway: of a warm start, the step at which λ is 1 again: λ first fades
+      from attention to an affine map, then from the map to the identity, and
+      0 in the first half is the same network as 1 in the second. None for the
+      plain schedule.
   """
 
   layers: tuple[int, ...] = ()
@@ -85,9 +62,20 @@ class Dilution:
     """λ of the diluted layers at `step`; 1 without any."""
     if not self.layers:
       return jnp.ones((), jnp.float32)
-    if self.halfway is not None:
-      return warm_schedule(self.steps, self.halfway)(step)
-    return dilution_schedule(self.steps)(step)
+    if self.halfway is None:
+      return dilution_schedule(self.steps)(step)
+    halves = (self.halfway, self.steps - self.halfway)
+    return optax.join_schedules(
+      [dilution_schedule(steps) for steps in halves], [self.halfway]
+    )(step)
+
+  def block_factors(
+    self, step: Array, modes: Sequence[AttentionMode]
+  ) -> Array | None:
+    """`[depth]` λ per block at `step`; None where no mode is `diluted`."""
+    if 'diluted' not in modes:
+      return None
+    return factor_vector(self.factor(step), self.layers, len(modes))
 
 
 def factor_vector(

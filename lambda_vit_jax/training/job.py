@@ -88,16 +88,19 @@ class Job:
     """Number of steps of all phases."""
     return self.phases[-1].until
 
-  def phase_at(self, step: int) -> int:
-    """Index of the phase whose program runs at `step`."""
-    for index, phase in enumerate(self.phases):
-      if step < phase.until:
-        return index
-    return len(self.phases) - 1
+  def begun(self, step: int) -> list[Phase]:
+    """The phases that have begun at `step`; the last of them runs then."""
+    starts = (0, *(phase.until for phase in self.phases[:-1]))
+    pairs = zip(self.phases, starts, strict=True)
+    return [phase for phase, start in pairs if start <= step]
+
+  def module_at(self, step: int) -> ViT:
+    """The network that runs at `step`."""
+    return self.begun(step)[-1].module
 
   def meta_at(self, step: int) -> dict[str, Any]:
     """Metadata, as JSON values, of the checkpoint at `step`."""
-    module = self.phases[self.phase_at(step)].module
+    module = self.module_at(step)
     modes = {
       'attention_modes': list(module.attention_modes),
       'removed_layers': list(removed_layers(module.attention_modes)),

@@ -40,48 +40,29 @@ def mix(
   if not mixup_alpha and not cutmix_alpha:
     return images, targets
   height, width = images.shape[-3:-1]
-  weights, share = _weights(
-    key, height, width, mixup_alpha, cutmix_alpha, prob, switch_prob
-  )
+  keys = jax.random.split(key, 5)
+  # Weight of the first image per pixel, and its mean.
+  weights: Array = jnp.ones((1, 1), jnp.float32)
+  if mixup_alpha:
+    drawn = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
+    weights = drawn.astype(jnp.float32)
+  share = weights[0, 0]
+  if cutmix_alpha:
+    kept = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
+    outside = (~box_mask(keys[2], height, width, kept)).astype(jnp.float32)
+    cut = not mixup_alpha or jax.random.bernoulli(keys[3], switch_prob)
+    weights = jnp.where(cut, outside, weights)
+    share = jnp.where(cut, outside.mean(), share)
+  mixed = jax.random.bernoulli(keys[4], prob)
   return (
-    _blend(images, weights[..., None]),
-    _blend(targets, share),
+    _blend(images, jnp.where(mixed, weights, 1.0)[..., None]),
+    _blend(targets, jnp.where(mixed, share, 1.0)),
   )
 
 
 def _blend(values: Array, weight: Array) -> Array:
   weight = weight.astype(values.dtype)
   return weight * values + (1 - weight) * values[::-1]
-
-
-def _weights(
-  key: Array,
-  height: int,
-  width: int,
-  mixup_alpha: float,
-  cutmix_alpha: float,
-  prob: float,
-  switch_prob: float,
-) -> tuple[Array, Array]:
-  """Weight of the first image per pixel, `[height, width]`, and its mean."""
-  keys = jax.random.split(key, 5)
-  weights: Array = jnp.ones((height, width), jnp.float32)
-  if mixup_alpha:
-    drawn = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
-    weights = jnp.broadcast_to(drawn.astype(jnp.float32), (height, width))
-    share = weights[0, 0]
-  if cutmix_alpha:
-    kept = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
-    outside = ~box_mask(keys[2], height, width, kept)
-    if mixup_alpha:
-      cut = jax.random.bernoulli(keys[3], switch_prob)
-      share = jnp.where(cut, outside.mean(dtype=jnp.float32), share)
-      weights = jnp.where(cut, outside.astype(jnp.float32), weights)
-    else:
-      share = outside.mean(dtype=jnp.float32)
-      weights = outside.astype(jnp.float32)
-  mixed = jax.random.bernoulli(keys[4], prob)
-  return jnp.where(mixed, weights, 1.0), jnp.where(mixed, share, 1.0)
 
 
 def box_mask(key: Array, height: int, width: int, kept: Array) -> Array:

@@ -134,21 +134,16 @@ def learning_rate_schedule(
       f'a warm-up of {warmup_steps} steps does not fit in {total_steps} steps '
       'of training; shorten it'
     )
+  steps = total_steps - warmup_steps
   if shape == 'poly':
-    down = optax.polynomial_schedule(
-      peak, final, power, total_steps - warmup_steps
-    )
-    if not warmup_steps:
-      return down
-    up = optax.linear_schedule(0.0, peak, warmup_steps)
-    return optax.join_schedules([up, down], [warmup_steps])
-  return optax.warmup_cosine_decay_schedule(
-    init_value=peak if warmup_steps == 0 else 0.0,
-    peak_value=peak,
-    warmup_steps=warmup_steps,
-    decay_steps=total_steps,
-    end_value=final,
-  )
+    decay = optax.polynomial_schedule(peak, final, power, steps)
+  else:
+    alpha = final / peak if peak else 0.0
+    decay = optax.cosine_decay_schedule(peak, steps, alpha)
+  if not warmup_steps:
+    return decay
+  warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+  return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def make_optimizer(
@@ -206,11 +201,8 @@ def _with_standard_promotion(
 
 
 def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
-  def update(
-    updates: Params, state: optax.EmptyState, params: Params | None = None
-  ) -> tuple[Params, optax.EmptyState]:
-    del params
-    scales = layer_scales(updates, decay, depth)
-    return jax.tree.map(lambda u, s: u * s, updates, scales), state
-
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return optax.stateless(
+    lambda updates, _: jax.tree.map(
+      lambda u, s: u * s, updates, layer_scales(updates, decay, depth)
+    )
+  )

@@ -40,48 +40,48 @@ def restore_or_init(
     CheckpointError: `job.start` is a checkpoint of a different job.
   """
 
-  def fresh(values: Params) -> TrainState:
-    return init_state(values, job.optimizer, bool(job.loss.ema_decay))
+  def fresh(values: Params, step: int) -> TrainState:
+    state = init_state(values, job.optimizer, bool(job.loss.ema_decay))
+    for phase in job.begun(step):
+      state = prune_state(state, phase.removed, phase.linear)
+    return state
 
   def restored(source: orbax_store.Checkpointer, step: int) -> TrainState:
-    abstract = jax.eval_shape(lambda: fresh(params()))
-    for phase in job.phases[: job.phase_at(step) + 1]:
-      abstract = prune_state(abstract, phase.removed, phase.linear)
+    abstract = jax.eval_shape(lambda: fresh(params(), step))
     shardings = sharding.tree_shardings(abstract, mesh)
     abstract = orbax_store.abstract_like(abstract, shardings)
-    return TrainState(**_fields(source.restore(step, _items(abstract))))
+    items = source.restore(step, _items(abstract))
+    return TrainState(
+      params=items['params'], ema=items.get('ema'), **items['optimizer']
+    )
 
   step = checkpointer.latest_step()
   if step is not None:
     reporter.say(f'{job.stage}: continuing at step {step} of {job.total_steps}')
     return restored(checkpointer, step)
   if job.start is not None:
-    _check_start(job, job.start)
-    reporter.say(
-      f'{job.stage}: continuing at step {job.start.step} of '
-      f'{job.total_steps}, from {job.start.directory}'
-    )
     with job.start.open() as source:
+      _check_start(job, source, job.start.step)
+      reporter.say(
+        f'{job.stage}: continuing at step {job.start.step} of '
+        f'{job.total_steps}, from {job.start.directory}'
+      )
       return restored(source, job.start.step)
-  state = fresh(params())
-  for phase in job.phases[: job.phase_at(0) + 1]:
-    state = prune_state(state, phase.removed, phase.linear)
+  state = fresh(params(), 0)
   # The step donates its state, so the caller's arrays are copied.
   copies = jax.tree.map(np.array, state)
   return jax.device_put(copies, sharding.tree_shardings(state, mesh))
 
 
-def _check_start(job: Job, start: orbax_store.Source) -> None:
-  """Raises CheckpointError if this job could not have written `start`."""
-  where = f'config.resume_from: {start.directory / str(start.step)}'
-  if start.step > job.total_steps:
+def _check_start(job: Job, source: orbax_store.Checkpointer, step: int) -> None:
+  """Raises CheckpointError if this job could not have written that step."""
+  where = f'config.resume_from: {source.directory / str(step)}'
+  if step > job.total_steps:
     raise CheckpointError(
       f'{where}: is past the {job.total_steps} steps of this stage; raise '
       'them, or take the weights alone with config.init'
     )
-  with start.open() as source:
-    found = source.read_meta(start.step)
-  expected = job.meta_at(start.step)
+  found, expected = source.read_meta(step), job.meta_at(step)
   for key in ('variant', 'image_size', 'num_classes', 'attention_modes'):
     old, new = (meta['model'].get(key) for meta in (found, expected))
     if old != new:
@@ -116,18 +116,6 @@ def _items(state: TrainState) -> dict[str, Any]:
   return items if state.ema is None else items | {'ema': state.ema}
 
 
-def _fields(items: dict[str, Any]) -> dict[str, Any]:
-  """The fields of a state; inverse of `_items`."""
-  return {
-    'params': items['params'],
-    'ema': items.get('ema'),
-    **items['optimizer'],
-  }
-
-
-STAGES = ('pretrain', 'dilute')
-
-
 def find(where: str, stage: str) -> orbax_store.Source | None:
   """Finds the checkpoint that `config.resume_from` names for a stage.
 
@@ -145,8 +133,8 @@ def find(where: str, stage: str) -> orbax_store.Source | None:
   if not where:
     return None
   path = files.absolute(where)
-  found = {name: source for name in STAGES if (source := _source(path, name))}
-  if not found:
+  found = {name: _source(path, name) for name in ('pretrain', 'dilute')}
+  if not any(found.values()):
     raise CheckpointError(
       f'config.resume_from={where}: no checkpoint there; give a workdir, or '
       'WORKDIR/checkpoints/STAGE/STEP'

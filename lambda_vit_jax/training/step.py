@@ -1,6 +1,7 @@
 """One training step: mix, forward with λ, loss, distil, update, average."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from lambda_vit_jax.models import modes, surgery
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, sharding
-from lambda_vit_jax.training import dilution, losses, mixing
+from lambda_vit_jax.training import losses, mixing
 from lambda_vit_jax.training.dilution import Dilution
 
 
@@ -35,6 +36,11 @@ class TrainState:
   params: Params
   opt_state: Any
   ema: Params | None
+
+  @property
+  def averaged(self) -> Params:
+    """The average where one is kept, else the parameters."""
+    return self.params if self.ema is None else self.ema
 
 
 DISTILLATIONS = ('none', 'soft', 'hard', 'feature')
@@ -99,20 +105,16 @@ def prune_state(
     parameters: a subtree with a first block is taken for a parameter tree.
   """
   layers, linear = tuple(layers), tuple(linear)
-  marker = modes.block_name(0)
 
   def is_model_tree(node: Any) -> bool:
-    return isinstance(node, dict) and marker in node
+    return isinstance(node, dict) and modes.block_name(0) in node
 
-  return jax.tree.map(
-    lambda node: (
-      surgery.prune_tree(surgery.keep_maps(node, linear), layers)
-      if is_model_tree(node)
-      else node
-    ),
-    state,
-    is_leaf=is_model_tree,
-  )
+  def prune(node: Any) -> Any:
+    if not is_model_tree(node):
+      return node
+    return surgery.prune_tree(surgery.keep_maps(node, linear), layers)
+
+  return jax.tree.map(prune, state, is_leaf=is_model_tree)
 
 
 def make_train_step(
@@ -153,8 +155,8 @@ def make_train_step(
   ) -> tuple[TrainState, dict[str, Array]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     drop_path_key, mix_key = jax.random.split(key)
-    images, targets = _mix(module, settings, batch, mix_key)
-    factors = _dilution_factors(module, dilution_plan, state.step)
+    images, target_loss = _mix(module, settings, batch, mix_key)
+    factors = dilution_plan.block_factors(state.step, module.attention_modes)
 
     def loss_and_logits(params: Params) -> tuple[Array, Array]:
       student = apply_module(
@@ -165,7 +167,7 @@ def make_train_step(
         drop_path_key=drop_path_key,
         capture=False,
       )
-      loss = _target_loss(student[0], targets, settings.label_smoothing)
+      loss = target_loss(student[0])
       if teacher is not None and settings.distill != 'none':
         taught = apply_module(teacher, teacher_params, images, capture=False)
         weight = settings.distill_weight
@@ -181,7 +183,9 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    ema = _average(state.ema, params, settings.ema_decay)
+    ema = state.ema
+    if ema is not None:
+      ema = optax.incremental_update(params, ema, 1.0 - settings.ema_decay)
     metrics = {
       'loss': loss,
       'accuracy': losses.accuracy(logits, batch['label']),
@@ -199,35 +203,25 @@ def make_train_step(
 
 def _mix(
   module: ViT, settings: LossSettings, batch: dict[str, Array], key: Array
-) -> tuple[Array, Array]:
-  """Images and smoothed targets after mixup or cutmix; masks stay labels."""
+) -> tuple[Array, Callable[[Array], Array]]:
+  """Images after mixup or cutmix, and the loss of their logits.
+
+  Images with a mask are not mixed.
+  """
   images, labels = batch['image'], batch['label']
+  smoothing = settings.label_smoothing
   if module.segmentation is not None:
-    return images, labels
-  targets = losses.smooth_one_hot(
-    labels, module.num_classes, settings.label_smoothing
-  )
-  return mixing.mix(
+    return images, functools.partial(
+      losses.pixel_cross_entropy, labels=labels, smoothing=smoothing
+    )
+  images, targets = mixing.mix(
     images,
-    targets,
+    losses.smooth_one_hot(labels, module.num_classes, smoothing),
     key,
     mixup_alpha=settings.mixup_alpha,
     cutmix_alpha=settings.cutmix_alpha,
   )
-
-
-def _dilution_factors(module: ViT, plan: Dilution, step: Array) -> Array | None:
-  """`[depth]` λ per block at `step`, or None where no block is diluted."""
-  if 'diluted' not in module.attention_modes:
-    return None
-  return dilution.factor_vector(plan.factor(step), plan.layers, module.depth)
-
-
-def _target_loss(logits: Array, targets: Array, smoothing: float) -> Array:
-  """Cross-entropy with `_mix`'s targets: probabilities, or labels of pixels."""
-  if targets.ndim == logits.ndim:
-    return losses.cross_entropy(logits, targets)
-  return losses.pixel_cross_entropy(logits, targets, smoothing)
+  return images, functools.partial(losses.cross_entropy, targets=targets)
 
 
 def _distillation_loss(
@@ -244,10 +238,3 @@ def _distillation_loss(
   return losses.distillation_loss(
     logits, teacher_logits, settings.distill, settings.temperature
   )
-
-
-def _average(ema: Params | None, params: Params, decay: float) -> Params | None:
-  """`decay · ema + (1 - decay) · params`, or None where none is kept."""
-  if ema is None:
-    return None
-  return optax.incremental_update(params, ema, 1.0 - decay)

@@ -6,8 +6,9 @@ import numpy as np
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.modes import modes_without
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import dilution, loop, optim
+from lambda_vit_jax.training import dilution, optim
 from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.job import Job, Phase
 from lambda_vit_jax.training.step import LossSettings
 
 LAYERS = (0, 2)
@@ -46,11 +47,11 @@ def make_job(variant):
   diluting = module.clone(attention_modes=dilution.diluted_modes(LAYERS, modes))
   pruned = module.clone(attention_modes=modes_without(LAYERS, modes))
   schedule = optim.learning_rate_schedule(1e-3, 5, 1, 1e-5)
-  return loop.Job(
+  return Job(
     stage='dilute',
     phases=(
-      loop.Phase(diluting, until=3),
-      loop.Phase(pruned, until=5, removed=LAYERS),
+      Phase(diluting, until=3),
+      Phase(pruned, until=5, removed=LAYERS),
     ),
     optimizer=optim.make_optimizer(OPTIMIZER, schedule, module.depth),
     learning_rate=schedule,

@@ -8,7 +8,7 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models.modes import block_name, modes_without
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training import dilution, loop
+from lambda_vit_jax.training import dilution
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Phase
 
@@ -58,11 +58,11 @@ def dilute(run: Run) -> None:
   else:
     plan = Dilution(layers, diluting)
     phases = (
-      loop.Phase(
+      Phase(
         module.clone(attention_modes=dilution.diluted_modes(layers, modes)),
         until=diluting,
       ),
-      loop.Phase(
+      Phase(
         module.clone(attention_modes=pruned),
         until=diluting + settling,
         removed=layers,

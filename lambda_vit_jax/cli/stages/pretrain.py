@@ -8,8 +8,8 @@ from lambda_vit_jax.cli.stages.training_job import fit, training_job
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.training import loop
 from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.job import Phase
 
 
 def starting_model(run: Run) -> Model:
@@ -48,6 +48,6 @@ def pretrain(run: Run) -> None:
   model = run.with_options(starting_model(run))
   # Refuses an impossible merging before hours of training.
   run.merge_schedule(model.module, None)
-  phases = (loop.Phase(model.module, until=steps),)
+  phases = (Phase(model.module, until=steps),)
   job = training_job(run, 'pretrain', model, phases, Dilution(), None)
   fit(run, job, model)

@@ -20,6 +20,7 @@ from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import loop, optim, persistence, tracing
 from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.job import Job, Phase
 from lambda_vit_jax.training.step import LossSettings
 
 
@@ -27,10 +28,10 @@ def training_job(
   run: Run,
   stage: str,
   model: Model,
-  phases: tuple[loop.Phase, ...],
+  phases: tuple[Phase, ...],
   plan: Dilution,
   teacher: Model | None,
-) -> loop.Job:
+) -> Job:
   """Returns the job that the config section named like the stage asks for."""
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
@@ -38,7 +39,7 @@ def training_job(
   teacher = _teacher(settings, stage, teacher)
   shape = get_variant(model.variant).drop_path_shape
   rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
-  return loop.Job(
+  return Job(
     stage=stage,
     phases=tuple(
       dataclasses.replace(
@@ -137,7 +138,7 @@ def _evaluate_holdout(
   return {'loss': scores['loss'], 'accuracy': scores['top1']}
 
 
-def fit(run: Run, job: loop.Job, model: Model) -> None:
+def fit(run: Run, job: Job, model: Model) -> None:
   """Trains `model`; checkpoints go to the folder of the job's stage."""
   checkpointer = orbax_store.Checkpointer(
     run.path('checkpoints') / job.stage,
