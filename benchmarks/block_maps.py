@@ -32,7 +32,7 @@ from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import nose
+from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.training_free import block_spans, linear_maps
 from lambda_vit_jax.training_free.mlp_refit import refit
 
@@ -161,9 +161,7 @@ def dropped_rows(run: Run, model: Model, images: list, test: list) -> Any:
 
 def attention_rows(run: Run, model: Model, images: list, test: list) -> Any:
   """Rows of `linearize`, with layers chosen by `affine`."""
-  order = nose.select(
-    model, images, criterion='affine', num_layers=max(COUNTS)
-  ).order
+  order = nose(model, images, criterion='affine', num_layers=max(COUNTS)).order
   rows = {}
   for count in COUNTS:
     for kind, inputs in INPUTS.items():

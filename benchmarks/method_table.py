@@ -42,7 +42,9 @@ from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.edits import drop_blocks, merge_tokens
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import nose, probe
+from lambda_vit_jax.selection import probe
+from lambda_vit_jax.selection.nose import nose
+from lambda_vit_jax.selection.options import SearchOptions
 from lambda_vit_jax.training_free import block_spans, linear_maps
 from lambda_vit_jax.training_free.mlp_refit import refit
 
@@ -142,7 +144,10 @@ class Runs:
       registry.run_stage(run, 'pretrain')
       model = run.load('pretrain')
       images = list(run.holdout_batches(model.preprocessing))
-      files.write_json(path, probe.proposals(model, images, NUM_LAYERS))
+      files.write_json(
+        path,
+        probe.proposals(model, images, SearchOptions(num_layers=NUM_LAYERS)),
+      )
     registry.run_stage(run, 'pretrain')
     registry.run_stage(run, 'select')
     chosen = files.read_json(run.path('selection.json'))['removed']
@@ -183,7 +188,7 @@ def training_free(run: Run) -> tuple[tuple[int, ...], Model]:
   """The dense network with affine maps for some attention layers."""
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing, CALIBRATION_IMAGES))
-  layers = nose.select(
+  layers = nose(
     dense, images, num_layers=NUM_LAYERS, resamples=0, **TRAINING_FREE
   ).removed
   unlabeled = [{key: b[key] for key in ('image', 'mask')} for b in images]

@@ -45,7 +45,7 @@ from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import nose
+from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
@@ -253,7 +253,7 @@ def main() -> None:
   table = Table(*common.named_run(__doc__), OUTPUT)
   table.row('dense', table.network, 0, {}, macs=table.model.macs())
   for criterion, (choice, counts) in CHOICES.items():
-    order = nose.select(
+    order = nose(
       table.model,
       table.batches,
       num_layers=max(counts),

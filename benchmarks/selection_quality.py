@@ -28,7 +28,7 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import nose
+from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.short_dilution import ShortDilution
 from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training_free import linear_maps
@@ -86,7 +86,7 @@ def choices(run: Run, model: Model) -> Choices:
   for name, options in CRITERIA.items():
     if name not in found:
       kind = name.split(',')[0].split(' ')[0]
-      chosen = nose.select(
+      chosen = nose(
         model,
         batches,
         criterion=kind,
@@ -108,9 +108,7 @@ def choices(run: Run, model: Model) -> Choices:
     key = f'{EXHAUSTIVE} {size}'
     if key not in found:
       found[key] = list(
-        nose.select(
-          model, batches, criterion=EXHAUSTIVE, num_layers=size
-        ).removed
+        nose(model, batches, criterion=EXHAUSTIVE, num_layers=size).removed
       )
       files.write_json(path, found)
     chosen.setdefault(EXHAUSTIVE, {})[size] = tuple(found[key])

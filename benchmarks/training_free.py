@@ -26,7 +26,7 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection.nose import select
+from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.training_free.linear_maps import (
   LinearizeOptions,
   fit_linear,
@@ -119,7 +119,7 @@ def choose(table: Table, criterion: str) -> tuple[int, ...]:
     f'order {criterion}',
     lambda: {
       'order': list(
-        select(
+        nose(
           table.dense,
           table.images,
           num_layers=max(COUNTS),

@@ -17,7 +17,7 @@ __version__ = '0.1.0'
 
 _PUBLIC = {
   'Model': 'models.model',
-  'Selection': 'selection.nose',
+  'Selection': 'selection.record',
   'backbone': 'models.adapt',
   'choose_blocks': 'training_free.block_spans',
   'create_model': 'models.model',

@@ -1,29 +1,29 @@
-"""What a search for layers refuses (METHOD, section 4): names, budgets, images."""
+"""Check the names, budget and images of a search, and the one it resumes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis.images import ImageSet, read_images
+from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, UsageError
-from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import criteria
+from lambda_vit_jax.selection import exhaustive
 from lambda_vit_jax.selection.budget import resolve_num_layers, with_attention
 from lambda_vit_jax.selection.record import Selection
 
-# Below this many images a choice is a guess; below two there is no variance.
+# With fewer images the choice is hardly better than a guess.
 FEW_IMAGES = 128
+# A variance needs two.
 _FEWEST_IMAGES = 2
 
 
 def check_names(target: str, sign: str) -> None:
-  """Refuses what `select` knows no `target` or `sign` by.
+  """Refuses an unknown `target` or `sign`.
 
   Raises:
-    UsageError: names the key and what is known.
+    UsageError: names the key and the known values.
   """
   for value, known, key in (
     (target, ('logits', 'features'), 'target'),
@@ -38,12 +38,12 @@ def check_names(target: str, sign: str) -> None:
 def check_budget(
   model: Model, name: str, layers: Sequence[int], **budget: Any
 ) -> int:
-  """How many layers a search by criterion `name` is to remove.
+  """The number of layers that a search removes.
 
   Args:
-    model: its sizes; arrays are not looked at.
-    name: of the criterion, without a score.
-    layers: of criterion `given`.
+    model: only its sizes are used, not its arrays.
+    name: the criterion, without the score of `exhaustive`.
+    layers: the list of criterion `given`.
     **budget: see `budget.resolve_num_layers`.
 
   Raises:
@@ -54,7 +54,7 @@ def check_budget(
     return _check_given(model, layers)
   number = resolve_num_layers(model, **budget)
   if name == 'exhaustive':
-    criteria.all_sets(with_attention(model), number)
+    exhaustive.all_sets(with_attention(model), number)
   return number
 
 
@@ -73,14 +73,14 @@ def _check_given(model: Model, layers: Sequence[int]) -> int:
 
 def enough_images(
   model: Model,
-  batches: Iterable[Array | Mapping[str, Array]] | None,
+  batches: Batches | None,
   mesh: Mesh | None,
   warn: Callable[[str], None],
 ) -> ImageSet:
-  """Reads the images of a search, and warns where they are few.
+  """Reads the images of a search, and warns where there are few.
 
   Raises:
-    DataError: fewer than two, or of another shape than the model takes.
+    DataError: fewer than two, or not of the model's input shape.
   """
   images = read_images(() if batches is None else batches, model, mesh)
   total = images.total
@@ -99,10 +99,10 @@ def enough_images(
 def check_resumed(
   start: Selection, resume: Selection, number: int
 ) -> Selection:
-  """The interrupted search `resume`, where it is the same as `start`.
+  """Returns the interrupted search `resume` if its settings are `start`'s.
 
   Raises:
-    UsageError: names the setting that differs.
+    UsageError: a setting differs (it is named), or more layers are chosen.
   """
   for name in (
     'criterion',

@@ -1,15 +1,12 @@
-"""What makes an attention layer a good one to remove: scores per block.
+"""Criteria: functions from the layers removed so far to a score per candidate.
 
-Every criterion answers the same question: given the layers removed so far,
-what does each candidate score? The least score goes next.
+The search removes the candidate of least score. `TransferEntropy` is NOSE's.
 """
 
 import abc
 import dataclasses
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
+from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
@@ -45,62 +43,72 @@ NEEDS_IMAGES = (
 MEASURED = ('transfer_entropy', 'loss_increase')
 """Criteria that run the network without the layers in question."""
 
-# The largest number of sets that an exhaustive search evaluates.
-MOST_SETS = 2000
-
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
   """Scores of one round.
 
   Attributes:
-    values: per candidate (or set of them), in the criterion's unit.
-    resampled: `[resamples]` per candidate, or empty.
-    dead_channels: channels of the target left out in this round.
-    base_entropy: of the model as it is, in nats, where it was measured.
+    values: score per candidate (a block, or a set of blocks), in the
+      criterion's unit.
+    resampled: bootstrap scores `[resamples]` per candidate, or empty.
+    dead_channels: constant channels of the target, left out in this round.
+    base_entropy: entropy of the unmodified model in nats, where measured.
     block_evaluations: blocks run per image.
   """
 
-  values: dict
-  resampled: dict = dataclasses.field(default_factory=dict)
+  values: dict[Any, float]
+  resampled: dict[Any, np.ndarray] = dataclasses.field(default_factory=dict)
   dead_channels: tuple[int, ...] = ()
   base_entropy: float | None = None
   block_evaluations: int = 0
 
 
 class Criterion(Protocol):
-  """Scores candidates; the least score is removed next."""
+  """Scores candidates; the one of least score is removed."""
 
-  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
-    """Scores each candidate, with `removed` gone already."""
+  def __call__(
+    self,
+    removed: Trial,
+    candidates: Sequence[int],
+    on_images: OnImages | None = None,
+  ) -> Scores:
+    """Scores each candidate, given that `removed` are removed already."""
     ...
 
 
-OnProgress = Callable[[int, int], None]
+class TrialCriterion(abc.ABC):
+  """Scores sets of layers by running the model without them.
 
+  Attributes:
+    runner: runs the trials.
+  """
 
-class _Measured(abc.ABC):
-  """Moments of variants on images, against those of the model as it is."""
+  def __init__(self, runner: TrialRunner, resamples: int, seed: int):
+    """Measures nothing yet.
 
-  def __init__(
-    self,
-    runner: TrialRunner,
-    resamples: int,
-    seed: int,
-    on_progress: OnProgress | None = None,
-  ):
-    self._runner = runner
+    Args:
+      runner: of the model and the images; its target is
+        `measured_target`'s.
+      resamples: bootstrap resamples, 0 for none.
+      seed: for the bootstrap.
+    """
+    self.runner = runner
     self._resamples = resamples
     self._seed = seed
-    self._on_progress = on_progress
     self._base: HostMoments | None = None
 
-  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
-    variants = {tuple(sorted((*removed, block))): block for block in candidates}
-    scores = self.score_sets(list(variants))
+  def __call__(
+    self,
+    removed: Trial,
+    candidates: Sequence[int],
+    on_images: OnImages | None = None,
+  ) -> Scores:
+    trials = {tuple(sorted((*removed, block))): block for block in candidates}
+    scores = self.score_sets(list(trials), on_images)
 
-    def by_block(values: dict) -> dict:
-      return {variants[variant]: value for variant, value in values.items()}
+    def by_block(values: dict[Trial, Any]) -> dict[int, Any]:
+      return {trials[trial]: value for trial, value in values.items()}
 
     return dataclasses.replace(
       scores,
@@ -108,28 +116,29 @@ class _Measured(abc.ABC):
       resampled=by_block(scores.resampled),
     )
 
-  def score_sets(self, variants: Sequence[Trial]) -> Scores:
-    """Scores sets of blocks as a whole."""
-    wanted = list(variants)
+  def score_sets(
+    self, trials: Sequence[Trial], on_images: OnImages | None = None
+  ) -> Scores:
+    """Scores each set of blocks; the first call measures the base as well."""
+    wanted = list(trials)
     if self._base is None:
       wanted.append(())
-    before = self._runner.block_evaluations
-    found = self._runner.evaluate(wanted, self._on_progress)
+    before = self.runner.block_evaluations
+    found = self.runner.evaluate(wanted, on_images)
     if self._base is None:
       self._base = found[()]
-    trials = {variant: found[variant] for variant in variants}
+    measured = {trial: found[trial] for trial in trials}
     kept = self._base.count > 0
     weights = bootstrap.resample_weights(
       int(kept.sum()), self._resamples, self._seed
     )
     scores = self._score(
       _shards(self._base, kept),
-      {variant: _shards(trial, kept) for variant, trial in trials.items()},
+      {trial: _shards(moments, kept) for trial, moments in measured.items()},
       weights,
     )
     return dataclasses.replace(
-      scores,
-      block_evaluations=self._runner.block_evaluations - before,
+      scores, block_evaluations=self.runner.block_evaluations - before
     )
 
   @abc.abstractmethod
@@ -139,14 +148,14 @@ class _Measured(abc.ABC):
     trials: dict[Trial, HostMoments],
     weights: np.ndarray | None,
   ) -> Scores:
-    """Scores from moments per shard of the base and of every trial."""
+    """Scores from the moments per shard of the base and of every trial."""
 
 
 def _shards(moments: HostMoments, kept: np.ndarray) -> HostMoments:
   return HostMoments(moments.count[kept], moments.mean[kept], moments.m2[kept])
 
 
-class TransferEntropy(_Measured):
+class TransferEntropy(TrialCriterion):
   """`H(target | all attention) - H(target | layers left out)`, in nats."""
 
   def _score(
@@ -157,22 +166,22 @@ class TransferEntropy(_Measured):
   ) -> Scores:
     found = entropy.transfer_entropy(
       base.pooled(),
-      {variant: trial.pooled() for variant, trial in trials.items()},
+      {trial: moments.pooled() for trial, moments in trials.items()},
     )
     resampled = {}
     if weights is not None:
       dense = bootstrap.resampled_entropy(base, weights, found.excluded)
       resampled = {
-        variant: dense
-        - bootstrap.resampled_entropy(trial, weights, found.excluded)
-        for variant, trial in trials.items()
+        trial: dense
+        - bootstrap.resampled_entropy(moments, weights, found.excluded)
+        for trial, moments in trials.items()
       }
     dead = tuple(int(channel) for channel in np.flatnonzero(found.excluded))
     return Scores(found.values, resampled, dead, found.base_entropy)
 
 
-class LossIncrease(_Measured):
-  """Rise of the mean cross-entropy on labelled images, in nats per image."""
+class LossIncrease(TrialCriterion):
+  """Increase of the mean cross-entropy on labelled images, in nats per image."""
 
   def _score(
     self,
@@ -182,39 +191,35 @@ class LossIncrease(_Measured):
   ) -> Scores:
     loss = float(base.pooled().mean[0])
     values = {
-      variant: float(trial.pooled().mean[0]) - loss
-      for variant, trial in trials.items()
+      trial: float(moments.pooled().mean[0]) - loss
+      for trial, moments in trials.items()
     }
     resampled = {}
     if weights is not None:
       dense = bootstrap.resampled_statistics(base, weights)[0][:, 0]
       resampled = {
-        variant: bootstrap.resampled_statistics(trial, weights)[0][:, 0] - dense
-        for variant, trial in trials.items()
+        trial: bootstrap.resampled_statistics(moments, weights)[0][:, 0] - dense
+        for trial, moments in trials.items()
       }
     return Scores(values, resampled)
 
 
 def measured_target(criterion: str, target: Target) -> Target:
-  """What a measured criterion takes the moments of."""
+  """The output whose moments a criterion of `MEASURED` needs."""
   return 'loss' if criterion == 'loss_increase' else target
 
 
 def measured(
-  criterion: str,
-  runner: TrialRunner,
-  resamples: int,
-  seed: int,
-  on_progress: OnProgress | None = None,
-) -> _Measured:
+  criterion: str, runner: TrialRunner, resamples: int, seed: int
+) -> TrialCriterion:
   """A criterion of `MEASURED` on `runner`, with its `measured_target`."""
   kind = TransferEntropy if criterion == 'transfer_entropy' else LossIncrease
-  return kind(runner, resamples, seed, on_progress)
+  return kind(runner, resamples, seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-  """Scores that do not depend on what has been removed.
+  """Scores that do not depend on the layers removed so far.
 
   Attributes:
     per_block: score of every block that may be chosen.
@@ -222,21 +227,26 @@ class Fixed:
 
   per_block: dict[int, float]
 
-  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
-    del removed
+  def __call__(
+    self,
+    removed: Trial,
+    candidates: Sequence[int],
+    on_images: OnImages | None = None,
+  ) -> Scores:
+    del removed, on_images
     return Scores({block: self.per_block[block] for block in candidates})
 
 
 def blind_scores(
   criterion: str, candidates: Sequence[int], layers: Sequence[int], seed: int
 ) -> Fixed:
-  """Scores of the criteria that look at no image.
+  """Scores of the criteria that use no images.
 
   Args:
     criterion: `random`, `first`, `last` or `given`.
     candidates: blocks with attention.
     layers: the list of `given`, in its order.
-    seed: of `random`.
+    seed: for `random`.
   """
   if criterion == 'random':
     order = np.random.default_rng(seed).permutation(len(candidates))
@@ -255,15 +265,15 @@ def blind_scores(
 def layer_scores(
   criterion: str, model: Model, images: ImageSet, memory_gib: float | None
 ) -> Fixed:
-  """Scores of each attention by itself, in the model as it is.
+  """Scores of each attention layer by itself, in the unmodified model.
 
   Args:
-    criterion: `cosine`: one minus the mean cosine of x and x + attn; or
-      `affine`: the share of the attention's variance that no affine map of
-      its input explains.
-    model: what is searched.
+    criterion: `cosine`: one minus the mean cosine similarity of x and
+      x + attn(x); or `affine`: the share of the attention output's variance
+      that no affine map of its input explains.
+    model: the model to search.
     images: see `images.read_images`.
-    memory_gib: activations held at a time, per device.
+    memory_gib: memory for activations per device.
   """
   if criterion == 'affine':
     return Fixed(affine_score.affine_residual(model, images, memory_gib))
@@ -272,10 +282,14 @@ def layer_scores(
 
 
 def check_criterion(criterion: str) -> tuple[str, str]:
-  """Splits `exhaustive:loss_increase`; the score is the criterion otherwise.
+  """Splits `exhaustive:loss_increase` into the search and its score.
+
+  Returns:
+    The criterion's name and its score, which are the same but for
+    `exhaustive`, whose score is `transfer_entropy` by default.
 
   Raises:
-    UsageError: not known.
+    UsageError: an unknown name.
   """
   name, _, score = criterion.partition(':')
   if name == 'probe':
@@ -297,19 +311,3 @@ def check_criterion(criterion: str) -> tuple[str, str]:
       'exhaustive:transfer_entropy or exhaustive:loss_increase'
     )
   return name, score
-
-
-def all_sets(candidates: Sequence[int], number: int) -> list[Trial]:
-  """Every set of `number` candidates, in lexicographic order.
-
-  Raises:
-    UsageError: too many.
-  """
-  count = math.comb(len(candidates), number)
-  if count > MOST_SETS:
-    raise UsageError(
-      f'select.criterion=exhaustive: {number} of {len(candidates)} layers are '
-      f'{count} sets, more than {MOST_SETS}; choose fewer layers or another '
-      'criterion'
-    )
-  return list(itertools.combinations(sorted(candidates), number))

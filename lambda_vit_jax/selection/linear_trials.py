@@ -20,6 +20,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.criteria import Criterion, Scores
+from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 from lambda_vit_jax.training_free.linear_maps import fit_trials
 
@@ -54,13 +55,18 @@ class LinearTrials:
     self._images = images
     self._memory_gib = memory_gib
 
-  def __call__(self, removed: Trial, candidates: Sequence[int]) -> Scores:
+  def __call__(
+    self,
+    removed: Trial,
+    candidates: Sequence[int],
+    on_images: OnImages | None = None,
+  ) -> Scores:
     """Scores each candidate, with maps for `removed` in place."""
     maps, evaluated = fit_trials(
       self._model, self._images, removed, candidates, self._memory_gib
     )
     self._runner.use_maps(maps)
-    scores = self._measured(removed, candidates)
+    scores = self._measured(removed, candidates, on_images)
     return dataclasses.replace(
       scores, block_evaluations=scores.block_evaluations + evaluated
     )

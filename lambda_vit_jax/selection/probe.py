@@ -1,9 +1,9 @@
-"""`criterion=probe`: sets of layers chosen by what they are worth afterwards.
+"""`criterion=probe`: choose among sets of layers by short training runs.
 
-Every static criterion proposes its set; short dilutions rate them, with
-successive halving (`lambda_vit_jax.selection.short_dilution`), by the loss on held-out images.
-It costs some thousand training steps where the static criteria cost a few
-forward passes.
+Each static criterion proposes its set of layers. Short dilutions of these
+sets, in successive halving (`short_dilution`), rank them by the loss on
+held-out images. This costs some thousand training steps, where a static
+criterion costs a few forward passes.
 """
 
 import dataclasses
@@ -13,56 +13,76 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis.images import Batches
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import nose
 from lambda_vit_jax.selection.budget import resolve_num_layers
-from lambda_vit_jax.selection.nose import Batches
+from lambda_vit_jax.selection.nose import select
+from lambda_vit_jax.selection.options import SearchOptions
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.short_dilution import (
-  Rung,
   ShortDilution,
   successive_halving,
 )
 from lambda_vit_jax.selection.trials import Trial
 
 PROPOSERS: Mapping[str, Mapping[str, Any]] = {
-  'transfer_entropy': {},
-  'transfer_entropy, absolute': {'sign': 'absolute'},
-  'transfer_entropy of features': {'target': 'features'},
-  'loss_increase': {},
-  'cosine': {},
-  'affine': {},
-  'first': {},
-  'last': {},
+  'transfer_entropy': {'criterion': 'transfer_entropy'},
+  'transfer_entropy, absolute': {
+    'criterion': 'transfer_entropy',
+    'sign': 'absolute',
+  },
+  'transfer_entropy of features': {
+    'criterion': 'transfer_entropy',
+    'target': 'features',
+  },
+  'loss_increase': {'criterion': 'loss_increase'},
+  'cosine': {'criterion': 'cosine'},
+  'affine': {'criterion': 'affine'},
+  'first': {'criterion': 'first'},
+  'last': {'criterion': 'last'},
 }
-"""Name of a proposal to the options of `selection.select`."""
+"""Name of each proposal, and the `SearchOptions` that it sets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeOptions:
+  """How the probe searches.
+
+  Attributes:
+    steps: training steps of the first rung; each further rung doubles them.
+    search: budget, memory and seed of the proposing searches; their criteria,
+      targets and signs are those of `PROPOSERS`.
+  """
+
+  steps: int
+  search: SearchOptions
 
 
 def proposals(
-  model: Model, batches: Batches, num_layers: int, **options: Any
+  model: Model,
+  batches: Batches,
+  options: SearchOptions,
+  mesh: Mesh | None = None,
+  warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Trial]:
-  """The set that each static criterion would remove.
+  """The set of layers that each static criterion would remove.
 
   Args:
-    model: see `selection.select`. Of one without classes `loss_increase` has
-      nothing to say.
+    model: see `nose.select`. `loss_increase` is left out for a model without
+      classes.
     batches: with labels, read once per criterion: a list, not an iterator.
-    num_layers: of every set.
-    **options: of every search (`memory_gib`, `mesh`, `seed`, `warn`).
+    options: budget, memory and seed of every search.
+    mesh: see `nose.select`.
+    warn: takes one line.
   """
   found = {}
   for name, own in PROPOSERS.items():
     if name == 'loss_increase' and not model.num_classes:
       continue
-    found[name] = nose.select(
-      model,
-      batches,
-      criterion=name.split(',')[0].split(' ')[0],
-      num_layers=num_layers,
-      resamples=0,
-      **options,
-      **own,
-    ).removed
+    search = dataclasses.replace(options, resamples=0, **own)
+    found[name] = select(model, batches, search, mesh=mesh, warn=warn).removed
   return found
 
 
@@ -70,58 +90,63 @@ def select_by_probe(
   model: Model,
   batches: Batches,
   short: ShortDilution,
+  options: ProbeOptions,
   *,
-  steps: int,
-  num_layers: int | None = None,
-  removal_ratio: float | None = None,
-  target_speedup: float | None = None,
   done: Mapping[tuple[Trial, int], float] | None = None,
   on_score: Callable[[Trial, int, float], None] = lambda *_: None,
-  on_rung: Callable[[Rung], None] = lambda rung: None,
-  **options: Any,
+  mesh: Mesh | None = None,
+  warn: Callable[[str], None] = warnings.warn,
 ) -> Selection:
-  """The proposed set whose short dilution leaves the least held-out loss.
+  """The proposed set whose short dilution ends with the least held-out loss.
 
   Args:
-    model: the shared start; of a network that segments its backbone.
+    model: the model to search: the start of `short`, or the backbone of one
+      that segments.
     batches: held-out images with labels, for the proposals.
     short: trains and scores; its test batches are held-out images too.
-    steps: of the first rung; every further one has twice as many.
-    num_layers: budget, see `selection.select`; so are the next two.
-    removal_ratio: see there.
-    target_speedup: see there.
-    done: losses by set and steps that an interrupted search has got already.
-    on_score: called after every short dilution.
-    on_rung: called after every rung.
-    **options: see `proposals`.
+    options: number of steps, and the budget.
+    done: losses by set and steps, from an interrupted search.
+    on_score: called after every short dilution with set, steps and loss.
+    mesh: devices that share the images of the proposing searches.
+    warn: takes one line.
 
   Returns:
-    A `Selection` whose `set_scores` hold each set's loss on the longest rung
-    that it reached, and which has no rounds.
+    A `Selection` without rounds, whose `set_scores` hold each set's loss on
+    the longest rung that it reached.
   """
-  number = resolve_num_layers(model, num_layers, removal_ratio, target_speedup)
-  sets = proposals(model, batches, number, **options)
+  search = options.search
+  number = resolve_num_layers(
+    model, search.num_layers, search.removal_ratio, search.target_speedup
+  )
+  search = dataclasses.replace(
+    search, num_layers=number, removal_ratio=None, target_speedup=None
+  )
+  sets = proposals(model, batches, search, mesh, warn)
   known = dict(done or {})
 
-  def loss(layers: Trial, length: int) -> float:
-    if (layers, length) not in known:
-      trained = short.train(layers, length)
-      found = short.score(layers, trained)['loss']
+  def loss(layers: Trial, steps: int) -> float:
+    if (layers, steps) not in known:
+      found = short.score(layers, short.train(layers, steps))['loss']
       if not math.isfinite(found):
-        # The last in every ranking, and a number that JSON has.
-        text = f'the short dilution of {list(layers)} diverged'
-        options.get('warn', warnings.warn)(text)
+        warn(f'the short dilution of {list(layers)} diverged')
+        # Ranks last, and JSON can hold it.
         found = sys.float_info.max
-      known[layers, length] = found
-      on_score(layers, length, known[layers, length])
-    return known[layers, length]
+      known[layers, steps] = found
+      on_score(layers, steps, found)
+    return known[layers, steps]
 
-  rungs = successive_halving(sets.values(), loss, steps, on_rung)
+  rungs = successive_halving(sets.values(), loss, options.steps)
   best = rungs[-1].ranking[0]
   scores: dict[Trial, float] = {}
   for rung in rungs:
     scores |= rung.scores
-  start = Selection(
-    'probe', 'loss', 'signed', short.num_test_images, base_entropy=None
+  return Selection(
+    'probe',
+    'loss',
+    'signed',
+    short.num_test_images,
+    base_entropy=None,
+    order=best,
+    removed=best,
+    set_scores=scores,
   )
-  return dataclasses.replace(start, order=best, removed=best, set_scores=scores)

@@ -114,6 +114,25 @@ class Selection(Shown):
   block_evaluations: int = 0
   trial: str = 'skip'
 
+  def with_round(
+    self,
+    row: Round,
+    base_entropy: float | None = None,
+    block_evaluations: int = 0,
+  ) -> 'Selection':
+    """Adds a finished round; the base entropy is that of the first one."""
+    order = (*self.order, row.chosen)
+    return dataclasses.replace(
+      self,
+      base_entropy=(
+        base_entropy if self.base_entropy is None else self.base_entropy
+      ),
+      order=order,
+      removed=tuple(sorted(order)),
+      rounds=(*self.rounds, row),
+      block_evaluations=self.block_evaluations + block_evaluations,
+    )
+
   @property
   def agreement(self) -> float | None:
     """Share of resamples that choose alike in every round; None if unknown."""

@@ -12,7 +12,7 @@ from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import quantize
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection import linear_trials
-from lambda_vit_jax.selection.nose import choose, nose, select
+from lambda_vit_jax.selection.nose import choose, nose
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import linear_maps
@@ -116,7 +116,7 @@ def test_scores_of_the_loss(tiny_variant):
   model = make_model(tiny_variant)
   dense = loss_of(model)
   order, rounds = plain_search(model, 2, lambda trial: loss_of(trial) - dense)
-  found = select(
+  found = nose(
     model, LABELLED, criterion='loss_increase', num_layers=2, **OPTIONS
   )
   # A mean of 130 losses of float32 logits.
@@ -167,22 +167,22 @@ def test_goes_on_where_it_was_interrupted(tiny_variant):
   model = make_model(tiny_variant)
   options = OPTIONS | {'num_layers': 2, 'resamples': 50}
   states = []
-  whole = select(model, [IMAGES], on_round=states.append, **options)
+  whole = nose(model, [IMAGES], on_round=states.append, **options)
   read = Selection.from_json(json.loads(json.dumps(states[0].to_json())))
   assert read == states[0]
-  resumed = select(model, [IMAGES], resume=read, **options)
+  resumed = nose(model, [IMAGES], resume=read, **options)
   assert resumed.order == whole.order
   assert resumed.rounds[1].scores == pytest.approx(
     whole.rounds[1].scores, abs=NATS_PER_CHANNEL * CHANNELS
   )
   assert 0.0 <= whole.agreement <= 1.0
   with pytest.raises(UsageError, match="had trial='linear', this one"):
-    select(model, [IMAGES], resume=read, **(options | {'trial': 'skip'}))
+    nose(model, [IMAGES], resume=read, **(options | {'trial': 'skip'}))
 
 
 def test_a_file_without_the_field_is_of_skip(tiny_variant):
   model = make_model(tiny_variant)
-  found = select(model, None, criterion='last', num_layers=2)
+  found = nose(model, None, criterion='last', num_layers=2)
   fields = found.to_json()
   assert fields['trial'] == 'skip'
   del fields['trial']
@@ -231,7 +231,7 @@ def test_a_round_costs_no_more_blocks_than_it_must(tiny_variant):
 def test_criteria_without_linear_trials(tiny_variant, criterion):
   model = make_model(tiny_variant)
   with pytest.raises(UsageError, match='trial=linear needs') as caught:
-    select(model, [IMAGES], criterion=criterion, num_layers=1, trial='linear')
+    nose(model, [IMAGES], criterion=criterion, num_layers=1, trial='linear')
   assert '\n' not in str(caught.value)
 
 

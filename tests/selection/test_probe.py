@@ -17,10 +17,11 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.selection import probe as probe_lib
-from lambda_vit_jax.selection import short_dilution
+from lambda_vit_jax.selection import probe, short_dilution
+from lambda_vit_jax.selection.options import SearchOptions
 
 SETTINGS = digits.get_config().dilute.to_dict()
+ONE_LAYER = probe.ProbeOptions(2, SearchOptions(num_layers=1))
 
 
 @pytest.fixture(scope='module')
@@ -210,16 +211,15 @@ def test_halving_of_nothing():
 def test_the_search_takes_the_proposal_that_ends_best(model, short):
   held = batches(16, 7, mask=np.ones(8, bool))
   tried = {}
-  found = probe_lib.select_by_probe(
+  found = probe.select_by_probe(
     model,
     held,
     short,
-    steps=2,
-    num_layers=1,
+    ONE_LAYER,
     on_score=lambda layers, steps, loss: tried.update({(layers, steps): loss}),
   )
   sets = {layers for layers, _ in tried}
-  assert sets == set(probe_lib.proposals(model, held, 1).values())
+  assert sets == set(probe.proposals(model, held, ONE_LAYER.search).values())
   longest = max(steps for _, steps in tried)
   last = {
     layers: loss for (layers, steps), loss in tried.items() if steps == longest
@@ -231,27 +231,26 @@ def test_the_search_takes_the_proposal_that_ends_best(model, short):
   def never(*_):
     raise AssertionError('an interrupted search trains nothing again')
 
-  again = probe_lib.select_by_probe(
-    model, held, short, steps=2, num_layers=1, done=tried, on_score=never
+  again = probe.select_by_probe(
+    model, held, short, ONE_LAYER, done=tried, on_score=never
   )
   assert again == found
 
 
 def test_a_dilution_that_diverges_is_the_worst(model, short, monkeypatch):
   held = batches(16, 7, mask=np.ones(8, bool))
-  sets = sorted(set(probe_lib.proposals(model, held, 1).values()))
+  sets = sorted(set(probe.proposals(model, held, ONE_LAYER.search).values()))
   losses = dict.fromkeys(sets, 1.0) | {sets[0]: math.nan}
   monkeypatch.setattr(short, 'train', lambda layers, steps: layers)
   monkeypatch.setattr(
     short, 'score', lambda layers, trained: {'loss': losses[layers]}
   )
   scores, said = {}, []
-  found = probe_lib.select_by_probe(
+  found = probe.select_by_probe(
     model,
     held,
     short,
-    steps=2,
-    num_layers=1,
+    ONE_LAYER,
     on_score=lambda layers, steps, loss: scores.update({str(layers): loss}),
     warn=said.append,
   )

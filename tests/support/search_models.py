@@ -1,4 +1,4 @@
-"""Small random networks for the tests of the search."""
+"""Small random networks and images for the tests of the search."""
 
 import dataclasses
 
@@ -49,3 +49,12 @@ def batches_of(images, size=32):
 
 def mesh_of(devices):
   return Mesh(np.asarray(jax.devices()[:devices]), ('data',))
+
+
+def labelled_batches(images, size=50, seed=1):
+  """Batches of images with random labels of ten classes."""
+  labels = np.random.default_rng(seed).integers(0, 10, len(images))
+  return [
+    {'image': images[i : i + size], 'label': labels[i : i + size]}
+    for i in range(0, len(images), size)
+  ]

@@ -20,6 +20,8 @@ from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.selection import budget, criteria, nose
+from lambda_vit_jax.selection.options import Progress, SearchOptions
+from lambda_vit_jax.selection.record import Selection
 
 
 def select(run: Run) -> None:
@@ -47,7 +49,7 @@ def select(run: Run) -> None:
 
 
 def _budget(settings: Select, dense: Model) -> dict[str, Any]:
-  """Returns the budget as an argument of `nose.select`."""
+  """Returns the budget as an options of `nose.select`."""
   speedup = settings.target_speedup
   if speedup is not None and settings.criterion != 'given':
     # Of the whole network: a search does not see a decoder.
@@ -61,21 +63,19 @@ def _search(
   model: Model,
   batches: Iterable[dict[str, np.ndarray]],
   size: Mapping[str, Any],
-) -> nose.Selection:
+) -> Selection:
   """Runs NOSE or a static criterion; resumes after the last finished round."""
   settings = run.settings.select
   found = run.read_json(stage_table.PARTIAL_SELECTION)
-  begun = None if found is None else nose.Selection.from_json(found)
+  begun = None if found is None else Selection.from_json(found)
   with run.reporter.bar('select', 100) as bar:
 
-    def show(state: nose.Progress) -> None:
+    def show(state: Progress) -> None:
       share = state.images_done / max(state.images, 1)
       rounds = (state.round_index + share) / max(state.num_rounds, 1)
       bar.update(round(100 * rounds), f'% {state.candidates} candidates left')
 
-    return nose.select(
-      model,
-      batches,
+    options = SearchOptions(
       criterion=settings.criterion,
       target=settings.target,
       sign=settings.sign,
@@ -83,6 +83,12 @@ def _search(
       layers=settings.layers,
       memory_gib=memory_gib(run),
       seed=run.settings.seed,
+      **size,
+    )
+    return nose.select(
+      model,
+      batches,
+      options,
       mesh=run.mesh,
       resume=begun,
       on_round=lambda found: run.write_json(
@@ -90,7 +96,6 @@ def _search(
       ),
       on_progress=show,
       warn=run.reporter.warn,
-      **size,
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection.probe import select_by_probe
+from lambda_vit_jax.selection.options import SearchOptions
+from lambda_vit_jax.selection.probe import ProbeOptions, select_by_probe
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.short_dilution import ShortDilution
 from lambda_vit_jax.selection.trials import Trial
@@ -53,14 +54,14 @@ def search(
     task.searched(model),
     [task.for_search(run.settings, batch) for batch in batches],
     short,
-    steps=run.settings.select.probe_steps,
+    ProbeOptions(
+      run.settings.select.probe_steps,
+      SearchOptions(memory_gib=memory_gib, seed=run.settings.seed, **size),
+    ),
     done={_parse(key): loss for key, loss in done.items()},
     on_score=keep,
-    memory_gib=memory_gib,
     mesh=run.mesh,
-    seed=run.settings.seed,
     warn=run.reporter.warn,
-    **size,
   )
 
 

@@ -1,0 +1,65 @@
+"""Exhaustive search: score every set of layers, where there are few enough."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.selection.criteria import TrialCriterion
+from lambda_vit_jax.selection.options import OnProgress, Sign, round_listener
+from lambda_vit_jax.selection.record import Selection
+from lambda_vit_jax.selection.trials import Trial
+
+MOST_SETS = 2000
+
+
+def all_sets(candidates: Sequence[int], num_layers: int) -> list[Trial]:
+  """Every set of `num_layers` candidates, in lexicographic order.
+
+  Raises:
+    UsageError: more than `MOST_SETS`.
+  """
+  count = math.comb(len(candidates), num_layers)
+  if count > MOST_SETS:
+    raise UsageError(
+      f'select.criterion=exhaustive: {num_layers} of {len(candidates)} layers '
+      f'are {count} sets, more than {MOST_SETS}; choose fewer layers or '
+      'another criterion'
+    )
+  return list(itertools.combinations(sorted(candidates), num_layers))
+
+
+def exhaustive_search(
+  criterion: TrialCriterion,
+  start: Selection,
+  candidates: Sequence[int],
+  num_layers: int,
+  *,
+  sign: Sign = 'signed',
+  on_progress: OnProgress | None = None,
+) -> Selection:
+  """The set of least score, the first in lexicographic order on a tie.
+
+  Args:
+    criterion: scores sets of layers.
+    start: a selection without layers.
+    candidates: blocks that may be chosen.
+    num_layers: size of every set.
+    sign: `signed` takes the least score, `absolute` the least magnitude.
+    on_progress: called during the one pass over the images.
+  """
+  listener = round_listener(on_progress, 0, num_layers, len(candidates))
+  scores = criterion.score_sets(all_sets(candidates, num_layers), listener)
+  size = abs if sign == 'absolute' else float
+  best = min(
+    scores.values, key=lambda blocks: (size(scores.values[blocks]), blocks)
+  )
+  return dataclasses.replace(
+    start,
+    base_entropy=scores.base_entropy,
+    order=best,
+    removed=best,
+    set_scores=scores.values,
+    block_evaluations=scores.block_evaluations,
+  )
