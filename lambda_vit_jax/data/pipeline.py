@@ -40,7 +40,8 @@ class Loading:
     process_count: processes that share each batch.
     workers: processes that decode; 0 decodes in threads of this process.
     prefetch: batches made ahead, at least 1. Memory is bounded by about
-      `prefetch + 1` local batches, plus three chunks per worker.
+      `prefetch + 1` local batches, plus three chunks per worker; four per
+      worker if there are more workers than chunks in `prefetch` batches.
     skip_undecodable: leaves broken images out, with a warning that names
       them. Training takes the next image, evaluation masks the row.
 
@@ -197,17 +198,15 @@ def _run(
   ahead = loading.prefetch * chunks_per_batch
   if loading.workers:
     # Grain reads absl's global flags here; the caller must have parsed them,
-    # as `cli/workdir.py` does.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    # as `cli/workdir.py` does. It buffers twice, in the worker and in a thread
+    # of this process, and holds one more chunk before either buffer.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    workers = loading.workers
+    buffer_size = max(1, (ahead + workers) // (2 * workers))
     dataset = (
       numbers.map(reader)
       .to_iter_dataset(options)
-      .mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=loading.workers,
-          per_worker_buffer_size=max(1, math.ceil(ahead / loading.workers)),
-        )
-      )
+      .mp_prefetch(grain.MultiprocessingOptions(workers, buffer_size))
     )
   else:
     options = grain.ReadOptions(

@@ -1,12 +1,17 @@
 """Batches: one order for any process count, restart, thread or worker."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import logging
+import multiprocessing
 import os
+import pathlib
 import re
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -364,22 +369,58 @@ class LoggingSource:
     return f'image {index}'
 
 
-def test_few_batches_are_in_memory_of_workers(tmp_path):
+def _all_sleep():
+  """Whether all threads of this process and its workers sleep, but this one."""
+  processes = (os.getpid(), *(c.pid for c in multiprocessing.active_children()))
+  for process in processes:
+    for thread in pathlib.Path(f'/proc/{process}/task').iterdir():
+      # `ID (NAME) STATE ...`; a thread may end in the meantime.
+      with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        state = (thread / 'stat').read_text().rpartition(')')[2].split()[0]
+        if state != 'S' and thread.name != str(threading.get_native_id()):
+          return False
+  return True
+
+
+def _read_to_the_end(descriptor):
+  """How many images are read until all workers wait for the consumer."""
+  read, quiet = 0, 0
+  while quiet < 100:
+    found = 0
+    with contextlib.suppress(BlockingIOError):
+      found = len(os.read(descriptor, 4096))
+    read += found
+    quiet = quiet + 1 if _all_sleep() and not found else 0
+    time.sleep(0.001)
+  return read
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='thread states from /proc')
+@pytest.mark.parametrize(
+  'workers, prefetch, ahead',
+  [
+    (2, 2, 2 + 2 * 3),
+    (2, 5, 5 + 2 * 3),
+    (1, 4, 4 + 3),
+    # More workers than batches ahead.
+    (3, 1, 3 * 4),
+  ],
+)
+def test_few_batches_are_in_memory_of_workers(
+  tmp_path, workers, prefetch, ahead
+):
   pipe = tmp_path / 'reads'
   os.mkfifo(pipe)
-  descriptor = os.open(pipe, os.O_RDWR)
+  descriptor = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
   source = LoggingSource(str(pipe))
-  loading = Loading(8, workers=2, prefetch=2)
+  loading = Loading(8, workers=workers, prefetch=prefetch)
   batches = train_batches(source, np.arange(23), GREY, NONE, loading, 0)
   read = 0
-  for taken in range(1, 9):
+  for taken in range(1, 6):
     next(batches)
-    # Waits until the next batch is being read; what ran further shows below.
-    while read < 8 * taken + 1:
-      read += len(os.read(descriptor, 4096))
-    # What was handed out, two batches ahead, and per worker one that waits to
-    # be sent, one that its thread has ready, and one being made.
-    assert read <= 8 * (taken + 2 + 2 * 3)
+    read += _read_to_the_end(descriptor)
+    # A batch is one chunk here.
+    assert 8 * (taken + prefetch) <= read <= 8 * (taken + ahead)
   batches.close()
   os.close(descriptor)
 
