@@ -134,18 +134,7 @@ def select(
   on_progress: OnProgress | None = None,
   warn: Callable[[str], None] = _warn,
 ) -> Selection:
-  """Chooses attention layers to remove, by any criterion.
-
-  Args:
-    model: blocks without attention are not candidates.
-    batches: normalised images in any form that `images.read_images` takes;
-      None will do for criteria that use no images.
-    options: criterion, budget and the rest.
-    mesh: devices that share the images.
-    resume: an interrupted search, as last passed to `on_round`.
-    on_round: called after every round with the selection so far.
-    on_progress: called within rounds.
-    warn: takes one line; a Python warning by default.
+  """`nose` with its options as one object; see there for the arguments.
 
   Raises:
     UsageError: an unknown name, an impossible budget, linear trials with a
@@ -159,14 +148,7 @@ def select(
   name, score = criteria.check_criterion(options.criterion)
   check_names(options.target, options.sign)
   linear_trials.check_trial(options.trial, options.criterion)
-  num_layers = check_budget(
-    model,
-    name,
-    options.layers,
-    num_layers=options.num_layers,
-    removal_ratio=options.removal_ratio,
-    target_speedup=options.target_speedup,
-  )
+  num_layers = check_budget(model, name, options.layers, **options.budget)
   candidates = options.layers if name == 'given' else with_attention(model)
   if name == 'exhaustive':
     options = dataclasses.replace(options, resamples=0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from lambda_vit_jax.selection.record import Selection
 
@@ -13,30 +13,7 @@ NUM_RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-  """What to search for; the fields are the config keys `select.*`.
-
-  At most one of `num_layers`, `removal_ratio` and `target_speedup` is given;
-  without any, five layers are removed.
-
-  Attributes:
-    criterion: one of `criteria.CRITERIA`. `exhaustive` may name its score:
-      `exhaustive:loss_increase`.
-    target: `logits` or `features`, for `transfer_entropy`.
-    sign: `signed` removes the layer of least transfer entropy, `absolute` of
-      least magnitude.
-    trial: what replaces a candidate's attention while it is scored by a
-      criterion of `criteria.MEASURED`: `skip` leaves it out, `linear` fits an
-      affine map for it (`linear_trials`).
-    num_layers: layers to remove.
-    removal_ratio: layers to remove as a share of the blocks, in [0, 1).
-    target_speedup: ratio of multiply-accumulates to reach, at least 1.
-    layers: blocks to remove with `criterion='given'`, in this order. Their
-      number is the budget.
-    memory_gib: memory for activations per device; by default a share of what
-      the device has.
-    seed: for `random` and the bootstrap.
-    resamples: bootstrap resamples, 0 for none.
-  """
+  """What to search for: keywords of `nose.nose`, config keys `select.*`."""
 
   criterion: str = 'transfer_entropy'
   target: str = 'logits'
@@ -49,6 +26,12 @@ class SearchOptions:
   memory_gib: float | None = None
   seed: int = 0
   resamples: int = NUM_RESAMPLES
+
+  @property
+  def budget(self) -> dict[str, Any]:
+    """The arguments of `budget.resolve_num_layers`."""
+    names = ('num_layers', 'removal_ratio', 'target_speedup')
+    return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +60,9 @@ OnImages = Callable[[int, int], None]
 
 
 def round_listener(
-  on_progress: OnProgress | None,
-  round_index: int,
-  num_rounds: int,
-  candidates: int,
+  on_progress: OnProgress | None, *counts: int
 ) -> OnImages | None:
-  """Adds the round to the counts of images that a criterion reports."""
+  """Adds the first three counts of `Progress` to those of images."""
   if on_progress is None:
     return None
-
-  def listen(images_done: int, images: int) -> None:
-    on_progress(
-      Progress(round_index, num_rounds, candidates, images_done, images)
-    )
-
-  return listen
+  return lambda *images: on_progress(Progress(*counts, *images))

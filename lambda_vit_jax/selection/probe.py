@@ -115,9 +115,7 @@ def select_by_probe(
     the longest rung that it reached.
   """
   search = options.search
-  number = resolve_num_layers(
-    model, search.num_layers, search.removal_ratio, search.target_speedup
-  )
+  number = resolve_num_layers(model, **search.budget)
   search = dataclasses.replace(
     search, num_layers=number, removal_ratio=None, target_speedup=None
   )

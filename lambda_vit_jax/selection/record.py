@@ -1,4 +1,4 @@
-"""`Selection`: what a search found, and what `selection.json` holds."""
+"""`Selection`: the result of a search, and the content of `selection.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.tables import Shown, Table
+
+# Rows of the table of a search over sets of layers.
+_MOST_SETS_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Round:
     chosen: the block that was removed.
     seconds: wall time.
     intervals: 95% interval per candidate, from the bootstrap; may be empty.
-    indistinguishable: candidates that cannot be told from the chosen one.
-    suggested_images: images that would tell them; None where unknown or more
-      than ten million.
+    indistinguishable: candidates whose score is not significantly different
+      from the chosen one's.
+    suggested_images: images that would separate them; None where unknown or
+      more than ten million.
     dead_channels: channels of the target left out of this round's entropies.
-    agreeing: resamples that choose alike, as the hexadecimal form of packed
-      bits, so that a resumed search can count those that agree throughout.
+    agreeing: resamples that choose the same block, as packed bits in
+      hexadecimal, so that a resumed search can count those that agree in all
+      rounds.
   """
 
   scores: dict[int, float]
@@ -44,13 +49,11 @@ class Round:
     return self.scores
 
   def to_json(self) -> dict[str, Any]:
-    """A plain dict, as in `selection.json`; keys of blocks are texts."""
-    fields = dataclasses.asdict(self)
-    for name in ('scores', 'intervals'):
-      fields[name] = {
-        str(block): value for block, value in fields[name].items()
-      }
-    return _listed(fields)
+    """A plain dict, as in `selection.json`; blocks as keys are strings."""
+    return _listed(self) | {
+      name: {str(block): value for block, value in getattr(self, name).items()}
+      for name in ('scores', 'intervals')
+    }
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'Round':
@@ -70,33 +73,33 @@ class Round:
     )
 
 
-def _listed(fields: dict[str, Any]) -> dict[str, Any]:
-  """Tuples as lists, which is what they are when read back."""
+def _listed(record: Any) -> dict[str, Any]:
+  """The fields, with tuples as the lists that JSON returns for them."""
   return {
     name: list(value) if isinstance(value, tuple) else value
-    for name, value in fields.items()
+    for name, value in vars(record).items()
   }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Selection(Shown):
-  """The layers to remove, and why (METHOD, section 4).
+  """The layers to remove, and the scores behind the choice.
 
   Attributes:
     criterion: `transfer_entropy`, or another name of the config's
       `select.criterion`.
     target: `logits` or `features`.
     sign: `signed` or `absolute`.
-    num_samples: images behind the scores, 0 where none were looked at.
-    base_entropy: H of the target of the model as it is, in nats, or None.
-    order: blocks as they were chosen.
+    num_samples: images that the scores were measured on, 0 for none.
+    base_entropy: entropy of the unmodified model's target in nats, or None.
+    order: blocks in the order in which they were chosen.
     removed: the same, ascending.
-    rounds: one per block of `order` (none for `exhaustive`).
-    set_scores: score per set of blocks, for `exhaustive` only.
-    resamples: of the bootstrap, 0 for none.
+    rounds: one per block of `order`; none for `exhaustive` and `probe`.
+    set_scores: score per set of blocks, for `exhaustive` and `probe` only.
+    resamples: bootstrap resamples, 0 for none.
     block_evaluations: blocks run per image.
-    trial: what a trial puts in place of a candidate's attention: `skip`
-      nothing, `linear` an affine map that is fitted for it.
+    trial: what replaced a candidate's attention while it was scored: nothing
+      (`skip`) or an affine map fitted for it (`linear`).
   """
 
   criterion: str
@@ -135,7 +138,7 @@ class Selection(Shown):
 
   @property
   def agreement(self) -> float | None:
-    """Share of resamples that choose alike in every round; None if unknown."""
+    """Share of resamples with the same choice in every round, if known."""
     if not self.rounds or not all(row.agreeing for row in self.rounds):
       return None
     bits = [
@@ -145,29 +148,19 @@ class Selection(Shown):
     return float(np.all(bits, axis=0)[: self.resamples].mean())
 
   def to_json(self) -> dict[str, Any]:
-    """The content of `selection.json` (METHOD, section 7)."""
-    return {
-      'criterion': self.criterion,
-      'target': self.target,
-      'sign': self.sign,
-      'num_samples': self.num_samples,
-      'base_entropy': self.base_entropy,
-      'order': list(self.order),
-      'removed': list(self.removed),
+    """The content of `selection.json`; see docs/files.md."""
+    return _listed(self) | {
       'rounds': [row.to_json() for row in self.rounds],
       'set_scores': {
         ','.join(map(str, blocks)): value
         for blocks, value in self.set_scores.items()
       },
-      'resamples': self.resamples,
       'agreement': self.agreement,
-      'block_evaluations': self.block_evaluations,
-      'trial': self.trial,
     }
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'Selection':
-    """Inverse of `to_json`; fields beyond METHOD's may be missing.
+    """Inverse of `to_json`; fields that old versions lack may be missing.
 
     Raises:
       CheckpointError: not the content of a `selection.json`.
@@ -202,8 +195,29 @@ class Selection(Shown):
       ) from error
 
   def table(self) -> Table:
-    """One row per round."""
-    rows = []
+    """One row per round, or per set of layers: the best ones."""
+    agreement = self.agreement
+    captions = [f'{self.num_samples} images']
+    if self.trial != 'skip':
+      captions.append(f'{self.trial} trials')
+    if agreement is not None:
+      captions.append(
+        f'{agreement:.0%} of {self.resamples} resamples choose alike'
+      )
+    rows = self._set_rows() if self.set_scores else self._round_rows()
+    header = ['round', 'block', 'score', '95%', 'as good as', 'seconds']
+    if self.set_scores:
+      header = ['layers', 'score']
+      captions.append(f'{len(rows)} of {len(self.set_scores)} sets')
+    return Table(
+      title=f'{self.criterion} on {self.target}: removed {list(self.removed)}',
+      header=header,
+      rows=rows,
+      caption='; '.join(captions),
+    )
+
+  def _round_rows(self) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for index, row in enumerate(self.rounds):
       interval = row.intervals.get(row.chosen)
       rows.append(
@@ -216,19 +230,20 @@ class Selection(Shown):
           f'{row.seconds:.1f}',
         )
       )
-    agreement = self.agreement
-    return Table(
-      title=f'{self.criterion} on {self.target}: removed {list(self.removed)}',
-      header=('round', 'block', 'score', '95%', 'as good as', 'seconds'),
-      rows=rows,
-      caption=f'{self.num_samples} images'
-      + ('' if self.trial == 'skip' else f'; {self.trial} trials')
-      + (
-        f'; {agreement:.0%} of {self.resamples} resamples choose alike'
-        if agreement is not None
-        else ''
-      ),
+    return rows
+
+  def _set_rows(self) -> list[tuple[str, ...]]:
+    """The chosen set, and those of next least score."""
+    size = abs if self.sign == 'absolute' else float
+    scores = self.set_scores
+    # The losses of a probe are of rungs of different lengths.
+    ranking = sorted(
+      scores, key=lambda blocks: (blocks != self.removed, size(scores[blocks]))
     )
+    return [
+      (' '.join(map(str, blocks)), f'{scores[blocks]:.4g}')
+      for blocks in ranking[:_MOST_SETS_SHOWN]
+    ]
 
   def plot(self) -> Any:
     """Scores of every round over the blocks, as a matplotlib `Figure`."""
