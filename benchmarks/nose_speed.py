@@ -19,13 +19,12 @@ from collections.abc import Callable
 
 import common
 import numpy as np
+from plain_loop import plain_loop
 
 from lambda_vit_jax.analysis.images import ImageSet, read_images
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.runtime import startup
-from lambda_vit_jax.selection import criteria
-from lambda_vit_jax.selection.nose import choose
-from lambda_vit_jax.selection.plain_loop import plain_loop
+from lambda_vit_jax.selection.criteria import TrialCriterion, choose
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 VARIANT = 'deit_tiny_patch16_224'
@@ -64,7 +63,8 @@ def timm_round(images: ImageSet, micro_batch: int) -> Callable:
 
 def rounds_of(model: Model, images: ImageSet) -> list[list[Trial]]:
   """The variants of every round; the first round includes the base."""
-  scorer = criteria.TransferEntropy(TrialRunner(model, images), 0, 0)
+  runner = TrialRunner(model, images)
+  scorer = TrialCriterion('transfer_entropy', runner, 0, 0)
   removed: Trial = ()
   rounds = []
   for index in range(NUM_LAYERS):

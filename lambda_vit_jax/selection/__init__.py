@@ -1,1 +1,17 @@
-"""Which attention layers go: NOSE and the other criteria."""
+"""Choose the attention layers to remove: NOSE and other criteria.
+
+- `budget`: number of layers to remove, from a count, a ratio or a speedup
+- `options`: options of a search, and the progress that it reports
+- `record`: `Selection`, the result of a search
+- `trial_readout`: the last blocks of a trial, and the moments of its output
+- `trials`: evaluate all trials of a round in one pass over the blocks
+- `bootstrap`: confidence intervals of scores
+- `affine_score`: score layers by how well an affine map explains them
+- `criteria`: transfer entropy and the other scores
+- `linear_trials`: score layers by replacing them with affine maps
+- `exhaustive`: score every set of layers
+- `checks`: check the options, images and resumed state of a search
+- `nose`: greedy search, and the functions `nose` and `select`
+- `short_dilution`: rate sets of layers by short training runs
+- `probe`: choose among the criteria's sets by short dilutions
+"""

@@ -1,7 +1,7 @@
-"""How sure a choice is: bootstrap over shards of the images, in float64.
+"""Confidence intervals of scores: bootstrap over shards of the images.
 
-The moments of the target are kept per shard of the images. Resampling the
-shards gives as many pooled deviations as wanted, without another forward.
+The moments of the target are kept per shard of the images, so that resampling
+the shards takes no further forward pass. Everything is float64.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from lambda_vit_jax.analysis.moments import HostMoments
 # Two-sided 95% of a normal distribution.
 _NORMAL_95 = 1.959964
 
-# Suggesting more images than this is saying that the two are equal.
+# Candidates that need more images than this are as good as equal.
 _MOST_IMAGES = 10_000_000
 
 
@@ -24,8 +24,8 @@ def resample_weights(
 ) -> np.ndarray | None:
   """How often each resample draws each shard, `[resamples, shards]`.
 
-  The same in every round of a search, so that whole searches are resampled.
-  None where there are fewer than two shards or resamples.
+  They are the same in every round, so that whole searches are resampled. None
+  for fewer than two shards or resamples.
   """
   if shards < 2 or resamples < 2:
     return None
@@ -66,17 +66,17 @@ def resampled_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class Certainty:
-  """What the resamples of one round say.
+  """The certainty of one round's choice, estimated from resamples.
 
   Attributes:
     intervals: 95% interval per candidate: the score ± 1.96 standard errors
       of the resamples.
-    same_choice: `[resamples]` bool, whether a resample chooses alike.
-    indistinguishable: candidates whose distance to the chosen one is within
-      its own 95% interval of zero.
-    suggested_images: images that would tell every other candidate from the
-      chosen one, were the distances as estimated; None where that is more
-      than ten million.
+    same_choice: `[resamples]` bool, whether a resample chooses the same.
+    indistinguishable: candidates whose distance to the chosen one has a 95%
+      interval that contains zero.
+    suggested_images: images that would separate every other candidate from
+      the chosen one if the distances are as estimated; None for more than ten
+      million.
   """
 
   intervals: dict[int, tuple[float, float]]
@@ -98,32 +98,30 @@ def certainty(
     scores: one per candidate.
     resampled: `[resamples]` scores per candidate.
     chosen: the candidate with the least score.
-    num_images: images behind the scores.
+    num_images: images that the scores were measured on.
     absolute: whether the least absolute score was chosen.
   """
   blocks = sorted(scores)
   key = np.abs if absolute else np.asarray
-  table = np.stack([key(resampled[block]) for block in blocks])
-  choices = np.asarray(blocks)[table.argmin(axis=0)]
-  intervals, alike, needed = {}, [], []
-  for row, block in enumerate(blocks):
+  table = {block: key(resampled[block]) for block in blocks}
+  choices = np.asarray(blocks)[np.stack(list(table.values())).argmin(axis=0)]
+  intervals, alike, needed = {}, [], [2.0]
+  for block in blocks:
     error = _NORMAL_95 * resampled[block].std()
     intervals[block] = (scores[block] - error, scores[block] + error)
     if block == chosen:
       continue
     distance = float(key(scores[block]) - key(scores[chosen]))
-    spread = _NORMAL_95 * (table[row] - table[blocks.index(chosen)]).std()
+    spread = _NORMAL_95 * (table[block] - table[chosen]).std()
     if distance <= spread:
       alike.append(block)
     # Standard errors fall with the root of the number of images.
-    if distance > 0.0:
-      needed.append(num_images * (spread / distance) ** 2)
-    else:
-      needed.append(np.inf)
-  most = max(needed, default=0.0)
+    ratio = spread / distance if distance > 0.0 else np.inf
+    needed.append(num_images * ratio**2)
+  most = max(needed)
   return Certainty(
     intervals,
     choices == chosen,
     tuple(alike),
-    int(np.ceil(max(most, 2))) if most <= _MOST_IMAGES else None,
+    int(np.ceil(most)) if most <= _MOST_IMAGES else None,
   )

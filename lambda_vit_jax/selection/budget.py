@@ -1,4 +1,4 @@
-"""How many attention layers a search removes."""
+"""Number of attention layers to remove, from a count, a ratio or a speedup."""
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.edits import prune
@@ -13,15 +13,15 @@ def resolve_num_layers(
   removal_ratio: float | None = None,
   target_speedup: float | None = None,
 ) -> int:
-  """How many layers to remove, from exactly one kind of budget.
+  """Returns the number of layers to remove, from at most one kind of budget.
 
   Args:
-    model: what is pruned.
-    num_layers: the number itself; 5 where no budget is given.
-    removal_ratio: share of all blocks, those removed already included;
+    model: the model to prune.
+    num_layers: the number itself; 5 if no budget is given.
+    removal_ratio: share of all blocks, including those already removed;
       rounded.
-    target_speedup: the least number whose multiply-accumulates are that many
-      times fewer than the model's, at its image size.
+    target_speedup: ratio of the model's multiply-accumulates to those of the
+      pruned one, at its image size; the least number that reaches it.
 
   Raises:
     UsageError: more than one budget, or one that leaves no attention.
@@ -59,7 +59,6 @@ def resolve_num_layers(
 
 
 def _layers_for_speedup(model: Model, target: float) -> int:
-  """The least number of layers whose MACs reach the target."""
   if target < 1.0:
     raise UsageError(f'select.target_speedup={target}: at least 1')
   candidates = with_attention(model)

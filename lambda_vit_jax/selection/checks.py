@@ -1,4 +1,4 @@
-"""Check the names, budget and images of a search, and the one it resumes."""
+"""Check the options, images and resumed state of a search."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from lambda_vit_jax.selection import exhaustive
 from lambda_vit_jax.selection.budget import resolve_num_layers, with_attention
 from lambda_vit_jax.selection.record import Selection
 
-# With fewer images the choice is hardly better than a guess.
+# With fewer images the choice is hardly better than chance.
 FEW_IMAGES = 128
-# A variance needs two.
+# The least for a variance.
 _FEWEST_IMAGES = 2
 
 
@@ -38,12 +38,12 @@ def check_names(target: str, sign: str) -> None:
 def check_budget(
   model: Model, name: str, layers: Sequence[int], **budget: Any
 ) -> int:
-  """The number of layers that a search removes.
+  """Returns the number of layers that a search removes.
 
   Args:
     model: only its sizes are used, not its arrays.
     name: the criterion, without the score of `exhaustive`.
-    layers: the list of criterion `given`.
+    layers: blocks to remove with criterion `given`.
     **budget: see `budget.resolve_num_layers`.
 
   Raises:
@@ -77,7 +77,7 @@ def enough_images(
   mesh: Mesh | None,
   warn: Callable[[str], None],
 ) -> ImageSet:
-  """Reads the images of a search, and warns where there are few.
+  """Reads the images of a search, and warns if there are few.
 
   Raises:
     DataError: fewer than two, or not of the model's input shape.
@@ -104,14 +104,8 @@ def check_resumed(
   Raises:
     UsageError: a setting differs (it is named), or more layers are chosen.
   """
-  for name in (
-    'criterion',
-    'target',
-    'sign',
-    'trial',
-    'num_samples',
-    'resamples',
-  ):
+  names = 'criterion target sign trial num_samples resamples'
+  for name in names.split():
     old, new = getattr(resume, name), getattr(start, name)
     if old != new:
       raise UsageError(

@@ -1,12 +1,12 @@
 """Criteria: functions from the layers removed so far to a score per candidate.
 
-The search removes the candidate of least score. `TransferEntropy` is NOSE's.
+The search removes the candidate of least score (`choose`). NOSE's criterion is
+`transfer_entropy`.
 """
 
-import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,32 +16,18 @@ from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
-from lambda_vit_jax.selection.options import OnImages
+from lambda_vit_jax.selection.options import OnImages, Sign
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
-CRITERIA = (
-  'transfer_entropy',
-  'loss_increase',
-  'cosine',
-  'affine',
-  'random',
-  'first',
-  'last',
-  'given',
-  'exhaustive',
-)
-
-NEEDS_IMAGES = (
-  'transfer_entropy',
-  'loss_increase',
-  'cosine',
-  'affine',
-  'exhaustive',
-)
-
 MEASURED = ('transfer_entropy', 'loss_increase')
 """Criteria that run the network without the layers in question."""
+
+NEEDS_IMAGES = (*MEASURED, 'cosine', 'affine', 'exhaustive')
+
+CRITERIA = (*NEEDS_IMAGES, 'random', 'first', 'last', 'given')
+
+Candidate = TypeVar('Candidate', int, Trial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,23 +63,36 @@ class Criterion(Protocol):
     ...
 
 
-class TrialCriterion(abc.ABC):
-  """Scores sets of layers by running the model without them.
+def choose(
+  scores: Mapping[Candidate, float], sign: Sign = 'signed'
+) -> Candidate:
+  """The candidate with the least (absolute) score, the first on a tie."""
+  size = abs if sign == 'absolute' else float
+  return min(sorted(scores), key=lambda candidate: size(scores[candidate]))
+
+
+class TrialCriterion:
+  """A criterion of `MEASURED`: runs the model without the layers in question.
 
   Attributes:
     runner: runs the trials.
   """
 
-  def __init__(self, runner: TrialRunner, resamples: int, seed: int):
+  def __init__(
+    self, criterion: str, runner: TrialRunner, resamples: int, seed: int
+  ):
     """Measures nothing yet.
 
     Args:
-      runner: of the model and the images; its target is
-        `measured_target`'s.
+      criterion: one of `MEASURED`.
+      runner: of the model and the images, with the `measured_target`.
       resamples: bootstrap resamples, 0 for none.
       seed: for the bootstrap.
     """
     self.runner = runner
+    self._score = (
+      _loss_increase if criterion == 'loss_increase' else _transfer_entropy
+    )
     self._resamples = resamples
     self._seed = seed
     self._base: HostMoments | None = None
@@ -127,81 +126,64 @@ class TrialCriterion(abc.ABC):
     found = self.runner.evaluate(wanted, on_images)
     if self._base is None:
       self._base = found[()]
-    measured = {trial: found[trial] for trial in trials}
     kept = self._base.count > 0
     weights = bootstrap.resample_weights(
       int(kept.sum()), self._resamples, self._seed
     )
     scores = self._score(
       _shards(self._base, kept),
-      {trial: _shards(moments, kept) for trial, moments in measured.items()},
+      {trial: _shards(found[trial], kept) for trial in trials},
       weights,
     )
     return dataclasses.replace(
       scores, block_evaluations=self.runner.block_evaluations - before
     )
 
-  @abc.abstractmethod
-  def _score(
-    self,
-    base: HostMoments,
-    trials: dict[Trial, HostMoments],
-    weights: np.ndarray | None,
-  ) -> Scores:
-    """Scores from the moments per shard of the base and of every trial."""
-
 
 def _shards(moments: HostMoments, kept: np.ndarray) -> HostMoments:
   return HostMoments(moments.count[kept], moments.mean[kept], moments.m2[kept])
 
 
-class TransferEntropy(TrialCriterion):
+def _transfer_entropy(
+  base: HostMoments,
+  trials: dict[Trial, HostMoments],
+  weights: np.ndarray | None,
+) -> Scores:
   """`H(target | all attention) - H(target | layers left out)`, in nats."""
-
-  def _score(
-    self,
-    base: HostMoments,
-    trials: dict[Trial, HostMoments],
-    weights: np.ndarray | None,
-  ) -> Scores:
-    found = entropy.transfer_entropy(
-      base.pooled(),
-      {trial: moments.pooled() for trial, moments in trials.items()},
-    )
-    resampled = {}
-    if weights is not None:
-      dense = bootstrap.resampled_entropy(base, weights, found.excluded)
-      resampled = {
-        trial: dense
-        - bootstrap.resampled_entropy(moments, weights, found.excluded)
-        for trial, moments in trials.items()
-      }
-    dead = tuple(int(channel) for channel in np.flatnonzero(found.excluded))
-    return Scores(found.values, resampled, dead, found.base_entropy)
-
-
-class LossIncrease(TrialCriterion):
-  """Increase of the mean cross-entropy on labelled images, in nats per image."""
-
-  def _score(
-    self,
-    base: HostMoments,
-    trials: dict[Trial, HostMoments],
-    weights: np.ndarray | None,
-  ) -> Scores:
-    loss = float(base.pooled().mean[0])
-    values = {
-      trial: float(moments.pooled().mean[0]) - loss
+  found = entropy.transfer_entropy(
+    base.pooled(),
+    {trial: moments.pooled() for trial, moments in trials.items()},
+  )
+  resampled = {}
+  if weights is not None:
+    dense = bootstrap.resampled_entropy(base, weights, found.excluded)
+    resampled = {
+      trial: dense
+      - bootstrap.resampled_entropy(moments, weights, found.excluded)
       for trial, moments in trials.items()
     }
-    resampled = {}
-    if weights is not None:
-      dense = bootstrap.resampled_statistics(base, weights)[0][:, 0]
-      resampled = {
-        trial: bootstrap.resampled_statistics(moments, weights)[0][:, 0] - dense
-        for trial, moments in trials.items()
-      }
-    return Scores(values, resampled)
+  dead = tuple(int(channel) for channel in np.flatnonzero(found.excluded))
+  return Scores(found.values, resampled, dead, found.base_entropy)
+
+
+def _loss_increase(
+  base: HostMoments,
+  trials: dict[Trial, HostMoments],
+  weights: np.ndarray | None,
+) -> Scores:
+  """Increase of the mean cross-entropy on labelled images, in nats per image."""
+
+  def increase(mean: Callable[[HostMoments], Any]) -> dict[Trial, Any]:
+    dense = mean(base)
+    return {trial: mean(moments) - dense for trial, moments in trials.items()}
+
+  values = increase(lambda moments: float(moments.pooled().mean[0]))
+  if weights is None:
+    return Scores(values)
+  return Scores(
+    values,
+    increase(lambda m: bootstrap.resampled_statistics(m, weights)[0][:, 0]),
+  )
 
 
 def measured_target(criterion: str, target: Target) -> Target:
@@ -209,20 +191,12 @@ def measured_target(criterion: str, target: Target) -> Target:
   return 'loss' if criterion == 'loss_increase' else target
 
 
-def measured(
-  criterion: str, runner: TrialRunner, resamples: int, seed: int
-) -> TrialCriterion:
-  """A criterion of `MEASURED` on `runner`, with its `measured_target`."""
-  kind = TransferEntropy if criterion == 'transfer_entropy' else LossIncrease
-  return kind(runner, resamples, seed)
-
-
 @dataclasses.dataclass(frozen=True)
 class Fixed:
   """Scores that do not depend on the layers removed so far.
 
   Attributes:
-    per_block: score of every block that may be chosen.
+    per_block: score of every candidate.
   """
 
   per_block: dict[int, float]
@@ -250,12 +224,8 @@ def blind_scores(
   """
   if criterion == 'random':
     order = np.random.default_rng(seed).permutation(len(candidates))
-    return Fixed(
-      {
-        block: float(rank)
-        for block, rank in zip(candidates, order, strict=True)
-      }
-    )
+    ranks = zip(candidates, map(float, order), strict=True)
+    return Fixed(dict(ranks))
   if criterion == 'given':
     return Fixed({block: float(rank) for rank, block in enumerate(layers)})
   sign = -1.0 if criterion == 'last' else 1.0
@@ -285,8 +255,8 @@ def check_criterion(criterion: str) -> tuple[str, str]:
   """Splits `exhaustive:loss_increase` into the search and its score.
 
   Returns:
-    The criterion's name and its score, which are the same but for
-    `exhaustive`, whose score is `transfer_entropy` by default.
+    The criterion and its score: the same name, except that `exhaustive` has
+    `transfer_entropy` by default.
 
   Raises:
     UsageError: an unknown name.
@@ -302,9 +272,7 @@ def check_criterion(criterion: str) -> tuple[str, str]:
       f'select.criterion={criterion!r} is not known'
       f'{nearest(name, CRITERIA)} (known: {", ".join(CRITERIA)}, probe)'
     )
-  if name != 'exhaustive':
-    score = score or name
-  score = score or 'transfer_entropy'
+  score = score or (name if name != 'exhaustive' else 'transfer_entropy')
   if score != name and (name != 'exhaustive' or score not in MEASURED):
     raise UsageError(
       f'select.criterion={criterion!r}: only exhaustive takes a score, '

@@ -1,4 +1,4 @@
-"""Exhaustive search: score every set of layers, where there are few enough."""
+"""Exhaustive search: score every set of layers, if there are few enough."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lambda_vit_jax.core.errors import UsageError
-from lambda_vit_jax.selection.criteria import TrialCriterion
+from lambda_vit_jax.selection.criteria import TrialCriterion, choose
 from lambda_vit_jax.selection.options import OnProgress, Sign, round_listener
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.trials import Trial
@@ -39,7 +39,7 @@ def exhaustive_search(
   sign: Sign = 'signed',
   on_progress: OnProgress | None = None,
 ) -> Selection:
-  """The set of least score, the first in lexicographic order on a tie.
+  """Chooses the set of least score, the first one on a tie.
 
   Args:
     criterion: scores sets of layers.
@@ -51,10 +51,7 @@ def exhaustive_search(
   """
   listener = round_listener(on_progress, 0, num_layers, len(candidates))
   scores = criterion.score_sets(all_sets(candidates, num_layers), listener)
-  size = abs if sign == 'absolute' else float
-  best = min(
-    scores.values, key=lambda blocks: (size(scores.values[blocks]), blocks)
-  )
+  best = choose(scores.values, sign)
   return dataclasses.replace(
     start,
     base_entropy=scores.base_entropy,

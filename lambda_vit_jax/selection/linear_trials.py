@@ -1,15 +1,14 @@
 """Score layers by replacing them with affine maps instead of leaving them out.
 
 If attention is to be replaced by affine maps (`linearize`), a trial should
-measure the network with the candidate replaced:
+measure the network with the candidate i replaced, given the layers S:
 
   score(i) = H(target | all attention)
              - H(target | maps for S, fitted in sequence, and for i)
 
 or the increase of the loss. A round takes two passes: one fits the maps, one
 evaluates all candidates. Maps are arguments of the compiled programs, whose
-number does not depend on rounds or candidates. Only `loss_increase` uses
-labels.
+number does not depend on rounds or candidates.
 """
 
 import dataclasses
@@ -19,9 +18,9 @@ from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria
-from lambda_vit_jax.selection.criteria import Criterion, Scores
+from lambda_vit_jax.selection.criteria import Scores, TrialCriterion
 from lambda_vit_jax.selection.options import OnImages
-from lambda_vit_jax.selection.trials import Trial, TrialRunner
+from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training_free.linear_maps import fit_trials
 
 TRIALS = ('skip', 'linear')
@@ -33,8 +32,7 @@ class LinearTrials:
 
   def __init__(
     self,
-    measured: Criterion,
-    runner: TrialRunner,
+    trials: TrialCriterion,
     model: Model,
     images: ImageSet,
     memory_gib: float | None = None,
@@ -42,15 +40,13 @@ class LinearTrials:
     """Sets up the criterion.
 
     Args:
-      measured: `criteria.measured` on `runner`.
-      runner: of `model` and `images`.
-      model: before the search.
+      trials: scores of `model` on `images`.
+      model: the model to search.
       images: used both to fit maps and to measure scores; their streams
         (images × tokens × embed numbers) are kept on the devices.
       memory_gib: activations held at a time beside the streams, per device.
     """
-    self._measured = measured
-    self._runner = runner
+    self._trials = trials
     self._model = model
     self._images = images
     self._memory_gib = memory_gib
@@ -65,8 +61,8 @@ class LinearTrials:
     maps, evaluated = fit_trials(
       self._model, self._images, removed, candidates, self._memory_gib
     )
-    self._runner.use_maps(maps)
-    scores = self._measured(removed, candidates, on_images)
+    self._trials.runner.use_maps(maps)
+    scores = self._trials(removed, candidates, on_images)
     return dataclasses.replace(
       scores, block_evaluations=scores.block_evaluations + evaluated
     )
@@ -74,10 +70,6 @@ class LinearTrials:
 
 def check_trial(trial: str, criterion: str) -> None:
   """Refuses an unknown kind of trial, or one that a criterion does not use.
-
-  Args:
-    trial: one of `TRIALS`.
-    criterion: as in `select.criterion`.
 
   Raises:
     UsageError: names the key and the known values.

@@ -8,7 +8,7 @@ docs/method.md#transfer-entropy-and-nose. `nose`, the public function, and
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -74,7 +74,7 @@ def greedy_search(
       on_progress, len(found.order), num_layers, len(remaining)
     )
     scores = criterion(found.removed, remaining, listener)
-    chosen = choose(scores.values, sign)
+    chosen = criteria.choose(scores.values, sign)
     seconds = time.perf_counter() - began
     row = _make_round(scores, chosen, seconds, found.num_samples, sign)
     _warn_of_dead_channels(row, found, warn)
@@ -82,12 +82,6 @@ def greedy_search(
     if on_round is not None:
       on_round(found)
   return found
-
-
-def choose(scores: Mapping[int, float], sign: Sign = 'signed') -> int:
-  """The block with the least (absolute) score, the lowest index on a tie."""
-  size = abs if sign == 'absolute' else float
-  return min(sorted(scores), key=lambda block: size(scores[block]))
 
 
 def _make_round(
@@ -205,9 +199,7 @@ def _criterion(
     return criteria.layer_scores(name, model, images, options.memory_gib)
   trials = _trial_criterion(model, images, name, options)
   if options.trial == 'linear':
-    return linear_trials.LinearTrials(
-      trials, trials.runner, model, images, options.memory_gib
-    )
+    return linear_trials.LinearTrials(trials, model, images, options.memory_gib)
   return trials
 
 
@@ -216,7 +208,7 @@ def _trial_criterion(
 ) -> TrialCriterion:
   target = criteria.measured_target(score, cast(Target, options.target))
   runner = TrialRunner(model, images, target, options.memory_gib)
-  return criteria.measured(score, runner, options.resamples, options.seed)
+  return TrialCriterion(score, runner, options.resamples, options.seed)
 
 
 def nose(

@@ -1,4 +1,4 @@
-"""Options of a search, and the reports it makes while it runs."""
+"""Options of a search, and the progress that it reports."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class SearchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a search is.
+  """Progress of a search.
 
   Attributes:
     round_index: the current round, from 0.

@@ -1,9 +1,9 @@
 """`criterion=probe`: choose among sets of layers by short training runs.
 
-Each static criterion proposes its set of layers. Short dilutions of these
-sets, in successive halving (`short_dilution`), rank them by the loss on
-held-out images. This costs some thousand training steps, where a static
-criterion costs a few forward passes.
+Each static criterion proposes its set of layers. Short dilutions in successive
+halving (`short_dilution`) rank these sets by the loss on held-out images. This
+costs some thousand training steps; a static criterion costs a few forward
+passes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ PROPOSERS: Mapping[str, Mapping[str, Any]] = {
   'first': {'criterion': 'first'},
   'last': {'criterion': 'last'},
 }
-"""Name of each proposal, and the `SearchOptions` that it sets."""
+"""Name of each proposal, and its `SearchOptions`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def proposals(
   mesh: Mesh | None = None,
   warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Trial]:
-  """The set of layers that each static criterion would remove.
+  """The set of layers that each static criterion removes.
 
   Args:
     model: see `nose.select`. `loss_increase` is left out for a model without
@@ -97,13 +97,13 @@ def select_by_probe(
   mesh: Mesh | None = None,
   warn: Callable[[str], None] = warnings.warn,
 ) -> Selection:
-  """The proposed set whose short dilution ends with the least held-out loss.
+  """Chooses the proposed set of least held-out loss after a short dilution.
 
   Args:
-    model: the model to search: the start of `short`, or the backbone of one
-      that segments.
+    model: the start of `short` or, if that is a segmentation model, its
+      backbone.
     batches: held-out images with labels, for the proposals.
-    short: trains and scores; its test batches are held-out images too.
+    short: trains and scores, on held-out images too.
     options: number of steps, and the budget.
     done: losses by set and steps, from an interrupted search.
     on_score: called after every short dilution with set, steps and loss.
@@ -111,8 +111,8 @@ def select_by_probe(
     warn: takes one line.
 
   Returns:
-    A `Selection` without rounds, whose `set_scores` hold each set's loss on
-    the longest rung that it reached.
+    A `Selection` without rounds. Its `set_scores` are each set's loss in the
+    longest rung that it reached.
   """
   search = options.search
   number = resolve_num_layers(model, **search.budget)
@@ -135,9 +135,6 @@ def select_by_probe(
 
   rungs = successive_halving(sets.values(), loss, options.steps)
   best = rungs[-1].ranking[0]
-  scores: dict[Trial, float] = {}
-  for rung in rungs:
-    scores |= rung.scores
   return Selection(
     'probe',
     'loss',
@@ -146,5 +143,5 @@ def select_by_probe(
     base_entropy=None,
     order=best,
     removed=best,
-    set_scores=scores,
+    set_scores=dict(pair for rung in rungs for pair in rung.scores.items()),
   )

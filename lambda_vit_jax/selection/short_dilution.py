@@ -1,12 +1,12 @@
-"""Short dilutions: how good a set of layers is once the network has adapted.
+"""Rate sets of layers by short dilutions, in successive halving.
 
-Scores of an untouched network mislead (HetDPT): what a layer is worth shows
-after the rest has had some steps to make up for it. `ShortDilution` takes any
-set of layers from one shared start through a few hundred steps. Every block
-with attention is in mode `diluted` and λ is an array `[depth]`, 1 where the
-attention stays, so that one compilation serves every set and every length.
-`successive_halving` spends the steps on the sets that do well (Jamieson and
-Talwalkar, arXiv 1502.07943).
+Scores of the unmodified network can mislead (HetDPT): the worth of a layer
+shows once the others have had some steps to adapt to its removal.
+`ShortDilution` dilutes any set of layers from one shared start within a few
+hundred steps. Every block with attention is in mode `diluted` and λ is an array
+`[depth]`, 1 where the attention stays, so that one compilation serves every set
+and every length. `successive_halving` spends more steps on the better sets
+(Jamieson and Talwalkar, arXiv 1502.07943).
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from lambda_vit_jax.runtime import compilation, processes, sharding
 from lambda_vit_jax.selection.trials import Trial
 from lambda_vit_jax.training import dilution, losses, optim
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, np.ndarray]
 
-# Of the steps; the rest is for settling at λ = 0, as in the published 300+100.
+# Share of the steps; in the others λ is 0, as in the published 300 + 100.
 DILUTION_SHARE = 0.75
 _WARMUP_SHARE = 0.05
 
@@ -43,7 +43,7 @@ class Schedule:
   """λ and learning rate of a short dilution, as arrays over its steps.
 
   Attributes:
-    dilution_factor: `[steps]` λ of the layers in question, 1 at the start.
+    dilution_factor: `[steps]`, λ of the diluted layers, 1 at the start.
     learning_rate: `[steps]`, a short warm-up and a cosine.
   """
 
@@ -71,7 +71,7 @@ class Schedule:
 
 
 class ShortDilution:
-  """Trains any set of layers away from one shared start, and scores it."""
+  """Dilutes any set of layers from one shared start, and scores the result."""
 
   def __init__(
     self,
@@ -81,41 +81,37 @@ class ShortDilution:
     test_batches: Sequence[Batch],
     mesh: Mesh | None = None,
   ):
-    """Prepares; nothing is compiled before the first call.
+    """Prepares; the first call compiles.
 
     Args:
       model: the shared start.
       settings: the config's section `dilute`: the optimizer's keys,
         `learning_rate`, `label_smoothing` and `compensation`.
-      make_batches: called for every set; an endless iterator of normalised
-        `image` and `label`, the same each time. Labels are of images or, for
-        a model that segments, of pixels.
+      make_batches: called for every set; returns an endless iterator of
+        normalised `image` and `label`, the same each time. Labels are of
+        images or, for a segmentation model, of pixels.
       test_batches: `image`, `label` and `mask`, for the score.
-      mesh: devices that share every batch; of each, the batches hold this
-        process's part. One device by default.
+      mesh: devices that share every batch, of which each process passes its
+        part; one device by default.
     """
+    if mesh is None:
+      mesh = Mesh(np.asarray([jax.devices()[:1]]), sharding.BATCH_AXES)
     modes = dilution.diluted_modes(range(model.depth), model.attention_modes)
     self._module = model.module.clone(
       attention_modes=modes, compensation=bool(settings['compensation'])
     )
-    own = sum(int(b['mask'].sum()) for b in test_batches)
-    self.num_test_images = own if mesh is None else sum(processes.gather(own))
-    if mesh is None:
-      place = _on_device
-      self._params = model.params
-    else:
-      place = functools.partial(sharding.put_batch, mesh=mesh)
-      # Through the host: restored arrays are committed to one device.
-      self._params = jax.device_put(
-        jax.tree.map(np.array, model.params), sharding.replicated(mesh)
-      )
+    self.num_test_images = sum(
+      processes.gather(sum(int(b['mask'].sum()) for b in test_batches))
+    )
+    self._everywhere = sharding.replicated(mesh)
+    self._params = sharding.replicate(model.params, mesh)
     self._peak = float(settings['learning_rate'])
     self._make_batches = make_batches
-    self._place = place
-    # On the host: images and maps of a whole slice are gigabytes.
+    self._place = functools.partial(sharding.put_batch, mesh=mesh)
+    # Kept on the host: together, images and maps can take gigabytes.
     self._test = list(test_batches)
-    # The rate is an argument of the step: the chain ends in a gradient
-    # direction, and one program serves every schedule.
+    # The learning rate is an argument of the step, which multiplies by it, so
+    # that one program serves every schedule.
     self._optimizer = optim.make_optimizer(
       settings, lambda _: jnp.ones(()), model.depth
     )
@@ -131,20 +127,23 @@ class ShortDilution:
     )
     self._counts = compilation.Program(
       functools.partial(counts_of, counter, self._module),
-      **({} if mesh is None else {'out_shardings': sharding.replicated(mesh)}),
+      out_shardings=self._everywhere,
     )
 
   def train(self, layers: Iterable[int], steps: int) -> Params:
     """Dilutes `layers` within `steps` steps from the shared start.
 
     Returns:
-      All parameters; those of the diluted attentions have no effect any more.
+      All parameters; those of the diluted attention have no effect any more.
     """
     layers = tuple(layers)
     schedule = Schedule.of(steps, self._peak)
     # A copy: the step donates its state.
     params = jax.tree.map(jnp.array, self._params)
-    state = (params, self._optimizer.init(params))
+    # As the step returns it: another placement would compile the step again.
+    state = jax.device_put(
+      (params, self._optimizer.init(params)), self._everywhere
+    )
     batches = self._make_batches()
     for index in range(steps):
       state = self._step(
@@ -153,7 +152,7 @@ class ShortDilution:
         self._factor(layers, schedule.dilution_factor[index]),
         schedule.learning_rate[index],
       )
-    # A pipeline's iterator has threads or processes to stop.
+    # Stops the threads or processes of a pipeline.
     getattr(batches, 'close', lambda: None)()
     return state[0]
 
@@ -162,11 +161,11 @@ class ShortDilution:
   ) -> dict[str, float]:
     """`loss`, `num_images` and more with `layers` removed.
 
-    See `evaluate.summarize`, and `confusion.summarize` where it segments.
+    See `accuracy.summarize` and, for segmentation, `confusion.summarize`.
 
     Args:
       layers: at λ = 0: `identity`, or `skip` without compensation.
-      params: what `train` returned; the shared start by default.
+      params: the result of `train`; the shared start by default.
     """
     params = self._params if params is None else params
     factor = self._factor(tuple(layers), 0.0)
@@ -178,16 +177,12 @@ class ShortDilution:
     return dilution.factor_vector(factor, layers, self._module.depth)
 
 
-def _on_device(batch: Batch) -> dict[str, Array]:
-  return {name: jnp.asarray(value) for name, value in batch.items()}
-
-
 def _step(
   module: Any,
   optimizer: optax.GradientTransformation,
   smoothing: float,
   state: tuple[Params, Any],
-  batch: Batch,
+  batch: Mapping[str, Array],
   dilution_factor: Array,
   learning_rate: Array,
 ) -> tuple[Params, Any]:
@@ -214,7 +209,7 @@ class Rung:
   """One round of successive halving.
 
   Attributes:
-    steps: of each short dilution.
+    steps: steps of each short dilution.
     scores: held-out loss per set, in nats per image or pixel.
   """
 
@@ -231,18 +226,16 @@ def successive_halving(
   sets: Iterable[Trial],
   evaluate: Callable[[Trial, int], float],
   steps: int,
-  on_rung: Callable[[Rung], None] = lambda rung: None,
 ) -> list[Rung]:
-  """Rates sets of layers, giving the better half twice the steps each time.
+  """Rates sets of layers; each rung gives the better half twice the steps.
 
   Args:
     sets: candidates; equal ones count once.
-    evaluate: takes a set and a number of steps to its loss; less is better.
+    evaluate: maps a set and a number of steps to its loss; less is better.
     steps: of the first rung.
-    on_rung: called after every rung.
 
   Returns:
-    The rungs; the last one has a single set or two, and its best is the
+    The rungs; the best set of the last one, which has one or two, is the
     choice.
 
   Raises:
@@ -255,7 +248,6 @@ def successive_halving(
   while True:
     rung = Rung(steps, {layers: evaluate(layers, steps) for layers in left})
     rungs.append(rung)
-    on_rung(rung)
     if len(left) <= 2:
       return rungs
     left = sorted(rung.ranking[: math.ceil(len(left) / 2)])

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.plain_loop import plain_loop
 from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.nose import nose
-from lambda_vit_jax.selection.plain_loop import plain_loop
 from tests.support.search_models import labelled_batches, make_images
 
 IMAGES = make_images(130)
@@ -138,7 +138,9 @@ SCORES = pytest.mark.parametrize('score', criteria.MEASURED)
 
 @SCORES
 def test_scores_have_the_sign_of_their_definition(samples, score):
-  scorer = criteria.measured(score, Recorded(samples), resamples=0, seed=0)
+  scorer = criteria.TrialCriterion(
+    score, Recorded(samples), resamples=0, seed=0
+  )
   found = scorer((), (0, 1))
   for block in (0, 1):
     expected = definition(score, samples, (block,))
@@ -152,7 +154,9 @@ def test_scores_have_the_sign_of_their_definition(samples, score):
 
 @SCORES
 def test_resamples_scatter_about_the_score(samples, score):
-  scorer = criteria.measured(score, Recorded(samples), resamples=2000, seed=0)
+  scorer = criteria.TrialCriterion(
+    score, Recorded(samples), resamples=2000, seed=0
+  )
   found = scorer((), (0, 1))
   for block in (0, 1):
     resampled = found.resampled[block]
@@ -177,7 +181,7 @@ def test_resamples_scatter_about_the_score(samples, score):
 
 def test_the_base_is_measured_once(samples):
   runner = Recorded(samples | {(0, 1): samples[1,]})
-  scorer = criteria.measured('transfer_entropy', runner, 0, 0)
+  scorer = criteria.TrialCriterion('transfer_entropy', runner, 0, 0)
   first = scorer((), (0, 1))
   second = scorer((1,), (0,))
   assert runner.asked == [{(), (0,), (1,)}, {(0, 1)}]

@@ -12,7 +12,8 @@ from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import quantize
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection import linear_trials
-from lambda_vit_jax.selection.nose import choose, nose
+from lambda_vit_jax.selection.criteria import choose
+from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import linear_maps

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import strategies as st
 
 import lambda_vit_jax as lv
+from benchmarks.plain_loop import plain_loop
 from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.edits import prune
-from lambda_vit_jax.selection.criteria import Scores
-from lambda_vit_jax.selection.nose import choose, greedy_search, nose, select
+from lambda_vit_jax.selection.criteria import Scores, choose
+from lambda_vit_jax.selection.nose import greedy_search, nose, select
 from lambda_vit_jax.selection.options import SearchOptions
-from lambda_vit_jax.selection.plain_loop import plain_loop
 from lambda_vit_jax.selection.record import Selection
 from tests.support.search_models import batches_of, make_images, make_model
 

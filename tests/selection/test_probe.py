@@ -96,7 +96,15 @@ def test_trained_parameters_need_the_diluted_attention_no_more(
   )
 
 
-def test_every_set_and_length_is_one_compilation(short):
+@pytest.mark.parametrize('devices', [None, 2])
+def test_every_set_and_length_is_one_compilation(model, test_batches, devices):
+  short = short_dilution.ShortDilution(
+    model,
+    SETTINGS,
+    lambda: itertools.cycle(batches(3, 2)),
+    test_batches,
+    None if devices is None else mesh_of(devices),
+  )
   short.score((0,), short.train((0,), 4))
   short.score((1, 2), short.train((1, 2), 6))
   assert short._step.cache_size() == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.plain_loop import plain_loop
 from lambda_vit_jax.analysis import blocks, memory
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.analysis.moments import moments_of, statistics
@@ -15,7 +16,6 @@ from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.selection import trials
 from lambda_vit_jax.selection.nose import nose
-from lambda_vit_jax.selection.plain_loop import plain_loop
 from lambda_vit_jax.selection.trials import TrialRunner
 from tests.support.processes import run_processes
 from tests.support.search_models import (
