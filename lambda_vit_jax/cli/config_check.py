@@ -18,7 +18,7 @@ from lambda_vit_jax.models import merge_schedule, modes
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
-from lambda_vit_jax.selection import checks, criteria, linear_trials
+from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.training import optim, tracing
 from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training_free import least_squares
@@ -111,11 +111,10 @@ def _check_training(settings: Training, stage: str) -> None:
 
 def _check_select(settings: Settings, model: Model) -> None:
   select = settings.select
-  checks.check_names(select.target, select.sign)
   name = select.criterion
   if name != 'probe':
     name, _ = criteria.check_criterion(name)
-  linear_trials.check_trial(select.trial, select.criterion)
+  checks.check_names(select.target, select.sign, select.trial, select.criterion)
   # What depends on the weights' own size is left to the stage.
   if (
     select.target_speedup is None or name == 'given' or _size_is_known(settings)

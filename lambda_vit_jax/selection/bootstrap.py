@@ -11,6 +11,8 @@ import numpy as np
 
 from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.moments import HostMoments
+from lambda_vit_jax.selection.options import Sign
+from lambda_vit_jax.selection.record import Round
 
 # Two-sided 95% of a normal distribution.
 _NORMAL_95 = 1.959964
@@ -64,45 +66,25 @@ def resampled_entropy(
   return entropy.gaussian_entropy(std, exclude)
 
 
-@dataclasses.dataclass(frozen=True)
-class Certainty:
-  """The certainty of one round's choice, estimated from resamples.
-
-  Attributes:
-    intervals: 95% interval per candidate: the score ± 1.96 standard errors
-      of the resamples.
-    same_choice: `[resamples]` bool, whether a resample chooses the same.
-    indistinguishable: candidates whose distance to the chosen one has a 95%
-      interval that contains zero.
-    suggested_images: images that would separate every other candidate from
-      the chosen one if the distances are as estimated; None for more than ten
-      million.
-  """
-
-  intervals: dict[int, tuple[float, float]]
-  same_choice: np.ndarray
-  indistinguishable: tuple[int, ...]
-  suggested_images: int | None
-
-
 def certainty(
-  scores: Mapping[int, float],
+  row: Round,
   resampled: Mapping[int, np.ndarray],
-  chosen: int,
   num_images: int,
-  absolute: bool = False,
-) -> Certainty:
-  """Compares the candidates of one round.
+  sign: Sign = 'signed',
+) -> Round:
+  """Adds to a round how certain its choice is.
+
+  `suggested_images` holds if the distances between scores are as estimated.
 
   Args:
-    scores: one per candidate.
+    row: scores and the chosen block.
     resampled: `[resamples]` scores per candidate.
-    chosen: the candidate with the least score.
     num_images: images that the scores were measured on.
-    absolute: whether the least absolute score was chosen.
+    sign: `absolute` if the score of least magnitude was chosen.
   """
+  scores, chosen = row.scores, row.chosen
   blocks = sorted(scores)
-  key = np.abs if absolute else np.asarray
+  key = np.abs if sign == 'absolute' else np.asarray
   table = {block: key(resampled[block]) for block in blocks}
   choices = np.asarray(blocks)[np.stack(list(table.values())).argmin(axis=0)]
   intervals, alike, needed = {}, [], [2.0]
@@ -119,9 +101,10 @@ def certainty(
     ratio = spread / distance if distance > 0.0 else np.inf
     needed.append(num_images * ratio**2)
   most = max(needed)
-  return Certainty(
-    intervals,
-    choices == chosen,
-    tuple(alike),
-    int(np.ceil(most)) if most <= _MOST_IMAGES else None,
+  return dataclasses.replace(
+    row,
+    intervals=intervals,
+    indistinguishable=tuple(alike),
+    suggested_images=int(np.ceil(most)) if most <= _MOST_IMAGES else None,
+    agreeing=np.packbits(choices == chosen).tobytes().hex(),
   )

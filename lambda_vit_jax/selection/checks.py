@@ -9,7 +9,7 @@ from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import exhaustive
+from lambda_vit_jax.selection import criteria, exhaustive
 from lambda_vit_jax.selection.budget import resolve_num_layers, with_attention
 from lambda_vit_jax.selection.record import Selection
 
@@ -19,8 +19,8 @@ FEW_IMAGES = 128
 _FEWEST_IMAGES = 2
 
 
-def check_names(target: str, sign: str) -> None:
-  """Refuses an unknown `target` or `sign`.
+def check_names(target: str, sign: str, trial: str, criterion: str) -> None:
+  """Refuses unknown names, and a trial that the criterion does not make.
 
   Raises:
     UsageError: names the key and the known values.
@@ -28,11 +28,18 @@ def check_names(target: str, sign: str) -> None:
   for value, known, key in (
     (target, ('logits', 'features'), 'target'),
     (sign, ('signed', 'absolute'), 'sign'),
+    (trial, ('skip', 'linear'), 'trial'),
   ):
     if value not in known:
       raise UsageError(
         f'select.{key}={value!r} is not known; use {" or ".join(known)}'
       )
+  if trial != 'skip' and criterion not in criteria.MEASURED:
+    raise UsageError(
+      f'select.trial={trial} needs select.criterion='
+      f'{" or ".join(criteria.MEASURED)}; {criterion} makes no '
+      'such trials'
+    )
 
 
 def check_budget(

@@ -6,7 +6,7 @@ The search removes the candidate of least score (`choose`). NOSE's criterion is
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
-from lambda_vit_jax.selection.options import OnImages, Sign
-from lambda_vit_jax.selection.trial_readout import Target
+from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 MEASURED = ('transfer_entropy', 'loss_increase')
@@ -50,52 +49,35 @@ class Scores:
   block_evaluations: int = 0
 
 
-class Criterion(Protocol):
-  """Scores candidates; the one of least score is removed."""
-
-  def __call__(
-    self,
-    removed: Trial,
-    candidates: Sequence[int],
-    on_images: OnImages | None = None,
-  ) -> Scores:
-    """Scores each candidate, given that `removed` are removed already."""
-    ...
+Criterion = Callable[[Trial, Sequence[int], OnImages | None], Scores]
+"""Scores each candidate, given the layers that are removed already."""
 
 
 def choose(
-  scores: Mapping[Candidate, float], sign: Sign = 'signed'
+  scores: Mapping[Candidate, float], sign: str = 'signed'
 ) -> Candidate:
   """The candidate with the least (absolute) score, the first on a tie."""
   size = abs if sign == 'absolute' else float
   return min(sorted(scores), key=lambda candidate: size(scores[candidate]))
 
 
+@dataclasses.dataclass
 class TrialCriterion:
   """A criterion of `MEASURED`: runs the model without the layers in question.
 
   Attributes:
-    runner: runs the trials.
+    criterion: one of `MEASURED`.
+    runner: of the model and the images; its target is `loss` for
+      `loss_increase`.
+    resamples: bootstrap resamples, 0 for none.
+    seed: for the bootstrap.
   """
 
-  def __init__(
-    self, criterion: str, runner: TrialRunner, resamples: int, seed: int
-  ):
-    """Measures nothing yet.
-
-    Args:
-      criterion: one of `MEASURED`.
-      runner: of the model and the images, with the `measured_target`.
-      resamples: bootstrap resamples, 0 for none.
-      seed: for the bootstrap.
-    """
-    self.runner = runner
-    self._score = (
-      _loss_increase if criterion == 'loss_increase' else _transfer_entropy
-    )
-    self._resamples = resamples
-    self._seed = seed
-    self._base: HostMoments | None = None
+  criterion: str
+  runner: TrialRunner
+  resamples: int
+  seed: int
+  _base: HostMoments | None = dataclasses.field(default=None, init=False)
 
   def __call__(
     self,
@@ -128,9 +110,12 @@ class TrialCriterion:
       self._base = found[()]
     kept = self._base.count > 0
     weights = bootstrap.resample_weights(
-      int(kept.sum()), self._resamples, self._seed
+      int(kept.sum()), self.resamples, self.seed
     )
-    scores = self._score(
+    score = (
+      _loss_increase if self.criterion == 'loss_increase' else _transfer_entropy
+    )
+    scores = score(
       _shards(self._base, kept),
       {trial: _shards(found[trial], kept) for trial in trials},
       weights,
@@ -186,34 +171,16 @@ def _loss_increase(
   )
 
 
-def measured_target(criterion: str, target: Target) -> Target:
-  """The output whose moments a criterion of `MEASURED` needs."""
-  return 'loss' if criterion == 'loss_increase' else target
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-  """Scores that do not depend on the layers removed so far.
-
-  Attributes:
-    per_block: score of every candidate.
-  """
-
-  per_block: dict[int, float]
-
-  def __call__(
-    self,
-    removed: Trial,
-    candidates: Sequence[int],
-    on_images: OnImages | None = None,
-  ) -> Scores:
-    del removed, on_images
-    return Scores({block: self.per_block[block] for block in candidates})
+def _fixed(per_block: Mapping[int, float]) -> Criterion:
+  """Scores that do not depend on the layers removed so far."""
+  return lambda removed, candidates, on_images: Scores(
+    {block: per_block[block] for block in candidates}
+  )
 
 
 def blind_scores(
   criterion: str, candidates: Sequence[int], layers: Sequence[int], seed: int
-) -> Fixed:
+) -> Criterion:
   """Scores of the criteria that use no images.
 
   Args:
@@ -225,16 +192,16 @@ def blind_scores(
   if criterion == 'random':
     order = np.random.default_rng(seed).permutation(len(candidates))
     ranks = zip(candidates, map(float, order), strict=True)
-    return Fixed(dict(ranks))
+    return _fixed(dict(ranks))
   if criterion == 'given':
-    return Fixed({block: float(rank) for rank, block in enumerate(layers)})
+    return _fixed({block: float(rank) for rank, block in enumerate(layers)})
   sign = -1.0 if criterion == 'last' else 1.0
-  return Fixed({block: sign * block for block in candidates})
+  return _fixed({block: sign * block for block in candidates})
 
 
 def layer_scores(
   criterion: str, model: Model, images: ImageSet, memory_gib: float | None
-) -> Fixed:
+) -> Criterion:
   """Scores of each attention layer by itself, in the unmodified model.
 
   Args:
@@ -246,9 +213,9 @@ def layer_scores(
     memory_gib: memory for activations per device.
   """
   if criterion == 'affine':
-    return Fixed(affine_score.affine_residual(model, images, memory_gib))
+    return _fixed(affine_score.affine_residual(model, images, memory_gib))
   cosines = profile.cosine_similarity(model, images, memory_gib)
-  return Fixed({block: 1.0 - cosine for block, cosine in cosines.items()})
+  return _fixed({block: 1.0 - cosine for block, cosine in cosines.items()})
 
 
 def check_criterion(criterion: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.selection.criteria import TrialCriterion, choose
-from lambda_vit_jax.selection.options import OnProgress, Sign, round_listener
+from lambda_vit_jax.selection.options import OnProgress, round_listener
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.trials import Trial
 
@@ -36,7 +36,6 @@ def exhaustive_search(
   candidates: Sequence[int],
   num_layers: int,
   *,
-  sign: Sign = 'signed',
   on_progress: OnProgress | None = None,
 ) -> Selection:
   """Chooses the set of least score, the first one on a tie.
@@ -46,12 +45,11 @@ def exhaustive_search(
     start: a selection without layers.
     candidates: blocks that may be chosen.
     num_layers: size of every set.
-    sign: `signed` takes the least score, `absolute` the least magnitude.
     on_progress: called during the one pass over the images.
   """
   listener = round_listener(on_progress, 0, num_layers, len(candidates))
   scores = criterion.score_sets(all_sets(candidates, num_layers), listener)
-  best = choose(scores.values, sign)
+  best = choose(scores.values, start.sign)
   return dataclasses.replace(
     start,
     base_entropy=scores.base_entropy,

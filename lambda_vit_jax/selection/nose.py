@@ -11,21 +11,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection import bootstrap, criteria, linear_trials
+from lambda_vit_jax.selection import checks, criteria
+from lambda_vit_jax.selection.bootstrap import certainty
 from lambda_vit_jax.selection.budget import with_attention
-from lambda_vit_jax.selection.checks import (
-  check_budget,
-  check_names,
-  check_resumed,
-  enough_images,
-)
-from lambda_vit_jax.selection.criteria import Criterion, Scores, TrialCriterion
+from lambda_vit_jax.selection.criteria import Criterion, TrialCriterion
 from lambda_vit_jax.selection.exhaustive import exhaustive_search
+from lambda_vit_jax.selection.linear_trials import linear_trials
 from lambda_vit_jax.selection.options import (
   NUM_RESAMPLES,
   OnProgress,
@@ -76,33 +71,16 @@ def greedy_search(
     scores = criterion(found.removed, remaining, listener)
     chosen = criteria.choose(scores.values, sign)
     seconds = time.perf_counter() - began
-    row = _make_round(scores, chosen, seconds, found.num_samples, sign)
+    row = Round(
+      scores.values, chosen, seconds, dead_channels=scores.dead_channels
+    )
+    if scores.resampled:
+      row = certainty(row, scores.resampled, found.num_samples, sign)
     _warn_of_dead_channels(row, found, warn)
     found = found.with_round(row, scores.base_entropy, scores.block_evaluations)
     if on_round is not None:
       on_round(found)
   return found
-
-
-def _make_round(
-  scores: Scores, chosen: int, seconds: float, num_images: int, sign: Sign
-) -> Round:
-  """The record of a round, with bootstrap intervals where it was resampled."""
-  row = Round(
-    scores.values, chosen, seconds, dead_channels=scores.dead_channels
-  )
-  if not scores.resampled:
-    return row
-  sure = bootstrap.certainty(
-    scores.values, scores.resampled, chosen, num_images, sign == 'absolute'
-  )
-  return dataclasses.replace(
-    row,
-    intervals=sure.intervals,
-    indistinguishable=sure.indistinguishable,
-    suggested_images=sure.suggested_images,
-    agreeing=np.packbits(sure.same_choice).tobytes().hex(),
-  )
 
 
 def _warn_of_dead_channels(
@@ -140,15 +118,18 @@ def select(
       that are out of range or repeated.
   """
   name, score = criteria.check_criterion(options.criterion)
-  check_names(options.target, options.sign)
-  linear_trials.check_trial(options.trial, options.criterion)
-  num_layers = check_budget(model, name, options.layers, **options.budget)
+  checks.check_names(
+    options.target, options.sign, options.trial, options.criterion
+  )
+  num_layers = checks.check_budget(
+    model, name, options.layers, **options.budget
+  )
   candidates = options.layers if name == 'given' else with_attention(model)
   if name == 'exhaustive':
     options = dataclasses.replace(options, resamples=0)
   images = None
   if name in criteria.NEEDS_IMAGES:
-    images = enough_images(model, batches, mesh, warn)
+    images = checks.enough_images(model, batches, mesh, warn)
   start = Selection(
     options.criterion,
     options.target,
@@ -159,17 +140,12 @@ def select(
     trial=options.trial,
   )
   if resume is not None:
-    start = check_resumed(start, resume, num_layers)
+    start = checks.check_resumed(start, resume, num_layers)
 
   if name == 'exhaustive':
     trials = _trial_criterion(model, cast(ImageSet, images), score, options)
     return exhaustive_search(
-      trials,
-      start,
-      candidates,
-      num_layers,
-      sign=options.sign,
-      on_progress=on_progress,
+      trials, start, candidates, num_layers, on_progress=on_progress
     )
   if len(start.order) == num_layers:
     return start
@@ -192,22 +168,22 @@ def _criterion(
   candidates: Sequence[int],
   options: SearchOptions,
 ) -> Criterion:
-  """What scores the candidates of a greedy search."""
+  """The criterion of a greedy search."""
   if images is None:
     return criteria.blind_scores(name, candidates, options.layers, options.seed)
   if name not in criteria.MEASURED:
     return criteria.layer_scores(name, model, images, options.memory_gib)
   trials = _trial_criterion(model, images, name, options)
   if options.trial == 'linear':
-    return linear_trials.LinearTrials(trials, model, images, options.memory_gib)
+    return linear_trials(trials, model, images, options.memory_gib)
   return trials
 
 
 def _trial_criterion(
   model: Model, images: ImageSet, score: str, options: SearchOptions
 ) -> TrialCriterion:
-  target = criteria.measured_target(score, cast(Target, options.target))
-  runner = TrialRunner(model, images, target, options.memory_gib)
+  target = 'loss' if score == 'loss_increase' else options.target
+  runner = TrialRunner(model, images, cast(Target, target), options.memory_gib)
   return TrialCriterion(score, runner, options.resamples, options.seed)
 
 

@@ -21,9 +21,10 @@ class Round:
     scores: per candidate; nats for `transfer_entropy` and `loss_increase`.
     chosen: the block that was removed.
     seconds: wall time.
-    intervals: 95% interval per candidate, from the bootstrap; may be empty.
-    indistinguishable: candidates whose score is not significantly different
-      from the chosen one's.
+    intervals: 95% interval per candidate: the score ± 1.96 standard errors of
+      the bootstrap; may be empty.
+    indistinguishable: candidates whose distance to the chosen one has a 95%
+      interval that contains zero.
     suggested_images: images that would separate them; None where unknown or
       more than ten million.
     dead_channels: channels of the target left out of this round's entropies.

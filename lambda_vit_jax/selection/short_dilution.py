@@ -38,36 +38,24 @@ DILUTION_SHARE = 0.75
 _WARMUP_SHARE = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-  """λ and learning rate of a short dilution, as arrays over its steps.
+def make_schedule(steps: int, peak: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns λ of the diluted layers and the learning rate, both `[steps]`.
 
-  Attributes:
-    dilution_factor: `[steps]`, λ of the diluted layers, 1 at the start.
-    learning_rate: `[steps]`, a short warm-up and a cosine.
+  λ falls from 1 to 0; the learning rate is a short warm-up to `peak` and a
+  cosine.
+
+  Raises:
+    UsageError: fewer than two steps.
   """
-
-  dilution_factor: np.ndarray
-  learning_rate: np.ndarray
-
-  @classmethod
-  def of(cls, steps: int, peak: float) -> 'Schedule':
-    """The schedule of `steps` steps with peak learning rate `peak`.
-
-    Raises:
-      UsageError: fewer than two steps.
-    """
-    if steps < 2:
-      raise UsageError(f'a short dilution needs 2 steps or more, not {steps}')
-    diluting = max(1, math.floor(DILUTION_SHARE * steps))
-    factor = dilution.dilution_schedule(diluting)
-    rate = optim.learning_rate_schedule(
-      peak, steps, math.floor(_WARMUP_SHARE * steps), 0.02 * peak
-    )
-    at = np.arange(steps, dtype=np.float32)
-    return cls(
-      np.asarray(factor(at), np.float32), np.asarray(rate(at), np.float32)
-    )
+  if steps < 2:
+    raise UsageError(f'a short dilution needs 2 steps or more, not {steps}')
+  diluting = max(1, math.floor(DILUTION_SHARE * steps))
+  factor = dilution.dilution_schedule(diluting)
+  rate = optim.learning_rate_schedule(
+    peak, steps, math.floor(_WARMUP_SHARE * steps), 0.02 * peak
+  )
+  at = np.arange(steps, dtype=np.float32)
+  return np.asarray(factor(at), np.float32), np.asarray(rate(at), np.float32)
 
 
 class ShortDilution:
@@ -137,7 +125,7 @@ class ShortDilution:
       All parameters; those of the diluted attention have no effect any more.
     """
     layers = tuple(layers)
-    schedule = Schedule.of(steps, self._peak)
+    factors, rates = make_schedule(steps, self._peak)
     # A copy: the step donates its state.
     params = jax.tree.map(jnp.array, self._params)
     # As the step returns it: another placement would compile the step again.
@@ -145,13 +133,9 @@ class ShortDilution:
       (params, self._optimizer.init(params)), self._everywhere
     )
     batches = self._make_batches()
-    for index in range(steps):
-      state = self._step(
-        state,
-        self._place(next(batches)),
-        self._factor(layers, schedule.dilution_factor[index]),
-        schedule.learning_rate[index],
-      )
+    for factor, rate in zip(factors, rates, strict=True):
+      batch = self._place(next(batches))
+      state = self._step(state, batch, self._factor(layers, factor), rate)
     # Stops the threads or processes of a pipeline.
     getattr(batches, 'close', lambda: None)()
     return state[0]

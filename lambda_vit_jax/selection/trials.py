@@ -1,18 +1,17 @@
 """Evaluate all trials of a search round in one pass over the blocks.
 
-A trial is the network with the attention of some blocks left out (x stays x),
-or replaced by an affine map where there is one (`TrialRunner.use_maps`).
-Trials that agree in the blocks below share their stream: a round of NOSE
-starts with one stream, and the trial of block l joins at block l. A layer that
-a trial leaves out costs no attention. From the last block that mixes tokens
-on, only the tokens that the readout reads are computed.
+A trial is the network without the attention of some blocks (x stays x), or with
+an affine map in its place (`TrialRunner.use_maps`). Trials with the same blocks
+so far share their stream: a round of NOSE starts with one stream, and the trial
+of block l branches off at block l. A layer that a trial leaves out costs no
+attention. From the last block that mixes tokens on, only the tokens that the
+readout reads are computed.
 
-Streams are a list of micro-batches of one fixed shape, on every backend: on an
-accelerator a micro-batch is as large as the memory budget allows, which fills
-the device as stacking the trials would, and compiles nothing new. A search of
-any length compiles four functions: the embedding, a block, a block without
-attention, and the tail with the moments of the target. (Blocks whose norms
-have another epsilon, as in folded models, or in mode `linear` need their own.)
+Streams are processed in micro-batches of one fixed shape, as large as the memory
+budget allows. A search of any length compiles four functions: the embedding, a
+block, a block without attention, and the tail with the moments of the target.
+(Blocks whose norms have another epsilon, as in folded models, or in mode
+`linear` need their own.)
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -47,7 +46,7 @@ from lambda_vit_jax.selection.trial_readout import (
 Trial = tuple[int, ...]
 """The blocks whose attention is left out (or replaced), ascending."""
 
-# Shards of the images, whose moments are kept apart for the bootstrap.
+# The bootstrap needs the moments of each shard of the images.
 _SHARDS = 32
 
 
@@ -93,12 +92,9 @@ class TrialRunner:
     self._place = images.placement
     self._runner = BlockRunner(model, images.placement)
     self._shards = _largest_divisor(self.micro_batch, _SHARDS)
-    channels = {
-      'logits': module.num_classes or module.embed_dim,
-      'features': module.embed_dim,
-      'loss': 1,
-    }
-    self._channels = channels[target]
+    self._channels = 1 if target == 'loss' else module.embed_dim
+    if target == 'logits' and module.num_classes:
+      self._channels = module.num_classes
     self._has_maps = False
 
   def use_maps(self, maps: Mapping[int, Params]) -> None:
@@ -116,7 +112,7 @@ class TrialRunner:
     trials: Iterable[Trial],
     on_progress: Callable[[int, int], None] | None = None,
   ) -> dict[Trial, HostMoments]:
-    """Moments of the target per trial, apart for each shard of the images.
+    """Measures the moments of the target per trial and shard of the images.
 
     Args:
       trials: blocks to leave out, relative to the model as it is.
@@ -129,7 +125,7 @@ class TrialRunner:
       ModelError: an activation is NaN or infinite; the block is named.
     """
     trials = sorted({tuple(sorted(trial)) for trial in trials})
-    # Few enough trials at a time that their streams fit in the budget.
+    # So many trials at a time that their streams fit in the budget.
     width = self._module.depth + 1
     found: dict[Trial, HostMoments] = {}
     for start in range(0, len(trials), width):
@@ -250,8 +246,8 @@ class TrialRunner:
     mode = runner.mode(index, removed)
     row = MODES[mode]
     kind: AttentionMode = 'linear' if mode == 'linear' else 'full'
-    # A block without attention borrows the parameters of one that has it: they
-    # are not used, and all calls share one program.
+    # A block without attention passes those of one that has it, unused, so
+    # that all calls share one program.
     source = index
     if row.adds_nothing:
       source, removed = self._module.attention_modes.index('full'), False
@@ -291,13 +287,9 @@ class TrialRunner:
     context = f' with the attention of {list(trial)} {how}' * bool(trial)
     for batch in self._image_set.micro_batches(self.micro_batch):
       _, taps = forward(module, params, batch['image'], capture=True)
-      streams = {
-        'the embedding': taps['embedding'],
-        **{
-          f'block {index}': taps[block_name(index)]['output']
-          for index in range(module.depth)
-        },
-      }
+      streams = {'the embedding': taps['embedding']}
+      for index in range(module.depth):
+        streams[f'block {index}'] = taps[block_name(index)]['output']
       for name, stream in streams.items():
         if not bool(jnp.isfinite(stream).all()):
           raise not_finite(name, context)
@@ -307,7 +299,7 @@ class TrialRunner:
 
 
 def _check(model: Model, images: ImageSet, target: str) -> None:
-  """Refuses what no trial can be made of; see `TrialRunner`."""
+  """See `TrialRunner`."""
   if target not in ('logits', 'features', 'loss'):
     raise UsageError(
       f'select.target={target!r} is not known; use logits or features'

@@ -49,7 +49,7 @@ def test_the_sign_and_ties(sign, best):
   start = Selection('exhaustive', 'logits', sign, 7, None)
   seen = []
   found = exhaustive_search(
-    Known(scores), start, (4, 0, 1), 2, sign=sign, on_progress=seen.append
+    Known(scores), start, (4, 0, 1), 2, on_progress=seen.append
   )
   assert found.order == found.removed == best
   assert found.set_scores == scores

@@ -11,7 +11,7 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import quantize
 from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.selection import linear_trials
+from lambda_vit_jax.selection import checks
 from lambda_vit_jax.selection.criteria import choose
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.record import Selection
@@ -241,8 +241,8 @@ def test_trials_are_checked_by_name(tiny_variant):
   with pytest.raises(UsageError, match="trial='map' is not known; use skip"):
     nose(model, [IMAGES], num_layers=1, trial='map')
   with pytest.raises(UsageError, match='probe makes no such trials'):
-    linear_trials.check_trial('linear', 'probe')
-  linear_trials.check_trial('skip', 'probe')
+    checks.check_names('logits', 'signed', 'linear', 'probe')
+  checks.check_names('logits', 'signed', 'skip', 'probe')
 
 
 def test_images_and_models_that_no_map_fits(tiny_variant):
