@@ -16,7 +16,7 @@ from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 
-# Share of the inputs' mean variance: only as large as rounding requires.
+# Relative to the inputs' mean variance: no larger than rounding requires.
 _RIDGE = 1e-6
 
 
@@ -28,7 +28,7 @@ def _cross_sums(
   mask: Array,
   placement: Placement,
 ) -> tuple[Array, Sums | None]:
-  """Runs a block, and sums products of norm1's output and the attention's."""
+  """Runs a block; sums the products of its norm1 and attention outputs."""
   del placement
   x, taps = pieces.run_block(block, params, x)
   if block.attention_mode != 'full':

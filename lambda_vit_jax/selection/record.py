@@ -234,10 +234,10 @@ class Selection(Shown):
     return rows
 
   def _set_rows(self) -> list[tuple[str, ...]]:
-    """The chosen set, and those of next least score."""
+    """The chosen set, and then those of least score."""
     size = abs if self.sign == 'absolute' else float
     scores = self.set_scores
-    # The losses of a probe are of rungs of different lengths.
+    # In a probe, a set of a shorter rung may have a lower loss.
     ranking = sorted(
       scores, key=lambda blocks: (blocks != self.removed, size(scores[blocks]))
     )

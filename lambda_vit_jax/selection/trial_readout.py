@@ -1,11 +1,7 @@
-"""The end of a trial: blocks on the read tokens, and moments of the readout.
-
-After the last block that mixes tokens, only the tokens that the readout reads
-are computed.
-"""
+"""The last blocks of a trial, on the tokens that the readout reads alone."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +21,13 @@ Target = Literal['logits', 'features', 'loss']
 
 @dataclasses.dataclass(frozen=True)
 class Tail:
-  """Static description of the end of a network.
+  """The static part of the end of a network.
 
   Attributes:
     block: with its attention (mode `full`) or affine map (mode `linear`).
     mlp: the same block in mode `absent`.
     stem: the module that reads out.
-    target: what moments are taken of.
+    target: the output to measure.
     placement: devices of the micro-batch.
   """
 
@@ -42,9 +38,7 @@ class Tail:
   placement: Placement
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TailParams:
+class TailParams(NamedTuple):
   """The parameters of `Tail.block`, `Tail.mlp` and `Tail.stem`."""
 
   block: Params
@@ -52,10 +46,8 @@ class TailParams:
   stem: Params
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TailSwitches:
-  """What differs between the calls that share one program; all are scalars.
+class TailSwitches(NamedTuple):
+  """Scalars that differ between the calls of one program.
 
   Attributes:
     residual_scale: r of a block without attention.
@@ -131,7 +123,7 @@ def run_tail(
 def _by_shard(rows: Array, shards: int) -> Array:
   """`[batch, ...]` to `[shards, batch / shards, ...]`; image i to i % shards.
 
-  So a padded micro-batch leaves the shards about equally large.
+  The shards of a padded micro-batch are about equally large.
   """
   return jnp.swapaxes(rows.reshape(-1, shards, *rows.shape[1:]), 0, 1)
 

@@ -14,7 +14,7 @@ block, a block without attention, and the tail with the moments of the target.
 `linear` need their own.)
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name, mixes_tokens
+from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trial_readout import (
   Tail,
   TailParams,
@@ -110,7 +111,7 @@ class TrialRunner:
   def evaluate(
     self,
     trials: Iterable[Trial],
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnImages | None = None,
   ) -> dict[Trial, HostMoments]:
     """Measures the moments of the target per trial and shard of the images.
 
@@ -135,30 +136,25 @@ class TrialRunner:
   def _evaluate(
     self,
     trials: Sequence[Trial],
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnImages | None,
   ) -> dict[Trial, HostMoments]:
     # Small micro-batches have few shards each; then several take turns.
     turns = -(-_SHARDS // self._shards)
-    states = {
-      (trial, turn): self._no_moments()
-      for trial in trials
-      for turn in range(turns)
-    }
-    done = 0
+    states = [
+      {trial: self._no_moments() for trial in trials} for _ in range(turns)
+    ]
     batches = self._image_set.micro_batches(self.micro_batch)
     for index, batch in enumerate(batches):
-      turn = index % turns
-      now = {trial: states[trial, turn] for trial in trials}
+      now = states[index % turns]
       evaluated = self._run(batch, now)
-      states |= {(trial, turn): state for trial, state in now.items()}
-      done = min(done + self.micro_batch, self.images)
       jax.block_until_ready(now)
       if on_progress is not None:
-        on_progress(done, self.images)
+        done = (index + 1) * self.micro_batch
+        on_progress(min(done, self.images), self.images)
     self.block_evaluations += evaluated
     found = {
       trial: HostMoments.concatenated(
-        [moments.to_host(states[trial, turn]) for turn in range(turns)]
+        [moments.to_host(state[trial]) for state in states]
       )
       for trial in trials
     }
@@ -176,7 +172,7 @@ class TrialRunner:
   def _run(
     self, batch: Mapping[str, Array], states: dict[Trial, Moments]
   ) -> int:
-    """One micro-batch through all trials; returns block evaluations."""
+    """Runs a micro-batch, and updates `states`; returns block evaluations."""
     depth = self._module.depth
     last = self._last_mixing_block(states)
     evaluated = 0
