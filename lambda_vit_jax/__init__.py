@@ -4,7 +4,7 @@
 
   model = lv.create_model('deit_small_patch16_224', num_classes=10)
   selection = lv.nose(model, batches, num_layers=5)
-  pruned = lv.prune(model, selection.removed)
+  pruned = lv.prune(model, selection)
   lv.export(pruned, 'out/')
 
 Names are loaded when first used, so that importing the package is free.

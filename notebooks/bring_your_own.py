@@ -167,7 +167,7 @@ selection = lv.nose(model, batches, num_layers=5)
 selection
 
 # %%
-pruned = lv.prune(model, selection.removed, mode='absent')
+pruned = lv.prune(model, selection, mode='absent')
 same = np.argmax(pruned(images), -1) == np.argmax(model(images), -1)
 f'{100 * same.mean():.1f}% of decisions unchanged before any training'
 

@@ -137,8 +137,8 @@ def accuracy(model):
 
 {
   'dense': accuracy(dense),
-  'absent': accuracy(lv.prune(dense, selection.removed, mode='absent')),
-  'identity': accuracy(lv.prune(dense, selection.removed)),
+  'absent': accuracy(lv.prune(dense, selection, mode='absent')),
+  'identity': accuracy(lv.prune(dense, selection)),
 }
 
 # %% [markdown]

@@ -129,7 +129,7 @@ selection.plot()
 # With those attention layers left out, before any training:
 
 # %%
-trial = lv.prune(model, selection.removed, mode='absent')
+trial = lv.prune(model, selection, mode='absent')
 agreement = np.mean(
   np.argmax(trial(images), -1) == np.argmax(model(images), -1)
 )

@@ -1,5 +1,6 @@
 """Multi-head self-attention, and the affine map that can replace it."""
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -73,10 +74,9 @@ def dot_product_attention(
     query, key, value = (jnp.swapaxes(t, 1, 2) for t in (query, key, value))
     bias = None
     if sizes is not None:
-      batch, tokens = sizes.shape
+      logs = jnp.log(sizes)[:, None, None].astype(query.dtype)
       bias = jnp.broadcast_to(
-        jnp.log(sizes)[:, None, None].astype(query.dtype),
-        (batch, 1, query.shape[1], tokens),
+        logs, (*logs.shape[:2], query.shape[1], sizes.shape[1])
       )
     mixed = jax.nn.dot_product_attention(
       query,
@@ -119,34 +119,28 @@ class FusedProjection(nn.Module):
   @nn.compact
   def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
     """Returns q `[batch, queries, embed]`, k and v `[batch, tokens, embed]`."""
-    batch, tokens, width = x.shape
-    quantization = self.quantization
-    kernel = matrix_param(self, quantization, kernel_init, (width, 3 * width))
-    bias: Array = jnp.zeros((3 * width,), self.dtype)
+    width = x.shape[-1]
+    shape = (width, 3 * width)
+    kernel = matrix_param(self, self.quantization, kernel_init, shape)
+    bias: Array = jnp.zeros(shape[1:], self.dtype)
     if self.use_bias:
-      bias = parameter(self, 'bias', nn.initializers.zeros, (3 * width,))
+      bias = parameter(self, 'bias', nn.initializers.zeros, shape[1:])
       bias = bias.astype(self.dtype)
-    flat = x.reshape(-1, width)
 
-    def project(
-      rows: Array, length: int, first: int, count: int
-    ) -> tuple[Array, ...]:
-      """`count` of q, k and v from the `first` on, each of `length` tokens."""
-      some = slice(first * width, (first + count) * width)
-      projected = product_parts(
-        rows, kernel.columns(some.start, some.stop), count, quantization
-      )
+    def project(rows: Array, first: int, count: int) -> tuple[Array, ...]:
+      """`count` of q, k and v, from the `first` on."""
+      start, stop = first * width, (first + count) * width
+      flat, columns = rows.reshape(-1, width), kernel.columns(start, stop)
+      parts = product_parts(flat, columns, count, self.quantization)
+      biases = jnp.split(bias[start:stop], count)
       return tuple(
-        (part + part_bias).reshape(batch, length, width)
-        for part, part_bias in zip(
-          projected, jnp.split(bias[some], count), strict=True
-        )
+        (part + part_bias).reshape(rows.shape)
+        for part, part_bias in zip(parts, biases, strict=True)
       )
 
     if queries is None:
-      return project(flat, tokens, 0, 3)
-    query = x[:, :queries].reshape(-1, width)
-    return project(query, queries, 0, 1) + project(flat, tokens, 1, 2)
+      return project(x, 0, 3)
+    return project(x[:, :queries], 0, 1) + project(x, 1, 2)
 
 
 class Attention(nn.Module):
@@ -158,22 +152,20 @@ class Attention(nn.Module):
   qkv_bias: bool = True
   quantization: str = 'none'
 
+  @nn.compact
   def __call__(
     self, x: Array, queries: int | None = None, sizes: Array | None = None
-  ) -> Array:
-    """`[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`."""
-    return self.with_keys(x, queries, sizes)[0]
-
-  @nn.compact
-  def with_keys(
-    self, x: Array, queries: int | None = None, sizes: Array | None = None
   ) -> tuple[Array, Array]:
-    """The output of a call, and the keys `[batch, heads, tokens, head_dim]`.
+    """Attends from the first `queries` tokens, or from all.
 
     Args:
       x: `[batch, tokens, embed]`.
-      queries: compute only this many leading tokens; None for all.
+      queries: a number of leading tokens; None for all.
       sizes: number of patches in each token, see `dot_product_attention`.
+
+    Returns:
+      `[batch, queries or tokens, embed]`, and the keys, `[batch, heads, tokens,
+      head_dim]`.
     """
     embed_dim = x.shape[-1]
     head_dim = embed_dim // self.num_heads
@@ -190,13 +182,10 @@ class Attention(nn.Module):
     if sizes is not None and self.kernel == 'auto':
       # Fused kernels take log(size) in half precision, and not every shape.
       kernel = 'explicit'
-    mixed = jnp.swapaxes(
-      dot_product_attention(query, key, value, kernel, sizes), 1, 2
-    )
+    mixed = dot_product_attention(query, key, value, kernel, sizes)
+    mixed = jnp.swapaxes(mixed, 1, 2)
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
-    project = Dense(
-      embed_dim, self.dtype, quantization=self.quantization, name='proj'
-    )
+    project = Dense(embed_dim, self.dtype, self.quantization, name='proj')
     return project(mixed), key
 
 
@@ -214,19 +203,17 @@ class LinearAttention(nn.Module):
 
   def _map(self, rows: Array, mean: Array | None, prefix: str) -> Array:
     """`rows·kernel + bias`, plus the map of the image's mean for all rows."""
-
-    def dense(name: str, use_bias: bool) -> Dense:
-      return Dense(
-        rows.shape[-1],
-        self.dtype,
-        nn.initializers.zeros,
-        use_bias,
-        self.quantization,
-        name=prefix + name,
-      )
-
-    mapped = dense('linear', True)(rows)
-    return mapped if mean is None else mapped + dense('mean', False)(mean)
+    dense = functools.partial(
+      Dense,
+      rows.shape[-1],
+      self.dtype,
+      self.quantization,
+      nn.initializers.zeros,
+    )
+    mapped = dense(name=f'{prefix}linear')(rows)
+    if mean is None:
+      return mapped
+    return mapped + dense(use_bias=False, name=f'{prefix}mean')(mean)
 
   @nn.compact
   def __call__(
@@ -256,24 +243,10 @@ class BlendedAttention(nn.Module):
   dropping one leaves the tree of the other.
   """
 
-  num_heads: int
-  kernel: AttentionKernel = 'auto'
-  dtype: Any = jnp.float32
-  qkv_bias: bool = True
-  linear_inputs: tuple[str, ...] = ('token',)
-  quantization: str = 'none'
+  attention: Attention
+  affine: LinearAttention
 
   def setup(self) -> None:
-    self.attention = Attention(
-      self.num_heads,
-      self.kernel,
-      self.dtype,
-      self.qkv_bias,
-      self.quantization,
-    )
-    self.affine = LinearAttention(
-      self.linear_inputs, self.dtype, self.quantization
-    )
     nn.share_scope(self, self.attention)
     nn.share_scope(self, self.affine)
 
@@ -285,7 +258,5 @@ class BlendedAttention(nn.Module):
     sizes: Array | None = None,
   ) -> tuple[Array, Array]:
     """The attention of norm1's output `x`, and the map of `normal`, n(x)."""
-    return (
-      self.attention(x, queries, sizes),
-      self.affine(normal, queries, sizes),
-    )
+    attention, _ = self.attention(x, queries, sizes)
+    return attention, self.affine(normal, queries, sizes)

@@ -31,6 +31,9 @@ from lambda_vit_jax.models.layers import (
 from lambda_vit_jax.models.modes import MODES, mixes_tokens
 from lambda_vit_jax.models.shortcuts import PLAIN, StreamInfo
 
+Taps = dict[str, Array]
+"""Intermediates of a block by name."""
+
 
 def mix(x: Array, branch: Array | None, r: Any, a: Any) -> Array:
   """`r·x + a·branch`, the one line of the method.
@@ -96,7 +99,7 @@ class EncoderBlock(nn.Module):
     dilution_factor: Array | None = None,
     drop_path_key: Array | None = None,
     info: StreamInfo = PLAIN,
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Array, Taps]:
     """Applies the block.
 
     Args:
@@ -126,7 +129,11 @@ class EncoderBlock(nn.Module):
     x = self._merge_tokens(x, keys, info, taps)
     taps['after_attention'] = x
 
-    mlp = self._mlp(x.shape[-1])(self._norm('norm2')(x, info.norm_halvings))
+    hidden = int(x.shape[-1] * self.mlp_ratio)
+    settings = self.activation, self.dtype, self.quantization
+    mlp = MlpBlock(hidden, *settings, name='mlp')(
+      self._norm('norm2')(x, info.norm_halvings)
+    )
     taps['mlp'] = mlp = self._scale(mlp, 'ls2')
     mlp = drop_path(mlp, self.drop_path_rate, fold_key(drop_path_key, 1))
     x = x + info.branch_scale * mlp
@@ -150,11 +157,7 @@ class EncoderBlock(nn.Module):
     return r, a
 
   def _attention_half(
-    self,
-    x: Array,
-    dilution_factor: Array | None,
-    info: StreamInfo,
-    taps: dict[str, Array],
+    self, x: Array, dilution_factor: Any, info: StreamInfo, taps: Taps
   ) -> tuple[Array | None, Array | None]:
     """What is added at a = 1 (None for nothing), and the keys if any."""
     if MODES[self.attention_mode].adds_nothing:
@@ -169,45 +172,31 @@ class EncoderBlock(nn.Module):
     return self._attention(x, info, taps)
 
   def _attention(
-    self, x: Array, info: StreamInfo, taps: dict[str, Array]
+    self, x: Array, info: StreamInfo, taps: Taps
   ) -> tuple[Array, Array]:
     """`attn(norm1(x))`, and its keys `[batch, heads, tokens, head_dim]`."""
     taps['norm1'] = self._norm('norm1')(x, info.norm_halvings)
-    attention, keys = Attention(
-      self.num_heads,
-      self.attention_kernel,
-      self.dtype,
-      self.qkv_bias,
-      self.quantization,
-      name='attn',
-    ).with_keys(taps['norm1'], info.read_tokens, info.sizes)
+    attention, keys = self._attention_layer(name='attn')(
+      taps['norm1'], info.read_tokens, info.sizes
+    )
     taps['attention'] = self._scale(attention, 'ls1')
     return taps['attention'], keys
 
-  def _affine_map(
-    self, x: Array, info: StreamInfo, taps: dict[str, Array]
-  ) -> Array:
+  def _affine_map(self, x: Array, info: StreamInfo, taps: Taps) -> Array:
     """`W·n(x) + b`."""
     # All tokens only where the map reads their mean.
     x = x if self.mixes_tokens else info.read(x)
     norm = self._norm('norm1', affine=False)
     taps['norm1'] = norm(x, info.norm_halvings)
-    taps['attention'] = LinearAttention(
-      self.linear_inputs, self.dtype, self.quantization, name='attn'
-    )(taps['norm1'], info.read_tokens, info.sizes)
+    taps['attention'] = self._linear_layer(name='attn')(
+      taps['norm1'], info.read_tokens, info.sizes
+    )
     return taps['attention']
 
   def _blend(self, x: Array, dilution_factor: Any, info: StreamInfo) -> Array:
     """`λ·attn + (1 - λ)·(W·n(x) + b)`, from attention to a fitted map."""
-    attention, affine = BlendedAttention(
-      self.num_heads,
-      self.attention_kernel,
-      self.dtype,
-      self.qkv_bias,
-      self.linear_inputs,
-      self.quantization,
-      name='attn',
-    )(
+    layers = self._attention_layer(parent=None), self._linear_layer(parent=None)
+    attention, affine = BlendedAttention(*layers, name='attn')(
       self._norm('norm1')(x, info.norm_halvings),
       self._norm('norm', affine=False)(x, info.norm_halvings),
       info.read_tokens,
@@ -218,11 +207,7 @@ class EncoderBlock(nn.Module):
     return mixed.astype(affine.dtype)
 
   def _merge_tokens(
-    self,
-    x: Array,
-    keys: Array | None,
-    info: StreamInfo,
-    taps: dict[str, Array],
+    self, x: Array, keys: Array | None, info: StreamInfo, taps: Taps
   ) -> Array:
     """Merges similar tokens; adds `sizes` and `places` to `taps`."""
     if info.read_tokens is not None:
@@ -239,13 +224,19 @@ class EncoderBlock(nn.Module):
       taps['sizes'] = sizes
     return x
 
-  def _mlp(self, width: int) -> MlpBlock:
-    return MlpBlock(
-      int(width * self.mlp_ratio),
-      self.activation,
+  def _attention_layer(self, **place: Any) -> Attention:
+    return Attention(
+      self.num_heads,
+      self.attention_kernel,
       self.dtype,
+      self.qkv_bias,
       self.quantization,
-      name='mlp',
+      **place,
+    )
+
+  def _linear_layer(self, **place: Any) -> LinearAttention:
+    return LinearAttention(
+      self.linear_inputs, self.dtype, self.quantization, **place
     )
 
   def _norm(self, name: str, affine: bool = True) -> LayerNorm:

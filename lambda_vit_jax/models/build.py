@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
-from lambda_vit_jax.models import modes as modes_lib
 from lambda_vit_jax.models import quantization
+from lambda_vit_jax.models.modes import check_linear_inputs, check_modes
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
@@ -109,14 +109,14 @@ def make_module(
     'num_classes': (
       variant.num_classes if num_classes is None else int(num_classes)
     ),
-    'attention_modes': modes_lib.check_modes(modes, depth),
+    'attention_modes': check_modes(modes, depth),
     'norm_eps': tuple(float(e) for e in eps),
     'pre_norm_eps': variant.norm_eps,
     'drop_path_rates': drop_path_rates(
       drop_path_rate, depth, variant.drop_path_shape
     ),
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
-    'linear_inputs': modes_lib.check_linear_inputs(
+    'linear_inputs': check_linear_inputs(
       overrides.pop('linear_inputs', ('token',))
     ),
     'merge': _checked_merge(overrides.pop('merge', ()), depth),

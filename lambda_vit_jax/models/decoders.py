@@ -204,9 +204,10 @@ class LinearDecoder(nn.Module):
     """One grid `[batch, rows, columns, embed]` to `[..., num_classes]`."""
     (grid,) = grids
     grid = channel_dropout(grid, self.dropout, dropout_key)
-    return Dense(self.num_classes, self.dtype, small_init, name='classify')(
-      grid
+    classify = Dense(
+      self.num_classes, self.dtype, kernel_init=small_init, name='classify'
     )
+    return classify(grid)
 
 
 class UperNet(nn.Module):
@@ -249,7 +250,10 @@ class UperNet(nn.Module):
     outputs.append(resize(fused[-1], size))
     x = self._unit('fuse', 3)(jnp.concatenate(outputs, axis=-1))
     x = channel_dropout(x, self.dropout, dropout_key)
-    return Dense(self.num_classes, self.dtype, small_init, name='classify')(x)
+    classify = Dense(
+      self.num_classes, self.dtype, kernel_init=small_init, name='classify'
+    )
+    return classify(x)
 
   def _rescale(self, place: int, grid: Array) -> Array:
     """The neck: an affine map, another size, and a smoothing convolution."""

@@ -52,13 +52,7 @@ def prune(
     raise ModelError(f'prune to mode {mode!r}: known are {known}')
   modes = modes_without(layers, model.attention_modes, mode)
   check_layers(removed_layers(modes), model.depth)
-  gone = [
-    index
-    for index, (old, new) in enumerate(
-      zip(model.attention_modes, modes, strict=True)
-    )
-    if old != new
-  ]
+  gone = {*removed_layers(modes)} - {*model.removed_layers}
   return model.replace(
     module=model.module.clone(attention_modes=modes),
     params=surgery.prune_tree(model.params, gone),
@@ -109,9 +103,7 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
     ModelError: an unknown arithmetic.
   """
   # Decoders have convolutions, which have no 8-bit form here.
-  kept = {
-    name: leaf for name, leaf in model.params.items() if name == 'decoder'
-  }
+  kept = {name: x for name, x in model.params.items() if name == 'decoder'}
   known = quantization.QUANTIZATIONS[1:]
   if arithmetic not in known:
     raise ModelError(

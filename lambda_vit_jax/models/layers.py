@@ -33,17 +33,13 @@ def gelu(x: Array) -> Array:
   return 0.5 * x * (1.0 + jax.lax.erf(x * _SQRT_HALF))
 
 
-def _gelu_forward(x: Array) -> tuple[Array, Array]:
-  return gelu(x), x
-
-
 def _gelu_backward(x: Array, cotangent: Array) -> tuple[Array]:
   cdf = 0.5 * (1.0 + jax.lax.erf(x * _SQRT_HALF))
   density = jnp.exp(-0.5 * x * x) / _SQRT_TWO_PI
   return (jax.lax.optimization_barrier(cotangent * (cdf + x * density)),)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def quick_gelu(x: Array) -> Array:
@@ -184,9 +180,9 @@ class Dense(nn.Module):
 
   features: int
   dtype: Any = jnp.float32
+  quantization: str = 'none'
   kernel_init: Any = kernel_init
   use_bias: bool = True
-  quantization: str = 'none'
 
   @nn.compact
   def weights(self, inputs: int) -> tuple[Matrix, Array]:
@@ -219,8 +215,9 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    fc1 = self._dense(self.hidden_dim, 'fc1')
-    fc2 = self._dense(x.shape[-1], 'fc2')
+    settings = self.dtype, self.quantization
+    fc1 = Dense(self.hidden_dim, *settings, name='fc1')
+    fc2 = Dense(x.shape[-1], *settings, name='fc2')
     activation = ACTIVATIONS[self.activation]
     if self.quantization != 'none':
       return fc2(activation(fc1(x)))
@@ -234,11 +231,6 @@ class MlpBlock(nn.Module):
       activation,
     )
 
-  def _dense(self, features: int, name: str) -> Dense:
-    return Dense(
-      features, self.dtype, quantization=self.quantization, name=name
-    )
-
 
 class LayerScale(nn.Module):
   """Per-channel scale γ of a branch's output."""
@@ -247,12 +239,8 @@ class LayerScale(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    gamma = parameter(
-      self,
-      'gamma',
-      nn.initializers.constant(self.init_value),
-      (x.shape[-1],),
-    )
+    init = nn.initializers.constant(self.init_value)
+    gamma = parameter(self, 'gamma', init, (x.shape[-1],))
     return x * gamma.astype(x.dtype)
 
 
@@ -270,23 +258,20 @@ class PatchEmbed(nn.Module):
     """`[batch, height, width, channels]` -> `[batch, h·w, embed]`."""
     batch, height, width, channels = images.shape
     size = self.patch_size
-    kernel = matrix_param(
-      self,
-      self.quantization,
-      nn.initializers.variance_scaling(
-        1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2)
-      ),
-      (size, size, channels, self.embed_dim),
+    rows, columns = height // size, width // size
+    init = nn.initializers.variance_scaling(
+      1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1, 2)
     )
-    grid = (batch, height // size, size, width // size, size, channels)
+    shape = (size, size, channels, self.embed_dim)
+    kernel = matrix_param(self, self.quantization, init, shape)
+    grid = (batch, rows, size, columns, size, channels)
     patches = images.astype(self.dtype).reshape(grid).swapaxes(2, 3)
     flat = patches.reshape(-1, size * size * channels)
     tokens = product(flat, kernel, self.quantization)
     if self.use_bias:
       bias = parameter(self, 'bias', nn.initializers.zeros, (self.embed_dim,))
       tokens = tokens + bias.astype(self.dtype)
-    count = (height // size) * (width // size)
-    return tokens.reshape(batch, count, self.embed_dim)
+    return tokens.reshape(batch, rows * columns, self.embed_dim)
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:

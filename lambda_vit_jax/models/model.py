@@ -1,6 +1,7 @@
 """`Model`: a frozen pair of a Flax module and its parameters."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,9 +106,8 @@ class Model(Shown):
       if blocks:
         rows.append((f'{mode} attention', f'blocks {_ranges(blocks)}'))
     if self.kept_blocks:
-      rows.append(
-        ('kept of the variant', f'blocks {_ranges(self.kept_blocks)}')
-      )
+      kept = f'blocks {_ranges(self.kept_blocks)}'
+      rows.append(('kept of the variant', kept))
     if module.merge:
       rows.append(('merged tokens', ' '.join(map(str, module.merge_counts))))
     if module.quantization != 'none':
@@ -180,15 +180,12 @@ class Model(Shown):
 
 def _ranges(indices: Sequence[int]) -> str:
   """Ascending indices as text: `0-2, 5`."""
-  runs: list[list[int]] = []
-  for index in indices:
-    if runs and runs[-1][-1] == index - 1:
-      runs[-1].append(index)
-    else:
-      runs.append([index])
-  return ', '.join(
-    str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs
-  )
+  runs = []
+  # Within a run, an index and its place differ by the same number.
+  for _, group in itertools.groupby(enumerate(indices), lambda p: p[1] - p[0]):
+    run = [index for _, index in group]
+    runs.append(str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}')
+  return ', '.join(runs)
 
 
 def create_model(
@@ -199,7 +196,7 @@ def create_model(
   seed: int = 0,
   **options: Any,
 ) -> Model:
-  """A freshly initialised model of a known variant .
+  """A freshly initialised model of a known variant.
 
   Args:
     variant: a name that `lambda-vit models` lists.

@@ -9,6 +9,7 @@ for a whole network, which has one mode per block. Plain Python: no arrays.
 """
 
 import dataclasses
+import itertools
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
@@ -19,9 +20,10 @@ from lambda_vit_jax.core.typing import AttentionMode
 ATTENTION = ('norm1', 'attn.qkv', 'attn.proj', 'ls1')
 """Parameters of an attention layer; `ls1` only with LayerScale."""
 
-AFFINE_MAP = tuple(
-  f'attn.{name}' for name in ('linear', 'mean', 'class_linear', 'class_mean')
-)
+LINEAR_MAPS = ('linear', 'mean', 'class_linear', 'class_mean')
+"""Children of `attn` in mode `linear`; all of them write to the stream."""
+
+AFFINE_MAP = tuple(f'attn.{name}' for name in LINEAR_MAPS)
 """Parameters of W·n(x) + b, which ones depends on its inputs."""
 
 
@@ -83,16 +85,8 @@ MODES: dict[AttentionMode, Mode] = {
 }
 """The modes by name."""
 
-NO_ATTENTION: tuple[AttentionMode, ...] = tuple(
-  name for name, mode in MODES.items() if not mode.has_attention
-)
-"""Modes in which a block has no parameters of an attention layer."""
-
 ATTENTION_PARTS = tuple(dict.fromkeys(n.split('.')[0] for n in ATTENTION))
 """Children of a block that belong to its attention half."""
-
-LINEAR_MAPS = tuple(name.split('.')[1] for name in AFFINE_MAP)
-"""Children of `attn` in mode `linear`; all of them write to the stream."""
 
 LINEAR_INPUTS = ('token', 'mean', 'class_map')
 """Possible inputs of the map in mode `linear` (`LinearAttention`)."""
@@ -194,14 +188,14 @@ def modes_without(
   """
   gone = set(check_layers(layer_indices(layers), len(modes)))
   return tuple(
-    replacement if index in gone and mode not in NO_ATTENTION else mode
+    replacement if index in gone and MODES[mode].has_attention else mode
     for index, mode in enumerate(modes)
   )
 
 
 def removed_layers(modes: Sequence[AttentionMode]) -> tuple[int, ...]:
   """Indices of the blocks without an attention layer."""
-  return tuple(i for i, mode in enumerate(modes) if mode in NO_ATTENTION)
+  return tuple(i for i, m in enumerate(modes) if not MODES[m].has_attention)
 
 
 def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
@@ -250,11 +244,8 @@ def doublings(modes: Sequence[AttentionMode]) -> tuple[int, ...]:
 
   The stream after block l is 2^k(l) times that of the folded network.
   """
-  counts, count = [], 0
-  for mode in modes:
-    count += MODES[mode].residual_scale == 2
-    counts.append(count)
-  return tuple(counts)
+  doubled = (int(MODES[mode].residual_scale == 2) for mode in modes)
+  return tuple(itertools.accumulate(doubled))
 
 
 def fold_modes(modes: Sequence[AttentionMode]) -> tuple[AttentionMode, ...]:
@@ -267,7 +258,7 @@ def fold_eps(
 ) -> tuple[float, ...]:
   """Epsilon per block and of the final norm, each divided by 4^k."""
   counts = doublings(modes)
-  exponents = (*counts, counts[-1] if counts else 0)
+  exponents = (*counts, max(counts, default=0))
   return tuple(
     eps / 4.0**count for eps, count in zip(norm_eps, exponents, strict=True)
   )

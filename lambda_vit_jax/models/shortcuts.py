@@ -11,12 +11,10 @@ They return the same logits by fewer operations (`ViT.__call__` with
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 
-from lambda_vit_jax.core.typing import Array, AttentionMode
-from lambda_vit_jax.models.modes import mixes_tokens
+from lambda_vit_jax.core.typing import Array
 
 
 @functools.partial(
@@ -59,14 +57,3 @@ class StreamInfo:
 
 PLAIN = StreamInfo()
 """One patch in each token, and no shortcut."""
-
-
-def last_mixing_block(
-  modes: Sequence[AttentionMode], linear_inputs: Sequence[str]
-) -> int:
-  """Index of the last block that mixes tokens, -1 for none.
-
-  From it on only the tokens that the readout reads need computing.
-  """
-  mixing = [i for i, m in enumerate(modes) if mixes_tokens(m, linear_inputs)]
-  return mixing[-1] if mixing else -1

@@ -22,9 +22,9 @@ from lambda_vit_jax.models.layers import (
   parameter,
   small_init,
 )
-from lambda_vit_jax.models.modes import block_name, doublings
+from lambda_vit_jax.models.modes import block_name, doublings, mixes_tokens
 from lambda_vit_jax.models.resampling import resize
-from lambda_vit_jax.models.shortcuts import StreamInfo, last_mixing_block
+from lambda_vit_jax.models.shortcuts import StreamInfo
 
 # Larger than any block index: their keys are folded from the same key.
 _DROPOUT = 1 << 16
@@ -117,8 +117,18 @@ class ViT(nn.Module):
 
   @property
   def last_mixing_block(self) -> int:
-    """Index of the last block that mixes tokens, -1 for none."""
-    return last_mixing_block(self.attention_modes, self.linear_inputs)
+    """Index of the last block that mixes tokens, -1 for none.
+
+    From it on only the tokens that the readout reads need computing.
+    """
+    return max(
+      (
+        index
+        for index, mode in enumerate(self.attention_modes)
+        if mixes_tokens(mode, self.linear_inputs)
+      ),
+      default=-1,
+    )
 
   @property
   def merge_counts(self) -> tuple[int, ...]:
@@ -130,62 +140,44 @@ class ViT(nn.Module):
 
   def block_fields(self, block_index: int) -> dict[str, Any]:
     """The fields of one `EncoderBlock`."""
-    return {
-      'num_heads': self.num_heads,
-      'mlp_ratio': self.mlp_ratio,
+    own = {
       'attention_mode': self.attention_modes[block_index],
-      'compensation': self.compensation,
       'norm_eps': self.norm_eps[block_index],
-      'activation': self.activation,
-      'layer_scale': self.layer_scale,
-      'qkv_bias': self.qkv_bias,
       'drop_path_rate': self.drop_path_rates[block_index],
-      'linear_inputs': self.linear_inputs,
-      'dilution_path': self.dilution_path,
       'merge': self.merge_counts[block_index],
-      'num_prefix_tokens': self.num_prefix_tokens,
-      'quantization': self.quantization,
-      'attention_kernel': self.attention_kernel,
-      'dtype': self.dtype,
     }
+    # The others have the same names here; Flax adds two.
+    shared = {*EncoderBlock.__dataclass_fields__} - {*own, 'parent', 'name'}
+    return own | {name: getattr(self, name) for name in shared}
 
   def setup(self) -> None:
-    embed_dim = self.embed_dim
     self.patch_embed = PatchEmbed(
       self.patch_size,
-      embed_dim,
+      self.embed_dim,
       not self.pre_norm,
       self.dtype,
       self.quantization,
     )
-    shape = (1, 1, embed_dim)
-    self.cls_token = parameter(self, 'cls_token', small_init, shape)
+    self.cls_token = self._tokens('cls_token', 1)
     if self.distilled:
-      self.dist_token = parameter(self, 'dist_token', small_init, shape)
+      self.dist_token = self._tokens('dist_token', 1)
     if self.num_registers:
-      self.reg_token = parameter(
-        self, 'reg_token', small_init, (1, self.num_registers, embed_dim)
-      )
-    positions = self.num_tokens
-    if not self.position_on_class:
-      positions -= self.num_prefix_tokens
-    self.pos_embed = parameter(
-      self, 'pos_embed', small_init, (1, positions, embed_dim)
-    )
+      self.reg_token = self._tokens('reg_token', self.num_registers)
+    unplaced = 0 if self.position_on_class else self.num_prefix_tokens
+    self.pos_embed = self._tokens('pos_embed', self.num_tokens - unplaced)
     if self.pre_norm:
       # Before all blocks: folding does not change its epsilon.
       self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
-    make_block = EncoderBlock
-    if self.remat:
-      make_block = nn.remat(EncoderBlock)
+    make_block = nn.remat(EncoderBlock) if self.remat else EncoderBlock
     for block_index in range(self.depth):
       # Registers the submodule under that name.
       block = make_block(**self.block_fields(block_index))
       setattr(self, block_name(block_index), block)
+    norm = LayerNorm(self.norm_eps[-1], self.dtype)
     if self.norm_before_pool:
-      self.norm = self._norm()
+      self.norm = norm
     else:
-      self.fc_norm = self._norm()
+      self.fc_norm = norm
     if self.segmentation is not None:
       self.decoder = decoders.make_decoder(
         self.segmentation, self.num_classes, self.dtype
@@ -195,16 +187,11 @@ class ViT(nn.Module):
       if self.distilled:
         self.head_dist = self._head()
 
-  def _norm(self) -> LayerNorm:
-    return LayerNorm(self.norm_eps[-1], self.dtype)
+  def _tokens(self, name: str, count: int) -> Array:
+    return parameter(self, name, small_init, (1, count, self.embed_dim))
 
   def _head(self) -> Dense:
-    return Dense(
-      self.num_classes,
-      self.dtype,
-      small_init,
-      quantization=self.quantization,
-    )
+    return Dense(self.num_classes, self.dtype, self.quantization, small_init)
 
   def embed(self, images: Array) -> Array:
     """Images `[batch, height, width, channels]` to the first stream."""

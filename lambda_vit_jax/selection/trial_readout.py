@@ -13,6 +13,7 @@ from lambda_vit_jax.analysis.moments import Moments
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
@@ -86,7 +87,7 @@ def run_tail(
   """
   full, narrow = streams
   read_tokens = narrow.shape[1]
-  linear = tail.block.attention_mode == 'linear'
+  linear = not MODES[tail.block.attention_mode].has_attention
 
   def with_attention() -> Array:
     return pieces.run_block(tail.block, params.block, full, read_tokens)[0]

@@ -260,7 +260,7 @@ class TrialRunner:
       TailParams(runner.block(source, removed)[1], mlp_params, stem_params),
       TailSwitches(
         np.float32(row.scales()[0]),
-        np.bool_(mode == 'full'),
+        np.bool_(row.has_attention),
         np.bool_(use_stream),
         np.bool_(index == self._module.depth - 1),
       ),

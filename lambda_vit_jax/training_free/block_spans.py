@@ -31,7 +31,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import Layers, layer_indices
+from lambda_vit_jax.models.modes import MODES, Layers, layer_indices
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free.least_squares import require_finite
 
@@ -95,10 +95,10 @@ def spans_of(
   whole = isinstance(num_blocks, numbers.Integral)
   if isinstance(num_blocks, bool) or not whole:
     raise ModelError(f'num_blocks={num_blocks!r}: a whole number of blocks')
-  modes = model.attention_modes
-  # A block in mode `identity` doubles the stream.
-  needed = {*needed, *(i for i, mode in enumerate(modes) if mode == 'identity')}
-  mixing = {i for i, mode in enumerate(modes) if mode == 'full'} - {*removed}
+  rows = [MODES[mode] for mode in model.attention_modes]
+  doubling = {i for i, mode in enumerate(rows) if mode.residual_scale == 2}
+  needed = {*needed, *doubling}
+  mixing = {i for i, mode in enumerate(rows) if mode.mixes_tokens} - {*removed}
   starts = model.depth - num_blocks + 1 if num_blocks >= 0 else 0
   spans = {first: range(first, first + num_blocks) for first in range(starts)}
   found = {

@@ -20,6 +20,7 @@ from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import (
+  MODES,
   Layers,
   block_name,
   check_layers,
@@ -299,7 +300,7 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
         f'block {index} is in mode {mode!r}; a fit starts from full, '
         'identity, absent or linear blocks'
       )
-    if index in layers and mode != 'full':
+    if index in layers and not MODES[mode].has_attention:
       raise ModelError(
         f'block {index} has no attention to replace: it is {mode!r} already'
       )

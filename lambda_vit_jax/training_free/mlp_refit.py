@@ -32,7 +32,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares, paired
 from lambda_vit_jax.training_free.folds import (
@@ -122,7 +122,7 @@ def refit_on(
   """
   pairing = paired.pair(model, dense)
   for index in pairing.changed:
-    if model.attention_modes[index] == 'identity':
+    if MODES[model.attention_modes[index]].residual_scale == 2:
       raise ModelError(
         f'block {index} is identity, which doubles the stream; refit works on '
         "blocks left out: prune(dense, layers, 'absent')"

@@ -25,7 +25,7 @@ from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import paired
 from lambda_vit_jax.training_free.least_squares import require_finite
@@ -93,7 +93,7 @@ def recentre_on(
     there.run_to(origin)
     epsilon, name = module.norm_eps[index], block_name(index)
     block, base = here.params[name], there.params[block_name(origin)]
-    if model.attention_modes[index] == 'full':
+    if MODES[model.attention_modes[index]].has_attention:
       block = correct(block, base, 'norm1', _View(epsilon))
       here.update({name: block})
     here.run_attention(index)

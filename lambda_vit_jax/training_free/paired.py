@@ -14,6 +14,7 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import MODES
 
 # The class token is one sample per image: 32 of them give σ within an eighth.
 LEAST_IMAGES = 32
@@ -88,7 +89,7 @@ def pair(model: Model, dense: Model) -> Pairing:
     if mode == old:
       continue
     changed.append(index)
-    if old != 'full':
+    if not MODES[old].has_attention:
       raise ModelError(
         f'block {index} is {mode!r} in the first model and {old!r} in the '
         'second: give the changed model first, then the dense one'

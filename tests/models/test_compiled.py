@@ -1,4 +1,4 @@
-"""Compiled programs, judged by their operations and buffers, not by a clock."""
+"""Operations and buffers of compiled programs; nothing is timed."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_pruning_never_costs_memory(dense, pruned):
   assert less <= more
 
 
-def test_weights_fall_by_exactly_what_was_removed(dense, pruned):
+def test_pruning_saves_exactly_the_removed_weights(dense, pruned):
   def argument_bytes(pair):
     return pair[1].memory_analysis().argument_size_in_bytes
 
@@ -60,7 +60,7 @@ def test_weights_fall_by_exactly_what_was_removed(dense, pruned):
   )
 
 
-def test_logits_and_features_are_all_that_leaves(dense):
+def test_only_logits_and_features_are_returned(dense):
   # An unused intermediate among the results would be written to memory.
   assert dense[1].memory_analysis().output_size_in_bytes == (
     4 * BATCH * (SMALL.num_classes + SMALL.embed_dim)
@@ -69,7 +69,7 @@ def test_logits_and_features_are_all_that_leaves(dense):
   )
 
 
-def test_operations_are_those_that_are_counted(dense, pruned):
+def test_flops_are_those_of_the_counted_macs(dense, pruned):
   for module, program in (dense, pruned):
     model = Model(module, {}, 'small', None)
     counted = 2 * BATCH * model.macs(executed=True)

@@ -1,4 +1,4 @@
-"""Networks that segment: one function in every form, and decoders' laws."""
+"""Segmentation: the same logits in every form of a model, and the decoders."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_logits_per_pixel(decoder, images):
 
 @EACH
 def test_one_function_in_every_form(decoder, images):
-  """λ = 0, identity and folded; what is read has the scale of the stream."""
+  """Diluted to λ = 0, pruned and folded; grids keep the scale of the stream."""
   dense = make_segmenter(decoder)
   layers = (0, 2)
   diluted = dense.module.clone(
@@ -76,7 +76,7 @@ def test_one_function_in_every_form(decoder, images):
       )
 
 
-def test_folding_halves_the_stream_and_not_what_is_read(images):
+def test_folding_halves_the_stream_but_not_the_grids(images):
   pruned = lv.prune(make_segmenter(UPERNET), (0, 2))
   folded = lv.fold(pruned)
   counts = modes.doublings(pruned.attention_modes)
@@ -93,7 +93,7 @@ def test_folding_halves_the_stream_and_not_what_is_read(images):
     np.testing.assert_array_equal(
       whole[f'grid{place}'], pruned.module.grid(whole[name]['output'])
     )
-  # Folding what is folded, or is dense, changes nothing.
+  # Folding a folded or dense model changes nothing.
   again = lv.fold(folded)
   assert again.module == folded.module
   dense = make_segmenter(UPERNET)
@@ -132,13 +132,15 @@ def test_pooling_covers_the_axis(size, cells):
     )
 
 
-def test_the_ends_of_the_quarters():
-  assert spread_blocks(12) == (2, 5, 8, 11)
-  assert spread_blocks(24) == (5, 11, 17, 23)
-  assert spread_blocks(3) == (0, 1, 2, 2)
+@pytest.mark.parametrize(
+  'depth, blocks',
+  [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (3, (0, 1, 2, 2))],
+)
+def test_the_decoder_reads_the_end_of_each_quarter(depth, blocks):
+  assert spread_blocks(depth) == blocks
 
 
-def test_eight_bits_leave_the_decoder_alone(images):
+def test_quantizing_leaves_the_decoder_in_float32(images):
   model = make_segmenter(LINEAR)
   small = lv.quantize(model)
   assert small.params['decoder'] is model.params['decoder']
@@ -147,8 +149,8 @@ def test_eight_bits_leave_the_decoder_alone(images):
   assert np.abs(small(images) - model(images)).max() < 0.1 * largest
 
 
-def test_the_usual_size_of_upernet():
-  """Shapes of the recipe for a ViT-B at 512 pixels."""
+def test_shapes_of_upernet():
+  """A ViT-B at 512 pixels."""
   module = make_module(
     'deit_base_patch16_224',
     image_size=512,
@@ -173,7 +175,7 @@ def test_the_usual_size_of_upernet():
 
 @EACH
 def test_macs_are_those_of_the_kernels(decoder):
-  """Each kernel works on every cell of its grid: counted from the tree."""
+  """Counted from the tree: each kernel works on every cell of its grid."""
   model = make_segmenter(decoder)
   grid = {
     'neck': (1,) * 4,
@@ -184,10 +186,8 @@ def test_macs_are_those_of_the_kernels(decoder):
   total = 0
   for name, leaves in model.params['decoder'].items():
     kernel = leaves.get('conv', leaves)['kernel']
-    kind, place = (
-      name.rstrip('0123456789'),
-      name[len(name.rstrip('0123456789')) :],
-    )
+    kind = name.rstrip('0123456789')
+    place = name.removeprefix(kind)
     if kind == 'pool':
       area = int(place) ** 2
     else:
@@ -198,13 +198,13 @@ def test_macs_are_those_of_the_kernels(decoder):
     total += area * int(np.prod(kernel.shape))
   plain = adapt.backbone(model)
   assert model.macs() - plain.macs() == total
-  # Every token goes on to the last block.
+  # Every token is computed in the last block.
   assert model.macs(executed=True) == model.macs()
 
 
 @EACH
-def test_a_distillation_token_has_no_classes_of_its_own(decoder):
-  """One decoder, where a network that classifies has two heads."""
+def test_a_distilled_model_has_one_decoder(decoder):
+  """Where a classifier has two heads."""
   tall = lv.create_model('vit_nano_patch2_8', distilled=True)
   model = lv.with_decoder(tall, decoder, CLASSES)
   plain = adapt.backbone(model)
@@ -212,7 +212,7 @@ def test_a_distillation_token_has_no_classes_of_its_own(decoder):
   assert model.macs() - plain.macs() == added
 
 
-def test_dropout_is_for_training(images):
+def test_dropout_is_applied_in_training_only(images):
   model = make_segmenter(LINEAR)
   key = jax.random.key(0)
 
@@ -233,7 +233,7 @@ def test_descriptions_keep_the_decoder(decoder):
   assert rebuilt.module == model.module
 
 
-def test_files_keep_the_function(images, tmp_path):
+def test_exports_compute_the_same_logits(images, tmp_path):
   model = lv.prune(make_segmenter(UPERNET), (1,))
   lv.export(model, tmp_path / 'out')
   logits = model(images)
@@ -259,8 +259,8 @@ def test_onnx_graphs(decoder, removed, images):
   )
 
 
-def test_onnx_where_sides_differ(images):
-  """Neither rows and columns nor grids and images change places."""
+def test_onnx_of_an_image_that_is_not_square(images):
+  """Rows and columns are not exchanged, in grids or images."""
   model = create_model('vit_nano_patch2_8', seed=1, image_size=(8, 16))
   model = adapt.with_decoder(model, UPERNET, CLASSES, 1)
   wide = np.concatenate([images, images[::-1]], axis=2)
@@ -270,8 +270,8 @@ def test_onnx_where_sides_differ(images):
 
 
 @EACH
-def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
-  """Of 16 patches 12 and at the end 7 tokens are left; in every form."""
+def test_merged_tokens_are_read_at_all_their_patches(decoder, images, tmp_path):
+  """In every form; of 16 patches, 12 and finally 7 tokens are left."""
   dense = make_segmenter(decoder)
   np.testing.assert_array_equal(
     lv.merge_tokens(dense, 0)(images), dense(images)
@@ -318,7 +318,7 @@ def test_merged_tokens_are_read_in_all_their_places(decoder, images, tmp_path):
   ids=['registers', 'distilled'],
 )
 def test_onnx_graphs_that_merge(decoder, fields, images, rng):
-  """Other leading tokens, and a map of the mean over merged ones."""
+  """With other leading tokens, and a map of the mean over merged tokens."""
   module = make_module(
     get_variant('vit_nano_patch2_8'),
     segmentation=decoder,
@@ -341,7 +341,7 @@ def test_onnx_graphs_that_merge(decoder, fields, images, rng):
 
 @EACH
 def test_merging_equal_patches_changes_nothing(decoder):
-  """Tokens that agree in everything are as good as one of several."""
+  """Equal tokens may be merged without a change of the logits."""
   model = make_segmenter(decoder)
   params = model.params | {'pos_embed': 0 * model.params['pos_embed']}
   model = model.replace(params=params)
@@ -375,7 +375,7 @@ def test_gradients_pass_through_merged_tokens(images):
   np.testing.assert_allclose(slope, size, rtol=0.02)
 
 
-def test_backbone_is_what_the_decoder_reads(images):
+def test_backbone_drops_the_decoder(images):
   model = make_segmenter(UPERNET)
   plain = lv.backbone(model)
   assert 'decoder' not in plain.params
@@ -388,28 +388,44 @@ def test_backbone_is_what_the_decoder_reads(images):
   assert other.params['block00'] is model.params['block00']
 
 
-def test_learning_rates_of_the_decoder_are_the_heads():
+def test_the_decoder_has_the_learning_rate_of_a_head():
   scales = optim.layer_scales(make_segmenter(LINEAR).params, 0.5, 3)
   assert scales['decoder']['classify']['kernel'] == 1.0
   assert scales['block02']['norm2']['scale'] == 0.5
 
 
-def test_what_cannot_be(images):
-  model = make_segmenter(UPERNET)
+@pytest.mark.parametrize(
+  'decoder, classes, message',
+  [
+    (LINEAR, 0, 'needs a class'),
+    (Decoder('upernet', (0, 1, 2, 5)), 2, 'reads block 5'),
+  ],
+)
+def test_decoders_that_do_not_fit_are_refused(decoder, classes, message):
+  with pytest.raises(ModelError, match=message):
+    lv.with_decoder(make_segmenter(UPERNET), decoder, classes)
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'kind': 'unet'}, 'is not known'),
+    ({'kind': 'upernet', 'blocks': (1, 2)}, 'upernet reads four blocks'),
+    (
+      {'kind': 'upernet', 'blocks': (2, 2, 1, 0)},
+      'upernet reads four blocks, ascending',
+    ),
+    ({'kind': 'linear', 'dropout': 1.0}, 'dropout=1'),
+  ],
+)
+def test_impossible_decoders_are_refused(fields, message):
+  with pytest.raises(ModelError, match=message):
+    Decoder(**fields)
+
+
+def test_searches_are_told_to_use_the_backbone():
   with pytest.raises(ModelError, match='backbone'):
-    pieces.stem_of(model.module)
-  with pytest.raises(ModelError, match='needs a class'):
-    lv.with_decoder(model, LINEAR, 0)
-  with pytest.raises(ModelError, match='reads block 5'):
-    lv.with_decoder(model, Decoder('upernet', (0, 1, 2, 5)), 2)
-  with pytest.raises(ModelError, match='is not known'):
-    Decoder('unet')
-  with pytest.raises(ModelError, match='upernet reads four blocks'):
-    Decoder('upernet', (1, 2))
-  with pytest.raises(ModelError, match='upernet reads four blocks, ascending'):
-    Decoder('upernet', (2, 2, 1, 0))
-  with pytest.raises(ModelError, match='dropout=1'):
-    Decoder('linear', dropout=1.0)
+    pieces.stem_of(make_segmenter(UPERNET).module)
 
 
 @pytest.mark.parametrize(
@@ -427,15 +443,15 @@ def test_what_cannot_be(images):
   ],
   ids=str,
 )
-def test_a_description_is_not_trusted(change):
+def test_a_wrong_description_is_refused(change):
   fields = description.describe(make_segmenter(UPERNET))
   fields['segmentation'] = fields['segmentation'] | change
   with pytest.raises(CheckpointError):
     description.rebuild(fields, 'here')
 
 
-def test_whatever_the_other_tokens_are(rng):
-  """Registers, a distillation token, a norm behind the pooling."""
+def test_only_patches_are_decoded(rng):
+  """Not registers or a distillation token; with a norm after the pooling."""
   module = make_module(
     get_variant('vit_nano_patch2_8'),
     segmentation=LINEAR,

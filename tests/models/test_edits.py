@@ -1,6 +1,4 @@
-"""Networks without some of their blocks, and what makes up for them."""
-
-import dataclasses
+"""`drop_blocks`, and the fits that make up for the dropped blocks."""
 
 import jax
 import numpy as np
@@ -26,13 +24,15 @@ IMAGES = make_images()
 
 
 def output(model, index):
-  """The stream behind a block, float64."""
+  """The stream after a block, float64."""
   taps = model.apply(IMAGES)[1][block_name(index)]
   return np.asarray(taps['output'], np.float64)
 
 
 @pytest.mark.parametrize('index', [0, 1, 2])
-def test_a_block_that_adds_nothing_can_go(tiny_variant, index):
+def test_dropping_a_block_that_adds_nothing_keeps_the_logits(
+  tiny_variant, index
+):
   dense = shade(make_model(tiny_variant), index, 0.0)
   short = lv.drop_blocks(dense, (index,))
   assert short.depth == 2
@@ -40,7 +40,7 @@ def test_a_block_that_adds_nothing_can_go(tiny_variant, index):
   np.testing.assert_allclose(short(IMAGES), dense(IMAGES), atol=1e-5)
 
 
-def test_what_is_left_is_an_ordinary_network(tiny_variant):
+def test_the_result_is_an_ordinary_shorter_network(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1,))
   plain = make_model(tiny_variant, depth=3)
@@ -54,7 +54,7 @@ def test_what_is_left_is_an_ordinary_network(tiny_variant):
   assert short.params['head'] is dense.params['head']
 
 
-def test_dropping_twice_is_dropping_both(tiny_variant):
+def test_dropping_twice_is_dropping_both_at_once(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   once = lv.drop_blocks(dense, (1, 2))
   twice = lv.drop_blocks(lv.drop_blocks(dense, (1,)), (1,))
@@ -64,7 +64,7 @@ def test_dropping_twice_is_dropping_both(tiny_variant):
   assert lv.drop_blocks(dense, ()) is dense
 
 
-def test_what_belongs_to_a_block_goes_with_it(tiny_variant):
+def test_the_fields_of_a_block_are_dropped_with_it(tiny_variant):
   dense = make_model(
     tiny_variant,
     depth=4,
@@ -79,7 +79,7 @@ def test_what_belongs_to_a_block_goes_with_it(tiny_variant):
   np.testing.assert_allclose(short.drop_path_rates, (0.2, 0.3))
 
 
-def test_a_decoder_reads_the_same_blocks(tiny_variant):
+def test_a_decoder_still_reads_the_same_blocks(tiny_variant):
   dense = make_model(tiny_variant, depth=6)
   decoder = Decoder('upernet', (0, 2, 3, 5), channels=8)
   dense = lv.with_decoder(dense, decoder, 3)
@@ -91,7 +91,7 @@ def test_a_decoder_reads_the_same_blocks(tiny_variant):
     lv.drop_blocks(dense, (2,))
 
 
-def test_what_is_fitted_without_a_decoder_gets_it_back(tiny_variant):
+def test_a_fit_of_the_backbone_gets_its_decoder_back(tiny_variant):
   dense = make_model(tiny_variant, depth=6)
   decoder = Decoder('upernet', (0, 2, 3, 5), channels=8)
   dense = shade(lv.with_decoder(dense, decoder, 3), 4, 0.0)
@@ -100,25 +100,25 @@ def test_what_is_fitted_without_a_decoder_gets_it_back(tiny_variant):
   found = linearize.with_outputs_of(lv.drop_blocks(dense, (4,)), fitted)
   assert found.module.segmentation.blocks == (0, 2, 3, 4)
   assert found.kept_blocks == (0, 1, 2, 3, 5)
-  # The block added nothing, so that there was nothing to make up for.
+  # The block added nothing, so there was nothing to make up for.
   np.testing.assert_allclose(found(IMAGES[:2]), dense(IMAGES[:2]), atol=1e-4)
 
 
-def test_files_know_which_blocks_they_hold(tiny_variant, tmp_path):
+@pytest.mark.parametrize('source', ['out', 'out/model.safetensors'])
+def test_files_record_the_kept_blocks(tmp_path, source):
   dense = lv.create_model('vit_mini_patch2_8', num_classes=3, image_size=4)
   short = lv.drop_blocks(dense, range(2, dense.depth - 1))
   lv.export(short, tmp_path / 'out', formats=('safetensors',))
   images = make_images(4, shape=(4, 4, dense.module.in_chans))
-  for where in ('out', 'out/model.safetensors'):
-    found = lv.load_pretrained(tmp_path / where)
-    assert found.kept_blocks == (0, 1, dense.depth - 1)
-    np.testing.assert_allclose(found(images), short(images), atol=1e-5)
+  found = lv.load_pretrained(tmp_path / source)
+  assert found.kept_blocks == (0, 1, dense.depth - 1)
+  np.testing.assert_allclose(found(images), short(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
   'kept', [[0], [2, 1], [1, 1], [0, -1], [0, True], 'ab', None, [0, 1.0]]
 )
-def test_a_description_that_lies_about_its_blocks(tiny_variant, kept):
+def test_wrong_kept_blocks_in_a_description_are_refused(kept):
   model = lv.create_model('vit_mini_patch2_8', image_size=4)
   short = lv.drop_blocks(model, range(1, model.depth - 1))
   fields = description.describe(short)
@@ -128,7 +128,7 @@ def test_a_description_that_lies_about_its_blocks(tiny_variant, kept):
 
 
 @pytest.mark.parametrize('gone', [(1,), (0,), (1, 2), (3,), (0, 1), (2, 3)])
-def test_blocks_that_add_a_shade_are_made_up_for(tiny_variant, gone):
+def test_refit_makes_up_for_blocks_that_add_a_constant(tiny_variant, gone):
   # Added to all channels alike: no norm sees it, so the gap is constant.
   dense = make_model(tiny_variant, depth=4)
   for index in gone:
@@ -142,7 +142,7 @@ def test_blocks_that_add_a_shade_are_made_up_for(tiny_variant, gone):
   np.testing.assert_allclose(found(IMAGES), dense(IMAGES), atol=1e-4)
 
 
-def test_the_mlp_in_front_aims_behind_the_blocks_that_are_gone(tiny_variant):
+def test_the_mlp_before_dropped_blocks_is_fitted_to_their_output(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1, 2))
   images = read_images(batches_of(IMAGES), dense)
@@ -157,11 +157,11 @@ def test_the_mlp_in_front_aims_behind_the_blocks_that_are_gone(tiny_variant):
   np.testing.assert_allclose(after / spread, fits[0].residual, rtol=1e-3)
 
 
-def test_norms_are_shown_what_the_dense_ones_were(tiny_variant):
+def test_recentring_restores_the_moments_of_the_dense_norms(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1,))
   found = lv.recentre(short, dense, batches_of(IMAGES))
-  # The norm in front of the attention that now follows block 0.
+  # The norm before the attention layer that now follows block 0.
   here, there = (
     np.asarray(m.apply(IMAGES)[1][name]['norm1'], np.float64)
     for m, name in ((found, 'block01'), (dense, 'block02'))
@@ -171,7 +171,7 @@ def test_norms_are_shown_what_the_dense_ones_were(tiny_variant):
     np.testing.assert_allclose(
       moment(here, axis=(0, 1)), moment(there, axis=(0, 1)), atol=1e-4
     )
-  # All in front of the blocks that went is as it was.
+  # Nothing before the dropped block has changed.
   jax.tree.map(
     np.testing.assert_array_equal,
     found.params['block00'],
@@ -179,7 +179,7 @@ def test_norms_are_shown_what_the_dense_ones_were(tiny_variant):
   )
 
 
-def test_the_last_norm_is_shown_what_it_was_behind_blocks_that_are_gone(
+def test_recentring_restores_the_final_norm_after_dropped_blocks(
   tiny_variant,
 ):
   dense = make_model(tiny_variant, depth=4)
@@ -199,7 +199,7 @@ def test_the_last_norm_is_shown_what_it_was_behind_blocks_that_are_gone(
     )
 
 
-def test_maps_and_dropped_blocks_go_together(tiny_variant):
+def test_linearize_refits_a_model_with_dropped_blocks(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1,))
   both = lv.linearize(short, [IMAGES], (1,), refit=True, dense=dense)
@@ -209,7 +209,7 @@ def test_maps_and_dropped_blocks_go_together(tiny_variant):
 
 
 @pytest.mark.parametrize('devices', [2, 8])
-def test_same_on_any_number_of_devices(tiny_variant, devices):
+def test_refit_does_not_depend_on_the_number_of_devices(tiny_variant, devices):
   dense = make_model(tiny_variant)
   short = lv.drop_blocks(dense, (1,))
   one = lv.refit(short, dense, [IMAGES], mesh=mesh_of(1))
@@ -218,42 +218,73 @@ def test_same_on_any_number_of_devices(tiny_variant, devices):
   np.testing.assert_allclose(one(IMAGES), many(IMAGES), atol=1e-3)
 
 
-def test_pairs_of_networks(tiny_variant):
+@pytest.mark.parametrize(
+  'dropped, origins, targets, first, first_short',
+  [
+    ((1, 4), (0, 2, 3), (2, 3, 5), 1, 0),
+    ((4,), (0, 1, 2, 3), (1, 2, 3, 5), 4, 3),
+    ((), (0, 1, 2, 3, 4), (1, 2, 3, 4, 5), 5, 5),
+  ],
+)
+def test_blocks_are_paired_with_those_of_the_dense_model(
+  tiny_variant, dropped, origins, targets, first, first_short
+):
   dense = make_model(tiny_variant, depth=5)
-  pairing = paired.pair(lv.drop_blocks(dense, (1, 4)), dense)
-  assert pairing.origins == (0, 2, 3)
-  assert pairing.targets == (2, 3, 5)
-  assert (pairing.first, pairing.first_short) == (1, 0)
-  last = paired.pair(lv.drop_blocks(dense, (4,)), dense)
-  assert (last.first, last.first_short) == (4, 3)
-  same = paired.pair(dense, dense)
-  assert same.first == same.first_short == 5
-  unknown = lv.drop_blocks(dense, (1,)).replace(kept_blocks=())
-  with pytest.raises(ModelError, match='does not record which blocks it kept'):
-    paired.pair(unknown, dense)
-  # A network that had lost a block before.
+  pairing = paired.pair(lv.drop_blocks(dense, dropped), dense)
+  assert pairing.origins == origins
+  assert pairing.targets == targets
+  assert (pairing.first, pairing.first_short) == (first, first_short)
+
+
+def test_the_dense_model_may_have_lost_a_block_before(tiny_variant):
+  dense = make_model(tiny_variant, depth=5)
   older = lv.drop_blocks(dense, (0,))
   pairing = paired.pair(lv.drop_blocks(dense, (0, 2)), older)
   assert pairing.origins == (0, 2, 3)
-  with pytest.raises(ModelError, match='the second has no block 0'):
-    paired.pair(dense, older)
-  other = older.replace(
-    module=older.module.clone(norm_eps=(1e-3, *older.module.norm_eps[1:]))
-  )
-  with pytest.raises(ModelError, match='differ in norm_eps'):
-    paired.pair(other, dense)
 
 
-def test_bad_input(tiny_variant):
-  dense = make_model(dataclasses.replace(tiny_variant))
-  with pytest.raises(ModelError, match='out of range: blocks are 0 to 2'):
-    lv.drop_blocks(dense, (3,))
-  with pytest.raises(ModelError, match='given twice'):
-    lv.drop_blocks(dense, (1, 1))
-  with pytest.raises(ModelError, match='keep at least one'):
-    lv.drop_blocks(dense, (0, 1, 2))
-  pruned = lv.prune(dense, (0,))
-  with pytest.raises(ModelError, match='block 0 is identity'):
-    lv.drop_blocks(pruned, (0,))
-  with pytest.raises(ModelError, match='no attention is left'):
-    lv.drop_blocks(pruned, (1, 2))
+def first_epsilon(model, epsilon):
+  rest = model.module.norm_eps[1:]
+  return model.replace(module=model.module.clone(norm_eps=(epsilon, *rest)))
+
+
+@pytest.mark.parametrize(
+  'pair_of, message',
+  [
+    (
+      lambda dense: (
+        lv.drop_blocks(dense, (1,)).replace(kept_blocks=()),
+        dense,
+      ),
+      'does not record which blocks it kept',
+    ),
+    (
+      lambda dense: (dense, lv.drop_blocks(dense, (0,))),
+      'the second has no block 0',
+    ),
+    (
+      lambda dense: (first_epsilon(lv.drop_blocks(dense, (0,)), 1e-3), dense),
+      'differ in norm_eps',
+    ),
+  ],
+  ids=['unknown blocks', 'swapped', 'other epsilon'],
+)
+def test_models_that_do_not_pair_are_refused(tiny_variant, pair_of, message):
+  with pytest.raises(ModelError, match=message):
+    paired.pair(*pair_of(make_model(tiny_variant, depth=5)))
+
+
+@pytest.mark.parametrize(
+  'pruned, dropped, message',
+  [
+    ((), (3,), 'out of range: blocks are 0 to 2'),
+    ((), (1, 1), 'given twice'),
+    ((), (0, 1, 2), 'keep at least one'),
+    ((0,), (0,), 'block 0 is identity'),
+    ((0,), (1, 2), 'no attention is left'),
+  ],
+)
+def test_blocks_that_cannot_be_dropped(tiny_variant, pruned, dropped, message):
+  model = lv.prune(make_model(tiny_variant), pruned)
+  with pytest.raises(ModelError, match=message):
+    lv.drop_blocks(model, dropped)

@@ -1,4 +1,4 @@
-"""Laws of the block's modes, and exact sizes."""
+"""Attention modes, sizes and layers of a `Model`."""
 
 import dataclasses
 
@@ -9,10 +9,8 @@ import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from jax import export
 
-import lambda_vit_jax.models.layers as layers
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.models import modes as modes_lib
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import layers, surgery
 from lambda_vit_jax.models.build import (
   abstract_params,
   apply_module,
@@ -23,6 +21,7 @@ from lambda_vit_jax.models.build import (
 from lambda_vit_jax.models.edits import fold, merge_tokens, prune, quantize
 from lambda_vit_jax.models.macs import count_parameters, size_of
 from lambda_vit_jax.models.model import Model, create_model
+from lambda_vit_jax.models.modes import block_name, modes_without
 from lambda_vit_jax.models.variants import VARIANTS
 from lambda_vit_jax.selection.record import Selection
 
@@ -68,7 +67,7 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   ],
 )
 def test_published_sizes(name, removed, parameters, gmacs):
-  modes = modes_lib.modes_without(removed, ('full',) * 12)
+  modes = modes_without(removed, ('full',) * 12)
   module = make_module(name, attention_modes=modes)
   shapes = abstract_params(module)
   model = Model(module, shapes, name, None)
@@ -77,25 +76,26 @@ def test_published_sizes(name, removed, parameters, gmacs):
   assert model.removed_layers == removed
 
 
-def test_executed_macs_leave_out_what_the_readout_does_not_read():
-  # METHOD / issue: 1.191 with 5 removed, 1.238 with 6 (DeiT-B), 1.158 (S).
-  def ratio(name, removed):
-    def macs(layers):
-      module = make_module(
-        name, attention_modes=modes_lib.modes_without(layers, ('full',) * 12)
-      )
-      return Model(module, {}, name, None).macs(executed=True)
+@pytest.mark.parametrize(
+  'name, removed, ratio',
+  [
+    ('deit_base_patch16_224', (0, 1, 3, 4, 6), 1.191),
+    ('deit_base_patch16_224', (0, 1, 3, 4, 6, 9), 1.238),
+    ('deit_small_patch16_224', (0, 2, 4, 6), 1.158),
+  ],
+)
+def test_executed_macs_leave_out_tokens_that_are_not_read(name, removed, ratio):
+  def macs(layers):
+    modes = modes_without(layers, ('full',) * 12)
+    module = make_module(name, attention_modes=modes)
+    return Model(module, {}, name, None).macs(executed=True)
 
-    return round(macs(()) / macs(removed), 3)
-
-  assert ratio('deit_base_patch16_224', (0, 1, 3, 4, 6)) == 1.191
-  assert ratio('deit_base_patch16_224', (0, 1, 3, 4, 6, 9)) == 1.238
-  assert ratio('deit_small_patch16_224', (0, 2, 4, 6)) == 1.158
+  assert round(macs(()) / macs(removed), 3) == ratio
 
 
 @pytest.mark.parametrize('name', VARIANTS)
-def test_every_variant_has_the_size_that_the_closed_form_says(name):
-  # Two blocks tell a mistake as well as forty do, and trace faster.
+def test_the_closed_form_has_the_size_of_every_variant(name):
+  # Two blocks show a mistake as well as forty do, and trace faster.
   variant = dataclasses.replace(VARIANTS[name], depth=2)
   module = make_module(variant, attention_modes=('full', 'linear'))
   shapes = abstract_params(module)
@@ -127,7 +127,7 @@ def test_factor_scales_the_output_projection(model):
   # A new dict per level, so that the shared model stays as it is.
   scaled = jax.tree.map(lambda leaf: leaf, model.params)
   for index in range(3):
-    block = scaled[modes_lib.block_name(index)]
+    block = scaled[block_name(index)]
     block['attn']['proj'] = jax.tree.map(
       lambda leaf: leaf * factor, block['attn']['proj']
     )
@@ -162,11 +162,11 @@ def test_one_trace_serves_the_whole_schedule(model):
   assert forward.cache_size() == before + 1
 
 
-def test_skip_leaves_the_stream_alone(model):
+def test_skip_does_not_change_the_stream(model):
   modes = ('skip', 'full', 'skip')
   _, taps = model.apply(IMAGES, attention_modes=modes)
   for index, mode in enumerate(modes):
-    block = taps[modes_lib.block_name(index)]
+    block = taps[block_name(index)]
     same = np.array_equal(block['input'], block['after_attention'])
     assert same == (mode == 'skip')
 
@@ -186,7 +186,7 @@ def test_reading_the_class_token_alone_changes_no_logit(model):
   ],
   ids=['plain', 'merged', 'int8', 'int8 dynamic'],
 )
-def test_the_batch_may_be_empty_or_a_symbol(model, change):
+def test_the_batch_may_be_empty_or_symbolic(model, change):
   changed = change(model)
   shape = (*model.module.image_size, model.module.in_chans)
   assert changed(np.zeros((0, *shape))).shape == (0, model.num_classes)
@@ -264,20 +264,20 @@ def test_a_selection_of_a_deeper_network_is_refused(model):
 
 
 @pytest.mark.parametrize('layers', [3, 'identity', None, lambda model: model])
-def test_neither_layers_nor_a_selection_is_one_line(model, layers):
+def test_other_types_of_layers_are_refused_in_one_line(model, layers):
   with pytest.raises(ModelError, match='give block indices or a Sel') as error:
     prune(model, model if callable(layers) else layers)
   assert len(str(error.value).splitlines()) == 1
 
 
-def test_an_array_among_the_layers_is_one_line(model):
+def test_an_array_as_a_layer_is_refused_in_one_line(model):
   with pytest.raises(ModelError, match='of type ndarray: a block') as error:
     prune(model, np.zeros((30, 30)))
   assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize('mode', ['full', 'skip', 'linear', 'none'])
-def test_prune_leaves_a_mode_without_parameters(model, mode):
+def test_prune_takes_only_modes_without_parameters(model, mode):
   with pytest.raises(ModelError, match='known are identity and absent'):
     prune(model, (0,), mode)
 
@@ -303,7 +303,7 @@ def test_a_model_is_shown_in_few_lines(name):
   assert f'{count_parameters(shapes):,}' in text
 
 
-def test_what_is_shown_of_a_model():
+def test_the_table_of_a_model():
   model = create_model('vit_mini_patch2_8', removed_layers=(1, 2, 3, 7))
   text = repr(model.replace(kept_blocks=(0, 1, 2, 4)))
   lines = {tuple(line.split()) for line in text.splitlines()}
@@ -409,13 +409,13 @@ def test_factor_is_not_rounded_to_bfloat16(model):
     (('diluted', 'full', 'full'), 'need a dilution_factor'),
   ],
 )
-def test_modes_without_what_they_need_are_refused(model, modes, message):
+def test_modes_whose_inputs_are_missing_are_refused(model, modes, message):
   with pytest.raises(ModelError, match=message):
     model.apply(IMAGES, modes)
 
 
 class TestWithoutIntermediates:
-  """`capture=False`: the same logits by a cheaper program."""
+  """`capture=False` computes the same logits with a cheaper program."""
 
   @pytest.mark.parametrize(
     'modes, options',
@@ -436,7 +436,9 @@ class TestWithoutIntermediates:
       ),
     ],
   )
-  def test_doubling_is_left_to_the_end(self, tiny_variant, modes, options):
+  def test_leaving_out_the_doublings_changes_nothing(
+    self, tiny_variant, modes, options
+  ):
     variant = dataclasses.replace(tiny_variant, layer_scale=0.5)
     module = make_module(variant, attention_modes=modes, **options)
     params = init_params(module, 0)
@@ -447,7 +449,7 @@ class TestWithoutIntermediates:
       features['features'], taps['features'], **SAME_SUMS
     )
 
-  def test_diluted_behind_identity(self, model):
+  def test_diluted_blocks_after_identity(self, model):
     module = model.module.clone(
       attention_modes=('identity', 'diluted', 'diluted')
     )
@@ -505,7 +507,7 @@ class TestParameters:
     with pytest.raises(ScopeParamShapeError, match='/block01/mlp/fc1'):
       apply_module(model.module, params, IMAGES)
 
-  def test_a_missing_one_is_refused(self, model):
+  def test_a_missing_parameter_is_refused(self, model):
     params = surgery.prune_tree(model.params, ())
     del params['block01']['norm1']['bias']
     with pytest.raises(ScopeParamNotFoundError, match='bias'):

@@ -1,4 +1,4 @@
-"""Matrices of 8-bit integers: what rounding may cost, and nothing beyond."""
+"""8-bit integer matrices: errors stay within the bounds of rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ MATRICES = arrays.arrays(
 
 @pytest.fixture(scope='module')
 def model():
-  """Attention, an affine map, a removed attention; no bias is zero."""
+  """Attention, an affine map and a removed layer; no bias is zero."""
   found = with_linear(create_model(NANO, seed=3, removed_layers=(1,)), 0)
   return found.replace(params=jax.tree.map(lambda x: x + 0.01, found.params))
 
@@ -42,10 +42,10 @@ def quantize_matrix(w):
 
 
 @given(MATRICES)
-def test_no_number_is_off_by_more_than_half_a_step(w):
+def test_the_error_of_a_weight_is_at_most_half_a_step(w):
   values, scale = quantize_matrix(w)
   assert values.dtype == np.int8
-  # Symmetric: -128 stands for nothing.
+  # Symmetric: -128 is not used.
   assert np.abs(values.astype(np.int64)).max() <= 127
   error = np.abs(values.astype(np.float64) * scale - w)
   # The quotient is rounded to float32 before it is rounded to an integer.
@@ -53,9 +53,9 @@ def test_no_number_is_off_by_more_than_half_a_step(w):
 
 
 @given(MATRICES, arrays.arrays(np.int8, 4, elements=st.integers(-12, 12)))
-def test_a_channels_scale_goes_to_its_scale(w, exponents):
+def test_scaling_a_channel_scales_its_scale(w, exponents):
   """W·diag(2^e) has the same integers, and 2^e times the scales."""
-  # Away from float32's ends, where 2^e would lose bits.
+  # Away from float32's limits, where 2^e would lose bits.
   w = np.where(np.abs(w) < 1e-20, np.float32(0), w)
   factor = np.exp2(exponents.astype(np.float32))
   values, scale = quantize_matrix(w)
@@ -65,7 +65,7 @@ def test_a_channels_scale_goes_to_its_scale(w, exponents):
   np.testing.assert_array_equal(scaled[0], np.where(zero, 1, scale * factor)[0])
 
 
-def test_zeros_stay_and_what_is_not_finite_is_not_hidden():
+def test_zeros_stay_zero_and_non_finite_weights_stay_visible():
   w = np.float32([[0, 1e-40, np.nan, np.inf], [0, 0, 1, 1]])
   values, scale = quantize_matrix(w)
   np.testing.assert_array_equal(values[:, :2], 0)
@@ -78,14 +78,14 @@ def test_integer_products_are_exact(seed):
   rng = np.random.default_rng(seed)
   x = rng.integers(-127, 128, (3, 4096)).astype(np.int8)
   y = rng.integers(-127, 128, (4096, 2)).astype(np.int8)
-  # The largest sum there is: float32 could not hold it exactly.
+  # The largest possible sum, which float32 cannot hold exactly.
   x[0], y[:, 0] = 127, 127
   found = quantization.integer_product(jnp.asarray(x), jnp.asarray(y))
   assert found.dtype == jnp.int32
   np.testing.assert_array_equal(found, x.astype(np.int64) @ y.astype(np.int64))
 
 
-def test_sums_that_32_bits_cannot_hold_are_refused():
+def test_products_that_overflow_32_bits_are_refused():
   most = quantization.MOST_INPUTS
   assert 127**2 * most < 2**31 <= 127**2 * (most + 1)
   x, y = jnp.ones((1, most + 1), jnp.int8), jnp.ones((most + 1, 1), jnp.int8)
@@ -94,7 +94,7 @@ def test_sums_that_32_bits_cannot_hold_are_refused():
 
 
 @pytest.mark.parametrize('arithmetic', ARITHMETIC)
-def test_a_product_is_as_close_as_its_rounding_allows(arithmetic, rng):
+def test_the_error_of_a_product_is_within_its_bound(arithmetic, rng):
   x = rng.normal(size=(6, 40)).astype(np.float32)
   w = rng.normal(size=(40, 7)).astype(np.float32)
   tree = quantization.quantize_tree({'kernel': w})
@@ -124,7 +124,7 @@ def test_only_matrices_are_quantised(model):
       assert scale.dtype == jnp.float32
     elif not path.endswith('kernel_scale'):
       assert leaf is flat[path]
-  # One byte a number of a matrix, four of all others.
+  # One byte per matrix entry, four for everything else.
   numbers = sum(flat[path].size for path in matrices)
   outputs = sum(flat[path].shape[-1] for path in matrices)
   others = sum(leaf.size for leaf in flat.values()) - numbers
@@ -133,7 +133,7 @@ def test_only_matrices_are_quantised(model):
   )
 
 
-def test_the_tree_is_what_the_module_declares(model):
+def test_the_tree_has_the_shapes_that_the_module_declares(model):
   quantized = quantize(model)
   declared = abstract_params(quantized.module)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), declared) == jax.tree.map(
@@ -141,21 +141,19 @@ def test_the_tree_is_what_the_module_declares(model):
   )
 
 
-def test_quantising_twice_and_back_is_quantising_once(model):
+def test_quantising_again_changes_nothing(model):
   once = quantize(model)
   assert_same(quantize(once, 'dynamic').params, once.params)
   back = dequantize(once)
   assert back.module == model.module
-  # The integers are found again; 127·s / 127 may be s's neighbour.
+  # The integers are the same; 127·s / 127 may be the float next to s.
   again = convert.flatten(quantize(back).params)
   for path, leaf in convert.flatten(once.params).items():
     one_bit = 2**-23 if path.endswith('kernel_scale') else 0
     np.testing.assert_allclose(again[path], leaf, rtol=one_bit, err_msg=path)
 
 
-def test_weights_arithmetic_is_the_network_of_the_rounded_matrices(
-  model, images
-):
+def test_weights_arithmetic_equals_the_dequantised_network(model, images):
   quantized = quantize(model)
   # The same sums, scaled before or after: float32 rounding.
   np.testing.assert_allclose(
@@ -163,7 +161,7 @@ def test_weights_arithmetic_is_the_network_of_the_rounded_matrices(
   )
 
 
-def test_logits_are_as_close_as_the_gradient_says(model, images):
+def test_logits_are_within_the_bound_of_the_gradient(model, images):
   """|Δ logit| <= Σ |∂ logit / ∂ W| · s / 2, to first order."""
   gradients = jax.jacrev(
     lambda params: forward(model.module, params, images)[0]
@@ -177,25 +175,23 @@ def test_logits_are_as_close_as_the_gradient_says(model, images):
       bound += (np.abs(gradient) * half).sum(axis=axes)
   quantized = quantize(model)
   error = np.abs(quantized(images) - model(images))
-  # The bound takes every rounding at its worst and adds them all up; what is
-  # of second order is far below.
+  # The bound sums the worst case of every rounding; terms of second order are
+  # far smaller.
   assert (error <= bound).all()
   assert error.max() > 0
 
 
-def test_dynamic_arithmetic_is_as_close_as_its_steps(model, images):
+def test_dynamic_arithmetic_is_within_its_steps(model, images):
   logits = np.asarray(model(images))
   found = quantize(model, 'dynamic')(images)
   # Each product has a relative error of about 1/127 per term, of random
-  # sign; six products lie behind one another.
+  # sign; six products follow one another.
   assert np.abs(found - logits).max() < 6 / 127 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize('arithmetic', ARITHMETIC)
-def test_floats_of_one_matrix_at_a_time_lie_in_memory(
-  model, images, arithmetic
-):
-  """XLA's buffers: what the float model needs, and one product's own."""
+def test_one_matrix_at_a_time_is_in_memory_as_floats(model, images, arithmetic):
+  """XLA's buffers are those of the float model and of one product."""
 
   def temporary(model):
     program = forward.lower(model.module, model.params, images)
@@ -213,19 +209,19 @@ def test_floats_of_one_matrix_at_a_time_lie_in_memory(
   assert temporary(quantized) <= temporary(model) + own[arithmetic]
 
 
-def test_a_number_that_is_not_finite_stays_in_its_row():
+@pytest.mark.parametrize('arithmetic', ARITHMETIC)
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_non_finite_number_affects_only_its_row(bad, arithmetic):
   tree = quantization.quantize_tree({'kernel': jnp.ones((3, 2))})
   matrix = quantization.Matrix(tree['kernel'], tree['kernel_scale'])
-  for bad in (np.nan, np.inf):
-    x = jnp.ones((2, 3)).at[0, 0].set(bad)
-    for arithmetic in ARITHMETIC:
-      found = quantization.product(x, matrix, arithmetic)
-      assert not np.isfinite(found[0]).any()
-      np.testing.assert_allclose(found[1], 3.0, rtol=1e-6)
+  x = jnp.ones((2, 3)).at[0, 0].set(bad)
+  found = quantization.product(x, matrix, arithmetic)
+  assert not np.isfinite(found[0]).any()
+  np.testing.assert_allclose(found[1], 3.0, rtol=1e-6)
 
 
 def test_bfloat16_reads_the_same_integers(model, images):
-  """Eight bits of an integer fit in bfloat16's eight."""
+  """The eight bits of an integer fit in bfloat16's significand."""
   integers = jnp.arange(-127, 128, dtype=jnp.int8)
   np.testing.assert_array_equal(
     integers.astype(jnp.bfloat16).astype(jnp.int8), integers
@@ -233,14 +229,14 @@ def test_bfloat16_reads_the_same_integers(model, images):
   quantized = quantize(model)
   half = quantized.replace(module=quantized.module.clone(dtype=jnp.bfloat16))
   expected = np.asarray(quantized(images))
-  # Some ten products of activations rounded to 2^-9, as without integers.
+  # About ten products of activations rounded to 2^-9, as without integers.
   error = np.abs(np.asarray(half(images)) - expected).max()
   assert error < 10 * 2**-9 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.parametrize('arithmetic', ARITHMETIC)
 def test_folding_and_quantising_commute(model, images, arithmetic):
-  """The halves go to the scales, which lose no bit of them."""
+  """Folding multiplies the scales by powers of two, which is exact."""
   folded = fold(quantize(model, arithmetic))
   other = quantize(fold(model), arithmetic)
   assert folded.module == other.module
@@ -262,10 +258,23 @@ def test_another_head_is_quantised_too(model, images):
   assert np.abs(found(images)).max() > 0
 
 
-def test_what_does_not_exist_is_refused(model, images):
-  with pytest.raises(ModelError, match="int8 arithmetic 'int4'"):
-    quantize(model, 'int4')
-  with pytest.raises(ModelError, match="quantization 'int8'"):
-    make_module(NANO, quantization='int8')
-  with pytest.raises(ModelError, match='the model is quantised'):
-    linear_maps.linearize(quantize(model), [images], (2,))
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda model, _: quantize(model, 'int4'), "int8 arithmetic 'int4'"),
+    (
+      lambda model, _: make_module(NANO, quantization='int8'),
+      "quantization 'int8'",
+    ),
+    (
+      lambda model, images: linear_maps.linearize(
+        quantize(model), [images], (2,)
+      ),
+      'the model is quantised',
+    ),
+  ],
+  ids=['arithmetic', 'field', 'fit'],
+)
+def test_wrong_uses_are_refused(model, images, call, message):
+  with pytest.raises(ModelError, match=message):
+    call(model, images)

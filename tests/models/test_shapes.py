@@ -1,8 +1,7 @@
-"""The shapes and types that docstrings promise, written with jaxtyping.
+"""The shapes and dtypes in docstrings, written and checked with jaxtyping.
 
-A spike showed that jaxtyping's annotations work on Linen modules as well as on
-functions. They are checked here and not at run time: the package does not
-depend on it, and a mode or a head changes which shape a call has.
+They are checked here and not at run time: the package does not depend on
+jaxtyping, and modes and heads change the shape that a call returns.
 """
 
 import jax.numpy as jnp

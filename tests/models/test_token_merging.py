@@ -1,4 +1,4 @@
-"""Laws of token merging (arXiv 2210.09461), on arrays and in the model."""
+"""Token merging (arXiv 2210.09461), on arrays and in the model."""
 
 import dataclasses
 import functools
@@ -93,7 +93,7 @@ def run_merge(x, sizes, keys, leading, count):
 def test_tokens_are_weighted_means_of_their_sources(case):
   x, sizes, keys, leading, count = case
   merged, merged_sizes = run_merge(*case)
-  # The same on unit vectors: rows say what an output token is made of.
+  # The same on unit vectors: each row is the share of every source token.
   tokens = x.shape[1]
   units = np.broadcast_to(np.eye(tokens), (2, tokens, tokens))
   shares, _ = run_merge(units, sizes, keys, leading, count)
@@ -113,7 +113,7 @@ def test_tokens_are_weighted_means_of_their_sources(case):
       )
   # One rounding of float32 per source.
   np.testing.assert_allclose(merged, shares @ x, rtol=1e-5, atol=1e-6)
-  # Leading tokens stay to the last bit, in their places.
+  # Leading tokens are bit-equal and keep their places.
   np.testing.assert_array_equal(merged[:, :leading], np.float32(x)[:, :leading])
   np.testing.assert_array_equal(merged_sizes[:, :leading], weights[:, :leading])
 
@@ -132,12 +132,12 @@ def test_places_are_where_the_tokens_are(case):
   units = np.broadcast_to(np.eye(tokens), (2, tokens, tokens))
   shares, _ = run_merge(units, sizes, keys, leading, count)
   found = np.asarray(places_of(np.float32(keys), count, leading))
-  # The output token that each patch token has a share in; it is one alone.
+  # The one output token that each patch token has a share in.
   expected = np.asarray(shares)[:, leading:, leading:].argmax(axis=1)
   np.testing.assert_array_equal(found, expected)
 
 
-def test_patches_are_found_again_behind_several_mergings(rng):
+def test_places_are_followed_through_several_mergings(rng):
   x = rng.normal(size=(2, 12, 3)).astype(np.float32)
   stream, sizes, owners = x, None, None
   for count in (3, 4, 2):
@@ -149,7 +149,7 @@ def test_patches_are_found_again_behind_several_mergings(rng):
     for token in range(stream.shape[1] - 1):
       sources = np.flatnonzero(np.asarray(owners)[image] == token)
       assert sizes[image, 1 + token] == len(sources)
-      # The mean of what has merged, by way of three means.
+      # The mean of the merged tokens, by way of three means.
       np.testing.assert_allclose(
         stream[image, 1 + token], x[image, 1 + sources].mean(0), **SAME_SUMS
       )
@@ -174,7 +174,7 @@ def test_spreading_undoes_the_merging_of_equal_tokens(rng):
 
 @hypothesis.settings(max_examples=40)
 @given(cases())
-def test_the_most_similar_go(case):
+def test_the_most_similar_tokens_are_merged(case):
   _, _, keys, leading, count = case
   matching = match(np.float32(keys), count, leading)
   patches = np.float64(keys[:, leading:])
@@ -222,7 +222,7 @@ def test_proportional_attention_is_attention_over_duplicates(rng, kernel):
   np.testing.assert_allclose(found, expected, **SAME_SUMS)
 
 
-def test_means_count_a_token_as_often_as_its_size(rng):
+def test_means_weight_a_token_by_its_size(rng):
   x = rng.normal(size=(2, 4, 24)).astype(np.float32)
   sizes = np.array([1, 3, 1, 2])
   duplicates = np.repeat(x, sizes, axis=1)
@@ -234,7 +234,7 @@ def test_means_count_a_token_as_often_as_its_size(rng):
   )
   affine = LinearAttention(('token', 'mean'))
   params = affine.init(jax.random.key(0), x)
-  # They start as zeros.
+  # The maps start as zeros.
   params = jax.tree.map(lambda leaf: leaf + 0.1, params)
   np.testing.assert_allclose(
     affine.apply(params, x, None, sizes),
@@ -253,17 +253,20 @@ def test_merging_identical_tokens_changes_no_other_tokens_attention(rng):
   np.testing.assert_array_equal(sizes, [[1, 2, 2, 2, 2]] * 2)
   attention = Attention(2)
   params = attention.init(jax.random.key(0), x)
-  whole = attention.apply(params, x)
-  found = attention.apply(params, merged, None, sizes)
+  whole, _ = attention.apply(params, x)
+  found, _ = attention.apply(params, merged, None, sizes)
   np.testing.assert_allclose(found, whole[:, [0, 1, 3, 5, 7]], **SAME_SUMS)
 
 
-def test_r_of_zero_is_no_merging_to_the_last_bit(model):
-  for merge in (0, [0, 0, 0], 'constant:0', None):
-    same = merge_tokens(model, merge)
-    assert same.module == model.module
-    np.testing.assert_array_equal(same(IMAGES), model(IMAGES))
-  # A schedule that asks nothing of the blocks it names, by another program.
+@pytest.mark.parametrize('merge', [0, [0, 0, 0], 'constant:0', None], ids=str)
+def test_merging_no_tokens_is_the_same_model(model, merge):
+  same = merge_tokens(model, merge)
+  assert same.module == model.module
+  np.testing.assert_array_equal(same(IMAGES), model(IMAGES))
+
+
+def test_a_schedule_of_zeros_is_bit_equal(model):
+  # By another program.
   none = model.replace(module=model.module.clone(merge=(0, 0, 0)))
   np.testing.assert_array_equal(none(IMAGES), model(IMAGES))
 
@@ -277,7 +280,7 @@ def test_r_of_zero_is_no_merging_to_the_last_bit(model):
     ({'pooling': 'avg', 'layer_scale': 0.5}, ('full', 'identity', 'full')),
   ],
 )
-def test_the_model_counts_its_tokens(tiny_variant, fields, modes):
+def test_merged_blocks_have_fewer_tokens(tiny_variant, fields, modes):
   plain = make_model(tiny_variant, modes=modes, **fields)
   merged = merge_tokens(plain, 5)
   counts = merged.module.merge_counts
@@ -296,14 +299,14 @@ def test_the_model_counts_its_tokens(tiny_variant, fields, modes):
   # The program without intermediates narrows, and halves the stream.
   np.testing.assert_allclose(merged(IMAGES), logits, **SAME_SUMS)
   assert np.abs(merged(IMAGES) - plain(IMAGES)).max() > 1e-3
-  # Folding does not know of merging.
+  # Folding is independent of merging.
   np.testing.assert_allclose(fold(merged)(IMAGES), logits, **SAME_SUMS)
   remat = merged.replace(module=merged.module.clone(remat=True))
   np.testing.assert_allclose(remat(IMAGES), logits, **SAME_SUMS)
 
 
 def test_one_merged_block_by_hand(model):
-  """Block 0 merges; what block 1 computes is proportional attention."""
+  """Block 0 merges; block 1 computes proportional attention."""
   merged = merge_tokens(model, [4, 0, 0])
   _, taps = merged.apply(IMAGES)
   _, plain = model.apply(IMAGES)
@@ -311,33 +314,34 @@ def test_one_merged_block_by_hand(model):
   module = merged.module
   variables = {'params': model.params['block00']['attn']}
   attention = Attention(module.num_heads)
-  _, keys = attention.apply(variables, first['norm1'], method='with_keys')
+  _, keys = attention.apply(variables, first['norm1'])
   x, sizes = token_merging.merge(
     first['after_attention'], None, token_merging.match(keys.mean(1), 4, 1), 1
   )
   np.testing.assert_allclose(taps['block00']['after_attention'], x, **SAME_SUMS)
   variables = {'params': model.params['block01']['attn']}
-  expected = attention.apply(variables, taps['block01']['norm1'], None, sizes)
+  expected, _ = attention.apply(
+    variables, taps['block01']['norm1'], None, sizes
+  )
   np.testing.assert_allclose(
     taps['block01']['attention'], expected, **SAME_SUMS
   )
 
 
-def test_images_of_equal_patches_lose_nothing(tiny_variant):
-  """Equal tokens: merging them is exact, whatever pools them."""
-  for pooling in ('token', 'avg'):
-    plain = make_model(tiny_variant, pooling=pooling, norm_before_pool=False)
-    positions = plain.params['pos_embed']
-    plain = plain.replace(
-      params=plain.params | {'pos_embed': jnp.zeros_like(positions)}
-    )
-    images = np.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)
-    np.testing.assert_allclose(
-      merge_tokens(plain, 5)(images), plain(images), **SAME_SUMS
-    )
+@pytest.mark.parametrize('pooling', ['token', 'avg'])
+def test_merging_equal_patches_keeps_the_logits(tiny_variant, pooling):
+  plain = make_model(tiny_variant, pooling=pooling, norm_before_pool=False)
+  positions = plain.params['pos_embed']
+  plain = plain.replace(
+    params=plain.params | {'pos_embed': jnp.zeros_like(positions)}
+  )
+  images = np.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)
+  np.testing.assert_allclose(
+    merge_tokens(plain, 5)(images), plain(images), **SAME_SUMS
+  )
 
 
-def test_gradients_flow_and_matching_has_none(model):
+def test_gradients_pass_through_merging_but_not_matching(model):
   merged = merge_tokens(model, 5)
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -369,7 +373,7 @@ def test_gradients_flow_and_matching_has_none(model):
 
 
 def test_diluted_blocks_pass_sizes_on_and_merge_nothing(model):
-  """At λ = 0 the number of tokens is what it is in the pruned network."""
+  """At λ = 0 they have as many tokens as in the pruned network."""
   merged = merge_tokens(model, 3).module
   diluted = merged.clone(attention_modes=('full', 'diluted', 'full'))
   pruned = merged.clone(attention_modes=('full', 'identity', 'full'))
@@ -404,10 +408,9 @@ def test_macs_count_fewer_tokens(tiny_variant, model):
     total += 8 * after * width**2
   assert merged.macs() == total
   assert merge_tokens(model, 0).macs() > total
-  # Executed: the class token alone behind the last attention, and the
-  # products of matching (halves of the patches, on 12 channels) and merging.
+  # Executed: only the class token after the last attention, and the products
+  # of matching (halves of the patches, on 12 channels) and merging.
   executed = merged.macs(executed=True)
-  narrow = 8 * (2 * width**2 + 8 * width**2 + 2 * 9 * width)
   narrow = 8 * (2 * width**2 + 8 * width**2) + 2 * 8 * 9 * width
   matching = 12 * (8 * 8 + 6 * 6) + 4 * (8 + 6) * (width + 1)
   assert executed == total - narrow + matching
@@ -421,9 +424,13 @@ def test_description_keeps_the_schedule(model):
   text = json.dumps(describe(merged))
   again = rebuild(json.loads(text), 'model.json')
   assert again.module.merge == (8, 8, 8)
-  for broken in ([1], 'x', [1, 2, -3], [1, 2, True]):
-    with pytest.raises(LambdaVitError, match='one number per block'):
-      rebuild(json.loads(text) | {'merge': broken}, 'model.json')
+
+
+@pytest.mark.parametrize('broken', [[1], 'x', [1, 2, -3], [1, 2, True]])
+def test_wrong_schedules_in_a_description_are_refused(model, broken):
+  fields = json.loads(json.dumps(describe(merge_tokens(model, 8))))
+  with pytest.raises(LambdaVitError, match='one number per block'):
+    rebuild(fields | {'merge': broken}, 'model.json')
 
 
 @pytest.mark.parametrize(
@@ -453,7 +460,7 @@ def test_schedules(merge, start, expected):
 
 @pytest.mark.parametrize('r, last', [(24, 24), (28, 14)])
 def test_published_settings_of_deit_base(r, last):
-  """Pruned-5 and r from block 1: the last of 7 attentions has few left."""
+  """5 layers pruned, r from block 1: the last of 7 layers has few left."""
   modes = ['full'] * 12
   for index in (0, 1, 3, 4, 6):
     modes[index] = 'identity'
@@ -480,7 +487,9 @@ def test_published_settings_of_deit_base(r, last):
     (1, 'a', "merge_start='a'"),
   ],
 )
-def test_what_cannot_be_merged_is_one_line(model, merge, start, line):
+def test_impossible_schedules_are_refused_in_one_line(
+  model, merge, start, line
+):
   with pytest.raises(ModelError, match='merge') as caught:
     merge_tokens(model, merge, start)
   assert line in str(caught.value)
@@ -492,16 +501,26 @@ def test_pruned_blocks_leave_tokens_to_the_others(model):
   assert merge_tokens(pruned, [8, 4, 4]).module.merge_counts == (8, 0, 4)
 
 
-def test_searches_and_fits_say_that_they_need_it_off(model):
+@pytest.mark.parametrize(
+  'call',
+  [
+    lambda model: pieces.stem_of(model.module),
+    lambda model: lv.nose(model, [IMAGES], num_layers=1, warn=print),
+    lambda model: lv.entropy_profile(model, [IMAGES]),
+    lambda model: lv.linearize(model, [IMAGES], (0,)),
+  ],
+  ids=['stem_of', 'nose', 'entropy_profile', 'linearize'],
+)
+def test_searches_and_fits_refuse_a_merging_model(model, call):
+  with pytest.raises(ModelError, match='merges tokens'):
+    call(merge_tokens(model, 2))
+
+
+def test_merging_can_be_removed(model):
   merged = merge_tokens(model, 2)
-  for look in (
-    lambda: pieces.stem_of(merged.module),
-    lambda: lv.nose(merged, [IMAGES], num_layers=1, warn=print),
-    lambda: lv.entropy_profile(merged, [IMAGES]),
-    lambda: lv.linearize(merged, [IMAGES], (0,)),
-  ):
-    with pytest.raises(ModelError, match='merges tokens'):
-      look()
   assert merge_tokens(merged, 0).module == model.module
+
+
+def test_a_module_takes_one_number_per_block():
   with pytest.raises(ModelError, match='one number per block'):
     make_module('vit_nano_patch2_8', merge=8)

@@ -22,7 +22,7 @@ from lambda_vit_jax.models.build import (
   init_params,
   make_module,
 )
-from lambda_vit_jax.models.modes import NO_ATTENTION, block_name
+from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.training import mixing
 
 NUMBER = 4000
@@ -67,7 +67,7 @@ def dropped(tiny_variant):
   def branches(mode):
     modes = ('full', mode, 'full')
     tree = params
-    if mode in NO_ATTENTION:
+    if not MODES[mode].has_attention:
       tree = surgery.prune_tree(params, (1,))
     _, taps = apply_module(
       module.clone(attention_modes=modes),

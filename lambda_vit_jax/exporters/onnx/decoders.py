@@ -54,10 +54,11 @@ def _upernet(
 ) -> tuple[str, _Size]:
   """Features of `UperNet` before the classifier, and their grid size."""
   sizes = [scaled_size(grid_size, scale) for scale in SCALES]
-  levels = [
-    _rescale(layers, grid, place, grid_size, size)
-    for place, (grid, size) in enumerate(zip(grids, sizes, strict=True))
-  ]
+  levels = []
+  for place, (grid, size) in enumerate(zip(grids, sizes, strict=True)):
+    level = layers.dense(grid, f'decoder/neck{place}')
+    level = _resize(layers, level, grid_size, size)
+    levels.append(_convolve(layers, level, f'decoder/rescale{place}'))
   fused = [
     _unit(layers, level, f'lateral{place}')
     for place, level in enumerate(levels[:-1])
@@ -78,19 +79,10 @@ def _upernet(
   return x, sizes[0]
 
 
-def _rescale(
-  layers: Layers, grid: str, place: int, size: _Size, new_size: _Size
-) -> str:
-  grid = layers.dense(grid, f'decoder/neck{place}')
-  grid = _resize(layers, grid, size, new_size)
-  return _convolve(layers, grid, f'decoder/rescale{place}')
-
-
 def _pool(layers: Layers, level: str, size: _Size) -> str:
   parts = [level]
   for cells in POOLS:
-    matrices = [pooling_matrix(length, cells) for length in size]
-    pooled = _resample(layers, level, *matrices)
+    pooled = _resample(layers, level, *(pooling_matrix(n, cells) for n in size))
     pooled = _unit(layers, pooled, f'pool{cells}')
     parts.append(_resize(layers, pooled, (cells, cells), size))
   return _unit(layers, layers.add('Concat', *parts, axis=-1), 'pooled')
@@ -100,34 +92,29 @@ def _unit(layers: Layers, x: str, name: str) -> str:
   """`ConvUnit`."""
   path = f'decoder/{name}'
   # A 1 × 1 convolution is a product, and stored as one.
-  flat = np.ndim(layers.params[f'{path}/conv/kernel']) == 2
-  x = (
-    layers.dense(x, f'{path}/conv')
-    if flat
-    else _convolve(layers, x, f'{path}/conv')
-  )
+  if np.ndim(layers.params[f'{path}/conv/kernel']) == 2:
+    x = layers.dense(x, f'{path}/conv')
+  else:
+    x = _convolve(layers, x, f'{path}/conv')
   return layers.add('Relu', layers.norm(x, f'{path}/norm', EPSILON))
 
 
 def _convolve(layers: Layers, x: str, path: str) -> str:
   """A 3 × 3 convolution with zero padding."""
-  x = layers.add('Transpose', x, perm=[0, 3, 1, 2])
+  x = layers.transpose(x, 0, 3, 1, 2)
   name = f'{path}/kernel'
   kernel = np.transpose(layers.params[name], (3, 2, 0, 1))
   inputs = [x, layers.graph.parameter(kernel, name, layers.dtype)]
   if f'{path}/bias' in layers.params:
     inputs.append(layers.parameter(f'{path}/bias'))
   x = layers.add('Conv', *inputs, pads=[1, 1, 1, 1])
-  return layers.add('Transpose', x, perm=[0, 2, 3, 1])
+  return layers.transpose(x, 0, 2, 3, 1)
 
 
 def _resize(layers: Layers, x: str, size: _Size, new_size: _Size) -> str:
   if size == new_size:
     return x
-  matrices = [
-    bilinear_matrix(*lengths) for lengths in zip(size, new_size, strict=True)
-  ]
-  return _resample(layers, x, *matrices)
+  return _resample(layers, x, *map(bilinear_matrix, size, new_size))
 
 
 def _resample(
@@ -135,6 +122,6 @@ def _resample(
 ) -> str:
   """`models.resampling.resample`; products broadcast over leading axes."""
   x = layers.add('MatMul', columns, x)
-  x = layers.add('Transpose', x, perm=[0, 2, 1, 3])
+  x = layers.transpose(x, 0, 2, 1, 3)
   x = layers.add('MatMul', rows, x)
-  return layers.add('Transpose', x, perm=[0, 2, 1, 3])
+  return layers.transpose(x, 0, 2, 1, 3)

@@ -41,10 +41,11 @@ class Graph:
   def add(
     self, operator: str, *inputs: Any, count: int = 1, **attributes: Any
   ) -> Any:
-    """Appends a node; arrays among the inputs become constants.
+    """Appends a node.
 
-    Returns:
-      The name of its output, a tuple of `count` names if more than one.
+    Inputs that are not names become constants: arrays, numbers and lists of
+    them. Returns the name of the output, a tuple of `count` names if more than
+    one.
     """
     index = len(self.nodes)
     names = tuple(
@@ -98,28 +99,21 @@ def serialize(graph: Graph) -> bytes:
       'format onnx: more than 2 GB of weights do not fit in one file; leave '
       '`onnx` out of the formats'
     )
-  helper = onnx.helper
-  float32 = onnx.TensorProto.FLOAT
+  helper, array_proto = onnx.helper, onnx.numpy_helper.from_array
+
+  def batches(name: str, shape: tuple[int, ...]) -> Any:
+    float32 = onnx.TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, float32, ['batch', *shape])
+
   proto = helper.make_graph(
     [
       helper.make_node(n.operator, n.inputs, n.outputs, **n.attributes)
       for n in graph.nodes
     ],
     'lambda_vit_jax',
-    [
-      helper.make_tensor_value_info(
-        'images', float32, ['batch', *graph.image_shape]
-      )
-    ],
-    [
-      helper.make_tensor_value_info(
-        'logits', float32, ['batch', *graph.output_shape]
-      )
-    ],
-    [
-      onnx.numpy_helper.from_array(array, name)
-      for name, array in graph.arrays.items()
-    ],
+    [batches('images', graph.image_shape)],
+    [batches('logits', graph.output_shape)],
+    [array_proto(array, name) for name, array in graph.arrays.items()],
   )
   model = helper.make_model(
     proto,

@@ -24,6 +24,8 @@ class Layers:
     self.params = dict(params)
     self.dtype = dtype
     self.add = graph.add
+    # Name of the batch size, `[1]` int64, once there are images.
+    self.batch = ''
 
   def parameter(self, path: str) -> str:
     """Adds the array at a path."""
@@ -47,13 +49,14 @@ class Layers:
   def norm(self, x: str, path: str, epsilon: float) -> str:
     """LayerNorm over the last axis."""
     scale, bias = (self.parameter(f'{path}/{p}') for p in ('scale', 'bias'))
-    return self.add(
-      'LayerNormalization', x, scale, bias, axis=-1, epsilon=epsilon
-    )
+    return self._normalize(x, scale, bias, epsilon)
 
   def plain_norm(self, x: str, width: int, epsilon: float) -> str:
     """LayerNorm without parameters, over `width` channels."""
     scale, bias = np.ones(width, np.float32), np.zeros(width, np.float32)
+    return self._normalize(x, scale, bias, epsilon)
+
+  def _normalize(self, x: str, scale: Any, bias: Any, epsilon: float) -> str:
     return self.add(
       'LayerNormalization', x, scale, bias, axis=-1, epsilon=epsilon
     )
@@ -66,7 +69,19 @@ class Layers:
 
   def reshape(self, x: str, shape: Sequence[int]) -> str:
     """Reshapes; at most one entry of `shape` is -1."""
-    return self.add('Reshape', x, np.asarray(shape, np.int64))
+    return self.add('Reshape', x, shape)
+
+  def transpose(self, x: str, *axes: int) -> str:
+    """Puts the axes in the given order."""
+    return self.add('Transpose', x, perm=list(axes))
+
+  def squeeze(self, x: str, axis: int) -> str:
+    """Removes an axis of length 1."""
+    return self.add('Squeeze', x, [axis])
+
+  def unsqueeze(self, x: str, *axes: int) -> str:
+    """Adds axes of length 1."""
+    return self.add('Unsqueeze', x, axes)
 
   def leading(self, x: str, count: int | None, axis: int) -> str:
     """The first `count` tokens, or all if None."""
@@ -74,5 +89,8 @@ class Layers:
 
   def slice(self, x: str, start: int, stop: int, axis: int) -> str:
     """The range from `start` to `stop` (exclusive) along `axis`."""
-    bounds = [np.asarray([n], np.int64) for n in (start, stop, axis)]
-    return self.add('Slice', x, *bounds)
+    return self.add('Slice', x, [start], [stop], [axis])
+
+  def shape(self, *rest: int) -> str:
+    """The shape `[batch, *rest]`."""
+    return self.add('Concat', self.batch, rest, axis=0)

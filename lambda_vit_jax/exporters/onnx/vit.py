@@ -16,7 +16,7 @@ from lambda_vit_jax.exporters.onnx import decoders, token_merging
 from lambda_vit_jax.exporters.onnx.graph import Graph, Node
 from lambda_vit_jax.exporters.onnx.layers import Layers
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.modes import MODES, block_name
 
 _SQRT_HALF = 0.5**0.5
 _QUICK = 1.702
@@ -39,46 +39,33 @@ class _Writer(Layers):
     self.sizes: str | None = None
     # The token that each patch is part of, if a decoder reads it.
     self.owners: str | None = None
-    self.batch = ''
 
   def embed(self, images: str) -> str:
     """Patch embedding, prefix tokens and positions."""
     module, size = self.module, self.module.patch_size
     rows, columns = module.grid_size
     x = self.reshape(images, (-1, rows, size, columns, size, module.in_chans))
-    x = self.add('Transpose', x, perm=[0, 1, 3, 2, 4, 5])
+    x = self.transpose(x, 0, 1, 3, 2, 4, 5)
     inputs = size * size * module.in_chans
     x = self.reshape(x, (-1, rows * columns, inputs))
     self.params['patch_embed/kernel'] = np.reshape(
       self.params['patch_embed/kernel'], (inputs, -1)
     )
     x = self.dense(x, 'patch_embed')
+    names = ('cls_token', 'dist_token', 'reg_token')
     prefix = np.concatenate(
-      [
-        self.params[name]
-        for name in ('cls_token', 'dist_token', 'reg_token')
-        if name in self.params
-      ],
-      axis=1,
+      [self.params[name] for name in names if name in self.params], axis=1
     )
-    count = prefix.shape[1]
+    count = module.num_prefix_tokens
     positions = np.asarray(self.params['pos_embed'])
     if module.position_on_class:
       prefix = prefix + positions[:, :count]
       positions = positions[:, count:]
-    x = self.add(
-      'Add', x, self.graph.parameter(positions, 'positions', self.dtype)
-    )
+    self.params |= {'prefix': prefix, 'positions': positions}
+    x = self.add('Add', x, self.parameter('positions'))
     self.batch = self.slice(self.add('Shape', images), 0, 1, 0)
-    shape = self.add(
-      'Concat',
-      self.batch,
-      np.asarray([count, module.embed_dim], np.int64),
-      axis=0,
-    )
-    prefix = self.add(
-      'Expand', self.graph.parameter(prefix, 'prefix', self.dtype), shape
-    )
+    shape = self.shape(count, module.embed_dim)
+    prefix = self.add('Expand', self.parameter('prefix'), shape)
     x = self.add('Concat', prefix, x, axis=1)
     if module.pre_norm:
       x = self.norm(x, 'norm_pre', module.pre_norm_eps)
@@ -93,24 +80,18 @@ class _Writer(Layers):
     head_dim = width // heads
     x = self.dense(x, f'{path}/qkv')
     x = self.reshape(x, (-1, self.tokens, 3, heads, head_dim))
-    x = self.add('Transpose', x, perm=[2, 0, 3, 1, 4])
+    x = self.transpose(x, 2, 0, 3, 1, 4)
     query, key, value = (
-      self.add('Squeeze', part, np.asarray([0], np.int64))
-      for part in self.add('Split', x, count=3, axis=0)
+      self.squeeze(part, 0) for part in self.add('Split', x, count=3, axis=0)
     )
     query = self.leading(query, queries, 2)
     query = self.add('Mul', query, np.float32(head_dim**-0.5))
-    scores = self.add(
-      'MatMul', query, self.add('Transpose', key, perm=[0, 1, 3, 2])
-    )
+    scores = self.add('MatMul', query, self.transpose(key, 0, 1, 3, 2))
     if self.sizes is not None:
-      logs = self.add('Log', self.sizes)
-      logs = self.add('Unsqueeze', logs, np.asarray([1, 2], np.int64))
+      logs = self.unsqueeze(self.add('Log', self.sizes), 1, 2)
       scores = self.add('Add', scores, logs)
     weights = self.add('Softmax', scores, axis=-1)
-    x = self.add(
-      'Transpose', self.add('MatMul', weights, value), perm=[0, 2, 1, 3]
-    )
+    x = self.transpose(self.add('MatMul', weights, value), 0, 2, 1, 3)
     rows = self.tokens if queries is None else queries
     x = self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
     return x, key
@@ -122,21 +103,17 @@ class _Writer(Layers):
     sizes = self.sizes
     if not keepdims:
       sizes = self.slice(sizes, self.module.num_prefix_tokens, self.tokens, 1)
-    sizes = self.add('Unsqueeze', sizes, np.asarray([2], np.int64))
-    axes = np.asarray([1], np.int64)
-    total = self.add(
-      'ReduceSum', self.add('Mul', x, sizes), axes, keepdims=keepdims
+    sizes = self.unsqueeze(sizes, 2)
+    total, count = (
+      self.add('ReduceSum', summed, [1], keepdims=keepdims)
+      for summed in (self.add('Mul', x, sizes), sizes)
     )
-    return self.add(
-      'Div', total, self.add('ReduceSum', sizes, axes, keepdims=keepdims)
-    )
+    return self.add('Div', total, count)
 
   def affine_map(self, x: str, path: str, rows: int) -> str:
     """Mode `linear` on the first `rows` tokens, see `LinearAttention`."""
     inputs = self.module.linear_inputs
-    mean = None
-    if 'mean' in inputs:
-      mean = self.mean(x, 1)
+    mean = self.mean(x, 1) if 'mean' in inputs else None
 
     def mapped(y: str, prefix: str) -> str:
       y = self.dense(y, f'{path}/{prefix}linear')
@@ -163,55 +140,56 @@ class _Writer(Layers):
     return self.add('Mul', self.add('Mul', x, gate), np.float32(0.5))
 
   def block(self, x: str, block_index: int) -> str:
-    module, name = self.module, block_name(block_index)
-    mode = module.attention_modes[block_index]
-    epsilon = module.norm_eps[block_index]
-    # After the last attention layer only the tokens that are read matter.
-    last = block_index == module.last_mixing_block
-    queries = module.read_tokens if last else None
-    if mode == 'full':
-      branch = self.norm(x, f'{name}/norm1', epsilon)
-      branch, keys = self.attention(branch, f'{name}/attn', queries)
-      branch = self.scaled(branch, f'{name}/ls1')
-      x = self.add('Add', self.leading(x, queries, 1), branch)
-      if module.merge_counts[block_index] and queries is None:
-        x = self.merge(x, keys, module.merge_counts[block_index])
-    elif mode == 'linear':
-      branch = self.plain_norm(x, module.embed_dim, epsilon)
-      narrow = (
-        module.read_tokens and block_index >= module.last_mixing_block >= 0
-      )
-      rows = self.tokens
-      if narrow and module.read_tokens:
-        rows = module.read_tokens
-      branch = self.affine_map(branch, f'{name}/attn', rows)
-      x = self.add('Add', self.leading(x, queries, 1), branch)
-    elif mode != 'absent':
+    name, epsilon = block_name(block_index), self.module.norm_eps[block_index]
+    mode = MODES[self.module.attention_modes[block_index]]
+    if mode.residual_scale != 1:
       raise ModelError(f'block {block_index}: fold the model before exporting')
+    if not mode.adds_nothing:
+      x = self.attention_half(x, block_index, mode.has_attention)
     branch = self.norm(x, f'{name}/norm2', epsilon)
     branch = self.activation(self.dense(branch, f'{name}/mlp/fc1'))
     branch = self.dense(branch, f'{name}/mlp/fc2')
     return self.add('Add', x, self.scaled(branch, f'{name}/ls2'))
 
+  def attention_half(self, x: str, block_index: int, attends: bool) -> str:
+    """The stream after the attention layer, or after its affine map."""
+    module, name = self.module, block_name(block_index)
+    epsilon = module.norm_eps[block_index]
+    # After the last attention layer only the tokens that are read matter.
+    last = block_index == module.last_mixing_block
+    queries = module.read_tokens if last else None
+    keys = ''
+    if attends:
+      branch = self.norm(x, f'{name}/norm1', epsilon)
+      branch, keys = self.attention(branch, f'{name}/attn', queries)
+      branch = self.scaled(branch, f'{name}/ls1')
+    else:
+      branch = self.plain_norm(x, module.embed_dim, epsilon)
+      narrow = block_index >= module.last_mixing_block >= 0
+      rows = (module.read_tokens if narrow else None) or self.tokens
+      branch = self.affine_map(branch, f'{name}/attn', rows)
+    x = self.add('Add', self.leading(x, queries, 1), branch)
+    count = module.merge_counts[block_index]
+    return self.merge(x, keys, count) if count and queries is None else x
+
   def merge(self, x: str, keys: str, count: int) -> str:
     """Merges `count` tokens away."""
+    leading = self.module.num_prefix_tokens
     if self.sizes is None:
-      self.sizes = token_merging.ones(self.add, self.batch, self.tokens)
+      self.sizes = token_merging.ones(self, self.tokens)
     x, self.sizes, matching = token_merging.merge(
-      self.add,
+      self,
       x,
       self.sizes,
       keys,
       tokens=self.tokens,
       count=count,
-      leading=self.module.num_prefix_tokens,
+      leading=leading,
     )
     if self.module.segmentation is not None:
-      patches = self.tokens - self.module.num_prefix_tokens
-      moved = token_merging.places(
-        self.add, matching, self.batch, patches, count
-      )
-      self.owners = token_merging.follow(self.add, self.owners, moved)
+      patches = self.tokens - leading
+      moved = token_merging.places(self, matching, patches, count)
+      self.owners = token_merging.follow(self, self.owners, moved)
     self.tokens -= count
     return x
 
@@ -219,7 +197,7 @@ class _Writer(Layers):
     """The patch tokens as a grid, `[batch, rows, columns, embed]`."""
     module = self.module
     x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
-    x = token_merging.spread(self.add, x, self.owners)
+    x = token_merging.spread(self, x, self.owners)
     return self.reshape(x, (-1, *module.grid_size, module.embed_dim))
 
   def segment(self, x: str, grids: Sequence[str]) -> str:
@@ -233,25 +211,21 @@ class _Writer(Layers):
       self, decoder, grids, module.grid_size, module.image_size
     )
 
-  def token(self, x: str, index: int) -> str:
-    return self.add('Gather', x, np.asarray(index, np.int64), axis=1)
-
   def readout(self, x: str) -> str:
     module, epsilon = self.module, self.module.norm_eps[-1]
     if module.norm_before_pool:
       x = self.norm(x, 'norm', epsilon)
     if module.pooling == 'token':
-      pooled = [self.token(x, i) for i in range(1 + module.distilled)]
+      tokens = range(1 + module.distilled)
+      pooled = [self.add('Gather', x, token, axis=1) for token in tokens]
     else:
       x = self.slice(x, module.num_prefix_tokens, self.tokens, 1)
       pooled = [self.mean(x, 0)]
     if not module.norm_before_pool:
       pooled[0] = self.norm(pooled[0], 'fc_norm', epsilon)
     if module.num_classes:
-      heads = ('head', 'head_dist')[: len(pooled)]
-      pooled = [
-        self.dense(x, head) for x, head in zip(pooled, heads, strict=True)
-      ]
+      heads = ('head', 'head_dist')
+      pooled = [self.dense(*pair) for pair in zip(pooled, heads, strict=False)]
     if len(pooled) == 1:
       return pooled[0]
     return self.add('Mul', self.add('Add', *pooled), np.float32(0.5))
@@ -261,12 +235,12 @@ def build(folded: Model, dtype: str | np.dtype = 'float32') -> Graph:
   """Builds the graph of a folded model.
 
   Args:
-    folded: every block `full`, `linear` or `absent`.
+    folded: no block `identity` or `diluted`.
     dtype: storage type of those parameters that it holds exactly; the others
       stay float32, as does the computation.
 
   Raises:
-    ModelError: a block in another mode.
+    ModelError: a block in one of those modes.
   """
   writer = _Writer(folded, np.dtype(dtype))
   decoder = folded.module.segmentation
