@@ -15,8 +15,6 @@ from lambda_vit_jax.selection.record import Selection
 
 # With fewer images the choice is hardly better than chance.
 FEW_IMAGES = 128
-# The least for a variance.
-_FEWEST_IMAGES = 2
 
 
 def check_names(target: str, sign: str, trial: str, criterion: str) -> None:
@@ -91,7 +89,8 @@ def enough_images(
   """
   images = read_images(() if batches is None else batches, model, mesh)
   total = images.total
-  if total < _FEWEST_IMAGES:
+  # A variance needs two.
+  if total < 2:
     raise DataError(
       f'{total} image cannot show a deviation; give at least {FEW_IMAGES}'
     )

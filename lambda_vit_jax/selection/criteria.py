@@ -5,7 +5,7 @@ The search removes the candidate of least score (`choose`). NOSE's criterion is
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,13 +88,10 @@ class TrialCriterion:
     trials = {tuple(sorted((*removed, block))): block for block in candidates}
     scores = self.score_sets(list(trials), on_images)
 
-    def by_block(values: dict[Trial, Any]) -> dict[int, Any]:
-      return {trials[trial]: value for trial, value in values.items()}
-
     return dataclasses.replace(
       scores,
-      values=by_block(scores.values),
-      resampled=by_block(scores.resampled),
+      values={trials[key]: value for key, value in scores.values.items()},
+      resampled={trials[key]: row for key, row in scores.resampled.items()},
     )
 
   def score_sets(
@@ -179,24 +176,25 @@ def _fixed(per_block: Mapping[int, float]) -> Criterion:
 
 
 def blind_scores(
-  criterion: str, candidates: Sequence[int], layers: Sequence[int], seed: int
+  criterion: str, candidates: Sequence[int], seed: int
 ) -> Criterion:
   """Scores of the criteria that use no images.
 
   Args:
     criterion: `random`, `first`, `last` or `given`.
-    candidates: blocks with attention.
-    layers: the list of `given`, in its order.
+    candidates: blocks with attention; for `given` those to remove, in order.
     seed: for `random`.
   """
+  ranks: Iterable[float] = range(len(candidates))
   if criterion == 'random':
-    order = np.random.default_rng(seed).permutation(len(candidates))
-    ranks = zip(candidates, map(float, order), strict=True)
-    return _fixed(dict(ranks))
-  if criterion == 'given':
-    return _fixed({block: float(rank) for rank, block in enumerate(layers)})
-  sign = -1.0 if criterion == 'last' else 1.0
-  return _fixed({block: sign * block for block in candidates})
+    ranks = np.random.default_rng(seed).permutation(len(candidates))
+  elif criterion == 'first':
+    ranks = candidates
+  elif criterion == 'last':
+    ranks = [-float(block) for block in candidates]
+  return _fixed(
+    {block: float(rank) for block, rank in zip(candidates, ranks, strict=True)}
+  )
 
 
 def layer_scores(

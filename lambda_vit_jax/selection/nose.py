@@ -76,23 +76,17 @@ def greedy_search(
     )
     if scores.resampled:
       row = certainty(row, scores.resampled, found.num_samples, sign)
-    _warn_of_dead_channels(row, found, warn)
+    dead = row.dead_channels
+    # Once for each set of channels.
+    if dead and all(dead != old.dead_channels for old in found.rounds):
+      warn(
+        f'channels {list(dead)} of the {found.target} are constant over '
+        'the images and left out of the entropies'
+      )
     found = found.with_round(row, scores.base_entropy, scores.block_evaluations)
     if on_round is not None:
       on_round(found)
   return found
-
-
-def _warn_of_dead_channels(
-  row: Round, found: Selection, warn: Callable[[str], None]
-) -> None:
-  """Warns of constant channels, once for each set of them."""
-  dead = row.dead_channels
-  if dead and all(dead != old.dead_channels for old in found.rounds):
-    warn(
-      f'channels {list(dead)} of the {found.target} are constant over '
-      'the images and left out of the entropies'
-    )
 
 
 def select(
@@ -170,7 +164,7 @@ def _criterion(
 ) -> Criterion:
   """The criterion of a greedy search."""
   if images is None:
-    return criteria.blind_scores(name, candidates, options.layers, options.seed)
+    return criteria.blind_scores(name, candidates, options.seed)
   if name not in criteria.MEASURED:
     return criteria.layer_scores(name, model, images, options.memory_gib)
   trials = _trial_criterion(model, images, name, options)

@@ -39,14 +39,6 @@ class Tail:
   placement: Placement
 
 
-class TailParams(NamedTuple):
-  """The parameters of `Tail.block`, `Tail.mlp` and `Tail.stem`."""
-
-  block: Params
-  mlp: Params
-  stem: Params
-
-
 class TailSwitches(NamedTuple):
   """Scalars that differ between the calls of one program.
 
@@ -66,7 +58,7 @@ class TailSwitches(NamedTuple):
 @compilation.jit(static_argnames=('tail',), donate_argnames=('state',))
 def run_tail(
   tail: Tail,
-  params: TailParams,
+  params: tuple[Params, Params, Params],
   switches: TailSwitches,
   streams: tuple[Array, Array],
   batch: dict[str, Array],
@@ -76,7 +68,7 @@ def run_tail(
 
   Args:
     tail: static.
-    params: of the block and of the readout.
+    params: of `tail.block`, `tail.mlp` and `tail.stem`.
     switches: see `TailSwitches`.
     streams: of all tokens, `[batch, tokens, embed]`, and of the read tokens.
     batch: `label` and `mask` of the images.
@@ -85,25 +77,26 @@ def run_tail(
   Returns:
     The read tokens after the block, and the state.
   """
+  block_params, mlp_params, stem_params = params
   full, narrow = streams
   read_tokens = narrow.shape[1]
   linear = not MODES[tail.block.attention_mode].has_attention
 
   def with_attention() -> Array:
-    return pieces.run_block(tail.block, params.block, full, read_tokens)[0]
+    return pieces.run_block(tail.block, block_params, full, read_tokens)[0]
 
   def without() -> Array:
     x: Array = jnp.where(switches.use_stream, full[:, :read_tokens], narrow)
     if linear:
-      return pieces.run_block(tail.block, params.block, x)[0]
+      return pieces.run_block(tail.block, block_params, x)[0]
     x = switches.residual_scale.astype(x.dtype) * x
-    return pieces.run_block(tail.mlp, params.mlp, x)[0]
+    return pieces.run_block(tail.mlp, mlp_params, x)[0]
 
   if linear:
     x = with_attention() if tail.block.mixes_tokens else without()
   else:
     x = jax.lax.cond(switches.use_attention, with_attention, without)
-  logits, taps = pieces.readout(tail.stem, params.stem, x)
+  logits, taps = pieces.readout(tail.stem, stem_params, x)
   values = target_values(tail.target, logits, taps, batch['label'])
   # Small, and replicated: the shards, and so the result, do not depend on the
   # number of devices.

@@ -38,7 +38,6 @@ from lambda_vit_jax.models.modes import MODES, block_name, mixes_tokens
 from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trial_readout import (
   Tail,
-  TailParams,
   TailSwitches,
   Target,
   run_tail,
@@ -257,7 +256,7 @@ class TrialRunner:
         self._target,
         self._place,
       ),
-      TailParams(runner.block(source, removed)[1], mlp_params, stem_params),
+      (runner.block(source, removed)[1], mlp_params, stem_params),
       TailSwitches(
         np.float32(row.scales()[0]),
         np.bool_(row.has_attention),
