@@ -86,7 +86,7 @@ def test_without_compensation_it_is_that_of_skipping(model, test_batches):
   )
 
 
-def test_trained_parameters_need_the_diluted_attention_no_more(
+def test_the_diluted_attention_has_no_effect_after_training(
   model, short, test_batches
 ):
   trained = short.train((0, 1), 8)
@@ -111,7 +111,7 @@ def test_every_set_and_length_is_one_compilation(model, test_batches, devices):
   assert short._counts.cache_size() == 1
 
 
-def test_training_lowers_the_loss_and_leaves_the_start_alone(
+def test_training_lowers_the_loss_and_keeps_the_start(
   model, short, test_batches
 ):
   before = model.params['norm']['scale'].copy()
@@ -127,8 +127,8 @@ def test_training_lowers_the_loss_and_leaves_the_start_alone(
 
 
 @pytest.mark.parametrize('devices', [None, 2])
-def test_networks_that_segment(model, devices):
-  """Scored as the stage scores them, on pixels that have a class."""
+def test_segmentation_models(model, devices):
+  """The score is that of the stage, over the pixels that have a class."""
   pixels = lv.with_decoder(model, Decoder('linear'), 3)
 
   def with_maps(batch, seed):
@@ -210,12 +210,12 @@ def test_halving_keeps_the_best(sets, random):
   ]
 
 
-def test_halving_of_nothing():
+def test_halving_needs_a_set():
   with pytest.raises(UsageError, match='no candidate sets'):
     short_dilution.successive_halving([], lambda layers, steps: 0.0, 10)
 
 
-def test_the_search_takes_the_proposal_that_ends_best(model, short):
+def test_the_search_chooses_the_proposal_of_least_final_loss(model, short):
   held = batches(16, 7, mask=np.ones(8, bool))
   tried = {}
   found = probe.select_by_probe(
@@ -236,7 +236,7 @@ def test_the_search_takes_the_proposal_that_ends_best(model, short):
   assert set(found.set_scores) == sets
 
   def never(*_):
-    raise AssertionError('an interrupted search trains nothing again')
+    raise AssertionError('a finished set was trained again')
 
   again = probe.select_by_probe(
     model, held, short, ONE_LAYER, done=tried, on_score=never
@@ -244,7 +244,7 @@ def test_the_search_takes_the_proposal_that_ends_best(model, short):
   assert again == found
 
 
-def test_a_dilution_that_diverges_is_the_worst(model, short, monkeypatch):
+def test_a_dilution_that_diverges_ranks_last(model, short, monkeypatch):
   held = batches(16, 7, mask=np.ones(8, bool))
   sets = sorted(set(probe.proposals(model, held, ONE_LAYER.search).values()))
   losses = dict.fromkeys(sets, 1.0) | {sets[0]: math.nan}
@@ -252,15 +252,15 @@ def test_a_dilution_that_diverges_is_the_worst(model, short, monkeypatch):
   monkeypatch.setattr(
     short, 'score', lambda layers, trained: {'loss': losses[layers]}
   )
-  scores, said = {}, []
+  scores, messages = {}, []
   found = probe.select_by_probe(
     model,
     held,
     short,
     ONE_LAYER,
     on_score=lambda layers, steps, loss: scores.update({str(layers): loss}),
-    warn=said.append,
+    warn=messages.append,
   )
   assert found.removed != sets[0]
-  assert any('diverged' in line for line in said)
+  assert any('diverged' in line for line in messages)
   json.dumps(scores, allow_nan=False)

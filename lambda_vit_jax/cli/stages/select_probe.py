@@ -29,8 +29,8 @@ def search(
     run: its config's sections `dilute` and `select` say how.
     model: the dense start.
     batches: the held-out images and labels, for the proposals and the score.
-    size: the budget, one of `selection.select`'s.
-    memory_gib: see `selection.select`.
+    size: the budget, as fields of `SearchOptions`.
+    memory_gib: see `nose.nose`.
   """
   settings = run.settings.dilute
   peak = settings.peak_learning_rate(run.batch_size)
