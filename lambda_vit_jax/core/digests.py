@@ -63,19 +63,19 @@ def of_file(path: epath.Path) -> str:
   return digest.hexdigest()
 
 
-def of_folder(folder: epath.Path) -> dict[str, str]:
-  """SHA-256 of every file in a folder, by the path relative to it."""
+def of_folder(folder: epath.Path, prefix: str = '') -> dict[str, str]:
+  """SHA-256 of every file, by `prefix` and the path relative to `folder`."""
   found: dict[str, str] = {}
   for path in sorted(folder.iterdir()):
     if os.path.islink(path):
       raise CheckpointError(
         f'{path}: is a link, which no export holds; copy the files themselves'
       )
+    name = prefix + path.name
     if path.is_dir():
-      inner = of_folder(path)
-      found |= {f'{path.name}/{name}': inner[name] for name in inner}
+      found |= of_folder(path, f'{name}/')
     else:
-      found[path.name] = of_file(path)
+      found[name] = of_file(path)
   return found
 
 
@@ -96,18 +96,12 @@ def check_files(folder: epath.Path, expected: Any, part: str) -> None:
       f'{folder}/model.json: `files` is no object; export the model again'
     )
   path = folder / part
-  found = (
-    {f'{part}/{name}': digest for name, digest in of_folder(path).items()}
-    if path.is_dir()
-    else {part: of_file(path)}
-  )
-  listed = {
-    name: digest
-    for name, digest in expected.items()
-    if name == part or name.startswith(f'{part}/')
-  }
-  for name in sorted(set(found) | set(listed)):
-    if found.get(name) != listed.get(name):
+  inside = f'{part}/'
+  is_file = not path.is_dir()
+  found = {part: of_file(path)} if is_file else of_folder(path, inside)
+  listed = {n for n in expected if n == part or n.startswith(inside)}
+  for name in sorted(listed.union(found)):
+    if found.get(name) != expected.get(name):
       raise CheckpointError(
         f'{folder / name}: not the file that was exported (its SHA-256 is not '
         'the one in model.json); export the model again'
@@ -142,17 +136,15 @@ def fingerprint(tree: Any) -> str:
 def _checksum(leaf: Any) -> int:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     return int(_global_checksum(leaf))
-  array = np.ascontiguousarray(leaf)
-  array = np.atleast_1d(array)
-  words = array.reshape(*array.shape, 1).view(_word(array.dtype))
-  words = words.reshape(array.size, -1).astype(np.uint32)
+  array = np.ascontiguousarray(leaf).reshape(-1, 1)
+  words = array.view(_word(array.dtype)).astype(np.uint32)
   place = np.arange(array.size, dtype=np.uint32)[:, None]
   return int((words * (place * 2 + 1)).sum(dtype=np.uint32))
 
 
 def _word(dtype: Any) -> Any:
   """Unsigned type of the words that an array is summed in."""
-  return {1: np.uint8, 2: np.uint16}.get(np.dtype(dtype).itemsize, np.uint32)
+  return np.dtype(f'u{min(np.dtype(dtype).itemsize, 4)}')
 
 
 @jax.jit

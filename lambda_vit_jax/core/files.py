@@ -7,6 +7,8 @@ from etils import epath
 
 from lambda_vit_jax.core.errors import CheckpointError
 
+_REMEDY = 'delete it to have its stage run again'
+
 
 def absolute(path: str | epath.PathLike) -> epath.Path:
   """Returns an absolute path, as Orbax needs it; `gs://…` is one already."""
@@ -30,9 +32,7 @@ def read_object(path: str | epath.Path) -> dict[str, Any]:
   """
   found = read_json(path)
   if not isinstance(found, dict):
-    raise CheckpointError(
-      f'{path}: holds no JSON object; delete it to have its stage run again'
-    )
+    raise CheckpointError(f'{path}: holds no JSON object; {_REMEDY}')
   return found
 
 
@@ -49,6 +49,5 @@ def read_json(path: str | epath.Path) -> Any:
     raise CheckpointError(f'{path}: no such file') from None
   except (OSError, ValueError) as error:
     raise CheckpointError(
-      f'{path}: not readable as JSON ({error}); delete it to have its stage '
-      'run again'
+      f'{path}: not readable as JSON ({error}); {_REMEDY}'
     ) from error

@@ -5,7 +5,7 @@ class token, `embed` is the model width, `heads` the attention heads. Where
 leading axes may vary, axes are counted from the right.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -19,9 +19,6 @@ Params = dict[str, Any]
 
 Intermediates = Mapping[str, Any]
 """Named activations of one forward pass."""
-
-Batches = Iterable[Array]
-"""An iterable of normalised NHWC float32 images; the last may be ragged."""
 
 AttentionMode = Literal[
   'full', 'diluted', 'skip', 'identity', 'absent', 'linear'

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import quantization, resampling
 from lambda_vit_jax.models.build import init_head, is_head, size_pair
 from lambda_vit_jax.models.decoders import Decoder
@@ -49,13 +50,15 @@ def backbone(model: Model) -> Model:
   A call returns the pooled features. Of a model that segments that is their mean
   over the patches, which searches then measure.
   """
-  params = {
-    name: value for name, value in model.params.items() if not is_head(name)
-  }
+  params = _without_head(model.params)
   module = model.module.clone(num_classes=0, segmentation=None)
   if model.module.segmentation is not None:
     module = module.clone(pooling='avg')
   return model.replace(module=module, params=params, class_names=())
+
+
+def _without_head(params: Params) -> Params:
+  return {name: params[name] for name in params if not is_head(name)}
 
 
 def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
@@ -97,9 +100,7 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
       return plain
     return with_decoder(plain, decoder, num_classes, seed)
   module = model.module.clone(num_classes=num_classes)
-  params = {
-    name: value for name, value in model.params.items() if not is_head(name)
-  }
+  params = _without_head(model.params)
   if num_classes:
     head = init_head(module.clone(quantization='none'), seed)
     quantized = module.quantization != 'none'

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
-from lambda_vit_jax.models import quantization
 from lambda_vit_jax.models.modes import check_linear_inputs, check_modes
+from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
@@ -49,23 +49,17 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
   return tuple(float(rate) * i / (depth - 1) for i in range(depth))
 
 
-def _checked_merge(merge: Any, depth: int) -> tuple[int, ...]:
-  """Returns `merge` if it is one number of tokens per block, or ()."""
+def _check_options(merge: Any, quantization: Any, depth: int) -> None:
+  """Raises ModelError for a `merge` or `quantization` that no `ViT` has."""
   if not isinstance(merge, tuple) or len(merge) not in (0, depth):
     raise ModelError(
       f'merge={merge!r}: a module takes a tuple of one number per block; '
       'merge_tokens(model, merge) takes the other forms'
     )
-  return merge
-
-
-def _checked_quantization(name: Any) -> str:
-  if name not in quantization.QUANTIZATIONS:
+  if quantization not in QUANTIZATIONS:
     raise ModelError(
-      f'quantization {name!r}; known are '
-      f'{", ".join(quantization.QUANTIZATIONS)}'
+      f'quantization {quantization!r}; known are {", ".join(QUANTIZATIONS)}'
     )
-  return str(name)
 
 
 def make_module(
@@ -104,6 +98,9 @@ def make_module(
     raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
   if num_classes is not None and num_classes < 0:
     raise ModelError(f'num_classes {num_classes}: 0 is no head')
+  _check_options(
+    overrides.get('merge', ()), overrides.get('quantization', 'none'), depth
+  )
   fields: dict[str, Any] = {
     'image_size': size_pair(size, variant.patch_size),
     'num_classes': (
@@ -118,10 +115,6 @@ def make_module(
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
     'linear_inputs': check_linear_inputs(
       overrides.pop('linear_inputs', ('token',))
-    ),
-    'merge': _checked_merge(overrides.pop('merge', ()), depth),
-    'quantization': _checked_quantization(
-      overrides.pop('quantization', 'none')
     ),
   }
   shared = {field.name for field in dataclasses.fields(Variant)} & set(

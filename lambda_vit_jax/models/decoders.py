@@ -21,12 +21,7 @@ import jax.numpy as jnp
 from lambda_vit_jax.core.errors import ModelError, nearest
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.layers import Dense, LayerNorm, small_init
-from lambda_vit_jax.models.resampling import (
-  pooling_matrix,
-  resample,
-  resize,
-  size_of_grid,
-)
+from lambda_vit_jax.models.resampling import pooling_matrix, resample, resize
 
 KINDS = ('linear', 'upernet')
 """Values of `Decoder.kind`."""
@@ -84,29 +79,20 @@ class Decoder:
 
   def check_depth(self, depth: int) -> None:
     """Raises ModelError if a block is read that the network lacks."""
-    for block in self.blocks:
-      if not 0 <= block < depth:
-        raise ModelError(
-          f'the segmentation decoder reads block {block}; blocks are 0 to '
-          f'{depth - 1}'
-        )
+    missing = [block for block in self.blocks if not 0 <= block < depth]
+    if missing:
+      raise ModelError(
+        f'the segmentation decoder reads block {missing[0]}; blocks are 0 to '
+        f'{depth - 1}'
+      )
 
   def factor(self, place: int, halvings: int = 0) -> float:
-    """The factor of the grid at `place` of `blocks`.
-
-    Args:
-      place: index into `blocks`.
-      halvings: how many factors 2 the running program has left out.
-    """
+    """Factor of the grid at index `place`; `halvings` factors 2 are left out."""
     folded = self.doublings[place] if self.doublings else 0
     return 2.0 ** (folded + halvings)
 
   def folded(self, counts: Sequence[int]) -> 'Decoder':
-    """The decoder of the folded network.
-
-    Args:
-      counts: k(l) of every block (`modes.doublings`).
-    """
+    """The decoder of the folded network; `counts` of `modes.doublings`."""
     old = self.doublings or (0,) * len(self.blocks)
     new = (counts[b] + k for b, k in zip(self.blocks, old, strict=True))
     return dataclasses.replace(self, doublings=tuple(new))
@@ -130,7 +116,12 @@ class Decoder:
       raise ModelError('segmentation decoder: not a description of one')
     values = dict(fields)
     for name in ('blocks', 'doublings'):
-      values[name] = _small_integers(name, values.get(name, []), depth)
+      value = values.get(name, [])
+      if not isinstance(value, list) or not all(
+        type(item) is int and 0 <= item <= depth for item in value
+      ):
+        raise ModelError(f'segmentation decoder: {name} is no list of numbers')
+      values[name] = tuple(value)
     for name, kind in (('channels', int), ('dropout', float)):
       if name in values and type(values[name]) not in (int, kind):
         raise ModelError(f'segmentation decoder: {name} is no number')
@@ -139,14 +130,6 @@ class Decoder:
       raise ModelError('segmentation decoder: doublings and blocks differ')
     found.check_depth(depth)
     return found
-
-
-def _small_integers(name: str, value: Any, most: int) -> tuple[int, ...]:
-  if not isinstance(value, list) or not all(
-    type(item) is int and 0 <= item <= most for item in value
-  ):
-    raise ModelError(f'segmentation decoder: {name} is no list of numbers')
-  return tuple(value)
 
 
 def spread_blocks(depth: int) -> tuple[int, ...]:
@@ -163,7 +146,7 @@ def channel_dropout(x: Array, rate: float, key: Array | None) -> Array:
   return x * (kept.astype(x.dtype) / (1.0 - rate))
 
 
-def scaled_size(grid: tuple[int, int], scale: float) -> tuple[int, int]:
+def scaled_size(grid: tuple[int, ...], scale: float) -> tuple[int, int]:
   """Size of a rescaled grid, at least one cell."""
   return max(1, int(grid[0] * scale)), max(1, int(grid[1] * scale))
 
@@ -180,13 +163,10 @@ class ConvUnit(nn.Module):
     if self.kernel == 1:
       x = Dense(self.channels, self.dtype, use_bias=False, name='conv')(x)
     else:
+      size = (self.kernel, self.kernel)
       x = nn.Conv(
-        self.channels,
-        (self.kernel, self.kernel),
-        use_bias=False,
-        dtype=self.dtype,
-        name='conv',
-      )(x.astype(self.dtype))
+        self.channels, size, use_bias=False, dtype=self.dtype, name='conv'
+      )(x)
     return nn.relu(LayerNorm(EPSILON, self.dtype, name='norm')(x))
 
 
@@ -230,19 +210,19 @@ class UperNet(nn.Module):
     Returns:
       `[batch, 4·rows, 4·columns, num_classes]`.
     """
-    levels = [
+    *levels, coarsest = [
       self._rescale(place, grid.astype(self.dtype))
       for place, grid in enumerate(grids)
     ]
     fused = [
       self._unit(f'lateral{place}', 1)(level)
-      for place, level in enumerate(levels[:-1])
+      for place, level in enumerate(levels)
     ]
-    fused.append(self._pool(levels[-1]))
-    for place in reversed(range(len(fused) - 1)):
-      above = resize(fused[place + 1], size_of_grid(fused[place]))
+    fused.append(self._pool(coarsest))
+    for place in reversed(range(len(levels))):
+      above = resize(fused[place + 1], fused[place].shape[1:3])
       fused[place] = fused[place] + above
-    size = size_of_grid(fused[0])
+    size = fused[0].shape[1:3]
     outputs = [
       resize(self._unit(f'smooth{place}', 3)(level), size)
       for place, level in enumerate(fused[:-1])
@@ -259,7 +239,7 @@ class UperNet(nn.Module):
     """The neck: an affine map, another size, and a smoothing convolution."""
     width = grid.shape[-1]
     grid = Dense(width, self.dtype, name=f'neck{place}')(grid)
-    size = scaled_size(size_of_grid(grid), SCALES[place])
+    size = scaled_size(grid.shape[1:3], SCALES[place])
     return nn.Conv(width, (3, 3), dtype=self.dtype, name=f'rescale{place}')(
       resize(grid, size)
     )

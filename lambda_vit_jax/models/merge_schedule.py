@@ -1,6 +1,8 @@
-"""Schedules of token merging: how many tokens each block merges away."""
+"""Schedules of token merging: how many tokens each block merges away.
 
-import dataclasses
+A block can merge away at most half of its patch tokens.
+"""
+
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -9,16 +11,7 @@ from typing import Any
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import AttentionMode
 
-SCHEDULES = ('constant', 'decreasing')
-"""R in every block, or linearly from 2·R in the first one to 0 in the last."""
-
-_SCHEDULE = re.compile(r'([a-z]+):([0-9]{1,6})')
-_INTEGER = re.compile(r'[0-9]{1,6}')
-
-
-def most(patches: int) -> int:
-  """How many of this many patch tokens one block can merge away."""
-  return patches // 2
+_SCHEDULE = re.compile(r'(?:(constant|decreasing):)?([0-9]{1,6})')
 
 
 def merge_counts(
@@ -40,17 +33,9 @@ def merge_counts(
   """
   counts = []
   for mode, wanted in zip(modes, schedule or (0,) * len(modes), strict=True):
-    counts.append(min(wanted, most(patches)) if mode == 'full' else 0)
+    counts.append(min(wanted, patches // 2) if mode == 'full' else 0)
     patches -= counts[-1]
   return tuple(counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Requested:
-  """A parsed `merge`, and whether its numbers must be met exactly."""
-
-  counts: tuple[int, ...]
-  exact: bool
 
 
 def merge_schedule(
@@ -80,62 +65,55 @@ def merge_schedule(
   Raises:
     ModelError: another form, or more tokens than there are to merge.
   """
-  text = str(start).strip()
-  whole = not isinstance(start, bool) and _INTEGER.fullmatch(text)
-  if not whole or int(text) >= depth:
+  first = _whole(start)
+  if not 0 <= first < depth:
     raise ModelError(
       f'merge_start={start!r}: the first block that merges tokens, from 0 to '
       f'{depth - 1}'
     )
-  first = int(text)
-  wanted = _parse(merge, depth, first)
-  counts = (0,) * first + wanted.counts[first:]
+  wanted, exact = _parse(merge, depth, first)
+  counts = (0,) * first + wanted[first:]
   left = patches
   for index, count in enumerate(counts):
-    if count > most(left):
+    if count > left // 2:
       raise ModelError(
         f'merge: block {index} is to merge {count} tokens, but has '
-        f'{left} of the image and can merge {most(left)}; lower the number'
+        f'{left} of the image and can merge {left // 2}; lower the number'
       )
-    if wanted.exact and modes is not None and modes[index] == 'full':
+    if exact and modes is not None and modes[index] == 'full':
       left -= count
   return counts if any(counts) else ()
 
 
-def _parse(merge: Any, depth: int, start: int) -> _Requested:
-  """The numbers that a user's `merge` means."""
-  if merge is None:
-    return _Requested((0,) * depth, False)
+def _parse(merge: Any, depth: int, start: int) -> tuple[tuple[int, ...], bool]:
+  """The requested numbers, and whether they must be met exactly."""
+  values: Any = 0 if merge is None else merge
   if isinstance(merge, str):
     text = merge.strip().strip('()[]').strip()
-    if ',' in text:
-      return _parse(text.strip(',').split(','), depth, start)
     named = _SCHEDULE.fullmatch(text)
-    if named and named[1] in SCHEDULES:
-      mean = int(named[2])
-      if named[1] == 'decreasing':
-        return _Requested(_decreasing(mean, depth, start), False)
-      return _Requested((mean,) * depth, False)
-    merge = text
-  if isinstance(merge, Iterable) and not isinstance(merge, str):
-    each = tuple(_count(value, merge) for value in merge)
-    if len(each) != depth:
-      raise ModelError(
-        f'merge: {len(each)} numbers for {depth} blocks; give one number for '
-        'all, or one per block'
-      )
-    return _Requested(each, True)
-  return _Requested((_count(merge, merge),) * depth, False)
-
-
-def _count(value: Any, merge: Any) -> int:
-  text = str(value).strip()
-  if isinstance(value, bool) or not _INTEGER.fullmatch(text):
+    if named and named[1] == 'decreasing':
+      return _decreasing(int(named[2]), depth, start), False
+    values = named[2] if named else text.strip(',').split(',')
+  exact = isinstance(values, Iterable) and not isinstance(values, str)
+  counts = tuple(map(_whole, values if exact else [values]))
+  if any(count < 0 for count in counts):
     raise ModelError(
       f'merge={merge!r}: give the tokens that each block merges (8), a list '
       'with one number per block, constant:8 or decreasing:8'
     )
-  return int(text)
+  if exact and len(counts) != depth:
+    raise ModelError(
+      f'merge: {len(counts)} numbers for {depth} blocks; give one number for '
+      'all, or one per block'
+    )
+  return counts if exact else counts * depth, exact
+
+
+def _whole(value: Any) -> int:
+  """A non-negative integer, perhaps given as text; -1 for anything else."""
+  text = str(value).strip()
+  valid = re.fullmatch('[0-9]{1,6}', text) and not isinstance(value, bool)
+  return int(text) if valid else -1
 
 
 def _decreasing(mean: int, depth: int, start: int) -> tuple[int, ...]:

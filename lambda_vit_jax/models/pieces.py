@@ -12,8 +12,9 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
-from lambda_vit_jax.models.modes import ATTENTION_PARTS, block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.shortcuts import StreamInfo
+from lambda_vit_jax.models.surgery import without_attention
 from lambda_vit_jax.models.vit import ViT
 
 
@@ -52,12 +53,10 @@ def block_of(
   module: ViT, block_index: int, mode: AttentionMode
 ) -> EncoderBlock:
   """One block in evaluation, in `mode` instead of its own."""
-  fields = module.block_fields(block_index)
-  return EncoderBlock(**(fields | _EVALUATION | {'attention_mode': mode}))
-
-
-# Fields without effect in evaluation, set alike so that blocks are equal.
-_EVALUATION = {'drop_path_rate': 0.0, 'compensation': True}
+  fields = module.block_fields(block_index) | {'attention_mode': mode}
+  # Without effect in evaluation, and set alike so that blocks are equal.
+  fields |= {'drop_path_rate': 0.0, 'compensation': True}
+  return EncoderBlock(**fields)
 
 
 def block_params(params: Params, block_index: int) -> Params:
@@ -67,11 +66,7 @@ def block_params(params: Params, block_index: int) -> Params:
 
 def mlp_params(params: Params, block_index: int) -> Params:
   """The parameters of one block without its attention half."""
-  return {
-    name: leaf
-    for name, leaf in block_params(params, block_index).items()
-    if name not in ATTENTION_PARTS
-  }
+  return without_attention(block_params(params, block_index))
 
 
 def embed(stem: ViT, params: Params, images: Array) -> Array:
@@ -93,13 +88,7 @@ def run_block(
 
 
 def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
-  """The input of `fc2`: `[batch, tokens, hidden]`.
-
-  Args:
-    block: static.
-    params: of the block.
-    x: the stream after the attention half, `[batch, tokens, embed]`.
-  """
+  """The input of `fc2`, `[batch, tokens, hidden]`, from the MLP half's input."""
   norm, first = params['norm2'], params['mlp']['fc1']
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
   hidden = normal @ first['kernel'] + first['bias']

@@ -15,6 +15,7 @@ time and multiplies integers, whose sums are exact in 32 bits.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,27 +130,25 @@ def integer_product(x: Array, y: Array) -> Array:
   return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.int32)
 
 
-def quantize_tree(params: Params) -> Params:
+def quantize_tree(params: Mapping[str, Any]) -> Params:
   """Every `kernel` of a tree as int8 with its scales; idempotent."""
-  found: Params = {}
-  for name, leaf in params.items():
-    if isinstance(leaf, Mapping):
-      found[name] = quantize_tree(dict(leaf))
-    elif name == 'kernel' and SCALE not in params:
-      found[name], found[SCALE] = _quantize_matrix(leaf)
-    else:
-      found[name] = leaf
+  found = {
+    name: quantize_tree(leaf) if isinstance(leaf, Mapping) else leaf
+    for name, leaf in params.items()
+  }
+  if 'kernel' in params and SCALE not in params:
+    found['kernel'], found[SCALE] = _quantize_matrix(params['kernel'])
   return found
 
 
-def dequantize_tree(params: Params) -> Params:
+def dequantize_tree(params: Mapping[str, Any]) -> Params:
   """The float32 values of a quantised tree; idempotent."""
-  found: Params = {}
-  for name, leaf in params.items():
-    if isinstance(leaf, Mapping):
-      found[name] = dequantize_tree(dict(leaf))
-    elif name == 'kernel' and SCALE in params:
-      found[name] = jnp.asarray(leaf).astype(jnp.float32) * params[SCALE]
-    elif name != SCALE:
-      found[name] = leaf
+  found = {
+    name: dequantize_tree(leaf) if isinstance(leaf, Mapping) else leaf
+    for name, leaf in params.items()
+    if name != SCALE
+  }
+  if SCALE in params:
+    kernel = jnp.asarray(params['kernel']).astype(jnp.float32)
+    found['kernel'] = kernel * params[SCALE]
   return found

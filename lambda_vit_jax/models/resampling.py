@@ -52,7 +52,7 @@ def resample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
   return jnp.einsum('nw,bhwc->bhnc', columns.astype(x.dtype), x)
 
 
-def resize(x: Array, size: tuple[int, int]) -> Array:
+def resize(x: Array, size: tuple[int, ...]) -> Array:
   """Bilinear interpolation to (height, width)."""
   height, width = x.shape[1:3]
   if (height, width) == size:
@@ -60,11 +60,6 @@ def resize(x: Array, size: tuple[int, int]) -> Array:
   return resample(
     x, bilinear_matrix(height, size[0]), bilinear_matrix(width, size[1])
   )
-
-
-def size_of_grid(x: Array) -> tuple[int, int]:
-  """Rows and columns of `[batch, rows, columns, channels]`."""
-  return x.shape[1], x.shape[2]
 
 
 def resize_positions(
@@ -90,12 +85,8 @@ def resize_positions(
     return positions
   width = positions.shape[-1]
   grid = positions[0, num_prefix:].reshape(*source, width)
+  shape = (*target, width)
   with jax.enable_x64(True):
-    resized = np.asarray(
-      jax.image.resize(
-        grid.astype(np.float64), (*target, width), 'cubic', antialias=True
-      )
-    ).reshape(1, -1, width)
-  return np.concatenate(
-    [positions[:, :num_prefix], resized.astype(positions.dtype)], axis=1
-  )
+    grid = np.asarray(jax.image.resize(grid.astype(np.float64), shape, 'cubic'))
+  resized = grid.reshape(1, -1, width).astype(positions.dtype)
+  return np.concatenate([positions[:, :num_prefix], resized], axis=1)

@@ -26,29 +26,22 @@ def prune_tree(tree: Params, layers: Iterable[int]) -> Params:
   pruned = dict(tree)
   for layer in layers:
     name = block_name(layer)
-    pruned[name] = {
-      part: value
-      for part, value in pruned[name].items()
-      if part not in ATTENTION_PARTS
-    }
+    pruned[name] = without_attention(pruned[name])
   return pruned
 
 
-def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
-  """Drops the attention half of `layers` except for its affine maps.
+def without_attention(block: Params) -> Params:
+  """The parameters of one block without its attention half."""
+  return {name: block[name] for name in block if name not in ATTENTION_PARTS}
 
-  Works on any tree with the structure of the parameters, and is idempotent.
-  """
+
+def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
+  """`prune_tree`, but the affine maps of `layers` stay."""
   layers = tuple(layers)
   kept = prune_tree(tree, layers)
-  for layer in layers:
-    name = block_name(layer)
-    maps = {
-      part: value
-      for part, value in tree[name].get('attn', {}).items()
-      if part in LINEAR_MAPS
-    }
-    if maps:
+  for name in map(block_name, layers):
+    parts = tree[name].get('attn', {})
+    if maps := {part: parts[part] for part in parts if part in LINEAR_MAPS}:
       kept[name] = kept[name] | {'attn': maps}
   return kept
 
@@ -76,9 +69,8 @@ def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
       if layer_scale in block:
         block[layer_scale] = _scaled(block[layer_scale], scale)
       else:
-        block[part] = block[part] | {
-          projection: _scaled(block[part][projection], scale)
-        }
+        scaled = _scaled(block[part][projection], scale)
+        block[part] = block[part] | {projection: scaled}
     folded[block_name(index)] = block
   return folded
 

@@ -9,6 +9,7 @@ the number of patches in each. Leading tokens (class, distillation, registers)
 are never merged. Shapes depend on r alone, which is static.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.core.typing import Array
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_take = functools.partial(jnp.take_along_axis, mode='promise_in_bounds')
 
 
 class Matching(NamedTuple):
@@ -45,11 +49,8 @@ def match(keys: Array, count: int, leading: int) -> Matching:
   norm = jnp.sqrt((keys * keys).sum(axis=-1, keepdims=True))
   # A zero key has similarity 0 to all.
   keys = keys / jnp.maximum(norm, jnp.finfo(wide).tiny)
-  similarity = jnp.einsum(
-    '...ac,...bc->...ab',
-    *_halves(keys, axis=-2),
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  first, second = keys[..., ::2, :], keys[..., 1::2, :]
+  similarity = _einsum('...ac,...bc->...ab', first, second)
   # Stable: on a tie the lower position comes first.
   order = jnp.argsort(-similarity.max(axis=-1), axis=-1, stable=True)
   merged = order[..., :count]
@@ -74,45 +75,28 @@ def merge(
   """
   if sizes is None:
     sizes = jnp.ones(x.shape[:-1], _wide(x.dtype))
-  first, second = _halves(x[..., leading:, :], axis=-2)
-  first_sizes, second_sizes = _halves(sizes[..., leading:], axis=-1)
+  even, odd = slice(leading, None, 2), slice(leading + 1, None, 2)
+  first, second = x[..., even, :], x[..., odd, :]
+  first_sizes, second_sizes = sizes[..., even], sizes[..., odd]
   gone = matching.merged
   gone_sizes = _take(first_sizes, gone, axis=-1)
   # A product with zeros and ones instead of a scatter, which CPUs and
   # accelerators alike execute row by row.
   into = jax.nn.one_hot(matching.into, second.shape[-2], dtype=sizes.dtype)
-  gained = jnp.einsum(
-    '...rb,...r->...b',
-    into,
-    gone_sizes,
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  wide = _take(first, gone[..., None], axis=-2).astype(sizes.dtype)
-  sums = jnp.einsum(
-    '...rb,...rc->...bc',
-    into,
-    gone_sizes[..., None] * wide,
-    precision=jax.lax.Precision.HIGHEST,
-  )
+  gained = _einsum('...rb,...r->...b', into, gone_sizes)
+  lost = _take(first, gone[..., None], axis=-2).astype(sizes.dtype)
+  sums = _einsum('...rb,...rc->...bc', into, gone_sizes[..., None] * lost)
   # The weighted mean as an update of the token: a token that gains nothing
   # keeps its exact value.
   wide = second.astype(sizes.dtype)
   step = sums - gained[..., None] * wide
-  wide = wide + step / (second_sizes + gained)[..., None]
-  merged = [
-    x[..., :leading, :],
-    _take(first, matching.kept[..., None], axis=-2),
-    wide.astype(x.dtype),
-  ]
-  merged_sizes = [
-    sizes[..., :leading],
-    _take(first_sizes, matching.kept, axis=-1),
-    second_sizes + gained,
-  ]
-  return (
-    jnp.concatenate(merged, axis=-2),
-    jnp.concatenate(merged_sizes, axis=-1),
-  )
+  total = second_sizes + gained
+  merged = (wide + step / total[..., None]).astype(x.dtype)
+  first = _take(first, matching.kept[..., None], axis=-2)
+  first_sizes = _take(first_sizes, matching.kept, axis=-1)
+  tokens = [x[..., :leading, :], first, merged]
+  new_sizes = [sizes[..., :leading], first_sizes, total]
+  return jnp.concatenate(tokens, axis=-2), jnp.concatenate(new_sizes, axis=-1)
 
 
 def places(matching: Matching, patches: int) -> Array:
@@ -126,21 +110,16 @@ def places(matching: Matching, patches: int) -> Array:
     `[..., patches]` int32, below `patches - r`.
   """
   # After merging: `kept` of the first set, then the second set.
-  num_first = matching.kept.shape[-1] + matching.merged.shape[-1]
-  num_kept = matching.kept.shape[-1]
-  lead = matching.kept.shape[:-1]
-
-  def numbers(start: int, stop: int) -> Array:
-    return jnp.broadcast_to(jnp.arange(start, stop), (*lead, stop - start))
-
-  goal = jnp.concatenate(
-    [numbers(0, num_kept), num_kept + matching.into], axis=-1
+  *lead, num_kept = matching.kept.shape
+  left = num_kept + patches // 2
+  kept, second = jnp.split(
+    jnp.broadcast_to(jnp.arange(left), (*lead, left)), [num_kept], axis=-1
   )
   source = jnp.concatenate([matching.kept, matching.merged], axis=-1)
+  goal = jnp.concatenate([kept, num_kept + matching.into], axis=-1)
   first = _take(goal, jnp.argsort(source, axis=-1), axis=-1)
-  second = numbers(num_kept, num_kept + patches // 2)
   both = jnp.concatenate([first, second], axis=-1).astype(jnp.int32)
-  return both[..., interleaved(patches, num_first)]
+  return both[..., interleaved(patches, source.shape[-1])]
 
 
 def interleaved(patches: int, num_first: int) -> np.ndarray:
@@ -190,17 +169,3 @@ def weighted_mean(x: Array, sizes: Array | None) -> Array:
 def _wide(dtype: Any) -> Any:
   """Dtype of similarities and sums: float32, or float64 for float64."""
   return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def _halves(x: Array, axis: int) -> tuple[Array, Array]:
-  """The entries at even positions, and those at odd positions."""
-  end = x.shape[axis]
-  axis %= x.ndim
-  return (
-    jax.lax.slice_in_dim(x, 0, end, 2, axis),
-    jax.lax.slice_in_dim(x, 1, end, 2, axis),
-  )
-
-
-def _take(x: Array, places: Array, axis: int) -> Array:
-  return jnp.take_along_axis(x, places, axis=axis, mode='promise_in_bounds')

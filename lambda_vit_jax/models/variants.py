@@ -3,9 +3,16 @@
 import dataclasses
 from typing import Any
 
-from lambda_vit_jax.core import preprocessing
 from lambda_vit_jax.core.errors import ModelError, nearest
-from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.preprocessing import (
+  CLIP_MEAN,
+  CLIP_STD,
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  INCEPTION_MEAN,
+  INCEPTION_STD,
+  Preprocessing,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Variant:
   norm_before_pool: bool = True
   # Recipe of stochastic depth: `linear` from 0, or `constant` over depth.
   drop_path_shape: str = 'linear'
-  mean: tuple[float, ...] = preprocessing.IMAGENET_MEAN
-  std: tuple[float, ...] = preprocessing.IMAGENET_STD
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
   crop_ratio: float = 0.875
   interpolation: str = 'bicubic'
   weights: str = ''
@@ -68,18 +75,9 @@ _MINI: _Fields = {'embed_dim': 48, 'depth': 12, 'num_heads': 3}
 # Compiles in seconds: for tests and smoke runs.
 _NANO: _Fields = {'embed_dim': 24, 'depth': 3, 'num_heads': 2}
 
-_INCEPTION: _Fields = {
-  'mean': preprocessing.INCEPTION_MEAN,
-  'std': preprocessing.INCEPTION_STD,
-}
-_IMAGENET: _Fields = {
-  'mean': preprocessing.IMAGENET_MEAN,
-  'std': preprocessing.IMAGENET_STD,
-}
-_CLIP: _Fields = {
-  'mean': preprocessing.CLIP_MEAN,
-  'std': preprocessing.CLIP_STD,
-}
+_INCEPTION: _Fields = {'mean': INCEPTION_MEAN, 'std': INCEPTION_STD}
+_IMAGENET: _Fields = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD}
+_CLIP: _Fields = {'mean': CLIP_MEAN, 'std': CLIP_STD}
 # Grey images of a few pixels: digits (8), the MNIST family (28).
 _GREY: _Fields = {
   'mean': (0.5,),
@@ -93,16 +91,7 @@ _STOCK: _Fields = {'timm_name': 'vit_tiny_patch16_224'}
 def _timm(
   name: str, size: str, patch: int, pixels: int, **fields: Any
 ) -> Variant:
-  """A variant of timm's, with the fields that most of them share.
-
-  Args:
-    name: the architecture; `.tag` of the weights may follow.
-    size: a key of `_SIZES`.
-    patch: patch size.
-    pixels: image size.
-    **fields: the fields that differ. `tag` names the weights that timm loads by
-      default, if it has any.
-  """
+  """A variant of timm's; `tag` names the weights that timm loads by default."""
   tag = fields.pop('tag', '')
   defaults: _Fields = {'crop_ratio': 1.0 if pixels > 224 else 0.9}
   if tag:
@@ -137,16 +126,10 @@ def _deit(size: str, pixels: int = 224, **fields: Any) -> Variant:
 
 def _deit3(size: str, patch: int = 16, pixels: int = 224) -> Variant:
   """DeiT III: LayerScale, and positions only for the patches."""
-  return _timm(
-    f'deit3_{size}_patch{patch}_{pixels}',
-    size,
-    patch,
-    pixels,
-    tag='fb_in1k',
-    layer_scale=1e-6,
-    position_on_class=False,
-    drop_path_shape='constant',
-  )
+  name = f'deit3_{size}_patch{patch}_{pixels}'
+  fields: _Fields = {'layer_scale': 1e-6, 'position_on_class': False}
+  fields['drop_path_shape'] = 'constant'
+  return _timm(name, size, patch, pixels, tag='fb_in1k', **fields)
 
 
 def _dinov2(size: str, num_registers: int = 0) -> Variant:
