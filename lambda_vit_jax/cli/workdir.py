@@ -99,11 +99,9 @@ class Run:
       return
     configs = processes.gather(_plain(self.config))
     keys = sorted(
-      {
-        key
-        for c in configs
-        for key in config_differences.differing_keys(configs[0], c)
-      }
+      set().union(
+        *(config_differences.differences(configs[0], c) for c in configs)
+      )
     )
     if keys:
       raise UsageError(
