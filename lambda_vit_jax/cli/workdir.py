@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from lambda_vit_jax.analysis.memory import default_gib
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.load import load_stage
 from lambda_vit_jax.cli import (
@@ -133,6 +134,14 @@ class Run:
     """Images of one step over all processes."""
     sharding.check_batch_size(self.settings.batch_size, self.mesh)
     return self.settings.batch_size
+
+  @functools.cached_property
+  def memory_gib(self) -> float | None:
+    """The config's memory for activations, else the smallest device's."""
+    given = self.settings.select.memory_gib
+    if given is not None or jax.process_count() == 1:
+      return given
+    return min(processes.gather(default_gib()))
 
   @functools.cached_property
   def dataset(self) -> Dataset:

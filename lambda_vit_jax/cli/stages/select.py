@@ -10,7 +10,6 @@ from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import select_probe
 from lambda_vit_jax.cli.stages.held_out import (
   held_out_batches,
-  memory_gib,
   selection_batches,
 )
 from lambda_vit_jax.cli.workdir import Run
@@ -35,7 +34,7 @@ def select(run: Run) -> None:
   if name == 'probe':
     # Read by every criterion that proposes a set.
     held_out = list(held_out_batches(run, model, limit))
-    chosen = select_probe.search(run, dense, held_out, size, memory_gib(run))
+    chosen = select_probe.search(run, dense, held_out, size)
   elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
     images = selection_batches(run, model, limit)
     chosen = _search(run, model, images, size)
@@ -49,7 +48,7 @@ def select(run: Run) -> None:
 
 
 def _budget(settings: Select, dense: Model) -> dict[str, Any]:
-  """Returns the budget as an options of `nose.select`."""
+  """Returns the budget as a keyword of `SearchOptions`."""
   speedup = settings.target_speedup
   if speedup is not None and settings.criterion != 'given':
     # Of the whole network: a search does not see a decoder.
@@ -81,7 +80,7 @@ def _search(
       sign=settings.sign,
       trial=settings.trial,
       layers=settings.layers,
-      memory_gib=memory_gib(run),
+      memory_gib=run.memory_gib,
       seed=run.settings.seed,
       **size,
     )

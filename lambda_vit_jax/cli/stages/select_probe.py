@@ -21,7 +21,6 @@ def search(
   model: Model,
   batches: Sequence[Mapping[str, np.ndarray]],
   size: Mapping[str, Any],
-  memory_gib: float | None,
 ) -> Selection:
   """Rates every static criterion's set by short dilutions.
 
@@ -29,8 +28,7 @@ def search(
     run: its config's sections `dilute` and `select` say how.
     model: the dense start.
     batches: the held-out images and labels, for the proposals and the score.
-    size: the budget, as fields of `SearchOptions`.
-    memory_gib: see `nose.nose`.
+    size: the budget, one of `selection.select`'s.
   """
   settings = run.settings.dilute
   peak = settings.peak_learning_rate(run.batch_size)
@@ -56,7 +54,7 @@ def search(
     short,
     ProbeOptions(
       run.settings.select.probe_steps,
-      SearchOptions(memory_gib=memory_gib, seed=run.settings.seed, **size),
+      SearchOptions(memory_gib=run.memory_gib, seed=run.settings.seed, **size),
     ),
     done={_parse(key): loss for key, loss in done.items()},
     on_score=keep,
