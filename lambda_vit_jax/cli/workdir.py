@@ -1,6 +1,7 @@
 """`Run`: a workdir with its settings, data set, mesh and stored models."""
 
 import functools
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -75,13 +76,13 @@ class Run:
     self.workdir = files.absolute(workdir)
     self.leader = processes.is_leader()
     config_check.check(self.settings)
+    # As `config.json` stores it: tuples are lists.
+    stored = json.loads(json.dumps(config))
     self._new = processes.from_leader(
-      lambda: workdir_config.claim(self.workdir, _plain(config))
+      lambda: workdir_config.claim(self.workdir, stored)
     )
-    self._check_shared()
-    trackers: tuple[Any, ...] = ()
-    if self.leader:
-      trackers = make_trackers(_plain(config), self.workdir)
+    self._check_shared(stored)
+    trackers = make_trackers(stored, self.workdir) if self.leader else ()
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def withdraw(self) -> None:
@@ -89,7 +90,7 @@ class Run:
     if self.leader and self._new:
       workdir_config.withdraw(self.workdir)
 
-  def _check_shared(self) -> None:
+  def _check_shared(self, config: dict[str, Any]) -> None:
     """Checks that every process sees a file that the leader has just written.
 
     Raises:
@@ -98,7 +99,7 @@ class Run:
     """
     if jax.process_count() == 1:
       return
-    configs = processes.gather(_plain(self.config))
+    configs = processes.gather(config)
     keys = sorted(
       set().union(
         *(config_differences.differences(configs[0], c) for c in configs)
@@ -202,10 +203,8 @@ class Run:
     self, preprocessing: Preprocessing, limit: int | None = None
   ) -> Iterator[dict[str, np.ndarray]]:
     """Every test image once (or the first `limit`), padded and masked."""
-    total = len(self.dataset.test)
-    return self._batches(
-      self.dataset.test, np.arange(total)[:limit], preprocessing
-    )
+    test = self.dataset.test
+    return self._batches(test, np.arange(len(test))[:limit], preprocessing)
 
   @property
   def train_indices(self) -> np.ndarray:
@@ -240,12 +239,9 @@ class Run:
     preprocessing: Preprocessing,
     alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
+    loading = self._loading(alone)
     return pipeline.eval_batches(
-      split,
-      indices,
-      preprocessing,
-      self._loading(alone),
-      recipe=self.recipe,
+      split, indices, preprocessing, loading, recipe=self.recipe
     )
 
   def load(self, stage: str) -> Model:
@@ -315,16 +311,3 @@ class Run:
   def path(self, name: str) -> epath.Path:
     """A file or folder of this run."""
     return self.workdir / name
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-  return {
-    key: (
-      _plain(value)
-      if isinstance(value, Mapping)
-      else list(value)
-      if isinstance(value, tuple)
-      else value
-    )
-    for key, value in config.items()
-  }
