@@ -116,6 +116,13 @@ class Pretrain(Training):
 
   steps: Duration
 
+  def __post_init__(self):
+    if self.distill != 'none':
+      raise UsageError(
+        f'config.pretrain.distill={self.distill!r}: this stage has no teacher; '
+        'only `dilute` has one, the dense model'
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Dilute(Training):

@@ -6,7 +6,6 @@ In reading order:
     the stages; `report` is in report/build
   training_job: what `pretrain` and `dilute` share
   held_out: held-out images for analyze, select and linearize
-  select_probe: `select` with criterion `probe`
   finished: load the pruned model
   evaluate_masks: evaluation of segmentation models
 """

@@ -49,4 +49,4 @@ def pretrain(run: Run) -> None:
   # Refuses an impossible merging before hours of training.
   run.merge_schedule(model.module, None)
   phases = (Phase(model.module, until=steps),)
-  train(run, 'pretrain', model, phases, Dilution(), None)
+  train(run, 'pretrain', model, phases, Dilution())

@@ -10,7 +10,6 @@ from lambda_vit_jax.cli import workdir
 from lambda_vit_jax.cli.settings import Training
 from lambda_vit_jax.cli.stages import evaluate_masks
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.evaluation import accuracy
@@ -30,10 +29,12 @@ def train(
   model: Model,
   phases: tuple[Phase, ...],
   plan: Dilution,
-  teacher: Model | None,
+  teacher: Model | None = None,
 ) -> None:
   """Trains `model` as the config section named like the stage asks for."""
-  job = _job(run, stage, model, phases, plan, teacher)
+  job = _job(run, stage, model, phases, plan)
+  if teacher is not None and run.settings.training(stage).distill != 'none':
+    job = dataclasses.replace(job, teacher=(teacher.module, teacher.params))
   checkpointer = orbax_store.Checkpointer(
     run.path('checkpoints') / stage,
     keep=run.settings.keep_checkpoints,
@@ -56,18 +57,10 @@ def _job(
   model: Model,
   phases: tuple[Phase, ...],
   plan: Dilution,
-  teacher: Model | None,
 ) -> Job:
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
   optim.check_frozen(settings.frozen, model.params, stage)
-  if settings.distill == 'none':
-    teacher = None
-  elif teacher is None:
-    raise UsageError(
-      f'config.{stage}.distill={settings.distill!r}: this stage has no '
-      'teacher; only `dilute` has one, the dense model'
-    )
   shape = get_variant(model.variant).drop_path_shape
   rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
   eval_every = run.settings.eval_every
@@ -98,7 +91,7 @@ def _job(
     seed=run.settings.seed,
     steps_per_epoch=run.steps_per_epoch,
     make_batches=functools.partial(run.train_batches, model.preprocessing),
-    teacher=(teacher.module, teacher.params) if teacher else None,
+    teacher=None,
     batch_size=run.batch_size,
     description=describe(model),
     log_every=run.settings.log_every,
