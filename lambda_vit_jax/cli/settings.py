@@ -327,16 +327,7 @@ _T = TypeVar('_T')
 
 
 def read(cls: type[_T], config: Mapping[str, Any], section: str = '') -> _T:
-  """Reads a dataclass from a mapping, each field by its type.
-
-  Args:
-    cls: a dataclass of this file.
-    config: its values, at least.
-    section: prefix of the keys that errors name, `select.`.
-
-  Raises:
-    UsageError: a value of the wrong kind; names its key.
-  """
+  """Reads a dataclass of this file from a mapping; `section` is for errors."""
   hints = typing.get_type_hints(cls, include_extras=True).items()
   return cls(**{k: _value(t, config[k], section + k) for k, t in hints})
 

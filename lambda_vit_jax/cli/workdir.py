@@ -274,11 +274,7 @@ class Run:
     settings = self.settings.model
     rows, columns = module.grid_size
     return merge_schedule.merge_schedule(
-      settings.merge,
-      module.depth,
-      rows * columns,
-      settings.merge_start,
-      modes,
+      settings.merge, module.depth, rows * columns, settings.merge_start, modes
     )
 
   def fresh_model(self) -> Model:

@@ -95,11 +95,7 @@ def _search(
     )
 
 
-def _probe(
-  run: Run,
-  model: Model,
-  size: Mapping[str, Any],
-) -> Selection:
+def _probe(run: Run, model: Model, size: Mapping[str, Any]) -> Selection:
   """Rates every static criterion's set by short dilutions; resumable."""
   settings = run.settings.dilute
   # With labels; read by every criterion that proposes a set.

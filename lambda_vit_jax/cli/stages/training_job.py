@@ -41,22 +41,13 @@ def train(
     keep_best=job.eval_every > 0,
   )
   loop.fit(
-    job,
-    lambda: model.params,
-    checkpointer,
-    run.mesh,
-    run.metrics,
-    run.reporter,
+    job, lambda: model.params, checkpointer, run.mesh, run.metrics, run.reporter
   )
   checkpointer.close()
 
 
 def _job(
-  run: Run,
-  stage: str,
-  model: Model,
-  phases: tuple[Phase, ...],
-  plan: Dilution,
+  run: Run, stage: str, model: Model, phases: tuple[Phase, ...], plan: Dilution
 ) -> Job:
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
