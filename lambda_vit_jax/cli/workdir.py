@@ -200,11 +200,11 @@ class Run:
     )
 
   def eval_batches(
-    self, preprocessing: Preprocessing, limit: int | None = None
+    self, preprocessing: Preprocessing
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Every test image once (or the first `limit`), padded and masked."""
+    """Every test image once, padded and masked."""
     test = self.dataset.test
-    return self._batches(test, np.arange(len(test))[:limit], preprocessing)
+    return self._batches(test, np.arange(len(test)), preprocessing)
 
   @property
   def train_indices(self) -> np.ndarray:
@@ -252,12 +252,11 @@ class Run:
     """
     return self.with_options(load_stage(self.workdir, stage, finished=True))
 
-  def with_options(self, model: Model, **options: Any) -> Model:
+  def with_options(self, model: Model) -> Model:
     """`model` with the config's dtype and rematerialisation."""
     settings = self.settings.model
-    module = model.module.clone(
-      dtype=jnp.dtype(settings.dtype), remat=settings.remat, **options
-    )
+    dtype = jnp.dtype(settings.dtype)
+    module = model.module.clone(dtype=dtype, remat=settings.remat)
     return model.replace(module=module)
 
   def merge_schedule(
