@@ -64,23 +64,14 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   config.checkpoint_every = 8000
 
   if chosen['runlocal']:
-    config.batch_size = 8
-    config.init = ''
-    config.data.source = 'digits'
-    config.data.holdout_images = 128
-    config.data.workers = 0
+    common.smoke(config)
     config.model.variant = 'vit_nano_patch2_8'
     config.model.image_size = 24
-    config.model.dtype = 'float32'
     segment.channels = 16
     segment.num_classes = 11
     segment.reduce_zero_label = False
     segment.stride = 16
     config.pretrain.steps = 2
-    config.pretrain.warmup_steps = config.dilute.warmup_steps = 1
+    config.pretrain.warmup_steps = 1
     config.select.num_layers = 1
-    config.dilute.dilution_steps = 2
-    config.dilute.settle_steps = 2
-    config.log_every = config.checkpoint_every = 2
-    config.benchmark.rounds = 2
   return config

@@ -62,22 +62,13 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
   config.dilute.distill = 'soft'
 
   if chosen['runlocal']:
-    config.batch_size = 8
+    common.smoke(config)
     config.init = 'builtin:vit_mini_patch2_8_digits'
-    config.data.source = 'digits'
-    config.data.holdout_images = 128
-    config.data.workers = 0
     config.data.augment.crop_area = (0.8, 1.0)
     config.model.variant = 'vit_mini_patch2_8'
     config.model.image_size = 8
-    config.model.dtype = 'float32'
     config.pretrain.steps = 4
     config.pretrain.warmup_steps = 1
-    config.dilute.warmup_steps = 1
-    config.dilute.dilution_steps = 2
-    config.dilute.settle_steps = 2
-    config.log_every = config.checkpoint_every = 2
-    config.benchmark.rounds = 2
   if chosen['pruned']:
     config.select.num_layers = 0
     config.dilute.distill = 'none'

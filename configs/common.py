@@ -312,6 +312,20 @@ def base() -> ml_collections.ConfigDict:
   return config
 
 
+def smoke(config: ml_collections.ConfigDict) -> None:
+  """Shrinks a recipe to a few steps on digits, for `:runlocal`."""
+  config.batch_size = 8
+  config.init = ''
+  config.data.source = 'digits'
+  config.data.holdout_images = 128
+  config.data.workers = 0
+  config.model.dtype = 'float32'
+  config.dilute.warmup_steps = 1
+  config.dilute.dilution_steps = config.dilute.settle_steps = 2
+  config.log_every = config.checkpoint_every = 2
+  config.benchmark.rounds = 2
+
+
 def imagenet_deit(
   size: str, published: tuple[int, ...], argument: str | None
 ) -> ml_collections.ConfigDict:
@@ -358,17 +372,6 @@ def imagenet_deit(
     config.dilute.ema = 0.0
 
   if chosen['runlocal']:
-    config.batch_size = 8
-    config.init = ''
-    config.data.source = 'digits'
-    config.data.holdout_images = 128
-    config.data.workers = 0
+    smoke(config)
     config.data.repeats = 1
-    config.model.dtype = 'float32'
-    config.pretrain.steps = 0
-    config.dilute.warmup_steps = 1
-    config.dilute.dilution_steps = 2
-    config.dilute.settle_steps = 2
-    config.log_every = config.checkpoint_every = 2
-    config.benchmark.rounds = 2
   return config

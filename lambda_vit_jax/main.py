@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from lambda_vit_jax.cli.flags import COMMANDS, is_job, parse, usage
-from lambda_vit_jax.cli.help import HELP, help_of
+from lambda_vit_jax.cli.flags import is_job, parse
+from lambda_vit_jax.cli.help import COMMANDS, help_of
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
   StoppedError,
@@ -101,13 +101,6 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
   commands.COMMANDS[name](arguments)
 
 
-def _help(argv: Sequence[str]) -> str | None:
-  """Returns the requested help, if any."""
-  if not any(a in ('--help', '-h', '--helpfull') for a in argv):
-    return None
-  return help_of(argv[0]) if argv[0] in HELP else usage()
-
-
 def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
   """Prints an error: a line on stderr, and JSON with --json."""
   print(f'lambda-vit: {text}', file=sys.stderr)
@@ -119,11 +112,10 @@ def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code."""
   if not argv:
-    print(usage())
+    print(help_of(''))
     return UsageError.exit_code
-  text = _help(argv)
-  if text is not None:
-    print(text)
+  if any(a in ('--help', '-h', '--helpfull') for a in argv):
+    print(help_of(argv[0]))
     return 0
   _configure_logging('--debug' in argv)
   if argv[0] in COMMANDS:

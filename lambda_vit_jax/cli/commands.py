@@ -97,13 +97,10 @@ def top_classes(
     height, width = size or images.shape[1:3]
     best = logits[:, :height, :width].argmax(axis=-1)
     found = best[..., None] == np.arange(logits.shape[-1])
-    return _best(model, found.mean(axis=(1, 2)))
-  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return _best(model, weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _best(model: Model, probabilities: np.ndarray) -> list[dict[str, float]]:
-  """The largest of each row, at most five, by the names of their classes."""
+    probabilities = found.mean(axis=(1, 2))
+  else:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = weights / weights.sum(axis=-1, keepdims=True)
   names = model.class_names or tuple(map(str, range(model.num_classes)))
   order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :_TOP]
   return [
@@ -175,18 +172,13 @@ def models(argv: Sequence[str]) -> None:
   if options.json:
     print(json.dumps(rows))
     return
-  table = rich.table.Table(
-    'name', 'parameters', 'MACs', 'pixels', 'tokens', 'weights'
-  )
+  heads = ('name', 'parameters', 'MACs', 'pixels', 'tokens', 'weights')
+  table = rich.table.Table(*heads)
   for row in rows:
-    table.add_row(
-      row['name'],
-      f'{row["parameters"] / 1e6:.2f} M',
-      f'{row["macs"] / 1e9:.2f} G',
-      str(row['image_size']),
-      str(row['tokens']),
-      row['weights'],
-    )
+    millions = f'{row["parameters"] / 1e6:.2f} M'
+    macs = f'{row["macs"] / 1e9:.2f} G'
+    name, _, _, *rest = map(str, row.values())
+    table.add_row(name, millions, macs, *rest)
   stdout_console().print(table)
 
 

@@ -56,27 +56,18 @@ def differences(
   old, new = flatten(saved), flatten(config)
   keys = sorted(set(old) | set(new))
   old = flatten(defaults or {}) | old
+
+  def shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else 'not there'
+
   return {
-    key: f'{key} was {_shown(old, key)}, is {_shown(new, key)}'
+    key: f'{key} was {shown(old, key)}, is {shown(new, key)}'
     for key in keys
     if not any(is_below(key, name) for name in _OPERATIONAL)
     and old.get(key, _MISSING) != new.get(key, _MISSING)
   }
 
 
-def differing_keys(
-  saved: Mapping[str, Any],
-  config: Mapping[str, Any],
-  defaults: Mapping[str, Any] | None = None,
-) -> list[str]:
-  """Returns the keys of `differences`."""
-  return list(differences(saved, config, defaults))
-
-
 def is_below(key: str, section: str) -> bool:
   """Returns whether a full key is `section` or inside it."""
   return key == section or key.startswith(f'{section}.')
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-  return repr(flat[key]) if key in flat else 'not there'

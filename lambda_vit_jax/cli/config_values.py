@@ -8,13 +8,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from lambda_vit_jax.core.errors import UsageError
 
 # At most as many digits as an int64 holds.
 _INTEGER = re.compile(r'-?[0-9]{1,18}')
 _EPOCHS = re.compile(r'([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*ep')
+_T = TypeVar('_T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,20 +38,12 @@ class Duration:
 
 
 def duration(value: Any, key: str) -> Duration:
-  """Reads `1000`, `'1000'` or `'30ep'`.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads `1000`, `'1000'` or `'30ep'`."""
   text = str(value).strip()
   epochs = _EPOCHS.fullmatch(text)
   if epochs:
     return Duration(float(epochs[1]), in_epochs=True)
-  if (
-    isinstance(value, bool)
-    or not _INTEGER.fullmatch(text)
-    or text.startswith('-')
-  ):
+  if isinstance(value, bool) or not re.fullmatch('[0-9]{1,18}', text):
     raise UsageError(
       f'config.{key}={value!r} is no duration; give steps (1000) or epochs '
       "('30ep')"
@@ -59,11 +52,7 @@ def duration(value: Any, key: str) -> Duration:
 
 
 def integer(value: Any, key: str, least: int = 0) -> int:
-  """Reads an int of at least `least`, also from text.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads an int of at least `least`, also from text."""
   text = str(value).strip()
   if isinstance(value, bool) or not _INTEGER.fullmatch(text):
     raise UsageError(f'config.{key}={value!r} is not a whole number')
@@ -73,20 +62,12 @@ def integer(value: Any, key: str, least: int = 0) -> int:
 
 
 def positive(value: Any, key: str) -> int:
-  """Reads an int of at least 1.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads an int of at least 1."""
   return integer(value, key, least=1)
 
 
 def number(value: Any, key: str) -> float:
-  """Reads a finite float, also from text.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads a finite float, also from text."""
   try:
     found = float(value)
   except (TypeError, ValueError, OverflowError):
@@ -97,11 +78,7 @@ def number(value: Any, key: str) -> float:
 
 
 def flag(value: Any, key: str) -> bool:
-  """Reads True or False.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads True or False."""
   if not isinstance(value, bool):
     raise UsageError(f'config.{key}={value!r}: give True or False')
   return value
@@ -121,52 +98,27 @@ def one_of(*names: str) -> Callable[[Any, str], str]:
 
 
 def sequence(value: Any, key: str) -> tuple[Any, ...]:
-  """Reads a list or tuple; its elements are checked where they are used.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads a list or tuple; its elements are checked where they are used."""
   if not isinstance(value, list | tuple):
     raise UsageError(f'config.{key}: {value!r} is not a list; give (1, 2)')
   return tuple(value)
 
 
-def integers(value: Any, key: str) -> tuple[int, ...]:
-  """Reads a list of ints of at least 0.
-
-  Raises:
-    UsageError: anything else.
-  """
-  return tuple(integer(element, key) for element in sequence(value, key))
-
-
-def numbers(value: Any, key: str) -> tuple[float, ...]:
-  """Reads a list of finite floats.
-
-  Raises:
-    UsageError: anything else.
-  """
-  return tuple(number(element, key) for element in sequence(value, key))
+def tuple_of(
+  read: Callable[[Any, str], _T],
+) -> Callable[[Any, str], tuple[_T, ...]]:
+  """Returns a reader of lists whose elements `read` reads."""
+  return lambda value, key: tuple(read(x, key) for x in sequence(value, key))
 
 
 def sizes(value: Any, key: str) -> tuple[int, ...]:
-  """Reads one size, or a list of sizes, of at least 1.
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads one size, or a list of sizes, of at least 1."""
   given = (value,) if isinstance(value, int) else value
-  if not isinstance(given, list | tuple):
-    raise UsageError(f'config.{key}={given!r}: give a list, (1, 4, 16)')
-  return tuple(positive(size, key) for size in given)
+  return tuple_of(positive)(given, key)
 
 
 def image_size(value: Any, key: str) -> int | tuple[int, int]:
-  """Reads `224`, `'224'`, `(224, 160)` or `'224x160'` (height, width).
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads `224`, `'224'`, `(224, 160)` or `'224x160'` (height, width)."""
   parts = re.split(r'[x,]', value) if isinstance(value, str) else value
   parts = list(parts) if isinstance(parts, list | tuple) else [parts]
   found = tuple(positive(part, key) for part in parts)
@@ -178,11 +130,7 @@ def image_size(value: Any, key: str) -> int | tuple[int, int]:
 
 
 def share(value: Any, key: str) -> float:
-  """Reads a number in (0, 1].
-
-  Raises:
-    UsageError: anything else.
-  """
+  """Reads a number in (0, 1]."""
   found = number(value, key)
   if not 0 < found <= 1:
     raise UsageError(f'config.{key}={found} must lie in (0, 1]')

@@ -9,8 +9,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from lambda_vit_jax.cli import config_differences, stage_table
-from lambda_vit_jax.cli.help import overview
+from lambda_vit_jax.cli import config_differences
+from lambda_vit_jax.cli.help import COMMANDS, STAGES
 from lambda_vit_jax.cli.settings import BUDGETS
 from lambda_vit_jax.core.errors import UsageError, nearest
 
@@ -57,35 +57,13 @@ def check_flags(
   return True
 
 
-STAGES = {
-  'run': 'all stages, from the first unfinished one on',
-  **{name: spec.help for name, spec in stage_table.STAGES.items()},
-}
-"""By name, what the help of the whole program prints of each stage."""
-
-COMMANDS = {
-  'predict': '--model=DIR IMAGE...  the five best classes of each image',
-  'models': '[--filter=TEXT]  the table of variants',
-  'check-data': 'SOURCE  reads a data set once and reports what it found',
-}
-
-
-def usage() -> str:
-  """Returns the help text of the whole program."""
-  return overview(STAGES, COMMANDS)
-
-
 def find_config(path: str) -> str:
   """Returns the path of a config file, else of its namesake in the package."""
   name, colon, argument = path.partition(':')
   if not pathlib.Path(name).exists():
-    packaged = (
-      pathlib.Path(__file__).parents[1]
-      / 'configs'
-      / name.removeprefix('configs/')
-    )
-    source = pathlib.Path(__file__).parents[2] / name
-    for candidate in (packaged, source):
+    package = pathlib.Path(__file__).parents[1]
+    packaged = package / 'configs' / name.removeprefix('configs/')
+    for candidate in (packaged, package.parent / name):
       if candidate.exists():
         return f'{candidate}{colon}{argument}'
     raise UsageError(
@@ -105,21 +83,13 @@ def _define_flags(arguments: list[str]) -> flags.FlagValues:
     # Overrides are looked up here, which is not sys.argv in a notebook.
     sys_argv=['lambda-vit', *arguments],
   )
-  flags.DEFINE_string('workdir', None, 'Folder.', flag_values=values)
-  flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0.', flag_values=values
-  )
-  for name, text in (
-    ('num_processes', 'Processes of the job.'),
-    ('process_id', 'Which of them this is, from 0.'),
-  ):
-    flags.DEFINE_integer(name, None, text, flag_values=values)
-  flags.DEFINE_bool(
-    'distributed', False, 'Find the job by itself.', flag_values=values
-  )
-  flags.DEFINE_bool('json', False, 'JSON on stdout.', flag_values=values)
-  flags.DEFINE_bool('quiet', False, 'No progress.', flag_values=values)
-  flags.DEFINE_bool('debug', False, 'Tracebacks.', flag_values=values)
+  # Their help is in `help.py`.
+  for name in ('workdir', 'coordinator'):
+    flags.DEFINE_string(name, None, '', flag_values=values)
+  for name in ('num_processes', 'process_id'):
+    flags.DEFINE_integer(name, None, '', flag_values=values)
+  for name in ('distributed', 'json', 'quiet', 'debug'):
+    flags.DEFINE_bool(name, False, '', flag_values=values)
   return values
 
 
@@ -197,9 +167,8 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
   known = _full_keys(arguments)
   for flag in named:
     wanted = flag.removeprefix(prefix)
-    if wanted in known:
-      continue
-    return flag, _nearest_keys(wanted, known)
+    if wanted not in known:
+      return flag, _nearest_keys(wanted, known)
   return next((f for f in named if f'.{key}' in f), key), ''
 
 

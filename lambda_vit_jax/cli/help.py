@@ -2,11 +2,20 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
 
 from lambda_vit_jax.cli import stage_table
 
-_RUN = '--config=configs/digits.py --workdir=runs/digits'
+STAGES = {
+  'run': 'all stages, from the first unfinished one on',
+  **{name: spec.help for name, spec in stage_table.STAGES.items()},
+}
+"""By name, what the help of the whole program prints of each stage."""
+
+COMMANDS = {
+  'predict': '--model=DIR IMAGE...  the five best classes of each image',
+  'models': '[--filter=TEXT]  the table of variants',
+  'check-data': 'SOURCE  reads a data set once and reports what it found',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +23,7 @@ class Help:
   """The help of one stage or command.
 
   Attributes:
-    synopsis: the command line.
+    synopsis: the command line, after its name.
     text: what it does.
     examples: whole command lines.
     flags: those that no other command has, one per line.
@@ -35,126 +44,100 @@ one, `lambda-vit run` with the same flags runs the earlier stages, too.
 """
 
 
-def _stage(name: str, text: str, *examples: tuple[str, str]) -> Help:
-  """Help with the plain command line, then (workdir, overrides) pairs."""
-  lines = [f'lambda-vit {name} {_RUN}']
-  for workdir, overrides in examples:
+def _stage(name: str, block: str) -> Help:
+  """Help of a stage from its text and, after an empty line, its examples.
+
+  An example is a workdir and overrides; the plain command line is the first.
+  """
+  text, _, examples = block.strip().partition('\n\n')
+  commands = []
+  for line in ('digits', *examples.splitlines()):
+    workdir, _, overrides = line.partition(' ')
     config = '--config=configs/digits.py'
     if overrides.startswith('--config='):
       config, _, overrides = overrides.partition(' ')
-    lines.append(
-      f'lambda-vit {name} {config} --workdir=runs/{workdir} {overrides}'
-    )
-  return Help(
-    f'lambda-vit {name} --config=FILE.py[:args] --workdir=DIR '
-    '[--config.key=value ...]',
-    text,
-    tuple(lines),
-    note=_NOTE,
-  )
+    command = f'lambda-vit {name} {config} --workdir=runs/{workdir} {overrides}'
+    commands.append(command.rstrip())
+  synopsis = '--config=FILE.py[:args] --workdir=DIR [--config.key=value ...]'
+  return Help(synopsis, text, tuple(commands), note=_NOTE)
 
+
+_STAGES = {
+  'run': """
+All stages in order, skipping each whose result is there.
+Run the same command again after an interruption.
+
+digits_3 --config.select.num_layers=3
+""",
+  'pretrain': """
+Trains the dense model: from --config.init weights, or from scratch.
+With 0 steps the weights are taken as they are.
+
+deit_s --config=configs/imagenet_deit_small.py \
+--config.init=hf-hub:timm/deit_small_patch16_224.fb_in1k
+digits_long --config.init= --config.pretrain.steps=30ep
+""",
+  'analyze': """
+Entropy of every attention and MLP output, and the spectrum of the
+features, on held-out training images.
+
+digits_128 --config.analyze.num_images=128
+""",
+  'select': """
+Chooses the attention layers to remove: NOSE, or another criterion.
+Exactly one of num_layers, removal_ratio and target_speedup is in force.
+
+digits_6 --config.select.num_layers=6
+digits_fast --config.select.target_speedup=1.2
+digits_given --config.select.criterion=given --config.select.layers="(0, 1, 3)"
+""",
+  'dilute': """
+Trains with λ going from 1 to 0 over the chosen layers, then without
+them.
+
+digits_long --config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep
+digits_plain --config.dilute.compensation=False
+""",
+  'linearize': """
+Training-free: replaces the chosen attention layers by least-squares
+maps, or leaves out whole blocks; fitted on unlabelled images.
+With --config.method=linearize, `run` has this stage instead of dilute.
+
+digits_linear --config.method=linearize --config.linearize.num_images=512
+digits_maps --config.linearize.inputs="('token', 'mean', 'class_map')"
+digits_refit --config.linearize.maps=False --config.linearize.refit=True
+digits_shorter --config.linearize.num_drop_blocks=3 --config.linearize.refit=True
+""",
+  'export': """
+Exports the pruned parameters, and portable formats that are checked
+against the model. Format onnx needs an extra:
+pip install 'lambda_vit_jax[onnx]'.
+
+digits_onnx --config.export.formats="('orbax', 'safetensors', 'onnx')"
+digits_bf16 --config.export.dtype=bfloat16
+digits_int8 --config.export.dtype=int8 --config.export.int8_arithmetic=dynamic
+""",
+  'evaluate': """
+Exact accuracy of the dense, the pruned and the exported model over
+every test image.
+""",
+  'benchmark': """
+Parameters, MACs, bytes, memory and images per second, dense against
+pruned against exported in one run.
+
+digits --config.benchmark.batch_size=1
+digits --config.benchmark.batch_sizes="(1, 4, 16)"
+""",
+  'report': """
+One self-contained page with the plots and tables of what is there so
+far.
+""",
+}
 
 HELP: dict[str, Help] = {
-  'run': _stage(
-    'run',
-    'All stages in order, skipping each whose result is there.\n'
-    'Run the same command again after an interruption.',
-    ('digits_3', '--config.select.num_layers=3'),
-  ),
-  'pretrain': _stage(
-    'pretrain',
-    'Trains the dense model: from --config.init weights, or from scratch.\n'
-    'With 0 steps the weights are taken as they are.',
-    (
-      'deit_s',
-      '--config=configs/imagenet_deit_small.py '
-      '--config.init=hf-hub:timm/deit_small_patch16_224.fb_in1k',
-    ),
-    ('digits_long', '--config.init= --config.pretrain.steps=30ep'),
-  ),
-  'analyze': _stage(
-    'analyze',
-    'Entropy of every attention and MLP output, and the spectrum of the\n'
-    'features, on held-out training images.',
-    ('digits_128', '--config.analyze.num_images=128'),
-  ),
-  'select': _stage(
-    'select',
-    'Chooses the attention layers to remove: NOSE, or another criterion.\n'
-    'Exactly one of num_layers, removal_ratio and target_speedup is in force.',
-    ('digits_6', '--config.select.num_layers=6'),
-    ('digits_fast', '--config.select.target_speedup=1.2'),
-    (
-      'digits_given',
-      '--config.select.criterion=given --config.select.layers="(0, 1, 3)"',
-    ),
-  ),
-  'dilute': _stage(
-    'dilute',
-    'Trains with λ going from 1 to 0 over the chosen layers, then without\n'
-    'them.',
-    (
-      'digits_long',
-      '--config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep',
-    ),
-    ('digits_plain', '--config.dilute.compensation=False'),
-  ),
-  'linearize': _stage(
-    'linearize',
-    'Training-free: replaces the chosen attention layers by least-squares\n'
-    'maps, or leaves out whole blocks; fitted on unlabelled images.\n'
-    'With --config.method=linearize, `run` has this stage instead of dilute.',
-    (
-      'digits_linear',
-      '--config.method=linearize --config.linearize.num_images=512',
-    ),
-    (
-      'digits_maps',
-      "--config.linearize.inputs=\"('token', 'mean', 'class_map')\"",
-    ),
-    (
-      'digits_refit',
-      '--config.linearize.maps=False --config.linearize.refit=True',
-    ),
-    (
-      'digits_shorter',
-      '--config.linearize.num_drop_blocks=3 --config.linearize.refit=True',
-    ),
-  ),
-  'export': _stage(
-    'export',
-    'Exports the pruned parameters, and portable formats that are checked\n'
-    'against the model. Format onnx needs an extra:\n'
-    "pip install 'lambda_vit_jax[onnx]'.",
-    (
-      'digits_onnx',
-      "--config.export.formats=\"('orbax', 'safetensors', 'onnx')\"",
-    ),
-    ('digits_bf16', '--config.export.dtype=bfloat16'),
-    (
-      'digits_int8',
-      '--config.export.dtype=int8 --config.export.int8_arithmetic=dynamic',
-    ),
-  ),
-  'evaluate': _stage(
-    'evaluate',
-    'Exact accuracy of the dense, the pruned and the exported model over\n'
-    'every test image.',
-  ),
-  'benchmark': _stage(
-    'benchmark',
-    'Parameters, MACs, bytes, memory and images per second, dense against\n'
-    'pruned against exported in one run.',
-    ('digits', '--config.benchmark.batch_size=1'),
-    ('digits', '--config.benchmark.batch_sizes="(1, 4, 16)"'),
-  ),
-  'report': _stage(
-    'report',
-    'One self-contained page with the plots and tables of what is there so\n'
-    'far.',
-  ),
+  **{name: _stage(name, block) for name, block in _STAGES.items()},
   'predict': Help(
-    'lambda-vit predict --model=DIR IMAGE... [--json]',
+    '--model=DIR IMAGE... [--json]',
     'The five most probable classes of each image. DIR is an export, a\n'
     'workdir, a weight file, or a name like hf-hub:timm/NAME.',
     (
@@ -167,7 +150,7 @@ HELP: dict[str, Help] = {
 """,
   ),
   'models': Help(
-    'lambda-vit models [--filter=TEXT] [--json]',
+    '[--filter=TEXT] [--json]',
     'The table of variants: sizes, and where their weights are.',
     ('lambda-vit models --filter=dinov2',),
     """\
@@ -175,7 +158,7 @@ HELP: dict[str, Help] = {
 """,
   ),
   'check-data': Help(
-    'lambda-vit check-data SOURCE [--json]',
+    'SOURCE [--json]',
     'Reads a data set once: sizes, classes, broken and repeated images.\n'
     'SOURCE is digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.',
     (
@@ -211,7 +194,13 @@ environment:
   LAMBDA_VIT_CACHE         where compiled programs are kept; `off` for nowhere
 """
 
-_OVERVIEW = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
+
+def _lines(table: dict[str, str]) -> str:
+  return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
+
+
+_OVERVIEW = f"""\
+usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
 [--config.key=value ...]
        lambda-vit predict --model=DIR IMAGE...
        lambda-vit models [--filter=TEXT]
@@ -219,14 +208,14 @@ _OVERVIEW = """usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
        lambda-vit STAGE --help
 
 stages:
-{stages}
+{_lines(STAGES)}
 
 commands without a config:
-{commands}
+{_lines(COMMANDS)}
 
 flags:
-{flags}
-{environment}
+{_FLAGS}
+{_ENVIRONMENT}
 example:
   lambda-vit run --config=configs/digits.py --workdir=runs/digits
   lambda-vit run --config=configs/digits.py --workdir=runs/digits_6 \
@@ -234,40 +223,24 @@ example:
 """
 
 
-def overview(stages: Mapping[str, str], commands: Mapping[str, str]) -> str:
-  """Returns the help of the whole program, with a line for each part."""
-
-  def lines(table: Mapping[str, str]) -> str:
-    return '\n'.join(f'  {name:<10} {what}' for name, what in table.items())
-
-  return _OVERVIEW.format(
-    stages=lines(stages),
-    commands=lines(commands),
-    flags=_FLAGS,
-    environment=_ENVIRONMENT,
-  )
-
-
-def _files_of(name: str) -> list[str]:
-  """Returns sentences on the files that a stage reads and writes."""
-  if name not in stage_table.STAGES:
-    return []
-  spec = stage_table.STAGES[name]
-  return [
-    textwrap.fill(f'{verb} {", ".join(names)}.', 76, break_on_hyphens=False)
-    for verb, names in (('Reads', spec.reads), ('Writes', spec.writes))
-    if names
-  ]
-
-
 def help_of(name: str) -> str:
-  """Returns the help of one stage or command."""
+  """Returns the help of a stage or command, by default of the whole program."""
+  if name not in HELP:
+    return _OVERVIEW
   found = HELP[name]
-  flags = _FLAGS if '--config' in found.synopsis else _COMMAND_FLAGS
+  text = found.text
+  spec = stage_table.STAGES.get(name)
+  for verb, names in (
+    (('Reads', spec.reads), ('Writes', spec.writes)) if spec else ()
+  ):
+    if names:
+      line = f'{verb} {", ".join(names)}.'
+      text += '\n' + textwrap.fill(line, 76, break_on_hyphens=False)
+  flags = _COMMAND_FLAGS if name in COMMANDS else _FLAGS
   examples = '\n'.join(f'  {line}' for line in found.examples)
   note = f'\n{found.note}' if found.note else ''
-  text = '\n'.join([found.text, *_files_of(name)])
   return (
-    f'usage: {found.synopsis}\n\n{text}\n\nflags:\n{found.flags}{flags}\n'
+    f'usage: lambda-vit {name} {found.synopsis}\n\n{text}\n\n'
+    f'flags:\n{found.flags}{flags}\n'
     f'{_ENVIRONMENT}\nexamples:\n{examples}\n{note}'
   )

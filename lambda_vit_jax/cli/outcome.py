@@ -98,7 +98,8 @@ def show(
   following = next_stage(run, stage)
   if following:
     # Not shown with --quiet.
-    run.reporter.say(hint(following, argv))
+    line = shlex.join(['lambda-vit', following, *argv[1:]])
+    run.reporter.say(f'next: {line}')
 
 
 def next_stage(run: Run, stage: str) -> str | None:
@@ -113,8 +114,3 @@ def next_stage(run: Run, stage: str) -> str | None:
     )
   except LambdaVitError:
     return None
-
-
-def hint(name: str, argv: Sequence[str]) -> str:
-  """Returns the command line for stage `name`, after one with `argv`."""
-  return f'next: {shlex.join(["lambda-vit", name, *argv[1:]])}'

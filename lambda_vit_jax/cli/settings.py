@@ -62,13 +62,13 @@ class Segment:
   """Section `segment`: the decoder, masks, and windows of evaluation."""
 
   decoder: str
-  blocks: Annotated[tuple[int, ...], values.integers]
+  blocks: Annotated[tuple[int, ...], values.tuple_of(values.integer)]
   channels: Natural
   dropout: Number
   num_classes: Natural | None
   ignore_index: Natural
   reduce_zero_label: Flag
-  scale: Annotated[tuple[float, ...], values.numbers]
+  scale: Annotated[tuple[float, ...], values.tuple_of(values.number)]
   most_of_one: Number
   flip: Number
   photometric: Number
@@ -115,6 +115,13 @@ class Pretrain(Training):
   """Section `pretrain`."""
 
   steps: Duration
+
+  def __post_init__(self):
+    if self.distill != 'none':
+      raise UsageError(
+        f'config.pretrain.distill={self.distill!r}: this stage has no teacher; '
+        'only `dilute` has one, the dense model'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +174,8 @@ class Select:
   @property
   def budget(self) -> dict[str, Any]:
     """The one of `BUDGETS` that is set, as a keyword argument."""
-    found = {key: getattr(self, key) for key in BUDGETS}
-    return {key: value for key, value in found.items() if value is not None}
+    (key,) = (k for k in BUDGETS if getattr(self, k) is not None)
+    return {key: getattr(self, key)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +290,8 @@ class Settings:
 
   def training(self, stage: str) -> Training:
     """Returns the section of a stage that trains."""
-    return {'pretrain': self.pretrain, 'dilute': self.dilute}[stage]
+    section: Training = getattr(self, stage)
+    return section
 
   def _check_segmentation(self) -> None:
     for stage in ('pretrain', 'dilute'):
@@ -319,23 +327,9 @@ _T = TypeVar('_T')
 
 
 def read(cls: type[_T], config: Mapping[str, Any], section: str = '') -> _T:
-  """Reads a dataclass from a mapping, each field by its type.
-
-  Args:
-    cls: a dataclass of this file.
-    config: its values, at least.
-    section: prefix of the keys that errors name, `select.`.
-
-  Raises:
-    UsageError: a value of the wrong kind; names its key.
-  """
-  hints = typing.get_type_hints(cls, include_extras=True)
-  return cls(
-    **{
-      name: _value(hint, config[name], section + name)
-      for name, hint in hints.items()
-    }
-  )
+  """Reads a dataclass of this file from a mapping; `section` is for errors."""
+  hints = typing.get_type_hints(cls, include_extras=True).items()
+  return cls(**{k: _value(t, config[k], section + k) for k, t in hints})
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
@@ -343,9 +337,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     return read(hint, value, f'{key}.')
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
     # `X | None`: empty means unset.
-    return (
-      None if value is None else _value(typing.get_args(hint)[0], value, key)
-    )
+    some = typing.get_args(hint)[0]
+    return None if value is None else _value(some, value, key)
   if typing.get_origin(hint) is Annotated:
     return hint.__metadata__[0](value, key)
   return value

@@ -56,10 +56,7 @@ def decoder(segment: Segment, depth: int) -> Decoder:
   if segment.decoder == 'upernet' and not blocks:
     blocks = spread_blocks(depth)
   return Decoder(
-    segment.decoder,
-    blocks,
-    channels=segment.channels,
-    dropout=segment.dropout,
+    segment.decoder, blocks, channels=segment.channels, dropout=segment.dropout
   )
 
 

@@ -1,6 +1,7 @@
 """`Run`: a workdir with its settings, data set, mesh and stored models."""
 
 import functools
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from lambda_vit_jax.analysis.memory import default_gib
 from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.checkpoints.load import load_stage
 from lambda_vit_jax.cli import (
@@ -74,13 +76,13 @@ class Run:
     self.workdir = files.absolute(workdir)
     self.leader = processes.is_leader()
     config_check.check(self.settings)
+    # As `config.json` stores it: tuples are lists.
+    stored = json.loads(json.dumps(config))
     self._new = processes.from_leader(
-      lambda: workdir_config.claim(self.workdir, _plain(config))
+      lambda: workdir_config.claim(self.workdir, stored)
     )
-    self._check_shared()
-    trackers: tuple[Any, ...] = ()
-    if self.leader:
-      trackers = make_trackers(_plain(config), self.workdir)
+    self._check_shared(stored)
+    trackers = make_trackers(stored, self.workdir) if self.leader else ()
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
 
   def withdraw(self) -> None:
@@ -88,7 +90,7 @@ class Run:
     if self.leader and self._new:
       workdir_config.withdraw(self.workdir)
 
-  def _check_shared(self) -> None:
+  def _check_shared(self, config: dict[str, Any]) -> None:
     """Checks that every process sees a file that the leader has just written.
 
     Raises:
@@ -97,13 +99,11 @@ class Run:
     """
     if jax.process_count() == 1:
       return
-    configs = processes.gather(_plain(self.config))
+    configs = processes.gather(config)
     keys = sorted(
-      {
-        key
-        for c in configs
-        for key in config_differences.differing_keys(configs[0], c)
-      }
+      set().union(
+        *(config_differences.differences(configs[0], c) for c in configs)
+      )
     )
     if keys:
       raise UsageError(
@@ -135,6 +135,14 @@ class Run:
     """Images of one step over all processes."""
     sharding.check_batch_size(self.settings.batch_size, self.mesh)
     return self.settings.batch_size
+
+  @functools.cached_property
+  def memory_gib(self) -> float | None:
+    """The config's memory for activations, else the smallest device's."""
+    given = self.settings.select.memory_gib
+    if given is not None or jax.process_count() == 1:
+      return given
+    return min(processes.gather(default_gib()))
 
   @functools.cached_property
   def dataset(self) -> Dataset:
@@ -192,13 +200,11 @@ class Run:
     )
 
   def eval_batches(
-    self, preprocessing: Preprocessing, limit: int | None = None
+    self, preprocessing: Preprocessing
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Every test image once (or the first `limit`), padded and masked."""
-    total = len(self.dataset.test)
-    return self._batches(
-      self.dataset.test, np.arange(total)[:limit], preprocessing
-    )
+    """Every test image once, padded and masked."""
+    test = self.dataset.test
+    return self._batches(test, np.arange(len(test)), preprocessing)
 
   @property
   def train_indices(self) -> np.ndarray:
@@ -233,12 +239,9 @@ class Run:
     preprocessing: Preprocessing,
     alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
+    loading = self._loading(alone)
     return pipeline.eval_batches(
-      split,
-      indices,
-      preprocessing,
-      self._loading(alone),
-      recipe=self.recipe,
+      split, indices, preprocessing, loading, recipe=self.recipe
     )
 
   def load(self, stage: str) -> Model:
@@ -249,12 +252,11 @@ class Run:
     """
     return self.with_options(load_stage(self.workdir, stage, finished=True))
 
-  def with_options(self, model: Model, **options: Any) -> Model:
+  def with_options(self, model: Model) -> Model:
     """`model` with the config's dtype and rematerialisation."""
     settings = self.settings.model
-    module = model.module.clone(
-      dtype=jnp.dtype(settings.dtype), remat=settings.remat, **options
-    )
+    dtype = jnp.dtype(settings.dtype)
+    module = model.module.clone(dtype=dtype, remat=settings.remat)
     return model.replace(module=module)
 
   def merge_schedule(
@@ -271,11 +273,7 @@ class Run:
     settings = self.settings.model
     rows, columns = module.grid_size
     return merge_schedule.merge_schedule(
-      settings.merge,
-      module.depth,
-      rows * columns,
-      settings.merge_start,
-      modes,
+      settings.merge, module.depth, rows * columns, settings.merge_start, modes
     )
 
   def fresh_model(self) -> Model:
@@ -308,16 +306,3 @@ class Run:
   def path(self, name: str) -> epath.Path:
     """A file or folder of this run."""
     return self.workdir / name
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-  return {
-    key: (
-      _plain(value)
-      if isinstance(value, Mapping)
-      else list(value)
-      if isinstance(value, tuple)
-      else value
-    )
-    for key, value in config.items()
-  }

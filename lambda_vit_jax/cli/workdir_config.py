@@ -93,29 +93,31 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
       stages were run.
   """
   linear = saved.get('method') == 'linearize'
-  if config_differences.is_below(key, 'analyze'):
-    return stage_table.results('analyze')
-  if config_differences.is_below(key, 'select'):
-    return (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
-  if config_differences.is_below(key, 'linearize'):
-    warm = saved.get('dilute', {}).get('start') == 'linear'
-    return (
+  warm = saved.get('dilute', {}).get('start') == 'linear'
+  # Criterion `probe` dilutes.
+  probing = saved.get('select', {}).get('criterion') == 'probe'
+  by_section = {
+    'analyze': stage_table.results('analyze'),
+    'select': (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST),
+    'linearize': (
       *_LINEAR,
       *(_DILUTED if warm else ()),
       *(_LAST if linear or warm else ()),
-    )
-  if config_differences.is_below(key, 'dilute'):
-    # Criterion `probe` dilutes.
-    probing = saved.get('select', {}).get('criterion') == 'probe'
-    return (
+    ),
+    'dilute': (
       *(_SEARCH if probing else ()),
       *_DILUTED,
       *(() if linear else _LAST),
-    )
-  if key in ('model.merge', 'model.merge_start'):
-    return (*_DILUTED, *_LAST)
-  if key == 'method' or config_differences.is_below(key, 'export'):
-    return _LAST
-  if key in ('segment.evaluation', 'segment.stride', 'segment.pictures'):
-    return _SCORES
+    ),
+    'model.merge': (*_DILUTED, *_LAST),
+    'model.merge_start': (*_DILUTED, *_LAST),
+    'method': _LAST,
+    'export': _LAST,
+    'segment.evaluation': _SCORES,
+    'segment.stride': _SCORES,
+    'segment.pictures': _SCORES,
+  }
+  for section, names in by_section.items():
+    if config_differences.is_below(key, section):
+      return names
   return _ALL

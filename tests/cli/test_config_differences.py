@@ -6,9 +6,9 @@ from lambda_vit_jax.cli import config_differences
 def test_differing_keys_ignore_what_changes_no_result():
   saved = {'seed': 0, 'log_every': 5, 'select': {'layers': [1, 2]}}
   same = {'seed': 0, 'log_every': 9, 'select': {'layers': (1, 2)}}
-  assert config_differences.differing_keys(saved, same) == []
+  assert list(config_differences.differences(saved, same)) == []
   other = {'seed': 1, 'log_every': 5, 'select': {'layers': ()}, 'new': 1}
-  assert config_differences.differing_keys(saved, other) == [
+  assert list(config_differences.differences(saved, other)) == [
     'new',
     'seed',
     'select.layers',
@@ -19,9 +19,11 @@ def test_a_key_that_an_earlier_version_lacked_had_its_default():
   saved = {'seed': 0, 'model': {'variant': 'a'}, 'gone': 1}
   defaults = {'seed': 5, 'model': {'variant': '', 'merge': 0}, 'other': 2}
   today = {'seed': 0, 'model': {'variant': 'a', 'merge': 0}}
-  assert config_differences.differing_keys(saved, today, defaults) == ['gone']
+  assert list(config_differences.differences(saved, today, defaults)) == [
+    'gone'
+  ]
   today['model']['merge'] = 8
-  assert config_differences.differing_keys(saved, today, defaults) == [
+  assert list(config_differences.differences(saved, today, defaults)) == [
     'gone',
     'model.merge',
   ]

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 from lambda_vit_jax.configs import common
 
-from lambda_vit_jax.cli import config_differences, settings
+from lambda_vit_jax.cli import config_differences
 from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.core.errors import UsageError
 
@@ -103,7 +103,7 @@ def test_a_rate_that_is_no_number_names_its_key(section, key, value):
 
 def test_settings_cannot_be_changed():
   with pytest.raises(dataclasses.FrozenInstanceError):
-    settings.read(Settings, BASE).seed = 1
+    Settings.from_config(BASE).seed = 1
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,13 @@ def test_examples_do_not_get_into_each_others_way():
       _, config, values = flags.parse(words[1:])
       if values.workdir == quickstart:
         plain = flags.parse(['run', *words[2:4]])[1]
-        assert not config_differences.differing_keys(
+        assert not config_differences.differences(
           plain.to_dict(), config.to_dict()
         )
       config_check.check(Settings.from_config(config.to_dict()))
       # Two examples of one stage in one workdir: the same config.
       other = seen.setdefault((name, values.workdir), config.to_dict())
-      assert not config_differences.differing_keys(other, config.to_dict())
+      assert not config_differences.differences(other, config.to_dict())
 
 
 def test_the_example_from_the_hub_fits_its_config():

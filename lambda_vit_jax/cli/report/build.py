@@ -1,15 +1,14 @@
 """Build `report.html` and the results table from the files of a workdir."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import rich.table
 from etils import epath
 
 from lambda_vit_jax.cli import stage_table
-from lambda_vit_jax.cli.console import stdout_console
+from lambda_vit_jax.cli.console import print_table
 from lambda_vit_jax.cli.report import html, plots, speed_table
-from lambda_vit_jax.cli.report.html import Cell, escape
+from lambda_vit_jax.cli.report.html import Cell, cell, escape
 from lambda_vit_jax.cli.report.speed_table import si
 from lambda_vit_jax.core import files
 from lambda_vit_jax.training.metrics import read_metrics
@@ -18,13 +17,7 @@ from lambda_vit_jax.training.metrics import read_metrics
 _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
 
 # Columns after `model` and the score.
-_FIGURES = (
-  'images',
-  'parameters',
-  'MACs',
-  'weights',
-  'images/s',
-)
+_FIGURES = ('images', 'parameters', 'MACs', 'weights', 'images/s')
 
 # Files that the page links to, where they are there.
 _FILES = (
@@ -42,9 +35,10 @@ _FILES = (
 _MOST_ROWS = 60
 
 
-def _read(workdir: epath.Path, name: str) -> Any | None:
-  path = workdir / name
-  return files.read_object(path) if path.exists() else None
+def _read(workdir: str | epath.Path, name: str) -> dict[str, Any]:
+  """Returns the contents of a result; empty where there is none yet."""
+  path = epath.Path(workdir) / name
+  return files.read_object(path) if path.exists() else {}
 
 
 def _score(evaluation: dict[str, Any]) -> str:
@@ -55,7 +49,7 @@ def _score(evaluation: dict[str, Any]) -> str:
 
 def results_columns(workdir: str | epath.Path) -> tuple[str, ...]:
   """Heads of the results table."""
-  evaluation = _read(epath.Path(workdir), stage_table.EVALUATION) or {}
+  evaluation = _read(workdir, stage_table.EVALUATION)
   return ('model', _SCORES[_score(evaluation)], *_FIGURES)
 
 
@@ -64,18 +58,13 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
 
   A figure that no stage has measured yet is a dash.
   """
-  workdir = epath.Path(workdir)
-  evaluation = _read(workdir, stage_table.EVALUATION) or {}
+  evaluation = _read(workdir, stage_table.EVALUATION)
   key = _score(evaluation)
-  measured = _read(workdir, stage_table.BENCHMARK) or {}
+  measured = _read(workdir, stage_table.BENCHMARK)
   rows: list[tuple[Cell, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
     score, size = evaluation.get(name, {}), measured.get(name, {})
     speed = size.get('images_per_second', {}).get('median')
-
-    def cell(value: float | None, form: Callable[[float], str]) -> Cell:
-      return Cell('–') if value is None else Cell(form(value), value)
-
     rows.append(
       (
         Cell(name, name),
@@ -90,23 +79,13 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
   return rows
 
 
-def results_rows(workdir: str | epath.Path) -> list[tuple[str, ...]]:
-  """The texts of `results_cells`."""
-  return [tuple(cell.text for cell in row) for row in results_cells(workdir)]
-
-
 def print_results(workdir: str | epath.Path) -> None:
   """The results table and where the page is, on stdout."""
-  console = stdout_console()
-  table = rich.table.Table(*results_columns(workdir))
-  for column in table.columns[1:]:
-    column.justify = 'right'
-  for row in results_rows(workdir):
-    table.add_row(*row)
-  console.print(table)
-  selected = _read(epath.Path(workdir), stage_table.SELECTION)
+  rows = html.texts(results_cells(workdir))
+  console = print_table(results_columns(workdir), rows)
+  selected = _read(workdir, stage_table.SELECTION)
   if selected:
-    dropped = _dropped(epath.Path(workdir))
+    dropped = _dropped(workdir)
     if dropped:
       console.print(f'whole blocks {dropped} dropped')
     removed = [block for block in selected['removed'] if block not in dropped]
@@ -119,14 +98,14 @@ def print_results(workdir: str | epath.Path) -> None:
 
 def print_benchmark(workdir: str | epath.Path) -> None:
   """The table of the stage `benchmark` on stdout, if it has run."""
-  measured = _read(epath.Path(workdir), stage_table.BENCHMARK)
+  measured = _read(workdir, stage_table.BENCHMARK)
   if measured:
     speed_table.show(measured)
 
 
 def _summary(workdir: epath.Path) -> list[str]:
   """Shows the main numbers, and how speed was measured."""
-  evaluation = _read(workdir, stage_table.EVALUATION) or {}
+  evaluation = _read(workdir, stage_table.EVALUATION)
   measured = _read(workdir, stage_table.BENCHMARK)
   figures = []
   if {'dense', 'pruned'} <= set(evaluation):
@@ -151,12 +130,12 @@ def _summary(workdir: epath.Path) -> list[str]:
   return parts
 
 
-def _dropped(workdir: epath.Path) -> list[int]:
+def _dropped(workdir: str | epath.Path) -> list[int]:
   """Returns the whole blocks that the pruned network leaves out."""
-  config = _read(workdir, stage_table.CONFIG) or {}
+  config = _read(workdir, stage_table.CONFIG)
   if config.get('method') != 'linearize':
     return []
-  fitted = _read(workdir, stage_table.LINEAR) or {}
+  fitted = _read(workdir, stage_table.LINEAR)
   return list(fitted.get('linearize', {}).get('dropped', ()))
 
 
@@ -249,7 +228,7 @@ def _speed(measured: dict[str, Any]) -> list[str]:
 
 def _segmentation(workdir: epath.Path) -> list[str]:
   """Pictures of test images, and the scores per class."""
-  evaluation = _read(workdir, stage_table.EVALUATION) or {}
+  evaluation = _read(workdir, stage_table.EVALUATION)
   if _score(evaluation) != 'mean_iou':
     return []
   models = [k for k in ('dense', 'pruned', 'exported') if k in evaluation]
@@ -282,7 +261,7 @@ def _sections(workdir: epath.Path) -> list[str]:
   analysis = _read(workdir, stage_table.ANALYSIS)
   selected = _read(workdir, stage_table.SELECTION)
   if selected:
-    profile = (analysis or {}).get('profile', {})
+    profile = analysis.get('profile', {})
     known = [int(k) for row in selected['rounds'] for k in row['scores']]
     depth = len(profile.get('attention_entropy', ()))
     dropped = _dropped(workdir)
@@ -313,7 +292,7 @@ def write_report(workdir: str | epath.Path) -> epath.Path:
     dark. Its links to the files of the run are relative.
   """
   workdir = epath.Path(workdir)
-  config = _read(workdir, stage_table.CONFIG) or {}
+  config = _read(workdir, stage_table.CONFIG)
   variant = config.get('model', {}).get('variant', '')
   path = workdir / stage_table.REPORT
   temporary = workdir / '.report.html.part'

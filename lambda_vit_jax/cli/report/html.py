@@ -10,7 +10,7 @@ import dataclasses
 import html
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 _POLICY = (
   "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -127,6 +127,16 @@ class Cell:
   value: float | str | None = None
 
 
+def cell(value: float | None, form: Callable[[float], str]) -> Cell:
+  """A figure in the given form; a dash where it is not known."""
+  return Cell('–') if value is None else Cell(form(value), value)
+
+
+def texts(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
+  """What the cells of each row show."""
+  return [[cell.text for cell in row] for row in rows]
+
+
 def escape(value: object) -> str:
   """The text of any value, safe in HTML and in attributes."""
   return html.escape(str(value))
@@ -148,11 +158,15 @@ def page(title: str, parts: Iterable[str]) -> str:
   )
 
 
+def _head(columns: Sequence[str]) -> str:
+  names = ''.join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+  return f'<thead><tr>{names}</tr></thead>'
+
+
 def table(
   columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str
 ) -> str:
   """A table that the reader can sort; on a phone one card per row."""
-  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in columns)
   body = ''.join(
     '<tr>'
     + ''.join(
@@ -166,7 +180,7 @@ def table(
   )
   return (
     f'<table class="sortable stack" aria-label="{escape(caption)}">'
-    f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    f'{_head(columns)}<tbody>{body}</tbody></table>'
   )
 
 
@@ -214,7 +228,6 @@ def numbers(
 ) -> str:
   """A table that unfolds below its title."""
   label = escape(caption or title)
-  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in columns)
   body = ''.join(
     '<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>'
     for row in rows
@@ -222,8 +235,7 @@ def numbers(
   return (
     f'<details><summary>{escape(title)}</summary>'
     f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-    f'<table><thead><tr>{head}</tr></thead>'
-    f'<tbody>{body}</tbody></table></div></details>'
+    f'<table>{_head(columns)}<tbody>{body}</tbody></table></div></details>'
   )
 
 

@@ -12,9 +12,7 @@ _COLOURS = ('#3b82c4', '#e07b39', '#2f9e6e', '#b565b0', '#b8921f', '#d9534f')
 _BLACK = '#000000'
 
 
-def _draw(
-  paint: Callable[[Any], None], size: tuple[float, float] = _SIZE
-) -> str:
+def _draw(paint: Callable[[Any], None], x: str, y: str) -> str:
   """An SVG whose colours follow the page, from a function of the axes."""
   import matplotlib.figure
   from cycler import cycler
@@ -31,9 +29,11 @@ def _draw(
       'font.family': 'sans-serif',
     }
   ):
-    figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+    figure = matplotlib.figure.Figure(figsize=_SIZE, layout='constrained')
     axes = figure.add_subplot()
     axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     paint(axes)
     figure.savefig(
       text, format='svg', transparent=True, metadata={'Date': None}
@@ -55,11 +55,9 @@ def transfer_entropy_rounds(rounds: Sequence[dict[str, Any]]) -> str:
       chosen = row['chosen']
       value = row['scores'].get(str(chosen), row['scores'].get(chosen))
       axes.plot([chosen], [value], marker='o', ms=9, color=line.get_color())
-    axes.set_xlabel('block')
-    axes.set_ylabel('score (nats)')
     axes.legend(title='round', frameon=False, ncols=2)
 
-  return _draw(paint)
+  return _draw(paint, 'block', 'score (nats)')
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
@@ -74,11 +72,9 @@ def layer_entropy(
   def paint(axes: Any) -> None:
     axes.plot(_gaps(attention), marker='o', label='attention')
     axes.plot(_gaps(mlp), marker='s', label='MLP')
-    axes.set_xlabel('block')
-    axes.set_ylabel('entropy (nats)')
     axes.legend(frameon=False)
 
-  return _draw(paint)
+  return _draw(paint, 'block', 'entropy (nats)')
 
 
 def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -87,8 +83,7 @@ def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
   def paint(axes: Any) -> None:
     steps = [row['step'] for row in rows]
     axes.plot(steps, [row[key] for row in rows], color='C0')
-    axes.set_xlabel('step')
-    axes.set_ylabel(key, color='C0')
+    axes.yaxis.label.set_color('C0')
     factor = axes.twinx()
     factor.plot(steps, [row['lambda'] for row in rows], color='C1', ls='--')
     factor.set_ylim(-0.05, 1.05)
@@ -96,4 +91,4 @@ def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:
     factor.spines['top'].set_visible(False)
     factor.grid(False)
 
-  return _draw(paint)
+  return _draw(paint, 'step', key)

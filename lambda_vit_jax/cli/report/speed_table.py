@@ -1,12 +1,10 @@
 """Show `benchmark.json` as a table, on a terminal and on the report page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import rich.table
-
-from lambda_vit_jax.cli.console import stdout_console
-from lambda_vit_jax.cli.report.html import Cell
+from lambda_vit_jax.cli.console import print_table
+from lambda_vit_jax.cli.report.html import Cell, cell, texts
 
 COLUMNS = (
   'model',
@@ -48,9 +46,6 @@ def cells(measured: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
 def _row(name: str, size: int, row: Mapping[str, Any]) -> tuple[Cell, ...]:
   rates = row.get('images_per_second', {})
 
-  def cell(value: float | None, form: Callable[[float], str]) -> Cell:
-    return Cell('–') if value is None else Cell(form(value), value)
-
   def rate(which: str) -> Cell:
     return cell(rates.get(which), lambda value: f'{value:.1f}')
 
@@ -88,13 +83,7 @@ def conditions(measured: Mapping[str, Any]) -> str:
 
 def show(measured: Mapping[str, Any]) -> None:
   """Prints the table and its conditions."""
-  console = stdout_console()
-  table = rich.table.Table(*COLUMNS)
-  for column in table.columns[1:]:
-    column.justify = 'right'
-  for row in cells(measured):
-    table.add_row(*(cell.text for cell in row))
-  console.print(table)
+  console = print_table(COLUMNS, texts(cells(measured)))
   console.print(conditions(measured), soft_wrap=True)
   console.print(
     f'pruned over dense at batch {measured["batch_size"]}: '

@@ -2,11 +2,10 @@
 
 In reading order:
   registry: the stages in order, with their functions
-  pretrain, analyze, select, linearize, dilute, export, evaluate, benchmark,
-    report: the stages
+  pretrain, analyze, select, linearize, dilute, export, evaluate, benchmark:
+    the stages; `report` is in report/build
   training_job: what `pretrain` and `dilute` share
   held_out: held-out images for analyze, select and linearize
-  select_probe: `select` with criterion `probe`
   finished: load the pruned model
   evaluate_masks: evaluation of segmentation models
 """

@@ -2,7 +2,7 @@
 
 from lambda_vit_jax.analysis import profile, spectrum
 from lambda_vit_jax.cli import stage_table, task
-from lambda_vit_jax.cli.stages.held_out import memory_gib, selection_batches
+from lambda_vit_jax.cli.stages.held_out import selection_batches
 from lambda_vit_jax.cli.workdir import Run
 
 
@@ -13,11 +13,9 @@ def analyze(run: Run) -> None:
   # Both measurements read them.
   batches = list(selection_batches(run, model, limit))
   run.reporter.say(f'analyze: {len(run.holdout_indices(limit))} images')
-  memory = memory_gib(run)
+  arguments = (model, batches, run.memory_gib, run.mesh)
   measured = {
-    'profile': profile.entropy_profile(
-      model, batches, memory, run.mesh
-    ).to_json(),
-    'spectrum': spectrum.spectrum(model, batches, memory, run.mesh).to_json(),
+    'profile': profile.entropy_profile(*arguments).to_json(),
+    'spectrum': spectrum.spectrum(*arguments).to_json(),
   }
   run.write_json(stage_table.ANALYSIS, measured)

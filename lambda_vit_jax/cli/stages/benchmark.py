@@ -1,7 +1,6 @@
 """Stage `benchmark`: sizes and speed of dense, pruned and exported models."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
 
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.stages.export import exported_predict
@@ -30,28 +29,31 @@ def is_finished(run: Run) -> bool:
   )
 
 
-def measure(
-  run: Run, dense: Model, pruned: Model, exported: Model | Callable[[Any], Any]
-) -> None:
-  """Times the models in turn; writes `benchmark.json`."""
+def benchmark_all(run: Run) -> None:
+  """Times dense, pruned and exported model in turn; writes `benchmark.json`."""
+  if not run.leader:
+    return
   settings = run.settings.benchmark
-  models = {'dense': dense, 'pruned': pruned}
+  pruned, exported = pruned_model(run), exported_predict(run)
+  models = {'dense': run.load('pretrain'), 'pruned': pruned}
   programs = {}
   if isinstance(exported, Model):
     models['exported'] = exported
   else:
-    programs['exported'] = benchmark.ExportedProgram(
-      exported, _program_sizes(run, pruned)
-    )
+    sizes = {
+      'parameters': pruned.num_parameters,
+      'macs': pruned.macs(),
+      'macs_executed': pruned.macs(executed=True),
+      # The program's file holds its weights.
+      'weight_bytes': run.path('export/model.stablehlo').stat().length,
+    }
+    programs['exported'] = benchmark.ExportedProgram(exported, sizes)
   results = benchmark.compare(
-    models,
-    programs,
-    batch_size=settings.batch_size,
-    batch_sizes=settings.batch_sizes,
-    rounds=settings.rounds,
-    reporter=run.reporter,
+    models, programs, reporter=run.reporter, **dataclasses.asdict(settings)
   )
-  results['exported']['dtype'] = _storage(run)
+  fields = files.read_object(run.path(stage_table.EXPORT))
+  storage = fields.get('folded', {}).get('dtype', 'float32')
+  results['exported']['dtype'] = str(storage)
   evaluation = run.path(stage_table.EVALUATION)
   if evaluation.exists():
     scores = files.read_object(evaluation)
@@ -60,30 +62,3 @@ def measure(
         if key in scores[name]:
           results[name][key] = scores[name][key]
   run.write_json(stage_table.BENCHMARK, results)
-
-
-def _program_sizes(run: Run, pruned: Model) -> dict[str, int]:
-  """Returns the pruned model's sizes, with the bytes of the program's file."""
-  return {
-    'parameters': pruned.num_parameters,
-    'macs': pruned.macs(),
-    'macs_executed': pruned.macs(executed=True),
-    'weight_bytes': run.path('export/model.stablehlo').stat().length,
-  }
-
-
-def _storage(run: Run) -> str:
-  """Returns the storage type of the exported weights."""
-  fields = files.read_object(run.path(stage_table.EXPORT))
-  return str(fields.get('folded', {}).get('dtype', 'float32'))
-
-
-def benchmark_all(run: Run) -> None:
-  """Measures dense, pruned and exported model in one run."""
-  if run.leader:
-    measure(
-      run,
-      run.load('pretrain'),
-      pruned_model(run),
-      exported_predict(run),
-    )

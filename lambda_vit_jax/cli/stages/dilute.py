@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lambda_vit_jax.cli.stages import finished, select
-from lambda_vit_jax.cli.stages.training_job import fit, training_job
+from lambda_vit_jax.cli.stages.training_job import train
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models.modes import block_name, modes_without
@@ -68,8 +68,7 @@ def dilute(run: Run) -> None:
         removed=layers,
       ),
     )
-  job = training_job(run, 'dilute', model, phases, plan, dense)
-  fit(run, job, model)
+  train(run, 'dilute', model, phases, plan, dense)
 
 
 def warm_phases(

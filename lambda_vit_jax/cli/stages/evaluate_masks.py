@@ -124,9 +124,7 @@ def evaluate(
   settings = run.settings.segment
   model = models['pruned']
   windowing = Windowing.of(
-    settings.evaluation,
-    settings.stride,
-    model.preprocessing.image_size,
+    settings.evaluation, settings.stride, model.preprocessing.image_size
   )
   count = jax.process_count()
   indices = np.arange(len(run.dataset.test))[jax.process_index() :: count]

@@ -1,5 +1,6 @@
 """Stage `export`: write the pruned model in the formats of the config."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +15,15 @@ def export_model(run: Run) -> None:
   """Writes `export/`, each format checked against the model."""
   if not run.leader:
     return
-  settings = run.settings.export
   model = pruned_model(run)
   # Logits per pixel take more memory.
   number = 2 if run.settings.segments else 8
   batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
-  images = batch['image'][:number]
   results = export.export(
     model,
     run.path('export'),
-    formats=settings.formats,
-    dtype=settings.dtype,
-    zero_fill=settings.zero_fill,
-    check_images=images,
-    int8_arithmetic=settings.int8_arithmetic,
+    check_images=batch['image'][:number],
+    **dataclasses.asdict(run.settings.export),
   )
   for line in results.get('warnings', ()):
     run.reporter.warn(line)

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from lambda_vit_jax.analysis.memory import default_gib
 from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime import processes
 
 
 def held_out_batches(
@@ -31,11 +28,3 @@ def selection_batches(
   """Returns the same batches as a search reads them."""
   batches = held_out_batches(run, model, limit)
   return (task.for_search(run.settings, batch) for batch in batches)
-
-
-def memory_gib(run: Run) -> float | None:
-  """Returns the config's memory for activations, else the smallest device's."""
-  given = run.settings.select.memory_gib
-  if given is not None or jax.process_count() == 1:
-    return given
-  return min(processes.gather(default_gib()))

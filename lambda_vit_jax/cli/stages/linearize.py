@@ -18,71 +18,59 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import check_layers
 from lambda_vit_jax.training_free import block_spans
 from lambda_vit_jax.training_free.linear_maps import (
+  LinearFit,
   LinearizeOptions,
   fit_linear,
 )
-from lambda_vit_jax.training_free.map_fitter import BlockFit
-from lambda_vit_jax.training_free.mlp_refit import MlpFit, refit
+from lambda_vit_jax.training_free.mlp_refit import refit
 
 
-def fit(
-  run: Run,
-  dense: Model,
-  layers: Sequence[int],
-  batches: Iterable[Mapping[str, Array]],
-  memory_gib: float | None,
-) -> None:
-  """Fits maps, MLPs or both and writes `linear/`, in the form of an export.
-
-  Args:
-    run: the workdir.
-    dense: with attention in `layers`.
-    layers: chosen blocks; those that are dropped are ignored.
-    batches: images; labels are not read.
-    memory_gib: working memory per device.
-  """
+def linearize(run: Run) -> None:
+  """Fits maps, MLPs or both and writes `linear/`, in the form of an export."""
   settings = run.settings.linearize
+  dense = run.load('pretrain')
   searched = task.searched(dense)
+  layers: Sequence[int] = select.removed_layers(run, dense.depth)
+  batches: Iterable[Mapping[str, Array]] = held_out.selection_batches(
+    run, dense, settings.num_images
+  )
   dropped: tuple[int, ...] = ()
   if settings.num_drop_blocks or settings.drop_blocks:
     # Read more than once.
     batches = list(batches)
-    dropped = _dropped(run, dense, layers, batches, memory_gib)
-  short, layers = _without(run, searched, dropped, layers, batches, memory_gib)
+    dropped = _dropped(run, dense, layers, batches)
+  short, layers = _without(run, searched, dropped, layers, batches)
+  options = LinearizeOptions(
+    sequential=settings.sequential,
+    ridge=settings.ridge,
+    rank=settings.rank,
+    inputs=settings.inputs,
+    recentre=settings.recentre,
+    refit=settings.refit,
+    maps=settings.maps,
+  )
   with run.reporter.bar('linearize', short.depth) as bar:
     fitted = fit_linear(
       short,
       batches,
       layers,
-      LinearizeOptions(
-        sequential=settings.sequential,
-        ridge=settings.ridge,
-        rank=settings.rank,
-        inputs=settings.inputs,
-        recentre=settings.recentre,
-        refit=settings.refit,
-        maps=settings.maps,
-      ),
+      options,
       dense=searched,
-      memory_gib=memory_gib,
+      memory_gib=run.memory_gib,
       mesh=run.mesh,
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
-  model = with_outputs_of(drop_blocks(dense, dropped), fitted.model)
-  _report_fits(run, fitted.blocks, fitted.mlps)
+  _report_fits(run, fitted)
   if run.leader:
+    keys = ('sequential', 'rank', 'recentre', 'refit', 'maps')
     record: dict[str, Any] = {
-      'sequential': settings.sequential,
-      'rank': settings.rank,
-      'recentre': settings.recentre,
-      'refit': settings.refit,
-      'maps': settings.maps,
+      **{key: getattr(settings, key) for key in keys},
       'dropped': list(dropped),
       'blocks': [dataclasses.asdict(row) for row in fitted.blocks],
       'mlps': [dataclasses.asdict(row) for row in fitted.mlps],
     }
     export.export(
-      model,
+      with_outputs_of(drop_blocks(dense, dropped), fitted.model),
       run.path(stage_table.LINEAR).parent,
       formats=(),
       extra={'linearize': record},
@@ -94,21 +82,19 @@ def _dropped(
   dense: Model,
   layers: Sequence[int],
   batches: Sequence[Mapping[str, Array]],
-  memory_gib: float | None,
 ) -> tuple[int, ...]:
   """Returns the whole blocks to leave out, given or chosen by their number."""
   settings = run.settings.linearize
-  number = settings.num_drop_blocks
-  if not number:
+  if not settings.num_drop_blocks:
     return check_layers(settings.drop_blocks, dense.depth)
   decoder = dense.module.segmentation
   return block_spans.choose_blocks(
     task.searched(dense),
     batches,
-    number,
+    settings.num_drop_blocks,
     needed=() if decoder is None else decoder.blocks,
     removed=layers,
-    memory_gib=memory_gib,
+    memory_gib=run.memory_gib,
     mesh=run.mesh,
   )
 
@@ -119,11 +105,10 @@ def _without(
   dropped: Sequence[int],
   layers: Sequence[int],
   batches: Iterable[Mapping[str, Array]],
-  memory_gib: float | None,
-) -> tuple[Model, list[int]]:
+) -> tuple[Model, Sequence[int]]:
   """Returns the model without whole blocks, and the new indices of `layers`."""
   if not dropped:
-    return dense, list(layers)
+    return dense, layers
   kept = [index for index in range(dense.depth) if index not in dropped]
   layers = [kept.index(layer) for layer in layers if layer in kept]
   run.reporter.say(
@@ -136,20 +121,20 @@ def _without(
   settings = run.settings.linearize
   if settings.refit and settings.maps and layers:
     # Maps are fitted to the outputs of attention, so refit the MLPs first.
-    short = refit(short, dense, batches, memory_gib=memory_gib, mesh=run.mesh)
+    short = refit(
+      short, dense, batches, memory_gib=run.memory_gib, mesh=run.mesh
+    )
   return short, layers
 
 
-def _report_fits(
-  run: Run, fits: Iterable[BlockFit], mlps: Iterable[MlpFit]
-) -> None:
+def _report_fits(run: Run, fitted: LinearFit) -> None:
   """Reports how well each block was replaced."""
-  for row in fits:
+  for row in fitted.blocks:
     run.reporter.say(
       f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
       f"attention's variance is affine (ridge {row.ridge:g})"
     )
-  for mlp in mlps:
+  for mlp in fitted.mlps:
     run.reporter.say(
       f'refit: block {mlp.block_index}: its MLP makes up for '
       f'{1 - mlp.residual:.1%} of what the stream lacks (ridge {mlp.ridge:g})'
@@ -163,16 +148,3 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
     linear_inputs=fitted.module.linear_inputs,
   )
   return dense.replace(module=module, params=dense.params | fitted.params)
-
-
-def linearize(run: Run) -> None:
-  """Replaces the chosen attention layers by least-squares maps."""
-  dense = run.load('pretrain')
-  limit = run.settings.linearize.num_images
-  fit(
-    run,
-    dense,
-    select.removed_layers(run, dense.depth),
-    held_out.selection_batches(run, dense, limit),
-    held_out.memory_gib(run),
-  )

@@ -4,7 +4,7 @@ import dataclasses
 
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import task
-from lambda_vit_jax.cli.stages.training_job import fit, training_job
+from lambda_vit_jax.cli.stages.training_job import train
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
@@ -49,5 +49,4 @@ def pretrain(run: Run) -> None:
   # Refuses an impossible merging before hours of training.
   run.merge_schedule(model.module, None)
   phases = (Phase(model.module, until=steps),)
-  job = training_job(run, 'pretrain', model, phases, Dilution(), None)
-  fit(run, job, model)
+  train(run, 'pretrain', model, phases, Dilution())

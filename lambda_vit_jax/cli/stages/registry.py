@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable
 
 from lambda_vit_jax.cli import stage_table, workdir
+from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stage_table import StageSpec
 from lambda_vit_jax.cli.stages import benchmark, dilute, pretrain
 from lambda_vit_jax.cli.stages.analyze import analyze
 from lambda_vit_jax.cli.stages.evaluate import evaluate_all
 from lambda_vit_jax.cli.stages.export import export_model
 from lambda_vit_jax.cli.stages.linearize import linearize
-from lambda_vit_jax.cli.stages.report import write_report
 from lambda_vit_jax.cli.stages.select import select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.runtime import processes
@@ -47,6 +47,11 @@ class Stage:
 
 def _trained(stage: str, total: Callable[[Run], int]) -> Callable[[Run], bool]:
   return lambda run: workdir.finished_step(run.workdir, stage) == total(run)
+
+
+def _report(run: Run) -> None:
+  if run.leader:
+    build.write_report(run.workdir)
 
 
 _SPECS = stage_table.STAGES
@@ -84,7 +89,7 @@ STAGES: dict[str, Stage] = {
       is_finished=benchmark.is_finished,
     ),
     # Cheap, and always made from the newest results.
-    Stage(_SPECS['report'], write_report, is_finished=lambda run: False),
+    Stage(_SPECS['report'], _report, is_finished=lambda run: False),
   )
 }
 
@@ -108,9 +113,3 @@ def run_stage(run: Run, name: str) -> bool:
   stage.run(run)
   processes.barrier()
   return True
-
-
-def run_all(run: Run) -> None:
-  """Runs all stages in order, from the first unfinished one on."""
-  for name in needed(run):
-    run_stage(run, name)

@@ -1,5 +1,6 @@
 """Stage `select`: choose the attention layers to remove."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,12 +8,7 @@ import numpy as np
 
 from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.settings import Select
-from lambda_vit_jax.cli.stages import select_probe
-from lambda_vit_jax.cli.stages.held_out import (
-  held_out_batches,
-  memory_gib,
-  selection_batches,
-)
+from lambda_vit_jax.cli.stages import held_out
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import CheckpointError
@@ -21,7 +17,10 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.selection import budget, criteria, nose
 from lambda_vit_jax.selection.options import Progress, SearchOptions
+from lambda_vit_jax.selection.probe import ProbeOptions, select_by_probe
 from lambda_vit_jax.selection.record import Selection
+from lambda_vit_jax.selection.short_dilution import ShortDilution
+from lambda_vit_jax.selection.trials import Trial
 
 
 def select(run: Run) -> None:
@@ -29,15 +28,12 @@ def select(run: Run) -> None:
   settings = run.settings.select
   dense = run.load('pretrain')
   model = task.searched(dense)
-  limit = settings.num_images
   size = _budget(settings, dense)
   name = settings.criterion
   if name == 'probe':
-    # Read by every criterion that proposes a set.
-    held_out = list(held_out_batches(run, model, limit))
-    chosen = select_probe.search(run, dense, held_out, size, memory_gib(run))
+    chosen = _probe(run, dense, size)
   elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
-    images = selection_batches(run, model, limit)
+    images = held_out.selection_batches(run, model, settings.num_images)
     chosen = _search(run, model, images, size)
   else:
     chosen = _search(run, model, (), size)
@@ -49,7 +45,7 @@ def select(run: Run) -> None:
 
 
 def _budget(settings: Select, dense: Model) -> dict[str, Any]:
-  """Returns the budget as an options of `nose.select`."""
+  """Returns the budget as a keyword of `SearchOptions`."""
   speedup = settings.target_speedup
   if speedup is not None and settings.criterion != 'given':
     # Of the whole network: a search does not see a decoder.
@@ -81,7 +77,7 @@ def _search(
       sign=settings.sign,
       trial=settings.trial,
       layers=settings.layers,
-      memory_gib=memory_gib(run),
+      memory_gib=run.memory_gib,
       seed=run.settings.seed,
       **size,
     )
@@ -97,6 +93,53 @@ def _search(
       on_progress=show,
       warn=run.reporter.warn,
     )
+
+
+def _probe(run: Run, model: Model, size: Mapping[str, Any]) -> Selection:
+  """Rates every static criterion's set by short dilutions; resumable."""
+  settings = run.settings.dilute
+  # With labels; read by every criterion that proposes a set.
+  limit = run.settings.select.num_images
+  batches = list(held_out.held_out_batches(run, model, limit))
+  peak = settings.peak_learning_rate(run.batch_size)
+  short = ShortDilution(
+    model,
+    {**dataclasses.asdict(settings), 'learning_rate': peak},
+    lambda: run.train_batches(model.preprocessing, 0),
+    batches,
+    run.mesh,
+  )
+  done: dict[str, float] = run.read_json(stage_table.PARTIAL_PROBE) or {}
+
+  def keep(layers: Trial, length: int, loss: float) -> None:
+    run.reporter.say(
+      f'select: {list(layers)} after {length} steps: loss {loss:.4f}'
+    )
+    done[_key(layers, length)] = loss
+    run.write_json(stage_table.PARTIAL_PROBE, done)
+
+  return select_by_probe(
+    task.searched(model),
+    [task.for_search(run.settings, batch) for batch in batches],
+    short,
+    ProbeOptions(
+      run.settings.select.probe_steps,
+      SearchOptions(memory_gib=run.memory_gib, seed=run.settings.seed, **size),
+    ),
+    done={_parse(key): loss for key, loss in done.items()},
+    on_score=keep,
+    mesh=run.mesh,
+    warn=run.reporter.warn,
+  )
+
+
+def _key(layers: Trial, steps: int) -> str:
+  return f'{",".join(map(str, layers))}@{steps}'
+
+
+def _parse(key: str) -> tuple[Trial, int]:
+  layers, _, steps = key.partition('@')
+  return tuple(int(layer) for layer in layers.split(',')), int(steps)
 
 
 def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
