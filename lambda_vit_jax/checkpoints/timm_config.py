@@ -59,9 +59,9 @@ def read_variant(config: Any, where: str) -> Variant:
       'are token and avg'
     )
   try:
-    fields |= _read_preprocessing(config.get('pretrained_cfg') or {})
-    name = config['architecture']
-    tag = (config.get('pretrained_cfg') or {}).get('tag')
+    pretrained = config.get('pretrained_cfg') or {}
+    fields |= _read_preprocessing(pretrained)
+    name, tag = config['architecture'], pretrained.get('tag')
     variant = get_variant(f'{name}.{tag}' if tag else name)
     return dataclasses.replace(variant, **fields)
   except LambdaVitError as error:

@@ -106,7 +106,7 @@ def _check_segment(settings: Settings, model: Model) -> None:
 def _check_training(settings: Training, stage: str) -> None:
   LossSettings(distill=settings.distill)
   optim.check_schedule(settings.schedule)
-  optim.check_pattern(settings.frozen, stage)
+  optim.check_frozen(settings.frozen, stage)
 
 
 def _check_select(settings: Settings, model: Model) -> None:

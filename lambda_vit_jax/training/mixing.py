@@ -89,6 +89,4 @@ def box_mask(key: Array, height: int, width: int, kept: Array) -> Array:
     index = jnp.arange(length)
     return (index >= centre - cut // 2) & (index < centre + (cut + 1) // 2)
 
-  rows = inside(row_key, height)
-  columns = inside(column_key, width)
-  return rows[:, None] & columns[None, :]
+  return inside(row_key, height)[:, None] & inside(column_key, width)

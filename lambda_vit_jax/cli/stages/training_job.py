@@ -35,7 +35,7 @@ def training_job(
   """Returns the job that the config section named like the stage asks for."""
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
-  optim.check_frozen(settings.frozen, model.params, stage)
+  optim.check_frozen(settings.frozen, stage, model.params)
   teacher = _teacher(settings, stage, teacher)
   shape = get_variant(model.variant).drop_path_shape
   rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
