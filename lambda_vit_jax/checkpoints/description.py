@@ -159,11 +159,8 @@ def _rebuild(fields: Any) -> Model:
   for name, (is_valid, what) in _FIELDS.items():
     _require(is_valid(checked[name]), f'`{name}` is not {what}')
   num_classes, depth = checked['num_classes'], variant.depth
-  for name, length in (
-    ('merge', depth),
-    ('kept_blocks', depth),
-    ('class_names', num_classes),
-  ):
+  lengths = {'merge': depth, 'kept_blocks': depth, 'class_names': num_classes}
+  for name, length in lengths.items():
     found = len(checked[name])
     _require(found in (0, length), f'`{name}` is not {_FIELDS[name][1]}')
   # `image_size` is read from here alone.

@@ -226,8 +226,7 @@ def load_stage(
 
 def _offer(text: str) -> str:
   """Suggests the nearest names for a path that does not exist."""
-  name = pathlib.PurePath(text).name
-  base = name.split('.')[0]
+  base = pathlib.PurePath(text).name.split('.')[0]
   if base in _builtins():
     return f'; did you mean {_BUILTIN}{base}?'
   if base in VARIANTS and VARIANTS[base].weights:

@@ -78,14 +78,13 @@ class Checkpointer:
     self.directory = absolute(directory)
     managers = orbax().checkpoint_managers
     policies = [managers.LatestN(n=keep)]
-    options: dict[str, Any] = {'create': True}
+    options: dict[str, Any] = {'best_fn': _accuracy} if keep_best else {}
     if keep_best:
       policies.append(
         managers.BestN(
           get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
       )
-      options |= {'best_fn': _accuracy, 'best_mode': 'max'}
     options['preservation_policy'] = managers.AnyPreservationPolicy(policies)
     if reader:
       options = {
@@ -131,12 +130,8 @@ class Checkpointer:
       CheckpointError: this save or an earlier one failed (a full disk, say);
         earlier checkpoints are intact.
     """
-    fingerprints = {
-      name: digests.fingerprint(tree) for name, tree in items.items()
-    }
-    args = {
-      name: orbax().args.StandardSave(tree) for name, tree in items.items()
-    }
+    fingerprints = {name: digests.fingerprint(x) for name, x in items.items()}
+    args = {name: orbax().args.StandardSave(x) for name, x in items.items()}
     args['meta'] = orbax().args.JsonSave(
       digests.seal(meta | {_FINGERPRINTS: fingerprints})
     )

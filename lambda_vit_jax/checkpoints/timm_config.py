@@ -108,7 +108,6 @@ def write_config(model: Model) -> dict[str, Any]:
     arguments['fc_norm'] = not module.norm_before_pool
   if module.image_size != (stock.image_size, stock.image_size):
     arguments['img_size'] = list(module.image_size)
-  heads = ['head', 'head_dist'] if module.distilled else 'head'
   # Of a segmentation model timm knows the backbone only.
   num_classes = module.num_classes if module.segmentation is None else 0
   return {
@@ -127,6 +126,6 @@ def write_config(model: Model) -> dict[str, Any]:
       'std': list(preprocessing.std),
       'num_classes': num_classes,
       'first_conv': 'patch_embed.proj',
-      'classifier': heads,
+      'classifier': ['head', 'head_dist'] if module.distilled else 'head',
     },
   }

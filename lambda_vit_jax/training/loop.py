@@ -70,8 +70,7 @@ def fit(
       signals.stop_flag(job.stage) as stop,
       reporter.bar(job.stage, job.total_steps) as bar,
     ):
-      log = _Log(job, metrics, step)
-      loop = _Loop(job, checkpointer, mesh, log, bar, stop)
+      loop = _Loop(job, checkpointer, mesh, _Log(job, metrics, step), bar, stop)
       try:
         for index in range(len(job.phases)):
           state = loop.run_phase(index, state)

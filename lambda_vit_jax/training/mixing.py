@@ -44,8 +44,7 @@ def mix(
   # Weight of the first image per pixel, and its mean.
   weights: Array = jnp.ones((1, 1), jnp.float32)
   if mixup_alpha:
-    drawn = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
-    weights = drawn.astype(jnp.float32)
+    weights = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
   share = weights[0, 0]
   if cutmix_alpha:
     kept = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
