@@ -5,10 +5,12 @@ before a workdir takes the config as its own. What depends on the data set, the
 weights or the devices is left to the stages.
 """
 
+import dataclasses
+
 from etils import epath
 
 from lambda_vit_jax.cli import task
-from lambda_vit_jax.cli.settings import Linearize, Settings, Training
+from lambda_vit_jax.cli.settings import Linearize, Settings
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.sources import registry
@@ -30,9 +32,6 @@ _MANY = 1 << 30
 def check(settings: Settings) -> None:
   """Refuses settings that some stage would refuse.
 
-  Args:
-    settings: of one run.
-
   Raises:
     UsageError: names the key.
     ModelError: sizes, layers or a merging that no such model has.
@@ -47,15 +46,13 @@ def check(settings: Settings) -> None:
   if settings.segments:
     _check_segment(settings, model)
   for stage in ('pretrain', 'dilute'):
-    _check_training(settings.training(stage), stage)
+    training = settings.training(stage)
+    LossSettings(distill=training.distill)
+    optim.check_schedule(training.schedule)
+    optim.check_frozen(training.frozen, stage)
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
-  export.check_settings(
-    settings.export.formats,
-    settings.export.dtype,
-    settings.export.zero_fill,
-    settings.export.int8_arithmetic,
-  )
+  export.check_settings(**dataclasses.asdict(settings.export))
 
 
 def _check_model(settings: Settings) -> Model:
@@ -73,15 +70,11 @@ def _check_model(settings: Settings) -> Model:
     rows * columns if _size_is_known(settings) else _MANY,
     settings.model.merge_start,
   )
-  return Model(
-    module,
-    # The search for a number of layers prunes the parameters' shapes.
-    abstract_params(module)
-    if settings.select.target_speedup is not None
-    else {},
-    variant.name,
-    variant.preprocessing(module.image_size),
-  )
+  # The search for a number of layers prunes the parameters' shapes.
+  searches = settings.select.target_speedup is not None
+  params = abstract_params(module) if searches else {}
+  preprocessing = variant.preprocessing(module.image_size)
+  return Model(module, params, variant.name, preprocessing)
 
 
 def _size_is_known(settings: Settings) -> bool:
@@ -101,12 +94,6 @@ def _check_segment(settings: Settings, model: Model) -> None:
   task.segment_recipe(
     segment, 1 if segment.num_classes is None else segment.num_classes
   )
-
-
-def _check_training(settings: Training, stage: str) -> None:
-  LossSettings(distill=settings.distill)
-  optim.check_schedule(settings.schedule)
-  optim.check_frozen(settings.frozen, stage)
 
 
 def _check_select(settings: Settings, model: Model) -> None:

@@ -1,4 +1,4 @@
-"""From settings to a training job; shared by `pretrain` and `dilute`."""
+"""Train with the settings of a config section, `pretrain` or `dilute`."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ from lambda_vit_jax.cli import workdir
 from lambda_vit_jax.cli.settings import Training
 from lambda_vit_jax.cli.stages import evaluate_masks
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.evaluation import accuracy
@@ -24,21 +23,40 @@ from lambda_vit_jax.training.job import Job, Phase
 from lambda_vit_jax.training.step import LossSettings
 
 
-def training_job(
+def train(
   run: Run,
   stage: str,
   model: Model,
   phases: tuple[Phase, ...],
   plan: Dilution,
-  teacher: Model | None,
+  teacher: Model | None = None,
+) -> None:
+  """Trains `model` as the config section named like the stage asks for."""
+  job = _job(run, stage, model, phases, plan)
+  if teacher is not None and run.settings.training(stage).distill != 'none':
+    job = dataclasses.replace(job, teacher=(teacher.module, teacher.params))
+  checkpointer = orbax_store.Checkpointer(
+    run.path('checkpoints') / stage,
+    keep=run.settings.keep_checkpoints,
+    keep_best=job.eval_every > 0,
+  )
+  loop.fit(
+    job, lambda: model.params, checkpointer, run.mesh, run.metrics, run.reporter
+  )
+  checkpointer.close()
+
+
+def _job(
+  run: Run, stage: str, model: Model, phases: tuple[Phase, ...], plan: Dilution
 ) -> Job:
-  """Returns the job that the config section named like the stage asks for."""
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
   optim.check_frozen(settings.frozen, stage, model.params)
-  teacher = _teacher(settings, stage, teacher)
   shape = get_variant(model.variant).drop_path_shape
   rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
+  eval_every = run.settings.eval_every
+  if eval_every is None:
+    eval_every = run.settings.checkpoint_every
   return Job(
     stage=stage,
     phases=tuple(
@@ -51,18 +69,26 @@ def training_job(
       dataclasses.asdict(settings), schedule, model.depth
     ),
     learning_rate=schedule,
-    loss=_loss(settings),
+    loss=LossSettings(
+      label_smoothing=settings.label_smoothing,
+      mixup_alpha=settings.mixup,
+      cutmix_alpha=settings.cutmix,
+      distill=settings.distill,
+      distill_weight=settings.distill_weight,
+      temperature=settings.distill_temperature,
+      ema_decay=settings.ema,
+    ),
     dilution=plan,
     seed=run.settings.seed,
     steps_per_epoch=run.steps_per_epoch,
     make_batches=functools.partial(run.train_batches, model.preprocessing),
-    teacher=(teacher.module, teacher.params) if teacher else None,
+    teacher=None,
     batch_size=run.batch_size,
     description=describe(model),
     log_every=run.settings.log_every,
     checkpoint_every=run.settings.checkpoint_every,
     evaluate=functools.partial(_evaluate_holdout, run, model.preprocessing),
-    eval_every=_eval_every(run),
+    eval_every=eval_every if len(run.holdout_indices()) else 0,
     # Not looked for where the workdir has its own: it may be gone by then.
     start=None
     if workdir.finished_step(run.workdir, stage) is not None
@@ -86,40 +112,6 @@ def _schedule(
   )
 
 
-def _teacher(
-  settings: Training, stage: str, dense: Model | None
-) -> Model | None:
-  if settings.distill == 'none':
-    return None
-  if dense is None:
-    raise UsageError(
-      f'config.{stage}.distill={settings.distill!r}: this stage has no '
-      'teacher; only `dilute` has one, the dense model'
-    )
-  return dense
-
-
-def _loss(settings: Training) -> LossSettings:
-  return LossSettings(
-    label_smoothing=settings.label_smoothing,
-    mixup_alpha=settings.mixup,
-    cutmix_alpha=settings.cutmix,
-    distill=settings.distill,
-    distill_weight=settings.distill_weight,
-    temperature=settings.distill_temperature,
-    ema_decay=settings.ema,
-  )
-
-
-def _eval_every(run: Run) -> int:
-  """Returns the steps between evaluations on held-out images; 0 for none."""
-  if not len(run.holdout_indices()):
-    return 0
-  if run.settings.eval_every is not None:
-    return run.settings.eval_every
-  return run.settings.checkpoint_every
-
-
 def _evaluate_holdout(
   run: Run,
   preprocessing: Preprocessing,
@@ -136,21 +128,3 @@ def _evaluate_holdout(
     module, params, batches, run.mesh, dilution_factor
   )
   return {'loss': scores['loss'], 'accuracy': scores['top1']}
-
-
-def fit(run: Run, job: Job, model: Model) -> None:
-  """Trains `model`; checkpoints go to the folder of the job's stage."""
-  checkpointer = orbax_store.Checkpointer(
-    run.path('checkpoints') / job.stage,
-    keep=run.settings.keep_checkpoints,
-    keep_best=job.eval_every > 0,
-  )
-  loop.fit(
-    job,
-    lambda: model.params,
-    checkpointer,
-    run.mesh,
-    run.metrics,
-    run.reporter,
-  )
-  checkpointer.close()
