@@ -1,17 +1,16 @@
 """The command line: the only room that knows flags, configs and workdirs.
 
-In reading order:
-  stage_table: the stages in order, and the files each one writes
-  help: the texts of `--help`
-  flags: parse a command line
-  config_values, settings: read a config into typed dataclasses
-  config_check: check settings against the model
-  config_differences, workdir_config: which values a workdir is bound to
-  workdir: `Run`, a workdir with everything a stage needs
-  task: data set, outputs and batches of a task
-  stages/: one file per stage
-  outcome: what a finished stage prints
-  report/: the page and the tables of results
-  commands: commands without a config
-  console: where tables are printed
+- `stage_table`: the stages in order, and the files that each one writes
+- `help`: the texts of `--help`
+- `flags`: parse a command line
+- `config_values`, `settings`: read a config into typed dataclasses
+- `config_check`: check settings against the model
+- `config_differences`, `workdir_config`: the values that bind a workdir
+- `workdir`: `Run`, a workdir with everything that a stage needs
+- `task`: data set, outputs and batches of a task
+- `stages/`: one file per stage
+- `outcome`: what a finished stage prints
+- `report/`: the page and the tables of results
+- `commands`: commands without a config
+- `console`: where tables are printed
 """

@@ -1,8 +1,7 @@
 """The results of a run, as a page and as tables on the terminal.
 
-In reading order:
-  build: the page and the results table, from the files of a workdir
-  speed_table: the table of `benchmark.json`
-  plots: figures as SVG
-  html: pieces of the page
+- `build`: the page and the results table, from the files of a workdir
+- `speed_table`: the table of `benchmark.json`
+- `plots`: figures as SVG
+- `html`: pieces of the page
 """
