@@ -17,6 +17,7 @@ from lambda_vit_jax.analysis import moments
 from lambda_vit_jax.analysis.images import AXIS, ImageSet, Placement
 from lambda_vit_jax.analysis.memory import micro_batch_size
 from lambda_vit_jax.analysis.moments import Moments
+from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -37,21 +38,16 @@ def embed(
   )
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
+@compilation.jit(static_argnames=('block', 'placement', 'tap'))
 def run_block(
-  block: EncoderBlock, params: Params, x: Array, placement: Placement
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  placement: Placement,
+  tap: str = 'output',
 ) -> Array:
-  """A whole block on all tokens, in mode `full` or `linear`."""
-  output, _ = pieces.run_block(block, params, x)
-  return jax.lax.with_sharding_constraint(output, placement.batch)
-
-
-@compilation.jit(static_argnames=('block', 'placement'))
-def run_attention(
-  block: EncoderBlock, params: Params, x: Array, placement: Placement
-) -> Array:
-  """The attention half of a block: the stream before its MLP half."""
-  output = pieces.run_block(block, params, x)[1]['after_attention']
+  """A block on all tokens, in mode `full` or `linear`, up to an intermediate."""
+  output = pieces.run_block(block, params, x)[1][tap]
   return jax.lax.with_sharding_constraint(output, placement.batch)
 
 
@@ -88,12 +84,9 @@ class BlockRunner:
     placement: Placement,
     map_inputs: tuple[str, ...] | None = None,
   ):
-    """Copies the parameters to the devices.
+    """Copies the parameters of a model without diluted blocks to the devices.
 
-    Args:
-      model: no block in mode `diluted`.
-      placement: devices.
-      map_inputs: `linear_inputs` of the maps; those of the model by default.
+    `map_inputs` are the `linear_inputs` of maps, by default the model's.
 
     Raises:
       ModelError: the model merges tokens or segments.
@@ -115,11 +108,10 @@ class BlockRunner:
     self.params |= self.placement.replicate(changed)
 
   def use_maps(self, maps: Mapping[int, Params]) -> None:
-    """From now on, these affine maps replace the attention of removed blocks.
+    """Sets the affine maps that replace the attention of removed blocks.
 
-    Args:
-      maps: per block the parameters of its `attn` in mode `linear`; a removed
-        block that has none is run without attention.
+    Per block the parameters of its `attn` in mode `linear`; a removed block
+    that has none is run without attention.
     """
     self._maps = {
       index: {'attn': self.placement.replicate(fitted)}
@@ -136,14 +128,12 @@ class BlockRunner:
     self, index: int, removed: bool = False
   ) -> tuple[EncoderBlock, Params]:
     """A block in its mode, and the parameters of this mode."""
-    module = self.module
     if not removed:
-      mode = module.attention_modes[index]
       params = pieces.block_params(self.params, index)
-      return pieces.block_of(module, index, mode), params
+      return pieces.block_of(self.module, index, self.mode(index)), params
     if index not in self._maps:
       return self.mlp(index)
-    module = module.clone(linear_inputs=self._map_inputs)
+    module = self.module.clone(linear_inputs=self._map_inputs)
     params = pieces.mlp_params(self.params, index) | self._maps[index]
     return pieces.block_of(module, index, 'linear'), params
 
@@ -153,7 +143,7 @@ class BlockRunner:
     return block, pieces.mlp_params(self.params, index)
 
   def embed(self, images: Array) -> tuple[Array, Array]:
-    """See the function `embed`."""
+    """The first stream, and the tokens of it that the readout reads."""
     return embed(*self.stem, images, self.placement)
 
   def embed_all(
@@ -181,11 +171,22 @@ class BlockRunner:
     if mode.adds_nothing:
       scale, _ = mode.scales()
       return x if scale == 1.0 else scale * x
-    return run_attention(*self.block(index), x, self.placement)
+    block = self.block(index)
+    return run_block(*block, x, self.placement, tap='after_attention')
 
   def run_mlp(self, index: int, x: Array) -> Array:
     """The second half of a block."""
     return run_mlp(*self.mlp(index), x, np.float32(1.0), self.placement)
+
+
+def check_finished(model: Model, purpose: str) -> None:
+  """Refuses a model whose dilution has begun, for a `purpose` like `a fit`."""
+  for index, mode in enumerate(model.attention_modes):
+    if mode in ('diluted', 'skip'):
+      raise ModelError(
+        f'block {index} is in mode {mode!r}; {purpose} starts from full, '
+        'identity, absent or linear blocks'
+      )
 
 
 def advance(streams: list[Array], step: Callable[[Array], Array]) -> None:
@@ -197,19 +198,34 @@ def advance(streams: list[Array], step: Callable[[Array], Array]) -> None:
     streams[position] = step(x)
 
 
+@compilation.jit(static_argnames=('block', 'measure', 'placement'))
+def _run_and_measure(
+  block: EncoderBlock,
+  params: Params,
+  x: Array,
+  mask: Array,
+  *,
+  measure: Callable[..., Any],
+  placement: Placement,
+) -> tuple[Array, Any]:
+  x, taps = pieces.run_block(block, params, x)
+  measured = measure(taps, mask, placement)
+  return jax.lax.with_sharding_constraint(x, placement.batch), measured
+
+
 def measure_blocks(
   model: Model,
   images: ImageSet,
-  step: Callable[..., tuple[Array, Any]],
+  measure: Callable[[dict[str, Array], Array, Placement], Any],
   memory_gib: float | None = None,
 ) -> Iterator[tuple[int, Any]]:
-  """Runs all images through the blocks and yields what `step` measures.
+  """Runs all images through the blocks and yields what `measure` returns.
 
   Args:
     model: no block in mode `diluted`.
     images: see `images.read_images`.
-    step: jitted, takes (block, params, x, mask, placement) to the stream after
-      the block and any tree; block and placement are static.
+    measure: traceable and hashable; takes a block's intermediates, the mask
+      `[batch]` and the placement to any tree.
     memory_gib: activations held at a time, per device.
 
   Yields:
@@ -220,8 +236,12 @@ def measure_blocks(
   for batch in images.micro_batches(size):
     x, _ = runner.embed(batch['image'])
     for index in range(model.depth):
-      x, measured = step(
-        *runner.block(index), x, batch['mask'], images.placement
+      x, measured = _run_and_measure(
+        *runner.block(index),
+        x,
+        batch['mask'],
+        measure=measure,
+        placement=images.placement,
       )
       yield index, measured
 

@@ -11,15 +11,13 @@ Dead channels (σ = 0 up to rounding) are left out, so that no entropy is −inf
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from lambda_vit_jax.analysis.moments import ChannelStatistics
 from lambda_vit_jax.core.errors import DataError
-
-Key = TypeVar('Key', bound=Hashable)
 
 NATS_PER_CHANNEL = 0.5 * math.log(2.0 * math.pi) + 0.5
 """Entropy of a Gaussian of standard deviation 1, in nats."""
@@ -71,7 +69,7 @@ class TransferEntropy:
 
 
 def transfer_entropy(
-  base: ChannelStatistics, trials: Mapping[Key, ChannelStatistics]
+  base: ChannelStatistics, trials: Mapping[Any, ChannelStatistics]
 ) -> TransferEntropy:
   """`TE = H(base) - H(trial)` per trial.
 
@@ -85,15 +83,10 @@ def transfer_entropy(
   Raises:
     DataError: no channel is left.
   """
-  excluded = base.dead.copy()
-  for trial in trials.values():
-    excluded |= trial.dead
+  excluded = np.any([base.dead, *(t.dead for t in trials.values())], axis=0)
   entropy = gaussian_entropy(base.std, excluded)
-  return TransferEntropy(
-    entropy,
-    {
-      key: entropy - gaussian_entropy(trial.std, excluded)
-      for key, trial in trials.items()
-    },
-    excluded,
-  )
+  values = {
+    key: entropy - gaussian_entropy(trial.std, excluded)
+    for key, trial in trials.items()
+  }
+  return TransferEntropy(entropy, values, excluded)

@@ -65,18 +65,14 @@ class ImageSet:
   labels: tuple[np.ndarray, ...] | None
   placement: Placement
 
-  @property
-  def local_count(self) -> int:
-    """Images of this process."""
-    return sum(len(images) for images in self.images)
-
   def counts(self) -> np.ndarray:
     """Images of each process."""
+    local = np.asarray(sum(map(len, self.images)))
     if jax.process_count() == 1:
-      return np.asarray([self.local_count])
+      return local[None]
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(np.asarray(self.local_count))
+    return multihost_utils.process_allgather(local)
 
   @property
   def total(self) -> int:
@@ -92,11 +88,9 @@ class ImageSet:
     for start in range(0, int(self.counts().max()), local):
       images = self._rows(self.images, start, local)
       rows = len(images)
-      labels = (
-        np.zeros(rows, np.int32)
-        if self.labels is None
-        else self._rows(self.labels, start, local)
-      )
+      labels = np.zeros(rows, np.int32)
+      if self.labels is not None:
+        labels = self._rows(self.labels, start, local)
       padding = local - rows
       yield {
         'image': self.placement.split(
@@ -149,12 +143,9 @@ def read_images(
     if mesh is None:
       mesh = _mesh_of(fields['image'])
     image = _checked(fields['image'], index, shape)
-    mask = fields.get('mask')
-    keep = (
-      slice(None)
-      if mask is None
-      else _local_rows(mask).reshape(-1).astype(bool)
-    )
+    keep: Any = slice(None)
+    if fields.get('mask') is not None:
+      keep = _local_rows(fields['mask']).reshape(-1).astype(bool)
     images.append(image[keep])
     if fields.get('label') is not None:
       label = _local_rows(fields['label']).reshape(-1)
@@ -185,15 +176,12 @@ _EXPECTED = (
 
 def _iterate(batches: Any) -> Iterator[Any]:
   """The batches of what `read_images` takes."""
-  if isinstance(batches, Mapping) or _is_array(batches):
+  is_array = hasattr(batches, 'shape') and hasattr(batches, 'dtype')
+  if isinstance(batches, Mapping) or is_array:
     return iter([batches])
   if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
     raise DataError(f'batches={batches!r} holds no images; {_EXPECTED}')
   return iter(batches)
-
-
-def _is_array(value: Any) -> bool:
-  return hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
 def _fields(batch: Any, index: int) -> dict[str, Any]:

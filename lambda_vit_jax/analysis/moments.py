@@ -7,20 +7,17 @@ loses nothing that float32 features hold.
 
 `moments_of` reduces the samples of one device, `merge` (Chan's parallel
 update) joins two results, and `merge_stack` joins many in a fixed order.
-`merge_over_axis` does the same inside `jax.pmap` and `jax.shard_map`;
-`sharded_moments` takes global arrays of any mesh and any number of processes.
-The last step is float64 on the host: `to_host`, `statistics`.
+`merge_over_axis` does the same inside `jax.pmap` and `jax.shard_map`. The last
+step is float64 on the host: `to_host`, `HostMoments.pooled`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lambda_vit_jax.analysis import twofloat
 from lambda_vit_jax.core.errors import DataError
@@ -86,12 +83,9 @@ def moments_of(features: Array, mask: Array | None = None) -> Moments:
   rows = features.astype(dtype).reshape(-1, features.shape[-1])
   if not rows.shape[0]:
     return jax.tree.map(jnp.asarray, empty(rows.shape[-1], dtype=dtype))
-  if mask is None:
-    keep = jnp.ones((rows.shape[0], 1), bool)
-  else:
-    mask = jnp.asarray(mask, bool)
-    mask = mask.reshape(mask.shape + (1,) * (len(samples) - mask.ndim))
-    keep = jnp.broadcast_to(mask, samples).reshape(-1, 1)
+  mask = jnp.asarray(True if mask is None else mask, bool)
+  mask = mask.reshape(mask.shape + (1,) * (len(samples) - mask.ndim))
+  keep = jnp.broadcast_to(mask, samples).reshape(-1, 1)
   number = keep.sum(dtype=jnp.int32)
   count = number.astype(dtype)
   count_low = (number - count.astype(jnp.int32)).astype(dtype)
@@ -178,69 +172,6 @@ def merge_over_axis(moments: Moments, axis_name: str) -> Moments:
   return merge_stack(jax.tree.map(gather, moments))
 
 
-def _axis_names(entry: Any) -> tuple[str, ...]:
-  if entry is None:
-    return ()
-  return entry if isinstance(entry, tuple) else (entry,)
-
-
-@functools.lru_cache(maxsize=64)
-def _sharded_program(
-  sharding: NamedSharding, dimensions: int, mask_dimensions: int | None
-) -> Any:
-  """The jitted reduction of arrays with the layout `sharding`."""
-  spec = (*sharding.spec, *(None,) * (dimensions - len(sharding.spec)))
-  sample_axes = [name for entry in spec[:-1] for name in _axis_names(entry)]
-
-  def body(features: Array, mask: Array | None) -> Moments:
-    moments = moments_of(features, mask)
-    for name in reversed(sample_axes):
-      moments = merge_over_axis(moments, name)
-    return moments
-
-  channels = PartitionSpec(spec[-1])
-  scalar = PartitionSpec()
-  mask_spec = PartitionSpec(*spec[: mask_dimensions or 0])
-  return jax.jit(
-    jax.shard_map(
-      body,
-      mesh=sharding.mesh,
-      in_specs=(
-        PartitionSpec(*spec),
-        None if mask_dimensions is None else mask_spec,
-      ),
-      # A tree of specs instead of arrays.
-      out_specs=Moments(*cast(Any, (scalar, scalar, *(channels,) * 4))),
-      # The count does not depend on axes that split the channels.
-      check_vma=False,
-    )
-  )
-
-
-_local_program = jax.jit(moments_of)
-
-
-def sharded_moments(features: Array, mask: Array | None = None) -> Moments:
-  """Moments of a global array, on any devices.
-
-  Args:
-    features: `[..., channels]`: on one device, split over a mesh in any of
-      its axes, returned by `jax.pmap` (leading device axis), or spread over
-      the processes of `jax.distributed`; then every process calls this.
-    mask: `[...]` bool over leading axes of `features`, False for padding.
-
-  Returns:
-    The moments of all samples, replicated over the mesh.
-  """
-  sharding = getattr(features, 'sharding', None)
-  if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
-    return _local_program(features, mask)
-  program = _sharded_program(
-    sharding, features.ndim, None if mask is None else np.ndim(mask)
-  )
-  return program(features, mask)
-
-
 @dataclasses.dataclass(frozen=True)
 class ChannelStatistics:
   """Float64 statistics of pooled samples, on the host.
@@ -257,10 +188,12 @@ class ChannelStatistics:
 
   @property
   def dead(self) -> np.ndarray:
-    """`[channels]` bool, see `dead_channels`."""
-    return dead_channels(self.mean, self.std)
+    """`[channels]` bool: constant up to rounding, so without information."""
+    scale = np.maximum(1.0, np.abs(self.mean))
+    return ~(self.std > DEAD_TOLERANCE * scale)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HostMoments:
   """`Moments` in float64 on the host.
@@ -271,16 +204,6 @@ class HostMoments:
   count: np.ndarray
   mean: np.ndarray
   m2: np.ndarray
-
-  @classmethod
-  def concatenated(cls, parts: Sequence['HostMoments']) -> 'HostMoments':
-    """Joins parts along their first leading axis."""
-    return cls(
-      *(
-        np.concatenate([getattr(part, field.name) for part in parts])
-        for field in dataclasses.fields(cls)
-      )
-    )
 
   def total(self) -> 'HostMoments':
     """Moments of the samples of all leading axes together."""
@@ -296,23 +219,22 @@ class HostMoments:
     return HostMoments(total, shift + offset, np.maximum(m2, 0.0))
 
   def pooled(self) -> ChannelStatistics:
-    """Statistics of the samples of all leading axes together."""
+    """Statistics of the samples of all leading axes together.
+
+    Raises:
+      DataError: no sample.
+    """
     total = self.total()
     count = float(total.count)
-    return ChannelStatistics(
-      count, total.mean, np.sqrt(total.m2 / max(count, 1.0))
-    )
+    if not count:
+      raise DataError('entropy of no sample: give at least one batch of images')
+    return ChannelStatistics(count, total.mean, np.sqrt(total.m2 / count))
 
 
 def merge_host(a: HostMoments, b: HostMoments) -> HostMoments:
   """Moments of the union, without leading axes."""
   parts = (a.total(), b.total())
-  return HostMoments(
-    *(
-      np.stack([getattr(part, field.name) for part in parts])
-      for field in dataclasses.fields(HostMoments)
-    )
-  ).total()
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *parts).total()
 
 
 def to_host(moments: Moments) -> HostMoments:
@@ -323,20 +245,3 @@ def to_host(moments: Moments) -> HostMoments:
     host.mean + host.mean_low,
     host.m2 + host.m2_low,
   )
-
-
-def statistics(moments: Moments) -> ChannelStatistics:
-  """Count, mean and σ in float64; leading axes are pooled.
-
-  Raises:
-    DataError: no sample.
-  """
-  pooled = to_host(moments).pooled()
-  if not pooled.count:
-    raise DataError('entropy of no sample: give at least one batch of images')
-  return pooled
-
-
-def dead_channels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-  """Bool per channel: σ ≤ 1e-6·max(1, |mean|), so it carries no information."""
-  return ~(std > DEAD_TOLERANCE * np.maximum(1.0, np.abs(mean)))

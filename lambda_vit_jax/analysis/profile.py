@@ -6,7 +6,6 @@ serve all blocks: one for blocks with attention, one for those without.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import entropy
+from lambda_vit_jax.analysis import entropy, moments
 from lambda_vit_jax.analysis.blocks import measure_blocks, pooled_moments
 from lambda_vit_jax.analysis.images import (
   Batches,
@@ -22,38 +21,25 @@ from lambda_vit_jax.analysis.images import (
   Placement,
   read_images,
 )
-from lambda_vit_jax.analysis.moments import (
-  ChannelStatistics,
-  HostMoments,
-  merge_host,
-  to_host,
-)
+from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.tables import Shown, Table
-from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.models.modes import block_name
 
 # Keeps a zero vector's cosine finite.
 _TINY = 1e-30
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
 def _block_moments(
-  block: EncoderBlock,
-  params: Params,
-  x: Array,
-  mask: Array,
-  placement: Placement,
-) -> tuple[Array, dict[str, Any]]:
-  """Runs a block, and takes the moments of what its two halves add."""
-  x, taps = pieces.run_block(block, params, x)
+  taps: dict[str, Array], mask: Array, placement: Placement
+) -> dict[str, Moments]:
+  """Moments of what the two halves of a block add, and of the cosine."""
   measured = {'mlp': taps['mlp']}
   if 'attention' in taps:
     measured['attention'] = taps['attention']
     measured['cosine'] = _cosine(taps['input'], taps['after_attention'])
-  return x, {
+  return {
     name: pooled_moments(features, mask, placement)
     for name, features in measured.items()
   }
@@ -63,10 +49,8 @@ def _cosine(a: Array, b: Array) -> Array:
   """`[..., embed]` to the cosine of each token, `[..., 1]` float32."""
   a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   dot = (a * b).sum(axis=-1, keepdims=True)
-  norms = (a * a).sum(axis=-1, keepdims=True) * (b * b).sum(
-    axis=-1, keepdims=True
-  )
-  return dot * jax.lax.rsqrt(norms + _TINY)
+  squares = [(v * v).sum(axis=-1, keepdims=True) for v in (a, b)]
+  return dot * jax.lax.rsqrt(squares[0] * squares[1] + _TINY)
 
 
 def _moments_per_block(
@@ -76,10 +60,11 @@ def _moments_per_block(
   for index, measured in measure_blocks(
     model, images, _block_moments, memory_gib
   ):
-    for name, moments in measured.items():
-      host = to_host(moments)
-      old = found[index].get(name)
-      found[index][name] = host if old is None else merge_host(old, host)
+    for name, leaf in measured.items():
+      host = moments.to_host(leaf)
+      if old := found[index].get(name):
+        host = moments.merge_host(old, host)
+      found[index][name] = host
   return found
 
 
@@ -108,22 +93,14 @@ class EntropyProfile(Shown):
 
   def to_json(self) -> dict[str, Any]:
     """A plain dict, as in `analysis.json`."""
-    return {
-      'attention_entropy': list(self.attention_entropy),
-      'mlp_entropy': list(self.mlp_entropy),
-      'correlation': self.correlation,
-      'cosine_similarity': list(self.cosine_similarity),
-      'dead_channels': {k: list(v) for k, v in self.dead_channels.items()},
-      'num_images': self.num_images,
-    }
+    return dataclasses.asdict(self)
 
   def table(self) -> Table:
     """One row per block."""
-    columns = (
-      self.attention_entropy,
-      self.mlp_entropy,
-      self.cosine_similarity,
-    )
+    columns = self.attention_entropy, self.mlp_entropy, self.cosine_similarity
+    caption = ''
+    if self.correlation is not None:
+      caption = f'correlation of attention and MLP: {self.correlation:.3f}'
     return Table(
       title=f'entropy over depth, {self.num_images} images',
       header=('block', 'attention (nats)', 'MLP (nats)', 'cosine'),
@@ -131,11 +108,7 @@ class EntropyProfile(Shown):
         (str(index), *('' if v is None else f'{v:.4g}' for v in row))
         for index, row in enumerate(zip(*columns, strict=True))
       ],
-      caption=(
-        ''
-        if self.correlation is None
-        else f'correlation of attention and MLP: {self.correlation:.3f}'
-      ),
+      caption=caption,
     )
 
   def plot(self) -> Any:
@@ -145,19 +118,19 @@ class EntropyProfile(Shown):
     figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
     axes = figure.add_subplot()
     blocks = range(len(self.mlp_entropy))
-    axes.plot(blocks, _gaps(self.attention_entropy), 'o-', label='attention')
-    axes.plot(blocks, _gaps(self.mlp_entropy), 's-', label='MLP')
+    axes.plot(
+      blocks, np.asarray(self.attention_entropy, float), 'o-', label='attention'
+    )
+    axes.plot(blocks, np.asarray(self.mlp_entropy, float), 's-', label='MLP')
     axes.set_xlabel('block')
     axes.set_ylabel('entropy (nats)')
     axes.legend(frameon=False)
     cosine = axes.twinx()
-    cosine.plot(blocks, _gaps(self.cosine_similarity), '.--', color='C2')
+    cosine.plot(
+      blocks, np.asarray(self.cosine_similarity, float), '.--', color='C2'
+    )
     cosine.set_ylabel('cosine of x and x + attn', color='C2')
     return figure
-
-
-def _gaps(values: Iterable[float | None]) -> list[float]:
-  return [np.nan if value is None else value for value in values]
 
 
 def entropy_profile(
@@ -189,44 +162,39 @@ def entropy_profile(
   dead: dict[str, tuple[int, ...]] = {}
   layers: dict[str, list[float | None]] = {'attention': [], 'mlp': []}
   for name, entropies in layers.items():
-    for index, moments in enumerate(found):
-      if name not in moments:
+    for index, measured in enumerate(found):
+      if name not in measured:
         entropies.append(None)
         continue
-      statistics = moments[name].pooled()
-      entropies.append(_entropy(statistics))
+      statistics = measured[name].pooled()
+      entropies.append(
+        None
+        if statistics.dead.all()
+        else entropy.gaussian_entropy(statistics.std, statistics.dead)
+      )
       if statistics.dead.any():
-        dead[f'block{index:02d}.{name}'] = tuple(
-          int(channel) for channel in np.flatnonzero(statistics.dead)
-        )
+        channels = np.flatnonzero(statistics.dead)
+        dead[f'{block_name(index)}.{name}'] = tuple(channels.tolist())
   return EntropyProfile(
     attention_entropy=tuple(layers['attention']),
     mlp_entropy=tuple(layers['mlp']),
     correlation=_correlation(layers['attention'], layers['mlp']),
-    cosine_similarity=tuple(_mean_cosine(moments) for moments in found),
+    cosine_similarity=tuple(map(_mean_cosine, found)),
     dead_channels=dead,
     num_images=images.total,
   )
 
 
-def _entropy(statistics: ChannelStatistics) -> float | None:
-  if statistics.dead.all():
+def _mean_cosine(measured: dict[str, HostMoments]) -> float | None:
+  if 'cosine' not in measured:
     return None
-  return entropy.gaussian_entropy(statistics.std, statistics.dead)
-
-
-def _mean_cosine(moments: dict[str, HostMoments]) -> float | None:
-  if 'cosine' not in moments:
-    return None
-  return float(moments['cosine'].pooled().mean[0])
+  return float(measured['cosine'].pooled().mean[0])
 
 
 def _correlation(a: list[float | None], b: list[float | None]) -> float | None:
-  pairs = [pair for pair in zip(a, b, strict=True) if None not in pair]
-  if len(pairs) < 3:
-    return None
-  table = np.asarray(pairs, np.float64)
-  if not (table.std(axis=0) > 0.0).all():
+  table = np.asarray(list(zip(a, b, strict=True)), float)
+  table = table[np.isfinite(table).all(axis=1)]
+  if len(table) < 3 or not (table.std(axis=0) > 0.0).all():
     return None
   return float(np.asarray(np.corrcoef(table, rowvar=False))[0, 1])
 
@@ -236,5 +204,5 @@ def cosine_similarity(
 ) -> dict[int, float]:
   """Mean cosine of x and x + attn, per block that has attention."""
   found = _moments_per_block(model, images, memory_gib)
-  cosines = {i: _mean_cosine(moments) for i, moments in enumerate(found)}
-  return {i: cosine for i, cosine in cosines.items() if cosine is not None}
+  cosines = enumerate(map(_mean_cosine, found))
+  return {index: cosine for index, cosine in cosines if cosine is not None}

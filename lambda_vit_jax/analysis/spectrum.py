@@ -5,7 +5,6 @@ high frequencies. Token grids may be square or oblong.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +16,8 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import Batches, Placement, read_images
 from lambda_vit_jax.core.tables import Shown, Table
-from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime import compilation
 
 # Log amplitude of a coefficient that is exactly zero.
 _SMALLEST = 1e-30
@@ -75,23 +71,21 @@ def radial_profile(amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return frequencies, profile - profile[..., :1]
 
 
-@compilation.jit(static_argnames=('block', 'placement', 'grid', 'prefix'))
-def _block_amplitude(
-  block: EncoderBlock,
-  params: Params,
-  x: Array,
-  mask: Array,
-  placement: Placement,
-  *,
-  grid: tuple[int, int],
-  prefix: int,
-) -> tuple[Array, Array]:
-  """Runs a block, and sums the log amplitude of its output over images."""
-  del placement
-  x, _ = pieces.run_block(block, params, x)
-  patches = x[:, prefix:].reshape(x.shape[0], *grid, x.shape[-1])
-  amplitude = log_amplitude(patches)
-  return x, jnp.where(mask[:, None, None], amplitude, 0.0).sum(axis=0)
+@dataclasses.dataclass(frozen=True)
+class _SumOfAmplitudes:
+  """The log amplitude of a block's output, summed over the images."""
+
+  grid: tuple[int, int]
+  prefix: int
+
+  def __call__(
+    self, taps: dict[str, Array], mask: Array, placement: Placement
+  ) -> Array:
+    del placement
+    x = taps['output']
+    patches = x[:, self.prefix :].reshape(len(x), *self.grid, x.shape[-1])
+    amplitude = log_amplitude(patches)
+    return jnp.where(mask[:, None, None], amplitude, 0.0).sum(axis=0)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -118,14 +112,7 @@ class Spectrum(Shown):
 
   def to_json(self) -> dict[str, Any]:
     """A plain dict, as in `analysis.json`."""
-    return {
-      'frequencies': list(self.frequencies),
-      'relative_log_amplitude': [
-        list(row) for row in self.relative_log_amplitude
-      ],
-      'grid_size': list(self.grid_size),
-      'num_images': self.num_images,
-    }
+    return dataclasses.asdict(self)
 
   def table(self) -> Table:
     """One row per block."""
@@ -143,14 +130,9 @@ class Spectrum(Shown):
   def plot(
     self, *others: 'Spectrum', labels: Sequence[str] = ('dense', 'pruned')
   ) -> Any:
-    """The last block's spectrum, and the highest frequency over depth.
+    """A `Figure`: the last block's spectrum, and the highest frequency by depth.
 
-    Args:
-      *others: spectra to draw beside this one.
-      labels: of this one and the others.
-
-    Returns:
-      A matplotlib `Figure`.
+    Draws `others` beside this one; `labels` are of all of them.
     """
     import matplotlib.figure
 
@@ -202,11 +184,9 @@ def spectrum(
   """
   module = model.module
   images = read_images(batches, model, mesh)
-  step = functools.partial(
-    _block_amplitude, grid=module.grid_size, prefix=module.num_prefix_tokens
-  )
+  measure = _SumOfAmplitudes(module.grid_size, module.num_prefix_tokens)
   total = np.zeros((model.depth, *module.grid_size))
-  for index, amplitude in measure_blocks(model, images, step, memory_gib):
+  for index, amplitude in measure_blocks(model, images, measure, memory_gib):
     total[index] += np.asarray(amplitude, np.float64)
   frequencies, profile = radial_profile(total / images.total)
   return Spectrum(

@@ -9,7 +9,6 @@ and its own last digit is 2^-36 of it.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,8 @@ Pairs = list[tuple[Array, Array]]
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
   """`a + b` rounded, and its rounding error (Knuth).
 
-  Neither may be a rounded product or quotient: a compiler may contract
-  product and sum into one operation where it computes the total but not where
-  it computes the error, and then the two are inconsistent. See `product` and
-  `divide`.
+  Neither may be a rounded product or quotient, which a compiler may contract
+  with one of these sums but not the other; see `product` and `divide`.
   """
   total = a + b
   share = total - a
@@ -36,11 +33,7 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 def add(
   high: Array, low: Array, other: Array, other_low: Array
 ) -> tuple[Array, Array]:
-  """Sum of two two-float numbers.
-
-  Not renormalised: the larger part depends on larger parts alone, so that it is
-  the same wherever a compiler recomputes it.
-  """
+  """Sum of two two-float numbers, not renormalised."""
   total, error = two_sum(high, other)
   return total, error + (low + other_low)
 
@@ -67,9 +60,8 @@ def divide(high: Array, low: Array, divisor: Array) -> tuple[Array, Array]:
 
 def _upper_half(x: Array) -> Array:
   """`x` with the lower half of its digits cleared."""
-  bits, dropped = (
-    (jnp.uint64, 27) if x.dtype == jnp.float64 else (jnp.uint32, 12)
-  )
+  wide = x.dtype == jnp.float64
+  bits, dropped = (jnp.uint64, 27) if wide else (jnp.uint32, 12)
   number = jax.lax.bitcast_convert_type(x, bits) >> bits(dropped)
   return jax.lax.bitcast_convert_type(number << bits(dropped), x.dtype)
 
@@ -87,9 +79,6 @@ def sum_rows(
     rows: `[rows, channels]`, at least one.
     keep: `[rows, 1]` bool.
     terms: `[slab, channels]` and `[slab, 1]` to pairs `[slab, channels]`.
-
-  Returns:
-    As many pairs, `[channels]`.
   """
   number, channels = rows.shape
   slab = 1 << ((number - 1).bit_length() + 1) // 2
@@ -101,17 +90,13 @@ def sum_rows(
   def add_pairs(total: Pairs, pairs: Pairs) -> tuple[Pairs, None]:
     return [add(*a, *b) for a, b in zip(total, pairs, strict=True)], None
 
-  def add_slab(total: Pairs, chunk: Any) -> tuple[Pairs, None]:
-    return add_pairs(total, terms(*chunk))
-
   # Derived from `rows` so that it varies over the same mesh axes.
   nothing = jnp.where(jnp.zeros((slab, 1), bool), rows[:slab], 0.0)
   shapes = jax.eval_shape(terms, rows[:slab], keep[:slab])
   start: Pairs = [(nothing, nothing) for _ in shapes]
-  chunks = (
-    rows.reshape(steps, slab, channels),
-    keep.reshape(steps, slab, 1),
+  chunks = rows.reshape(steps, slab, channels), keep.reshape(steps, slab, 1)
+  total, _ = jax.lax.scan(
+    lambda total, chunk: add_pairs(total, terms(*chunk)), start, chunks
   )
-  total, _ = jax.lax.scan(add_slab, start, chunks)
   start = [(nothing[0], nothing[0]) for _ in shapes]
   return jax.lax.scan(add_pairs, start, total)[0]

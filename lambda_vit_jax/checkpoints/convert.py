@@ -5,10 +5,11 @@ the parameters of the model, so that every one of them is filled; an array that
 none of them uses is an error. `#` is the block index.
 """
 
-import dataclasses
+import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +23,7 @@ Shape = tuple[int, ...]
 _STRIP = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
+class Transform(NamedTuple):
   """Arrays of a file to a parameter (`decode`), and back (`encode`)."""
 
   decode: Callable[..., np.ndarray]
@@ -31,10 +31,7 @@ class Transform:
 
 
 def _three(array: np.ndarray, shape: Callable[[int], Shape]) -> tuple:
-  """Splits a fused array into q, k and v with an axis for heads.
-
-  The array does not record the number of heads; it is written as 1.
-  """
+  """Splits a fused array into q, k and v, with an axis for one head."""
   parts = np.split(array, 3, axis=-1)
   return tuple(part.reshape(shape(part.shape[-1])) for part in parts)
 
@@ -69,57 +66,51 @@ OUT_KERNEL = Transform(
 
 Rules = tuple[tuple[str | tuple[str, ...], str, Transform], ...]
 
-_TIMM: Rules = (
+_TIMM_ARRAYS: Rules = (
   ('cls_token', 'cls_token', SAME),
   ('dist_token', 'dist_token', SAME),
   ('reg_token', 'reg_token', SAME),
   ('pos_embed', 'pos_embed', SAME),
-  ('patch_embed.proj.weight', 'patch_embed/kernel', CONV),
-  ('patch_embed.proj.bias', 'patch_embed/bias', SAME),
-  ('norm_pre.weight', 'norm_pre/scale', SAME),
-  ('norm_pre.bias', 'norm_pre/bias', SAME),
-  ('blocks.#.norm1.weight', 'block#/norm1/scale', SAME),
-  ('blocks.#.norm1.bias', 'block#/norm1/bias', SAME),
-  ('blocks.#.attn.qkv.weight', 'block#/attn/qkv/kernel', LINEAR),
-  ('blocks.#.attn.qkv.bias', 'block#/attn/qkv/bias', SAME),
-  ('blocks.#.attn.proj.weight', 'block#/attn/proj/kernel', LINEAR),
-  ('blocks.#.attn.proj.bias', 'block#/attn/proj/bias', SAME),
-  ('blocks.#.attn.linear.weight', 'block#/attn/linear/kernel', LINEAR),
-  ('blocks.#.attn.linear.bias', 'block#/attn/linear/bias', SAME),
-  ('blocks.#.attn.mean.weight', 'block#/attn/mean/kernel', LINEAR),
-  (
-    'blocks.#.attn.class_linear.weight',
-    'block#/attn/class_linear/kernel',
-    LINEAR,
-  ),
-  ('blocks.#.attn.class_linear.bias', 'block#/attn/class_linear/bias', SAME),
-  ('blocks.#.attn.class_mean.weight', 'block#/attn/class_mean/kernel', LINEAR),
   ('blocks.#.ls1.gamma', 'block#/ls1/gamma', SAME),
-  ('blocks.#.norm2.weight', 'block#/norm2/scale', SAME),
-  ('blocks.#.norm2.bias', 'block#/norm2/bias', SAME),
-  ('blocks.#.mlp.fc1.weight', 'block#/mlp/fc1/kernel', LINEAR),
-  ('blocks.#.mlp.fc1.bias', 'block#/mlp/fc1/bias', SAME),
-  ('blocks.#.mlp.fc2.weight', 'block#/mlp/fc2/kernel', LINEAR),
-  ('blocks.#.mlp.fc2.bias', 'block#/mlp/fc2/bias', SAME),
   ('blocks.#.ls2.gamma', 'block#/ls2/gamma', SAME),
-  ('norm.weight', 'norm/scale', SAME),
-  ('norm.bias', 'norm/bias', SAME),
-  ('fc_norm.weight', 'fc_norm/scale', SAME),
-  ('fc_norm.bias', 'fc_norm/bias', SAME),
-  ('head.weight', 'head/kernel', LINEAR),
-  ('head.bias', 'head/bias', SAME),
-  ('head_dist.weight', 'head_dist/kernel', LINEAR),
-  ('head_dist.bias', 'head_dist/bias', SAME),
 )
 
-TIMM: Rules = _TIMM + tuple(
-  (
-    f'{source}_scale',
-    f'{target.removesuffix("kernel")}{SCALE}',
-    LINEAR_SCALE if transform is LINEAR else CONV_SCALE,
+# Layers with a `weight` and perhaps a `bias`; `SAME` for norms.
+_TIMM_LAYERS = (
+  ('patch_embed.proj', 'patch_embed', CONV),
+  ('norm_pre', 'norm_pre', SAME),
+  ('blocks.#.norm1', 'block#/norm1', SAME),
+  ('blocks.#.attn.qkv', 'block#/attn/qkv', LINEAR),
+  ('blocks.#.attn.proj', 'block#/attn/proj', LINEAR),
+  ('blocks.#.attn.linear', 'block#/attn/linear', LINEAR),
+  ('blocks.#.attn.mean', 'block#/attn/mean', LINEAR),
+  ('blocks.#.attn.class_linear', 'block#/attn/class_linear', LINEAR),
+  ('blocks.#.attn.class_mean', 'block#/attn/class_mean', LINEAR),
+  ('blocks.#.norm2', 'block#/norm2', SAME),
+  ('blocks.#.mlp.fc1', 'block#/mlp/fc1', LINEAR),
+  ('blocks.#.mlp.fc2', 'block#/mlp/fc2', LINEAR),
+  ('norm', 'norm', SAME),
+  ('fc_norm', 'fc_norm', SAME),
+  ('head', 'head', LINEAR),
+  ('head_dist', 'head_dist', LINEAR),
+)
+
+
+def _timm_layer(source: str, target: str, transform: Transform) -> Rules:
+  bias = (f'{source}.bias', f'{target}/bias', SAME)
+  weight = f'{source}.weight'
+  if transform is SAME:
+    return (weight, f'{target}/scale', SAME), bias
+  scale = LINEAR_SCALE if transform is LINEAR else CONV_SCALE
+  return (
+    (weight, f'{target}/kernel', transform),
+    (f'{weight}_scale', f'{target}/{SCALE}', scale),
+    bias,
   )
-  for source, target, transform in _TIMM
-  if target.endswith('kernel')
+
+
+TIMM: Rules = _TIMM_ARRAYS + tuple(
+  itertools.chain.from_iterable(itertools.starmap(_timm_layer, _TIMM_LAYERS))
 )
 """timm's names, also those of the original DeiT files.
 
@@ -162,10 +153,9 @@ GOOGLE: Rules = (
 
 def flatten(tree: Params) -> dict[str, Any]:
   """`{'block00/mlp/fc1/kernel': leaf, …}` in the order of the tree."""
-  leaves, _ = jax.tree.flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
+    for path, leaf in jax.tree.leaves_with_path(tree)
   }
 
 
@@ -230,25 +220,25 @@ def decode(
       (all of them in one report), values that are not finite, or floats where
       8-bit integers are expected.
   """
-  plan: dict[str, tuple[tuple[str, ...], Transform, np.dtype]] = {}
-  used: set[str] = set()
+  leaves = flatten(expected)
+  plan: dict[str, tuple[tuple[str, ...], Transform]] = {}
+  unexpected = dict.fromkeys(shapes)
   missing, wrong = [], []
-  for path, leaf in flatten(expected).items():
+  for path, leaf in leaves.items():
     found = source_names(path, rules)
     if found is None:
       missing.append(path)
       continue
-    names, transform = found
-    used.update(names)
+    plan[path] = names, transform = found
     absent = [name for name in names if name not in shapes]
     missing += absent
-    if absent:
-      continue
-    problem = _shape_problem(names, shapes, transform, tuple(leaf.shape))
-    wrong += [problem] if problem else []
-    integers = np.dtype(leaf.dtype) == np.int8
-    plan[path] = names, transform, np.dtype(np.int8 if integers else np.float32)
-  unexpected = [name for name in shapes if name not in used]
+    for name in names:
+      unexpected.pop(name, None)
+    wanted = tuple(leaf.shape)
+    if not absent and parameter_shape(shapes, path, rules) != wanted:
+      first = transform.encode(np.broadcast_to(np.float32(0), wanted))[0]
+      found_shape, shape = _text(shapes[names[0]]), _text(first.shape)
+      wrong.append(f'{names[0]} is {found_shape}, expected {shape}')
   report = [
     f'{title}: {", ".join(grouped(names))}'
     for title, names in (('missing', missing), ('unexpected', unexpected))
@@ -260,10 +250,12 @@ def decode(
 
   flat: dict[str, Any] = {}
   broken: list[str] = []
-  for path, (names, transform, dtype) in plan.items():
+  for path, (names, transform) in plan.items():
+    integers = leaves[path].dtype == np.int8
+    dtype = np.dtype(np.int8 if integers else np.float32)
     # One contiguous copy per parameter; the source can then be freed.
     array = transform.decode(*(np.asarray(read(name)) for name in names))
-    if dtype == np.int8 and array.dtype != np.int8:
+    if integers and array.dtype != np.int8:
       raise CheckpointError(
         f'{where}: {names[0]} is {array.dtype}, expected int8; export the '
         'model again'
@@ -287,31 +279,30 @@ def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   """
   if array.ndim != 2 or array.flags.c_contiguous:
     return np.ascontiguousarray(array, dtype)
-  rows_of_source = array.T
   copy = np.empty(array.shape, dtype)
-  for start in range(0, len(rows_of_source), _STRIP):
-    stop = start + _STRIP
-    copy[:, start:stop] = rows_of_source[start:stop].T
+  for start in range(0, array.shape[1], _STRIP):
+    strip = slice(start, start + _STRIP)
+    copy[:, strip] = array[:, strip]
   return copy
 
 
-def _shape_problem(
-  names: tuple[str, ...],
-  shapes: Mapping[str, Shape],
-  transform: Transform,
-  wanted: Shape,
-) -> str:
-  """What is wrong with the shape of a parameter's sources, or ''."""
+def parameter_shape(
+  shapes: Mapping[str, Shape], path: str, rules: Rules = TIMM
+) -> Shape | None:
+  """The shape of the parameter at `path` in a file with arrays of `shapes`.
+
+  None if its arrays are missing or have a rank that cannot be converted.
+  """
+  names, transform = source_names(path, rules) or ((), SAME)
+  if not names or any(name not in shapes for name in names):
+    return None
+  zero = np.float32(0)
   try:
-    sources = [np.broadcast_to(np.float32(0), shapes[name]) for name in names]
-    if transform.decode(*sources).shape == wanted:
-      return ''
+    return transform.decode(
+      *(np.broadcast_to(zero, shapes[name]) for name in names)
+    ).shape
   except ValueError:
-    # A rank that the transform cannot take: reported like any other shape.
-    pass
-  encoded = transform.encode(np.broadcast_to(np.float32(0), wanted))
-  found = shapes[names[0]]
-  return f'{names[0]} is {_text(found)}, expected {_text(encoded[0].shape)}'
+    return None
 
 
 def _text(shape: Shape) -> str:
@@ -338,14 +329,12 @@ def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
 
 def grouped(names: Iterable[str]) -> list[str]:
   """Joins the block indices of names: `blocks.{0-2,5}.norm1.bias`."""
-  groups: dict[str, list[int]] = {}
+  groups: dict[str, list[int]] = collections.defaultdict(list)
   for name in names:
     index = re.search(r'(?:blocks\.|encoderblock_|block)(\d+)', name)
-    if index is None:
-      groups.setdefault(name, [])
-      continue
-    pattern = f'{name[: index.start(1)]}#{name[index.end(1) :]}'
-    groups.setdefault(pattern, []).append(int(index[1]))
+    if index:
+      name = f'{name[: index.start(1)]}#{name[index.end(1) :]}'
+    groups[name] += [int(index[1])] if index else []
   return [
     pattern.replace('#', _ranges(indices)) if indices else pattern
     for pattern, indices in groups.items()
@@ -356,11 +345,10 @@ def _ranges(indices: list[int]) -> str:
   """`{0-2,5}` from [0, 1, 2, 5]; a single index stays as it is."""
   if len(indices) == 1:
     return str(indices[0])
-  runs: list[list[int]] = []
-  for index in sorted(indices):
-    if runs and index == runs[-1][-1] + 1:
-      runs[-1].append(index)
-    else:
-      runs.append([index])
-  texts = [f'{run[0]}-{run[-1]}' if run[1:] else str(run[0]) for run in runs]
+  texts = []
+  for _, pairs in itertools.groupby(
+    enumerate(sorted(indices)), lambda pair: pair[1] - pair[0]
+  ):
+    run = [index for _, index in pairs]
+    texts.append(f'{run[0]}-{run[-1]}' if run[1:] else str(run[0]))
   return '{' + ','.join(texts) + '}'

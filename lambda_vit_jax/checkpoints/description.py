@@ -6,6 +6,7 @@ and bounds checked, nothing evaluated or opened.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,9 +38,13 @@ def _is_bool(value: Any) -> bool:
   return type(value) is bool
 
 
-def _are_names(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(x, str) for x in value)
+def _is_list_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, list) and all(map(valid, value))
 
+
+_is_count = functools.partial(_is_size, least=0)
+_are_counts = _is_list_of(_is_count)
+_are_names = _is_list_of(lambda value: isinstance(value, str))
 
 ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
   'patch_size': _is_size,
@@ -52,12 +57,43 @@ ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
   'layer_scale': lambda value: value is None or _is_positive(value),
   'pooling': lambda value: value in ('token', 'avg'),
   'distilled': _is_bool,
-  'num_registers': lambda value: _is_size(value, 0),
+  'num_registers': _is_count,
   'position_on_class': _is_bool,
   'pre_norm': _is_bool,
   'norm_before_pool': _is_bool,
 }
 """Fields of `ViT` in a description, each with the check of its value."""
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'num_classes': (_is_count, 'a number of classes'),
+  'norm_eps': (_is_list_of(_is_positive), 'a list of positive numbers'),
+  'pre_norm_eps': (_is_positive, 'a positive number'),
+  'attention_modes': (_are_names, 'a list of modes'),
+  'compensation': (_is_bool, 'true or false'),
+  'linear_inputs': (_are_names, 'a list of names'),
+  'dilution_path': (lambda value: value in DILUTION_PATHS, 'a known path'),
+  'merge': (_are_counts, 'a list of one number per block'),
+  'quantization': (lambda value: value in QUANTIZATIONS, 'a known form'),
+  'class_names': (_are_names, 'a list of one name per class'),
+  'kept_blocks': (
+    lambda value: _are_counts(value) and value == sorted(set(value)),
+    'an ascending list of one index per block',
+  ),
+}
+"""The other fields: the check of each value, and what it has to be."""
+
+# Of fields that files of earlier versions lack.
+_DEFAULTS = {
+  'architecture': {},
+  'compensation': True,
+  'linear_inputs': ['token'],
+  'dilution_path': 'attention',
+  'merge': [],
+  'quantization': 'none',
+  'segmentation': None,
+  'class_names': [],
+  'kept_blocks': [],
+}
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -78,9 +114,7 @@ def describe(model: Model) -> dict[str, Any]:
     'dilution_path': module.dilution_path,
     'merge': list(module.merge),
     'quantization': module.quantization,
-    'segmentation': (
-      None if module.segmentation is None else module.segmentation.to_json()
-    ),
+    'segmentation': module.segmentation and module.segmentation.to_json(),
     'preprocessing': model.preprocessing.to_json(),
     'class_names': list(model.class_names),
   }
@@ -119,38 +153,44 @@ def _require(condition: bool, what: str) -> None:
 
 def _rebuild(fields: Any) -> Model:
   _require(isinstance(fields, Mapping), 'not a JSON object')
+  variant = _read_variant(_DEFAULTS | fields)
+  fields = _DEFAULTS | {'pre_norm_eps': variant.norm_eps} | fields
+  checked = {name: fields[name] for name in _FIELDS}
+  for name, (is_valid, what) in _FIELDS.items():
+    _require(is_valid(checked[name]), f'`{name}` is not {what}')
+  num_classes, depth = checked['num_classes'], variant.depth
+  lengths = {'merge': depth, 'kept_blocks': depth, 'class_names': num_classes}
+  for name, length in lengths.items():
+    found = len(checked[name])
+    _require(found in (0, length), f'`{name}` is not {_FIELDS[name][1]}')
   # `image_size` is read from here alone.
   preprocessing = Preprocessing.from_json(fields['preprocessing'])
   _check_preprocessing(preprocessing)
-  variant = _read_variant(fields)
-  num_classes = fields['num_classes']
-  _require(_is_size(num_classes, 0), f'num_classes = {num_classes!r}')
-  segmentation = fields.get('segmentation')
+  segmentation = fields['segmentation']
   if segmentation is not None:
     _require(num_classes > 0, 'a decoder without classes')
-    segmentation = Decoder.from_json(segmentation, variant.depth)
+    segmentation = Decoder.from_json(segmentation, depth)
+  names, kept = (checked.pop(name) for name in ('class_names', 'kept_blocks'))
   module = make_module(
     variant,
-    num_classes=num_classes,
     image_size=preprocessing.image_size,
     in_chans=preprocessing.channels,
     segmentation=segmentation,
-    **_read_norms(fields, variant),
-    **_read_modes(fields),
+    **(checked | {'merge': tuple(checked['merge'])}),
   )
   return Model(
     module=module,
     params=abstract_params(module),
     variant=get_variant(fields['variant']).name,
     preprocessing=preprocessing,
-    class_names=_read_class_names(fields, num_classes),
-    kept_blocks=_read_kept_blocks(fields, module.depth),
+    class_names=tuple(names),
+    kept_blocks=tuple(kept),
   )
 
 
 def _read_variant(fields: Mapping[str, Any]) -> Variant:
   """The named variant, with the architecture's values in place of its own."""
-  architecture = fields.get('architecture', {})
+  architecture = fields['architecture']
   _require(isinstance(architecture, Mapping), '`architecture` is no object')
   for name, value in architecture.items():
     _require(
@@ -165,70 +205,8 @@ def _read_variant(fields: Mapping[str, Any]) -> Variant:
   return variant
 
 
-def _read_norms(fields: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-  """Epsilons of the LayerNorms, as arguments of `make_module`."""
-  norm_eps = list(fields['norm_eps'])
-  _require(all(_is_positive(value) for value in norm_eps), 'norm_eps')
-  pre_norm_eps = fields.get('pre_norm_eps', variant.norm_eps)
-  _require(_is_positive(pre_norm_eps), 'pre_norm_eps')
-  return {'norm_eps': norm_eps, 'pre_norm_eps': float(pre_norm_eps)}
-
-
-def _read_modes(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """What each block computes and how, as arguments of `make_module`."""
-  modes = list(fields['attention_modes'])
-  _require(_are_names(modes), 'attention_modes')
-  compensation = fields.get('compensation', True)
-  _require(_is_bool(compensation), 'compensation')
-  linear_inputs = fields.get('linear_inputs', ['token'])
-  _require(_are_names(linear_inputs), '`linear_inputs` is no list of names')
-  path = fields.get('dilution_path', 'attention')
-  _require(path in DILUTION_PATHS, 'dilution_path')
-  merge = fields.get('merge', [])
-  _require(
-    isinstance(merge, list)
-    and all(_is_size(count, 0) for count in merge)
-    and len(merge) in (0, len(modes)),
-    '`merge` is no list of one number per block',
-  )
-  quantization = fields.get('quantization', 'none')
-  _require(quantization in QUANTIZATIONS, 'quantization')
-  return {
-    'attention_modes': modes,
-    'compensation': compensation,
-    'linear_inputs': linear_inputs,
-    'dilution_path': path,
-    'merge': tuple(merge),
-    'quantization': quantization,
-  }
-
-
-def _read_class_names(
-  fields: Mapping[str, Any], num_classes: int
-) -> tuple[str, ...]:
-  names = fields.get('class_names', [])
-  _require(
-    _are_names(names) and len(names) in (0, num_classes),
-    '`class_names` is no list of one name per class',
-  )
-  return tuple(names)
-
-
-def _read_kept_blocks(fields: Mapping[str, Any], depth: int) -> tuple[int, ...]:
-  kept = fields.get('kept_blocks', [])
-  _require(
-    isinstance(kept, list)
-    and all(_is_size(index, 0) for index in kept)
-    and kept == sorted(set(kept))
-    and len(kept) in (0, depth),
-    '`kept_blocks` is no ascending list of one index per block',
-  )
-  return tuple(kept)
-
-
 def _check_preprocessing(preprocessing: Preprocessing) -> None:
-  size = preprocessing.image_size
-  _require(len(size) == 2 and all(map(_is_size, size)), f'image_size {size}')
+  _require(all(map(_is_size, preprocessing.image_size)), 'image_size')
   mean, std = preprocessing.mean, preprocessing.std
   _require(
     0 < len(mean) == len(std) <= 64
@@ -237,7 +215,5 @@ def _check_preprocessing(preprocessing: Preprocessing) -> None:
     'mean and std',
   )
   _require(_is_positive(preprocessing.crop_ratio), 'crop_ratio')
-  _require(
-    preprocessing.interpolation in ('bicubic', 'bilinear'),
-    f'interpolation {preprocessing.interpolation[:40]!r}',
-  )
+  known = ('bicubic', 'bilinear')
+  _require(preprocessing.interpolation in known, 'interpolation')

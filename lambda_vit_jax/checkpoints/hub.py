@@ -8,7 +8,6 @@ from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.models.variants import get_variant
 
 _NAME = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
-_FILES = ('config.json', 'model.safetensors')
 
 
 def is_hub_name(where: str) -> bool:
@@ -52,7 +51,7 @@ def download(where: str) -> epath.Path:
   try:
     paths = [
       huggingface_hub.hf_hub_download(repository, file, revision=revision)
-      for file in _FILES
+      for file in ('config.json', 'model.safetensors')
     ]
   except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
     raise CheckpointError(f'{where}: {_explain(error)}') from error

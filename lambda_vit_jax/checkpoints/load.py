@@ -1,11 +1,10 @@
 """`load_pretrained`: weights from any supported source, strictly checked."""
 
+import contextlib
 import importlib.resources
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
-from importlib.resources.abc import Traversable
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -23,7 +22,6 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
 
 _LOG = logging.getLogger(__name__)
-
 
 _BUILTIN = 'builtin:'
 
@@ -59,17 +57,36 @@ def load_pretrained(
   if variant is not None:
     get_variant(variant)
   text = str(where)
+  path = epath.Path(where)
+  if text.startswith(_BUILTIN):
+    known = _builtins()
+    name = text.removeprefix(_BUILTIN)
+    if name not in known:
+      raise CheckpointError(
+        f'{text}: no such weights in the package{nearest(name, known)}; known '
+        f'are {", ".join(known)}'
+      )
+    path = epath.Path(known[name])
   if hub.is_hub_name(text):
     model = pretrained.load_folder(hub.download(text), variant)
+  elif path.is_dir():
+    model = _load_directory(path, variant)
+  elif path.exists():
+    model = pretrained.load_file(path, variant)
   else:
-    path = epath.Path(_builtin(text) if text.startswith(_BUILTIN) else where)
-    if path.is_dir():
-      model = _load_directory(path, variant)
-    elif path.exists():
-      model = pretrained.load_file(path, variant)
-    else:
-      raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
-  return _adapt(model, num_classes, image_size, text)
+    raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
+  if image_size is not None:
+    model = adapt.with_image_size(model, image_size)
+  if num_classes is None or num_classes == model.num_classes:
+    return model
+  if num_classes:
+    _LOG.warning(
+      '%s: the head for %d classes is newly initialised (the weights have %d)',
+      text,
+      num_classes,
+      model.num_classes,
+    )
+  return adapt.with_num_classes(model, num_classes)
 
 
 def load_export(directory: str | epath.PathLike) -> Model:
@@ -93,15 +110,14 @@ def load_export(directory: str | epath.PathLike) -> Model:
       '`export` first'
     )
   readers.check_link(path)
-  fields = files.read_object(path)
-  model = description.rebuild(fields, str(path))
+  model = description.rebuild(files.read_object(path), str(path))
   if not (directory / 'params').exists():
     raise CheckpointError(
       f'{directory / "params"}: missing; export again with `orbax` among the '
       'formats'
     )
   readers.check_link(directory / 'params')
-  _check_file(directory, fields, 'params')
+  check_exported(directory, 'params')
   params = orbax_store.restore_tree(directory / 'params', model.params)
   return model.replace(params=params)
 
@@ -112,58 +128,38 @@ def check_exported(directory: epath.Path, name: str) -> None:
   Raises:
     CheckpointError: it, or `model.json`, was changed since the export.
   """
-  _check_file(directory, files.read_object(directory / 'model.json'), name)
-
-
-def _check_file(directory: epath.Path, fields: Any, name: str) -> None:
-  where = str(directory / 'model.json')
-  digests.check_seal(fields, where, 'export the model again')
+  path = directory / 'model.json'
+  fields = files.read_object(path)
+  digests.check_seal(fields, str(path), 'export the model again')
   if 'files' in fields:
     digests.check_files(directory, fields['files'], name)
 
 
-def _builtin(where: str) -> str:
-  """Returns the path of weights that come with the package."""
-  name = where.removeprefix(_BUILTIN)
-  known = _builtin_names()
-  if name not in known:
-    raise CheckpointError(
-      f'{where}: no such weights in the package{nearest(name, known)}; known '
-      f'are {", ".join(known)}'
-    )
-  return str(_assets() / f'{name}.safetensors')
-
-
-def _assets() -> Traversable:
-  return importlib.resources.files('lambda_vit_jax.checkpoints.builtin')
-
-
-def _builtin_names() -> list[str]:
-  """Names of the weights that come with the package."""
-  return [
-    pathlib.PurePath(file.name).stem
-    for file in _assets().iterdir()
+def _builtins() -> dict[str, str]:
+  """Paths of the weights that come with the package, by name."""
+  folder = importlib.resources.files('lambda_vit_jax.checkpoints.builtin')
+  return {
+    pathlib.PurePath(file.name).stem: str(file)
+    for file in folder.iterdir()
     if file.name.endswith('.safetensors')
-  ]
+  }
 
 
 def _load_directory(path: epath.Path, variant: str | None) -> Model:
   if (path / 'model.json').exists():
-    return pretrained.check_variant(load_export(path), variant, str(path))
-  if (path / 'checkpoints').exists() or (path / 'export').exists():
-    return pretrained.check_variant(_load_workdir(path), variant, str(path))
-  return pretrained.load_folder(path, variant)
+    model = load_export(path)
+  elif (path / 'checkpoints').exists() or (path / 'export').exists():
+    model = _load_workdir(path)
+  else:
+    return pretrained.load_folder(path, variant)
+  return pretrained.check_variant(model, variant, str(path))
 
 
 def _load_workdir(workdir: epath.Path) -> Model:
   """Loads the export of a run, or else its newest finished checkpoint."""
-  if (workdir / 'export' / 'model.json').exists():
-    return load_export(workdir / 'export')
-  for stage in ('dilute', 'linear', 'pretrain'):
-    if stage == 'linear':
-      if (workdir / stage / 'model.json').exists():
-        return load_export(workdir / stage)
-      continue
+  for stage in ('export', 'dilute', 'linear', 'pretrain'):
+    if (workdir / stage / 'model.json').exists():
+      return load_export(workdir / stage)
     directory = workdir / 'checkpoints' / stage
     if orbax_store.newest_step(directory) is None:
       continue
@@ -204,63 +200,34 @@ def load_stage(
       unfinished stage with `finished`.
   """
   directory = epath.Path(workdir) / 'checkpoints' / stage
-  if directory.exists():
-    checkpointer = orbax_store.Checkpointer(directory, reader=True)
-    step = checkpointer.best_step() if best else checkpointer.latest_step()
-    if step is not None:
-      meta = checkpointer.read_meta(step)
-      total = meta.get('total_steps', step)
-      if finished and step < total:
-        raise CheckpointError(
-          f'{directory}: is at step {step} of {total}; run the stage '
-          f'`{stage}` to its end first'
-        )
-      return _load_step(checkpointer, step, meta)
-    checkpointer.close()
-  raise CheckpointError(
+  missing = CheckpointError(
     f'{directory}: no finished checkpoint; run the stage `{stage}` first'
   )
-
-
-def _load_step(
-  checkpointer: orbax_store.Checkpointer, step: int, meta: Mapping[str, Any]
-) -> Model:
-  where = str(checkpointer.directory / str(step))
-  model = description.rebuild(meta.get('model'), where)
-  item = 'ema' if meta.get('has_ema') else 'params'
-  abstract = orbax_store.on_first_device(model.params)
-  params = checkpointer.restore(step, {item: abstract})[item]
-  checkpointer.close()
-  return model.replace(params=params)
-
-
-def _adapt(
-  model: Model,
-  num_classes: int | None,
-  image_size: int | Sequence[int] | None,
-  where: str,
-) -> Model:
-  """Changes the image size and the head, where asked for."""
-  if image_size is not None:
-    model = adapt.with_image_size(model, image_size)
-  if num_classes is not None and num_classes != model.num_classes:
-    if num_classes:
-      _LOG.warning(
-        '%s: the head for %d classes is newly initialised (the weights have '
-        '%d)',
-        where,
-        num_classes,
-        model.num_classes,
+  if not directory.exists():
+    raise missing
+  checkpointer = orbax_store.Checkpointer(directory, reader=True)
+  with contextlib.closing(checkpointer):
+    step = checkpointer.best_step() if best else checkpointer.latest_step()
+    if step is None:
+      raise missing
+    meta = checkpointer.read_meta(step)
+    total = meta.get('total_steps', step)
+    if finished and step < total:
+      raise CheckpointError(
+        f'{directory}: is at step {step} of {total}; run the stage `{stage}` '
+        'to its end first'
       )
-    model = adapt.with_num_classes(model, num_classes)
-  return model
+    model = description.rebuild(meta.get('model'), str(directory / str(step)))
+    item = 'ema' if meta.get('has_ema') else 'params'
+    abstract = orbax_store.on_first_device(model.params)
+    params = checkpointer.restore(step, {item: abstract})[item]
+  return model.replace(params=params)
 
 
 def _offer(text: str) -> str:
   """Suggests the nearest names for a path that does not exist."""
-  name = pathlib.PurePath(text).name
-  base = name.split('.')[0]
-  if base in _builtin_names():
+  base = pathlib.PurePath(text).name.split('.')[0]
+  if base in _builtins():
     return f'; did you mean {_BUILTIN}{base}?'
   if base in VARIANTS and VARIANTS[base].weights:
     return f'; did you mean {VARIANTS[base].weights}?'

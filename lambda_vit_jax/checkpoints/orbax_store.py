@@ -7,15 +7,15 @@ one by one, so that reading a model never reads its optimizer state.
 """
 
 import contextlib
-import dataclasses
 import gc
 import importlib
 import inspect
+import operator
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,11 +49,8 @@ def newest_step(directory: epath.Path) -> int | None:
   if not directory.exists():
     return None
   complete = orbax().path.step.is_path_finalized
-  steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()]
-  for step in sorted(steps, reverse=True):
-    if complete(directory / str(step)):
-      return step
-  return None
+  steps = [path for path in directory.iterdir() if path.name.isdigit()]
+  return max((int(p.name) for p in steps if complete(p)), default=None)
 
 
 class Checkpointer:
@@ -81,14 +78,13 @@ class Checkpointer:
     self.directory = absolute(directory)
     managers = orbax().checkpoint_managers
     policies = [managers.LatestN(n=keep)]
-    options: dict[str, Any] = {'create': True}
+    options: dict[str, Any] = {'best_fn': _accuracy} if keep_best else {}
     if keep_best:
       policies.append(
         managers.BestN(
           get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
       )
-      options |= {'best_fn': _accuracy, 'best_mode': 'max'}
     options['preservation_policy'] = managers.AnyPreservationPolicy(policies)
     if reader:
       options = {
@@ -134,33 +130,20 @@ class Checkpointer:
       CheckpointError: this save or an earlier one failed (a full disk, say);
         earlier checkpoints are intact.
     """
-    fingerprints = {
-      name: digests.fingerprint(tree) for name, tree in items.items()
-    }
-    try:
+    fingerprints = {name: digests.fingerprint(x) for name, x in items.items()}
+    args = {name: orbax().args.StandardSave(x) for name, x in items.items()}
+    args['meta'] = orbax().args.JsonSave(
+      digests.seal(meta | {_FINGERPRINTS: fingerprints})
+    )
+    with self._saving(step):
       self._manager.save(
-        step,
-        args=orbax().args.Composite(
-          meta=orbax().args.JsonSave(
-            digests.seal(meta | {_FINGERPRINTS: fingerprints})
-          ),
-          **{
-            name: orbax().args.StandardSave(tree)
-            for name, tree in items.items()
-          },
-        ),
-        metrics=metrics,
-        force=True,
+        step, args=orbax().args.Composite(**args), metrics=metrics, force=True
       )
-    except (OSError, ValueError) as error:
-      raise self._save_failed(step, error) from error
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises like `save`."""
-    try:
+    with self._saving():
       self._manager.wait_until_finished()
-    except (OSError, ValueError) as error:
-      raise self._save_failed(self._manager.latest_step(), error) from error
 
   def close(self) -> None:
     """Waits for pending saves, then closes the folder."""
@@ -216,37 +199,31 @@ class Checkpointer:
       _REMEDY,
     )
 
-  def _save_failed(self, step: int | None, error: Exception) -> CheckpointError:
-    reason = ' '.join(str(error).split())
-    if len(reason) > 200:
-      # The failure comes first, the cause last, and paths in between.
-      reason = f'{reason[:60]} … {reason[-140:]}'
-    return CheckpointError(
-      f'{self.directory}: saving step {step} failed ({reason}); earlier '
-      'checkpoints are intact, free some space and run the command again'
-    )
+  @contextlib.contextmanager
+  def _saving(self, step: int | None = None) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      reason = ' '.join(str(error).split())
+      if len(reason) > 200:
+        # The failure comes first, the cause last, and paths in between.
+        reason = f'{reason[:60]} … {reason[-140:]}'
+      step = self._manager.latest_step() if step is None else step
+      raise CheckpointError(
+        f'{self.directory}: saving step {step} failed ({reason}); earlier '
+        'checkpoints are intact, free some space and run the command again'
+      ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """A checkpoint of another run, to start from.
-
-  Attributes:
-    directory: the stage's folder.
-    step: one that exists there.
-  """
+class Source(NamedTuple):
+  """A checkpoint of another run to start from: a stage's folder and a step."""
 
   directory: epath.Path
   step: int
 
-  @contextlib.contextmanager
-  def open(self) -> Iterator[Checkpointer]:
+  def open(self) -> 'contextlib.closing[Checkpointer]':
     """Opens a checkpointer with which every process reads its own part."""
-    checkpointer = Checkpointer(self.directory, reader=True)
-    try:
-      yield checkpointer
-    finally:
-      checkpointer.close()
+    return contextlib.closing(Checkpointer(self.directory, reader=True))
 
 
 def alone() -> Any:
@@ -259,8 +236,7 @@ def alone() -> Any:
   )
 
 
-def _accuracy(metrics: dict[str, float]) -> float:
-  return metrics['accuracy']
+_accuracy = operator.itemgetter('accuracy')
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
@@ -321,21 +297,21 @@ _hook_lock = threading.RLock()
 
 
 def _read(read: Callable[[], Any], problem: str, remedy: str) -> Any:
-  """Calls `read`, and turns any failure of Orbax into one line.
+  """Calls `read`; a failure of Orbax becomes `problem`, its reason and `remedy`.
 
-  Orbax reads arrays concurrently. When one read fails, it leaves the others
-  behind: coroutines suspended in reference cycles, and reads in tensorstore's
-  threads that report to an event loop already closed. Each would print a
-  traceback after our one line, so a hook silences them until they are done.
-  The hook is removed again; a read that takes longer than `_GRACE` to end
-  still prints its traceback.
-
-  Raises:
-    CheckpointError: `problem`, the reason, and `remedy`.
+  Orbax reads arrays concurrently. A read that fails leaves others behind, in
+  reference cycles and in tensorstore's threads, and each would print a
+  traceback after our one line. A hook silences those that end within `_GRACE`.
   """
   with _hook_lock:
     hook = sys.unraisablehook
-    sys.unraisablehook = _without_abandoned_reads(hook)
+
+    def report(unraisable: Any) -> None:
+      loop_closed = str(unraisable.exc_value) == 'Event loop is closed'
+      if not inspect.iscoroutine(unraisable.object) and not loop_closed:
+        hook(unraisable)
+
+    sys.unraisablehook = report
     try:
       try:
         return read()
@@ -348,19 +324,3 @@ def _read(read: Callable[[], Any], problem: str, remedy: str) -> Any:
     finally:
       sys.unraisablehook = hook
   raise CheckpointError(f'{problem} ({reason}); {remedy}')
-
-
-def _without_abandoned_reads(
-  hook: Callable[[Any], Any],
-) -> Callable[[Any], None]:
-  """A `sys.unraisablehook` that passes on all but failed reads to `hook`."""
-
-  def report(unraisable: Any) -> None:
-    loop_closed = (
-      isinstance(unraisable.exc_value, RuntimeError)
-      and str(unraisable.exc_value) == 'Event loop is closed'
-    )
-    if not inspect.iscoroutine(unraisable.object) and not loop_closed:
-      hook(unraisable)
-
-  return report

@@ -5,6 +5,7 @@ Finds out the variant and the image size; every array has to be used.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -88,7 +89,12 @@ def load_file(path: epath.Path, variant: str | None) -> Model:
       spec = _variant_of(path, file, variant)
       file = _without_old_head(file)
       own = _model_of(spec, file)
-      hint = _hint(spec, file)
+      others = [
+        name
+        for name in infer.candidates(file.shapes, file.rules)
+        if name != spec.name
+      ]
+      hint = f'; its arrays fit {", ".join(others)}' if others else ''
     params = convert.decode(
       file.shapes,
       file.read,
@@ -134,22 +140,11 @@ def _variant_of(
   return get_variant(variant)
 
 
-def _hint(spec: Variant, file: WeightFile) -> str:
-  """The end of an error report: other variants that the arrays fit."""
-  others = [
-    name
-    for name in infer.candidates(file.shapes, file.rules)
-    if name != spec.name
-  ]
-  return f'; its arrays fit {", ".join(others)}' if others else ''
-
-
 def _model_of(spec: Variant, file: WeightFile) -> Model:
   """The model of another program's file, with shapes for parameters."""
-
-  def shape(name: str) -> convert.Shape | None:
-    return infer.parameter_shape(file.shapes, name, file.rules)
-
+  shape = functools.partial(
+    convert.parameter_shape, file.shapes, rules=file.rules
+  )
   head = shape('head/kernel')
   if shape('fc_norm/scale') is not None:
     spec = dataclasses.replace(spec, norm_before_pool=False)
@@ -170,31 +165,28 @@ def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
   """Image size from the number of positions: square, else the variant's."""
   if positions is None or len(positions) != 3:
     return spec.image_size
-  side = math.isqrt(max(positions[1] - infer.num_prefix(spec), 1))
-  fits = infer.num_positions(spec, (side, side)) == positions[1]
-  return side * spec.patch_size if fits else spec.image_size
+  patches = positions[1] - infer.num_prefix(spec)
+  side = math.isqrt(max(patches, 1))
+  return side * spec.patch_size if side**2 == patches else spec.image_size
 
 
 def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
-  """Leaves out the zeros in place of removed attention layers (zero_fill).
-
-  Raises:
-    CheckpointError: they are not zeros.
-  """
+  """Leaves out the zeros in place of removed attention layers (zero_fill)."""
   if file.description is None or not file.description.get('zero_filled'):
     return file
-  shapes = dict(file.shapes)
-  for block_index in own.removed_layers:
-    for part in ATTENTION_PARTS:
-      prefix = f'blocks.{block_index}.{part}.'
-      for name in [name for name in shapes if name.startswith(prefix)]:
-        del shapes[name]
-        if '.proj.' in name and file.read(name).any():
-          raise CheckpointError(
-            f'{file.path}: {name} is not zero, but block {block_index} is '
-            'described as removed; export the model again'
-          )
-  return dataclasses.replace(file, shapes=shapes)
+  prefixes = tuple(
+    f'blocks.{layer}.{part}.'
+    for layer in own.removed_layers
+    for part in ATTENTION_PARTS
+  )
+  filled = [name for name in file.shapes if name.startswith(prefixes)]
+  for name in filled:
+    if '.proj.' in name and file.read(name).any():
+      raise CheckpointError(
+        f'{file.path}: {name} is not zero, but its attention layer is '
+        'described as removed; export the model again'
+      )
+  return _without(file, filled)
 
 
 def _without_old_head(file: WeightFile) -> WeightFile:
@@ -202,15 +194,13 @@ def _without_old_head(file: WeightFile) -> WeightFile:
 
   It belongs to their head, which is left out with it; timm dropped both too.
   """
-  extra = [name for name in file.shapes if name.startswith('pre_logits/')]
-  if not extra:
+  if not any(name.startswith('pre_logits/') for name in file.shapes):
     return file
   _LOG.warning('%s: pre_logits and the head after it are left out', file.path)
-  return dataclasses.replace(
-    file,
-    shapes={
-      name: shape
-      for name, shape in file.shapes.items()
-      if not name.startswith(('pre_logits/', 'head/'))
-    },
-  )
+  old = ('pre_logits/', 'head/')
+  return _without(file, [x for x in file.shapes if x.startswith(old)])
+
+
+def _without(file: WeightFile, names: list[str]) -> WeightFile:
+  shapes = {x: shape for x, shape in file.shapes.items() if x not in names}
+  return dataclasses.replace(file, shapes=shapes)

@@ -59,9 +59,9 @@ def read_variant(config: Any, where: str) -> Variant:
       'are token and avg'
     )
   try:
-    fields |= _read_preprocessing(config.get('pretrained_cfg') or {})
-    name = config['architecture']
-    tag = (config.get('pretrained_cfg') or {}).get('tag')
+    pretrained = config.get('pretrained_cfg') or {}
+    fields |= _read_preprocessing(pretrained)
+    name, tag = config['architecture'], pretrained.get('tag')
     variant = get_variant(f'{name}.{tag}' if tag else name)
     return dataclasses.replace(variant, **fields)
   except LambdaVitError as error:
@@ -108,7 +108,6 @@ def write_config(model: Model) -> dict[str, Any]:
     arguments['fc_norm'] = not module.norm_before_pool
   if module.image_size != (stock.image_size, stock.image_size):
     arguments['img_size'] = list(module.image_size)
-  heads = ['head', 'head_dist'] if module.distilled else 'head'
   # Of a segmentation model timm knows the backbone only.
   num_classes = module.num_classes if module.segmentation is None else 0
   return {
@@ -127,6 +126,6 @@ def write_config(model: Model) -> dict[str, Any]:
       'std': list(preprocessing.std),
       'num_classes': num_classes,
       'first_conv': 'patch_embed.proj',
-      'classifier': heads,
+      'classifier': ['head', 'head_dist'] if module.distilled else 'head',
     },
   }

@@ -49,7 +49,7 @@ def check(settings: Settings) -> None:
     training = settings.training(stage)
     LossSettings(distill=training.distill)
     optim.check_schedule(training.schedule)
-    optim.check_pattern(training.frozen, stage)
+    optim.check_frozen(training.frozen, stage)
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
   export.check_settings(**dataclasses.asdict(settings.export))

@@ -147,8 +147,31 @@ class Augment:
     preprocessing: Preprocessing,
     rng: np.random.Generator,
   ) -> tuple[np.ndarray, Patch | None, Any]:
-    """See `Recipe` and `training_pixels`."""
-    pixels, patch = training_pixels(record['image'], preprocessing, self, rng)
+    """See `Recipe`; random choices are drawn in a fixed order."""
+    image = transforms.open_image(record['image'])
+    if self.crop_area is None:
+      image = transforms.load(image, preprocessing.channels)
+      image = transforms.resize_and_crop(image, preprocessing)
+    else:
+      box = transforms.sample_crop(
+        image.size, self.crop_area, self.crop_aspect, rng
+      )
+      image = transforms.crop_and_resize(image, box, preprocessing)
+    if self.is_affine:
+      image = _random_affine(image, self, rng)
+    if self.flip and rng.random() < self.flip:
+      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if self.randaugment:
+      image = parse_policy(self.randaugment)(
+        image,
+        rng,
+        fill=transforms.fill_colour(image.mode, preprocessing.mean),
+        resample=transforms.RESAMPLING[preprocessing.interpolation],
+      )
+    pixels = transforms.to_pixels(image)
+    patch = None
+    if self.erasing and rng.random() < self.erasing:
+      patch = draw_patch(pixels.shape, rng)
     return pixels, patch, record['label']
 
   def evaluation(
@@ -193,80 +216,6 @@ RECIPES = {
   ),
 }
 """The recipe of each `kind`."""
-
-
-def training_pixels(
-  data: bytes | np.ndarray,
-  preprocessing: Preprocessing,
-  augment: Augment,
-  rng: np.random.Generator,
-) -> tuple[np.ndarray, Patch | None]:
-  """Decodes and augments one stored image, without normalising it.
-
-  Args:
-    data: an encoded file or a uint8 array.
-    preprocessing: the model's.
-    augment: the random changes.
-    rng: source of every random choice, drawn in a fixed order.
-
-  Returns:
-    uint8 `[height, width, channels]`, and the noise that replaces the erased
-    part of the normalised image.
-
-  Raises:
-    UndecodableError: `data` is not an image.
-  """
-  image = transforms.open_image(data)
-  if augment.crop_area is None:
-    image = transforms.load(image, preprocessing.channels)
-    image = transforms.resize_and_crop(
-      image,
-      preprocessing.image_size,
-      preprocessing.crop_ratio,
-      preprocessing.interpolation,
-    )
-  else:
-    box = transforms.sample_crop(
-      image.size, augment.crop_area, augment.crop_aspect, rng
-    )
-    image = transforms.crop_and_resize(
-      image,
-      preprocessing.channels,
-      box,
-      preprocessing.image_size,
-      preprocessing.interpolation,
-    )
-  if augment.is_affine:
-    image = _random_affine(image, augment, rng)
-  if augment.flip and rng.random() < augment.flip:
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  if augment.randaugment:
-    image = parse_policy(augment.randaugment)(
-      image,
-      rng,
-      fill=transforms.fill_colour(image.mode, preprocessing.mean),
-      resample=transforms.RESAMPLING[preprocessing.interpolation],
-    )
-  pixels = transforms.to_pixels(image)
-  patch = None
-  if augment.erasing and rng.random() < augment.erasing:
-    patch = draw_patch(pixels.shape, rng)
-  return pixels, patch
-
-
-def training_array(
-  data: bytes | np.ndarray,
-  preprocessing: Preprocessing,
-  augment: Augment,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """`training_pixels`, normalised: float32 `[height, width, channels]`."""
-  pixels, patch = training_pixels(data, preprocessing, augment, rng)
-  array = np.empty(pixels.shape, np.float32)
-  transforms.normalise(pixels, preprocessing, array)
-  if patch is not None:
-    patch.paste(array)
-  return array
 
 
 def _random_affine(

@@ -101,10 +101,13 @@ class DataReport(Shown):
 
   def table(self) -> Table:
     """A column per split, a row per statistic."""
+    train = _column(self.train, self.class_names)
+    test = _column(self.test, self.class_names)
+    rows = [(name, train[name], test[name]) for name in train]
     return Table(
       title=self.name,
       header=('', 'train', 'test'),
-      rows=_rows(self),
+      rows=(*rows, ('also in train', '', str(self.leaked))),
       caption='; '.join(self.problems[:_SHOWN_PROBLEMS]),
     )
 
@@ -166,33 +169,26 @@ class _Found:
   reason: str = ''
 
 
-def _classes(
-  label: Any, size: tuple[int, int], num_classes: int
-) -> tuple[int, ...]:
-  """The class of an image, or the classes in its mask."""
-  if not isinstance(label, bytes | np.ndarray):
-    return (int(label),)
-  found = np.unique(MaskRules(num_classes).read(label, size))
-  return tuple(found[found >= 0].tolist())
-
-
 def _inspect(source: ImageSource, num_classes: int, index: int) -> _Found:
   try:
     record = source[index]
   except DataError as error:
     return _Found(source.describe(index), reason=str(error))
-  data = record['image']
+  data, label = record['image'], record['label']
   raw = data.tobytes() if isinstance(data, np.ndarray) else data
   digest = hashlib.blake2b(raw, digest_size=12).digest()
+  has_mask = isinstance(label, bytes | np.ndarray)
+  # An image that cannot be read still counts for the class it has.
+  known: tuple[int, ...] = () if has_mask else (int(label),)
+  classes = known
   try:
     image = open_image(data)
     size, mode = image.size, image.mode
-    classes = _classes(record['label'], size, num_classes)
+    if has_mask:
+      found = np.unique(MaskRules(num_classes).read(label, size))
+      classes = tuple(found[found >= 0].tolist())
     histogram = np.reshape(load(image, 3).histogram(), (3, 256))
   except (UndecodableError, MaskError) as error:
-    # An image that cannot be read still counts for the class it has.
-    label = record['label']
-    known = (int(label),) if not isinstance(label, bytes | np.ndarray) else ()
     return _Found(source.describe(index), known, digest, reason=str(error))
   share = histogram / histogram[0].sum()
   moments = np.stack([share @ _LEVELS, share @ _LEVELS**2])
@@ -258,45 +254,32 @@ def _range(
   lengths = np.sort(
     np.repeat([size[axis] for size in sizes], list(sizes.values()))
   )
-  return (
-    int(lengths[0]),
-    int(lengths[(len(lengths) - 1) // 2]),
-    int(lengths[-1]),
+  least, median, greatest = lengths[[0, (len(lengths) - 1) // 2, -1]].tolist()
+  return least, median, greatest
+
+
+def _column(split: SplitReport, class_names: tuple[str, ...]) -> dict[str, str]:
+  """The statistics of a split by name, as text."""
+
+  def listed(values: tuple[float, ...], form: str = '') -> str:
+    return ', '.join(format(value, form) for value in values)
+
+  counts = split.class_counts
+  fewest, most = (
+    f'{counts[place]:,} ({class_names[place]})'
+    for place in (int(np.argmin(counts)), int(np.argmax(counts)))
   )
-
-
-def _rows(report: DataReport) -> tuple[tuple[str, ...], ...]:
-  def row(title: str, text: Callable[[SplitReport], str]) -> tuple[str, ...]:
-    return title, text(report.train), text(report.test)
-
-  return (
-    row('images', lambda split: f'{split.num_images:,}'),
-    row('classes', lambda split: str(sum(map(bool, split.class_counts)))),
-    row('fewest per class', lambda split: _extreme(report, split, min)),
-    row('most per class', lambda split: _extreme(report, split, max)),
-    row('height: least, median, greatest', lambda s: _listed(s.heights)),
-    row('width: least, median, greatest', lambda s: _listed(s.widths)),
-    row('modes', lambda split: _counted(split.modes)),
-    row('mean', lambda split: _listed(split.mean, '.4f')),
-    row('standard deviation', lambda split: _listed(split.std, '.4f')),
-    row('undecodable', lambda split: str(len(split.broken))),
-    row('repeated', lambda split: str(split.repeated)),
-    ('also in train', '', str(report.leaked)),
-  )
-
-
-def _counted(counts: dict[str, int]) -> str:
-  return ', '.join(f'{count:,} {name}' for name, count in counts.items())
-
-
-def _listed(values: tuple[float, ...], form: str = '') -> str:
-  return ', '.join(format(value, form) for value in values)
-
-
-def _extreme(
-  report: DataReport, split: SplitReport, choose: Callable[..., int]
-) -> str:
-  place = choose(
-    range(len(split.class_counts)), key=split.class_counts.__getitem__
-  )
-  return f'{split.class_counts[place]:,} ({report.class_names[place]})'
+  modes = (f'{count:,} {mode}' for mode, count in split.modes.items())
+  return {
+    'images': f'{split.num_images:,}',
+    'classes': str(np.count_nonzero(counts)),
+    'fewest per class': fewest,
+    'most per class': most,
+    'height: least, median, greatest': listed(split.heights),
+    'width: least, median, greatest': listed(split.widths),
+    'modes': ', '.join(modes),
+    'mean': listed(split.mean, '.4f'),
+    'standard deviation': listed(split.std, '.4f'),
+    'undecodable': str(len(split.broken)),
+    'repeated': str(split.repeated),
+  }

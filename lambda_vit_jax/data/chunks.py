@@ -23,19 +23,6 @@ one after the other); for evaluation `mask` bool `[n]`, False where a row is
 padding."""
 
 
-def empty(
-  number: int,
-  preprocessing: Preprocessing,
-  label_shape: tuple[int, ...] = (),
-) -> Chunk:
-  """A chunk of `number` images with uninitialised pixels and zero labels."""
-  shape = (number, *preprocessing.image_size, preprocessing.channels)
-  return {
-    'pixels': np.empty(shape, np.uint8),
-    'label': np.zeros((number, *label_shape), np.int32),
-  }
-
-
 def pack_patches(patches: Sequence[Patch | None]) -> Chunk:
   """Packs the erasing noise of a chunk's images into two plain arrays."""
   boxes, noise = [], []
@@ -51,10 +38,6 @@ def pack_patches(patches: Sequence[Patch | None]) -> Chunk:
 
 def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
   """Joins chunks, in order, to a batch of normalised float32 images.
-
-  Args:
-    chunks: at least one.
-    preprocessing: the model's.
 
   Returns:
     `image` float32 `[batch, height, width, channels]`, zeros where `mask` is

@@ -16,6 +16,7 @@ from PIL import Image
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data.sources.dataset import Record
 from lambda_vit_jax.data.transforms import UndecodableError
 
 _LARGEST_CLASS = 1 << 15
@@ -94,16 +95,23 @@ class MaskRules:
       )
     return np.where(ignored, IGNORED, values).astype(np.int16)
 
+  def read_record(
+    self, record: Record, preprocessing: Preprocessing
+  ) -> tuple[Image.Image, np.ndarray]:
+    """The decoded image of a record and its classes; raises as `read`."""
+    image = transforms.open_image(record['image'])
+    image = transforms.load(image, preprocessing.channels)
+    return image, self.read(record['label'], image.size)
+
 
 def _indices(data: bytes | np.ndarray) -> np.ndarray:
   """The stored values as int64 `[height, width]`, not looked up in a palette."""
-  if not isinstance(data, np.ndarray):
-    try:
-      data = np.asarray(transforms.open_image(data))
-    # Decoders raise almost anything for damaged bytes.
-    except Exception as error:
-      reason = ' '.join(str(error).split()) or type(error).__name__
-      raise UndecodableError(f'its mask: {reason}') from error
+  try:
+    with transforms.decoding():
+      if not isinstance(data, np.ndarray):
+        data = np.asarray(transforms.open_image(data))
+  except UndecodableError as error:
+    raise UndecodableError(f'its mask: {error}') from error
   if data.ndim == 3:
     if (data[..., :3] != data[..., :1]).any():
       raise MaskError(

@@ -6,6 +6,7 @@ of a batch: large enough that Grain's cost per element does not matter, small
 enough that few batches are in memory.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -18,16 +19,14 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import chunks
+from lambda_vit_jax.data import chunks, readers
 from lambda_vit_jax.data.augment import RECIPES, Recipe
 from lambda_vit_jax.data.chunks import Batch
-from lambda_vit_jax.data.readers import (
-  ChunkLayout,
-  EvalReader,
-  Reader,
-  TrainReader,
-)
 from lambda_vit_jax.data.sources.dataset import ImageSource
+
+# Chunks hold about this many pixels: 20 images of 224 px, 256 of 64 px.
+_CHUNK_PIXELS = 2**20
+_CHUNK_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +71,13 @@ class Loading:
     if self.workers < 0:
       raise UsageError(f'workers={self.workers}: must be at least 0')
 
-  def layout(self, preprocessing: Preprocessing) -> ChunkLayout:
+  def layout(self, preprocessing: Preprocessing) -> readers.ChunkLayout:
     """How this process's part of a batch is cut into chunks."""
-    return ChunkLayout.of(
-      self.batch_size,
-      self.process_index,
-      self.process_count,
-      preprocessing.image_size,
+    local_size = self.batch_size // self.process_count
+    fitting = max(1, _CHUNK_PIXELS // math.prod(preprocessing.image_size))
+    chunk_size = min(local_size, _CHUNK_IMAGES, fitting)
+    return readers.ChunkLayout(
+      self.batch_size, local_size, self.process_index, chunk_size
     )
 
 
@@ -125,7 +124,7 @@ def train_batches(
     raise UsageError(f'repeats={repeats}: must be at least 1')
   if start_step < 0:
     raise UsageError(f'start_step={start_step}: must be at least 0')
-  reader = TrainReader(
+  reader = readers.TrainReader(
     layout=loading.layout(preprocessing),
     source=source,
     indices=indices,
@@ -165,7 +164,7 @@ def eval_batches(
     DataError: indices that the split does not have; from the iterator, an
       image that cannot be decoded, named.
   """
-  reader = EvalReader(
+  reader = readers.EvalReader(
     layout=loading.layout(preprocessing),
     source=source,
     indices=_checked_indices(source, indices),
@@ -191,7 +190,7 @@ def _checked_indices(source: ImageSource, indices: np.ndarray) -> np.ndarray:
 
 
 def _run(
-  numbers: grain.MapDataset, reader: Reader, loading: Loading
+  numbers: grain.MapDataset, reader: readers.Reader, loading: Loading
 ) -> Iterator[Batch]:
   """Maps chunk numbers to chunks in the background, joins them to batches."""
   chunks_per_batch = reader.layout.chunks_per_batch
@@ -227,7 +226,5 @@ def _usable_cores() -> int:
 
 def _closing(iterator: grain.DatasetIterator) -> Iterator[Batch]:
   """Stops threads and workers when the consumer stops, for any reason."""
-  try:
+  with contextlib.closing(iterator):
     yield from iterator
-  finally:
-    iterator.close()

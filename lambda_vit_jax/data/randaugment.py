@@ -73,6 +73,11 @@ def _posterize(image: Image.Image, bits: int) -> Image.Image:
 
 Operation = Callable[[Image.Image, Draw], Image.Image]
 
+
+def _enhance(kind: Callable[[Image.Image], Any]) -> Operation:
+  return lambda image, draw: kind(image).enhance(draw.enhancement)
+
+
 # Greatest angle: 30 degrees. Greatest shear: 0.3. Greatest shift: 0.45 of the
 # side. Posterize keeps 4 bits down to none, solarize inverts levels from 256
 # down to 0: all get stronger with the magnitude (`inc1`).
@@ -90,18 +95,10 @@ OPERATIONS: dict[str, Operation] = {
     image, 256 - int(256 * draw.strength)
   ),
   'SolarizeAdd': _solarize_add,
-  'Color': lambda image, draw: ImageEnhance.Color(image).enhance(
-    draw.enhancement
-  ),
-  'Contrast': lambda image, draw: ImageEnhance.Contrast(image).enhance(
-    draw.enhancement
-  ),
-  'Brightness': lambda image, draw: ImageEnhance.Brightness(image).enhance(
-    draw.enhancement
-  ),
-  'Sharpness': lambda image, draw: ImageEnhance.Sharpness(image).enhance(
-    draw.enhancement
-  ),
+  'Color': _enhance(ImageEnhance.Color),
+  'Contrast': _enhance(ImageEnhance.Contrast),
+  'Brightness': _enhance(ImageEnhance.Brightness),
+  'Sharpness': _enhance(ImageEnhance.Sharpness),
   'ShearX': lambda image, draw: draw.warp(
     image, 1, 0.3 * draw.signed, 0, 0, 1, 0
   ),

@@ -6,10 +6,12 @@ batch), so neither a restart nor another number of processes, threads or
 workers changes a pixel.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,6 @@ from lambda_vit_jax.data.randaugment import Patch
 from lambda_vit_jax.data.sources.dataset import ImageSource
 from lambda_vit_jax.data.transforms import UndecodableError
 
-# Chunks hold about this many pixels: 20 images of 224 px, 256 of 64 px.
-_CHUNK_PIXELS = 2**20
-_CHUNK_IMAGES = 256
 # More undecodable images in a row than this are no accident.
 _MAX_SKIPPED = 100
 # Purposes of random numbers: the order of a pass, the changes to an image.
@@ -48,20 +47,6 @@ class ChunkLayout:
   local_size: int
   process_index: int
   chunk_size: int
-
-  @classmethod
-  def of(
-    cls,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-    image_size: tuple[int, int],
-  ) -> 'ChunkLayout':
-    """The layout for images of (height, width) pixels."""
-    local_size = batch_size // process_count
-    fitting = max(1, _CHUNK_PIXELS // (image_size[0] * image_size[1]))
-    chunk_size = min(local_size, _CHUNK_IMAGES, fitting)
-    return cls(batch_size, local_size, process_index, chunk_size)
 
   @property
   def chunks_per_batch(self) -> int:
@@ -98,16 +83,18 @@ class Reader:
   skip_undecodable: bool
 
   def _empty_chunk(self, count: int) -> Chunk:
-    shape = self.recipe.label_shape(self.preprocessing)
-    return chunks.empty(count, self.preprocessing, shape)
+    size, channels = self.preprocessing.image_size, self.preprocessing.channels
+    label_shape = self.recipe.label_shape(self.preprocessing)
+    return {
+      'pixels': np.empty((count, *size, channels), np.uint8),
+      'label': np.zeros((count, *label_shape), np.int32),
+    }
 
-  def _skip(self, index: int, error: UndecodableError) -> str:
-    """Warns about a broken image and returns the line, or raises it."""
-    message = undecodable_message(self.source, index, error)
+  def _skip(self, error: UndecodableError) -> None:
+    """Warns about a broken image, or raises the error."""
     if not self.skip_undecodable:
-      raise DataError(message) from error
-    _warn_once(message)
-    return message
+      raise error
+    _warn_once(str(error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +128,13 @@ class TrainReader(Reader):
       record = self.source[int(self.indices[order[place]])]
       rng = _generator(self.seed, _PIXELS, position, attempt)
       try:
-        return self.recipe.training(record, self.preprocessing, rng)
-      except MaskError as error:
-        raise mask_error(self.source, record['index'], error) from error
+        with errors_naming(self.source, record['index']):
+          return self.recipe.training(record, self.preprocessing, rng)
       except UndecodableError as error:
-        message = self._skip(record['index'], error)
+        self._skip(error)
+        last = error
     raise DataError(
-      f'{_MAX_SKIPPED} images in a row cannot be decoded, the last: {message}'
+      f'{_MAX_SKIPPED} images in a row cannot be decoded, the last: {last}'
     )
 
 
@@ -164,11 +151,10 @@ class EvalReader(Reader):
         break
       record = self.source[int(self.indices[position])]
       try:
-        pixels, label = self.recipe.evaluation(record, self.preprocessing)
-      except MaskError as error:
-        raise mask_error(self.source, record['index'], error) from error
+        with errors_naming(self.source, record['index']):
+          pixels, label = self.recipe.evaluation(record, self.preprocessing)
       except UndecodableError as error:
-        self._skip(record['index'], error)
+        self._skip(error)
         continue
       chunk['pixels'][row] = pixels
       chunk['label'][row] = label
@@ -199,19 +185,18 @@ def _permutation(seed: int, turn: int, length: int) -> np.ndarray:
   return _generator(seed, _ORDER, turn).permutation(length)
 
 
-def undecodable_message(
-  source: ImageSource, index: int, error: UndecodableError
-) -> str:
-  """The error message for a record that cannot be decoded."""
-  return (
-    f'{source.describe(index)} cannot be decoded ({error}); replace or '
-    'remove it, or skip such images with data.skip_undecodable'
-  )
-
-
-def mask_error(source: ImageSource, index: int, error: MaskError) -> DataError:
-  """`error` with the name of the record that it is about."""
-  return DataError(f'{source.describe(index)}: {error}')
+@contextlib.contextmanager
+def errors_naming(source: ImageSource, index: int) -> Iterator[None]:
+  """While open, errors about an image or its mask name the record."""
+  try:
+    yield
+  except MaskError as error:
+    raise DataError(f'{source.describe(index)}: {error}') from error
+  except UndecodableError as error:
+    raise UndecodableError(
+      f'{source.describe(index)} cannot be decoded ({error}); replace or '
+      'remove it, or skip such images with data.skip_undecodable'
+    ) from error
 
 
 @functools.lru_cache(maxsize=10_000)

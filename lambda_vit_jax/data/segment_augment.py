@@ -6,7 +6,7 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
-from lambda_vit_jax.data import masks, transforms
+from lambda_vit_jax.data import masks
 from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.sources.dataset import Record
 
@@ -69,13 +69,8 @@ class SegmentAugment:
     preprocessing: Preprocessing,
     rng: np.random.Generator,
   ) -> tuple[np.ndarray, None, np.ndarray]:
-    """Returns uint8 pixels, None (no erasing) and labels `[height, width]`.
-
-    Raises:
-      UndecodableError: the image or the mask cannot be decoded.
-      MaskError: they do not fit together.
-    """
-    image, labels = self._read(record, preprocessing)
+    """See `Recipe`; nothing is erased."""
+    image, labels = self.rules.read_record(record, preprocessing)
     window = preprocessing.image_size
     low, high = np.log(self.scale)
     factor = masks.covering(image.size, window) * np.exp(rng.uniform(low, high))
@@ -92,19 +87,13 @@ class SegmentAugment:
     self, record: Record, preprocessing: Preprocessing
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the whole image within one window, and its labels."""
-    image, labels = self._read(record, preprocessing)
+    image, labels = self.rules.read_record(record, preprocessing)
     window = preprocessing.image_size
     canvas = masks.scaled(image.size, masks.fitting(image.size, window))
     return (
       masks.cut(image, canvas, (0, 0), preprocessing),
       masks.cut_labels(labels, canvas, (0, 0), window),
     )
-
-  def _read(self, record: Record, preprocessing: Preprocessing):
-    image = transforms.load(
-      transforms.open_image(record['image']), preprocessing.channels
-    )
-    return image, self.rules.read(record['label'], image.size)
 
   def _crop(
     self,

@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 
 class UndecodableError(DataError):
-  """Bytes that are not an image; the message is only the reason."""
+  """Bytes that are not an image; the message is the reason."""
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
@@ -44,7 +44,7 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     UndecodableError: not an image, or one that Pillow refuses as too large
       to decode (a decompression bomb).
   """
-  with _decoding():
+  with decoding():
     if isinstance(data, np.ndarray):
       return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
     return Image.open(io.BytesIO(data))
@@ -67,7 +67,7 @@ def load(
     UndecodableError: the pixels are damaged or cut short.
   """
   mode = {1: 'L', 3: 'RGB'}[channels]
-  with _decoding():
+  with decoding():
     if draft_size is not None and image.format == 'JPEG':
       image.draft(mode, draft_size)
     image.load()
@@ -83,7 +83,8 @@ def load(
 
 
 @contextlib.contextmanager
-def _decoding() -> Iterator[None]:
+def decoding() -> Iterator[None]:
+  """While open, any error of a decoder becomes an `UndecodableError`."""
   try:
     yield
   # Decoders raise almost anything on damaged bytes: OSError,
@@ -97,38 +98,32 @@ def _decoding() -> Iterator[None]:
 
 
 def resize_and_crop(
-  image: Image.Image,
-  size: tuple[int, int],
-  crop_ratio: float = 1.0,
-  interpolation: str = 'bicubic',
+  image: Image.Image, preprocessing: Preprocessing
 ) -> Image.Image:
-  """Resizes to cover `size` and crops the centre, as in evaluation.
+  """Resizes to cover the model's image size and crops the centre.
 
   The image is scaled so that it just covers `floor(size / crop_ratio)`
   (for a square, the shorter side gets that length and the longer one its
   proportional length rounded down), then `size` is cropped from the middle.
 
   Args:
-    image: of any size and proportions.
-    size: (height, width) of the result.
-    crop_ratio: fraction of the scaled image's shorter side that is kept.
-    interpolation: `bicubic` or `bilinear`.
+    image: decoded, of any size and proportions.
+    preprocessing: the model's.
 
   Returns:
-    The image, exactly of `size`.
+    The image, exactly of the model's size.
   """
   image = _limit_proportions(image)
-  height, width = size
-  scaled_height = math.floor(height / crop_ratio)
-  scaled_width = math.floor(width / crop_ratio)
+  height, width = preprocessing.image_size
+  scaled_height = math.floor(height / preprocessing.crop_ratio)
+  scaled_width = math.floor(width / preprocessing.crop_ratio)
   if image.width * scaled_height <= image.height * scaled_width:
     scaled_height = max(height, scaled_width * image.height // image.width)
   else:
     scaled_width = max(width, scaled_height * image.width // image.height)
   if image.size != (scaled_width, scaled_height):
-    image = image.resize(
-      (scaled_width, scaled_height), RESAMPLING[interpolation]
-    )
+    resample = RESAMPLING[preprocessing.interpolation]
+    image = image.resize((scaled_width, scaled_height), resample)
   if image.size == (width, height):
     return image
   left = round((scaled_width - width) / 2)
@@ -191,40 +186,31 @@ def sample_crop(
 
 
 def crop_and_resize(
-  image: Image.Image,
-  channels: int,
-  box: Box,
-  size: tuple[int, int],
-  interpolation: str,
+  image: Image.Image, box: Box, preprocessing: Preprocessing
 ) -> Image.Image:
-  """Decodes an image, crops `box` and scales it to `size`.
+  """Decodes an image, crops `box` and scales it to the model's image size.
 
   Args:
     image: as `open_image` returned it, not yet decoded.
-    channels: 1 or 3.
     box: rectangle in pixels of the full-size image.
-    size: (height, width) of the result.
-    interpolation: `bicubic` or `bilinear`.
-
-  Returns:
-    The decoded image, exactly of `size`.
+    preprocessing: the model's.
 
   Raises:
     UndecodableError: see `load`.
   """
   full_width, full_height = image.size
   left, top, right, bottom = box
-  height, width = size
+  height, width = preprocessing.image_size
   needed = (
     math.ceil(full_width * width / (right - left)),
     math.ceil(full_height * height / (bottom - top)),
   )
-  image = load(image, channels, draft_size=needed)
+  image = load(image, preprocessing.channels, draft_size=needed)
   across = image.width / full_width
   down = image.height / full_height
   return image.resize(
     (width, height),
-    RESAMPLING[interpolation],
+    RESAMPLING[preprocessing.interpolation],
     box=(left * across, top * down, right * across, bottom * down),
   )
 
@@ -274,15 +260,22 @@ def to_pixels(image: Image.Image) -> np.ndarray:
 
 
 def normalise(
-  pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray
-) -> None:
-  """`(pixels / 255 - mean) / std` of one image, written to `out`.
+  pixels: np.ndarray,
+  preprocessing: Preprocessing,
+  out: np.ndarray | None = None,
+) -> np.ndarray:
+  """`(pixels / 255 - mean) / std` of one image.
 
   Args:
     pixels: uint8 `[height, width, channels]`.
     preprocessing: the model's.
-    out: float32 of the same shape, contiguous.
+    out: float32 of the same shape, contiguous; by default a new array.
+
+  Returns:
+    `out`.
   """
+  if out is None:
+    out = np.empty(pixels.shape, np.float32)
   height, width, _ = pixels.shape
   scale, offset = _normalisation(preprocessing.mean, preprocessing.std, width)
   # Whole rows at a time; channels as the inner axis would be 7 times slower.
@@ -290,6 +283,7 @@ def normalise(
   rows[...] = pixels.reshape(height, -1)
   rows *= scale
   rows += offset
+  return out
 
 
 @functools.cache
@@ -309,33 +303,20 @@ def _normalisation(
 def evaluation_pixels(
   data: bytes | np.ndarray, preprocessing: Preprocessing
 ) -> np.ndarray:
-  """The evaluation transform of one stored image, before normalisation.
-
-  Args:
-    data: an encoded file or a uint8 array (see `open_image`).
-    preprocessing: the model's.
+  """The evaluation transform of stored data, before normalisation.
 
   Returns:
     uint8 `[height, width, channels]`.
 
   Raises:
-    UndecodableError: see `load`.
+    UndecodableError: see `open_image` and `load`.
   """
   image = load(open_image(data), preprocessing.channels)
-  image = resize_and_crop(
-    image,
-    preprocessing.image_size,
-    preprocessing.crop_ratio,
-    preprocessing.interpolation,
-  )
-  return to_pixels(image)
+  return to_pixels(resize_and_crop(image, preprocessing))
 
 
 def evaluation_array(
   data: bytes | np.ndarray, preprocessing: Preprocessing
 ) -> np.ndarray:
   """`evaluation_pixels`, normalised: float32 `[height, width, channels]`."""
-  pixels = evaluation_pixels(data, preprocessing)
-  array = np.empty(pixels.shape, np.float32)
-  normalise(pixels, preprocessing, array)
-  return array
+  return normalise(evaluation_pixels(data, preprocessing), preprocessing)

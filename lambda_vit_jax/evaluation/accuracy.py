@@ -1,6 +1,7 @@
 """Exact top-1, top-5 and loss over every image of a split."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,25 +56,13 @@ def counts_everywhere(
 _counts_of_logits = jax.jit(evaluation_counts)
 
 
-def summarize(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
+def summarize(counts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
   """Adds up per-batch counts in float64.
 
   Returns:
     `top1`, `top5` (fractions), `loss` (nats per image) and `num_images`.
   """
-  return _summary([_totals(counts)])
-
-
-def _totals(counts: Iterable[dict[str, Array]]) -> dict[str, float]:
-  totals = {'correct1': 0, 'correct5': 0, 'loss': 0.0, 'images': 0}
-  for row in counts:
-    for name, value in jax.device_get(row).items():
-      totals[name] += float(value) if name == 'loss' else int(value)
-  return totals
-
-
-def _summary(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-  totals = {name: sum(part[name] for part in parts) for name in parts[0]}
+  totals = _totals(counts)
   images = max(totals['images'], 1)
   return {
     'top1': totals['correct1'] / images,
@@ -81,6 +70,14 @@ def _summary(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     'loss': totals['loss'] / images,
     'num_images': totals['images'],
   }
+
+
+def _totals(counts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+  totals = {'correct1': 0, 'correct5': 0, 'loss': 0.0, 'images': 0}
+  for row in counts:
+    for name, value in jax.device_get(row).items():
+      totals[name] += float(value) if name == 'loss' else int(value)
+  return totals
 
 
 def evaluate_model(
@@ -156,4 +153,4 @@ def evaluate_program(
     logits = np.asarray(predict(batch['image']), np.float32)
     rows.append(_counts_of_logits(logits, batch['label'], batch['mask']))
     advance(len(batch['label']) * jax.process_count())
-  return _summary(processes.gather(_totals(rows)))
+  return summarize(processes.gather(_totals(rows)))

@@ -6,9 +6,11 @@ of the same run. A call is timed until its result is ready, and warm-up calls
 are discarded.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,6 @@ _MATMUL_SIDE = 2048
 
 OF_MODEL = ('parameters', 'macs', 'macs_executed', 'weight_bytes')
 """Fields that do not depend on the batch size."""
-
 
 _OF_BATCH = (
   'peak_bytes',
@@ -74,15 +75,6 @@ def time_in_turn(
   return seconds
 
 
-def _rates(seconds: list[float], batch_size: int) -> dict[str, float]:
-  rates = batch_size / np.asarray(seconds)
-  return {
-    'min': float(rates.min()),
-    'median': float(np.median(rates)),
-    'max': float(rates.max()),
-  }
-
-
 def compile_model(
   model: Model, images: Array
 ) -> tuple[Callable[[], Array], dict[str, Any]]:
@@ -104,9 +96,7 @@ def compile_model(
     'parameters': model.num_parameters,
     'macs': model.macs(),
     'macs_executed': model.macs(executed=True),
-    'weight_bytes': int(
-      sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    ),
+    'weight_bytes': sum(x.nbytes for x in jax.tree.leaves(model.params)),
   }
   return call, sizes | planned
 
@@ -133,16 +123,13 @@ def _compile(
   seconds = time.perf_counter() - start
   # Zeros if the backend does not report memory.
   memory: Any = compiled.memory_analysis()
-  planned = {
-    'peak_bytes': int(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes
-    ),
-    'temp_bytes': int(memory.temp_size_in_bytes),
+  temporary = int(memory.temp_size_in_bytes)
+  held = int(memory.argument_size_in_bytes + memory.output_size_in_bytes)
+  return lambda: compiled(*arguments), {
+    'peak_bytes': held + temporary,
+    'temp_bytes': temporary,
     'compile_seconds': seconds,
   }
-  return lambda: compiled(*arguments), planned
 
 
 def compare(
@@ -205,7 +192,6 @@ def compare(
 
 
 def _of_batch(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of a row that depend on the batch size."""
   return {name: value for name, value in row.items() if name in _OF_BATCH}
 
 
@@ -236,18 +222,19 @@ def _time_batch_size(
 
   seconds = time_in_turn(calls, rounds, bar.advance)
   matmul = 2 * _MATMUL_SIDE**3 / float(np.median(seconds['matmul']))
+  medians: dict[str, float] = {}
   for name, row in rows.items():
-    rates = row['images_per_second'] = _rates(seconds[name], batch_size)
-    row['flops_per_second'] = 2 * row['macs_executed'] * rates['median']
+    rates = batch_size / np.asarray(seconds[name])
+    medians[name] = float(np.median(rates))
+    row['images_per_second'] = {
+      'min': float(rates.min()),
+      'median': medians[name],
+      'max': float(rates.max()),
+    }
+    row['flops_per_second'] = 2 * row['macs_executed'] * medians[name]
     row['fraction_of_matmul'] = row['flops_per_second'] / matmul
-  medians = {
-    name: row['images_per_second']['median'] for name, row in rows.items()
-  }
-  return {
-    'matmul_flops_per_second': matmul,
-    **rows,
-    'speedup': medians['pruned'] / medians['dense'],
-  }
+  speedup = medians['pruned'] / medians['dense']
+  return {'matmul_flops_per_second': matmul, **rows, 'speedup': speedup}
 
 
 def describe_device() -> str:
@@ -255,23 +242,16 @@ def describe_device() -> str:
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return f'{jax.device_count()} x {device.device_kind}'
-  name = platform.processor() or platform.machine()
-  try:
-    with open('/proc/cpuinfo') as file:
-      names = [line for line in file if line.startswith('model name')]
-    name = names[0].split(':', 1)[1].strip() if names else name
-    cores = f'{len(names)} x ' if names else ''
-  except OSError:
-    cores = ''
-  return f'{cores}{name}'
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    names = [line for line in lines if line.startswith('model name')]
+    if names:
+      return f'{len(names)} x {names[0].split(":", 1)[1].strip()}'
+  return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
   """Versions of the packages that the figures depend on."""
   packages = ('jax', 'jaxlib', 'flax', 'numpy')
-  found = {name: importlib.metadata.version(name) for name in packages}
-  return {
-    'lambda_vit_jax': __version__,
-    'python': platform.python_version(),
-    **found,
-  }
+  own = {'lambda_vit_jax': __version__, 'python': platform.python_version()}
+  return own | {name: importlib.metadata.version(name) for name in packages}

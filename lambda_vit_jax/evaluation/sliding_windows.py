@@ -21,9 +21,8 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.data import masks, readers, transforms
-from lambda_vit_jax.data.masks import MaskError, MaskRules
+from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.sources.dataset import ImageSource
-from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.evaluation import confusion
 from lambda_vit_jax.runtime import processes
 
@@ -110,17 +109,8 @@ def make_canvas(
     DataError: the mask does not fit its image; names the record.
     UndecodableError: not an image; names the record.
   """
-  record = source[index]
-  try:
-    image = transforms.load(
-      transforms.open_image(record['image']), preprocessing.channels
-    )
-    labels = rules.read(record['label'], image.size)
-  except UndecodableError as error:
-    message = readers.undecodable_message(source, index, error)
-    raise UndecodableError(message) from error
-  except MaskError as error:
-    raise readers.mask_error(source, index, error) from error
+  with readers.errors_naming(source, index):
+    image, labels = rules.read_record(source[index], preprocessing)
   window = preprocessing.image_size
   scale = masks.fitting if windowing.mode == 'whole' else masks.covering
   size = masks.scaled(image.size, scale(image.size, window))
@@ -134,14 +124,7 @@ def make_canvas(
 
 
 def label_map(canvas: Canvas) -> np.ndarray:
-  """The most probable class of every pixel, at the image's stored size.
-
-  Args:
-    canvas: with the logits of all its windows.
-
-  Returns:
-    int32 of the shape of its labels.
-  """
+  """The most probable class of every pixel, int32 of the labels' shape."""
   height, width = canvas.labels.shape
   logits = np.stack(canvas.logits)
   found = _combine(
@@ -172,23 +155,17 @@ def _combine(
 ) -> Array:
   """Averages the logits of windows and picks each pixel's class.
 
-  Args:
-    logits: `[windows, height, width, classes]`.
-    corners: (top, left) of each window.
-    size: (height, width) of the part of the canvas with the image.
-    shape: (height, width) of the image as stored.
-    canvas: static size, at least `size`.
-    target: static size, at least `shape`.
+  `logits` are `[windows, height, width, classes]`, `corners` (top, left). The
+  image fills `size` of the `canvas`, and is stored as `shape` within `target`.
   """
-  number, height, width, classes = logits.shape
-  total: Any = jnp.zeros((*canvas, classes), jnp.float32)
-  count: Any = jnp.zeros((*canvas, 1), jnp.float32)
-  one = jnp.ones((height, width, 1), jnp.float32)
-  for k in range(number):
-    corner = (corners[k, 0], corners[k, 1], jnp.int32(0))
-    total = _add(total, logits[k], corner)
-    count = _add(count, one, corner)
-  mean = total / jnp.maximum(count, 1.0)
+  # One more channel counts the windows that cover a pixel.
+  parts = jnp.pad(logits, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1.0)
+  total: Any = jnp.zeros((*canvas, parts.shape[-1]), jnp.float32)
+  for corner, part in zip(corners, parts, strict=True):
+    place = (*corner, jnp.int32(0))
+    before = jax.lax.dynamic_slice(total, place, part.shape)
+    total = jax.lax.dynamic_update_slice(total, before + part, place)
+  mean = total[..., :-1] / jnp.maximum(total[..., -1:], 1.0)
   left, right, across = _places(target[1], shape[1], size[1])
 
   def strip(rows: tuple[Array, Array, Array]) -> Array:
@@ -207,11 +184,6 @@ def _mix(x: Any, low: Array, high: Array, share: Array, axis: int) -> Any:
   """Interpolates linearly between two positions along an axis."""
   first, second = jnp.take(x, low, axis), jnp.take(x, high, axis)
   return first * (1.0 - share) + second * share
-
-
-def _add(total: Any, part: Array, corner: tuple[Array, ...]) -> Any:
-  current = jax.lax.dynamic_slice(total, corner, part.shape)
-  return jax.lax.dynamic_update_slice(total, current + part, corner)
 
 
 def _places(
@@ -235,10 +207,8 @@ def _batches(
   windows: list[np.ndarray] = []
   for canvas in canvases:
     for pixels in canvas.windows:
-      array = np.empty(pixels.shape, np.float32)
-      transforms.normalise(pixels, preprocessing, array)
       owners.append(canvas)
-      windows.append(array)
+      windows.append(transforms.normalise(pixels, preprocessing))
       if len(windows) == batch_size:
         yield np.stack(windows), owners
         owners, windows = [], []
@@ -275,9 +245,9 @@ def evaluate(
   matrix = np.zeros((num_classes, num_classes), np.int64)
   images = 0
   batches = _batches(canvases, preprocessing, batch_size)
-  shape = (batch_size, *preprocessing.image_size, preprocessing.channels)
+  shape = (*preprocessing.image_size, preprocessing.channels)
   while True:
-    windows, owners = next(batches, (np.zeros((0, *shape[1:]), np.float32), []))
+    windows, owners = next(batches, (np.zeros((0, *shape), np.float32), []))
     if not any(processes.gather(bool(owners))):
       break
     padding = [(0, batch_size - len(windows)), (0, 0), (0, 0), (0, 0)]

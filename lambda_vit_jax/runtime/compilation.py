@@ -20,7 +20,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,10 +95,7 @@ def column_pieces(rows: int, columns: int, dtype: Any) -> int:
 def long_rows(rows: int, columns: int, dtype: Any) -> bool:
   """Whether a product that is split afterwards is faster as several products.
 
-  Args:
-    rows: of the left factor.
-    columns: of the right factor.
-    dtype: of both.
+  The arguments are those of `column_pieces`.
   """
   return (
     _tuning.get()
@@ -112,10 +109,7 @@ def long_rows(rows: int, columns: int, dtype: Any) -> bool:
 def hidden_pieces(rows: int, columns: int, dtype: Any) -> int:
   """Into how many equal pieces to split an MLP's hidden layer; 1 for none.
 
-  Args:
-    rows: of the MLP's input.
-    columns: of the hidden layer.
-    dtype: of both.
+  The arguments are those of `column_pieces`, for its first matrix.
   """
   return _equal_pieces(columns) if long_rows(rows, columns, dtype) else 1
 
@@ -176,16 +170,6 @@ class Program:
   def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced:
     """As `jax.jit(function).trace`, for `jax.export`; without our options."""
     return self._plain.trace(*args, **kwargs)
-
-  def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-    """As `jax.jit(function).eval_shape`."""
-    return self._plain.eval_shape(*args, **kwargs)
-
-  def clear_cache(self) -> None:
-    """Forgets all compiled programs."""
-    for jitted in (self._plain, self._tuned):
-      # Not in the type that JAX declares.
-      cast(Any, jitted).clear_cache()
 
   def cache_size(self) -> int:
     """How many programs have been compiled by calls."""

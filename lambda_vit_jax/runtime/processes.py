@@ -139,7 +139,7 @@ def publish(name: str, value: Any) -> bool:
   except Exception as error:
     if 'ALREADY_EXISTS' in str(error):
       return False
-    raise _lost(error) from error
+    raise LostProcessError(lost_line()) from error
   return True
 
 
@@ -159,7 +159,7 @@ def await_value(name: str, stopped: Callable[[], bool] | None = None) -> Any:
     except Exception as error:
       if 'DEADLINE_EXCEEDED' in str(error):
         continue
-      raise _lost(error) from error
+      raise LostProcessError(lost_line()) from error
     return json.loads(found)
   return None
 
@@ -174,11 +174,6 @@ def is_lost(error: BaseException) -> bool:
 def lost_line() -> str:
   """The error line for a lost process."""
   return supervise.lost_message(jax.process_index(), jax.process_count())
-
-
-def _lost(error: Exception) -> LostProcessError:
-  del error
-  return LostProcessError(lost_line())
 
 
 def _client() -> Any:

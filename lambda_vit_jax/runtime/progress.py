@@ -24,7 +24,7 @@ class Bar:
     reporter: 'Reporter',
     description: str,
     total: int,
-    progress: rich.progress.Progress | None,
+    progress: rich.progress.Progress | None = None,
   ):
     self._reporter = reporter
     self._description = description
@@ -32,14 +32,13 @@ class Bar:
     self._done = 0
     self._last = time.monotonic()
     self._progress = progress
-    self._task = None
     if progress is not None:
       self._task = progress.add_task(description, total=total, note='')
 
   def update(self, done: int, note: str = '') -> None:
     """Sets how much is done, and a short note next to it."""
     self._done = done
-    if self._progress is not None and self._task is not None:
+    if self._progress is not None:
       self._progress.update(self._task, completed=done, note=note)
       return
     now = time.monotonic()
@@ -76,7 +75,7 @@ class Reporter:
   def bar(self, description: str, total: int) -> Iterator[Bar]:
     """Shows progress towards `total` while the context is open."""
     if self._silent or not sys.stderr.isatty():
-      yield Bar(self, description, total, None)
+      yield Bar(self, description, total)
       return
     columns = (
       rich.progress.TextColumn('{task.description}'),

@@ -47,11 +47,6 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Sharding of the batch axis over all devices."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding with a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -87,7 +82,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """Turns this process's part of a batch into global arrays over the mesh."""
-  sharding = batch_sharding(mesh)
+  sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
   return {
     name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
     for name, value in batch.items()

@@ -98,7 +98,7 @@ class SharedStopFlag(StopFlag):
     self._stop_at: int | None = None
     self._agreed = 0
     self._published = False
-    self._closed = False
+    self._closed = threading.Event()
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
 
@@ -112,34 +112,25 @@ class SharedStopFlag(StopFlag):
       return self._agreed if at_end else 0
 
   def finish(self) -> int:
-    self._closed = True
+    self._closed.set()
     return max(processes.gather(self.signum))
 
   def _listen(self) -> None:
     try:
-      signum = processes.await_value(self._name, self._is_closed)
+      signum = processes.await_value(self._name, self._closed.is_set)
       if signum is None:
         return
       with self._lock:
-        steps = self._all_steps()
-        if steps:
+        processes.publish(f'{self._name}/{jax.process_index()}', self._step)
+        steps = [
+          processes.await_value(f'{self._name}/{index}', self._closed.is_set)
+          for index in range(jax.process_count())
+        ]
+        if None not in steps:
           self._stop_at, self._agreed = max(steps) + 1, signum
     except processes.LostProcessError:
       # The main thread notices it by itself.
       return
-
-  def _all_steps(self) -> list[int]:
-    processes.publish(f'{self._name}/{jax.process_index()}', self._step)
-    steps = []
-    for index in range(jax.process_count()):
-      step = processes.await_value(f'{self._name}/{index}', self._is_closed)
-      if step is None:
-        return []
-      steps.append(step)
-    return steps
-
-  def _is_closed(self) -> bool:
-    return self._closed
 
 
 @contextlib.contextmanager

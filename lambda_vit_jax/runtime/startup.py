@@ -40,12 +40,11 @@ def cache_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
   if chosen:
     return pathlib.Path(chosen).expanduser()
   home = environment.get('XDG_CACHE_HOME') or '~/.cache'
-  try:
+  # A user may have no home.
+  with contextlib.suppress(RuntimeError):
     folder = pathlib.Path(home).expanduser()
-  except RuntimeError:
-    # A user without a home.
-    return None
-  return folder / 'lambda_vit_jax' / 'compiled' / _processor()
+    return folder / 'lambda_vit_jax' / 'compiled' / _processor()
+  return None
 
 
 def _processor() -> str:
@@ -131,12 +130,11 @@ def keep_memory() -> bool:
     return False
   tune = ctypes.CDLL(None).mallopt
   # The last one leaves threads no arena of their own: only with the others.
-  settings = (
-    (_M_TRIM_THRESHOLD, 2**31 - 1),
-    (_M_MMAP_MAX, 0),
-    (_M_ARENA_MAX, 1),
+  return bool(
+    tune(_M_TRIM_THRESHOLD, 2**31 - 1)
+    and tune(_M_MMAP_MAX, 0)
+    and tune(_M_ARENA_MAX, 1)
   )
-  return all(tune(name, value) for name, value in settings)
 
 
 def _accelerator_installed() -> bool:

@@ -162,13 +162,7 @@ def _run_child(work: Callable[[], int], native: int, alive: int) -> None:
 
 @dataclasses.dataclass
 class _Heard:
-  """What the child wrote to its parent.
-
-  Attributes:
-    joined: whether the processes of the job connected.
-    announced: the exit code that it announced.
-    held: the lines of an abort, which are not forwarded.
-  """
+  """What the child wrote: its reports, and the lines of an abort."""
 
   joined: bool = False
   announced: int | None = None

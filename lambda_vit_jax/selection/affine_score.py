@@ -8,11 +8,9 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import ImageSet, Placement
-from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.training_free import least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 
@@ -20,24 +18,19 @@ from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 _RIDGE = 1e-6
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
 def _cross_sums(
-  block: EncoderBlock,
-  params: Params,
-  x: Array,
-  mask: Array,
-  placement: Placement,
-) -> tuple[Array, Sums | None]:
-  """Runs a block; sums the products of its norm1 and attention outputs."""
+  taps: dict[str, Array], mask: Array, placement: Placement
+) -> Sums | None:
+  """Sums of products of norm1's output and the attention's."""
   del placement
-  x, taps = pieces.run_block(block, params, x)
-  if block.attention_mode != 'full':
-    return x, None
-  keep = jnp.repeat(mask, x.shape[1])
-  inputs, outputs = (
-    taps[name].reshape(-1, x.shape[-1]) for name in ('norm1', 'attention')
+  if 'attention' not in taps:
+    return None
+  inputs, outputs = taps['norm1'], taps['attention']
+  keep = jnp.repeat(mask, inputs.shape[1])
+  width = inputs.shape[-1]
+  return least_squares.batch_sums(
+    inputs.reshape(-1, width), outputs.reshape(-1, width), keep
   )
-  return x, least_squares.batch_sums(inputs, outputs, keep)
 
 
 def affine_residual(
@@ -56,14 +49,14 @@ def affine_residual(
   """
   found: dict[int, CrossMoments] = {}
   for index, measured in measure_blocks(model, images, _cross_sums, memory_gib):
-    if measured is None:
+    if not MODES[model.attention_modes[index]].has_attention:
       continue
     moments = CrossMoments.from_sums(measured)
     old = found.get(index)
     found[index] = moments if old is None else old.merge(moments)
   return {
     index: least_squares.residual_share(
-      moments, least_squares.solve(moments, _RIDGE)
+      (moments, least_squares.solve(moments, _RIDGE))
     )
     for index, moments in found.items()
   }

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.analysis import memory, moments
-from lambda_vit_jax.analysis.blocks import BlockRunner
+from lambda_vit_jax.analysis.blocks import BlockRunner, check_finished
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.errors import (
@@ -35,13 +35,9 @@ from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name, mixes_tokens
+from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.options import OnImages
-from lambda_vit_jax.selection.trial_readout import (
-  Tail,
-  TailSwitches,
-  Target,
-  run_tail,
-)
+from lambda_vit_jax.selection.trial_readout import Target
 
 Trial = tuple[int, ...]
 """The blocks whose attention is left out (or replaced), ascending."""
@@ -91,21 +87,16 @@ class TrialRunner:
     self._target: Target = target
     self._place = images.placement
     self._runner = BlockRunner(model, images.placement)
-    self._shards = _largest_divisor(self.micro_batch, _SHARDS)
+    self._shards = max(
+      n for n in range(1, _SHARDS + 1) if self.micro_batch % n == 0
+    )
     self._channels = 1 if target == 'loss' else module.embed_dim
     if target == 'logits' and module.num_classes:
       self._channels = module.num_classes
-    self._has_maps = False
 
   def use_maps(self, maps: Mapping[int, Params]) -> None:
-    """From now on, trials replace attention by these affine maps.
-
-    Args:
-      maps: per block the parameters of its `attn` in mode `linear`, of the
-        model's `linear_inputs`; without a map, attention is left out.
-    """
+    """See `BlockRunner.use_maps`; the maps have the model's `linear_inputs`."""
     self._runner.use_maps(maps)
-    self._has_maps = bool(maps)
 
   def evaluate(
     self,
@@ -152,8 +143,9 @@ class TrialRunner:
         on_progress(min(done, self.images), self.images)
     self.block_evaluations += evaluated
     found = {
-      trial: HostMoments.concatenated(
-        [moments.to_host(state[trial]) for state in states]
+      trial: jax.tree.map(
+        lambda *leaves: np.concatenate(leaves),
+        *(moments.to_host(state[trial]) for state in states),
       )
       for trial in trials
     }
@@ -215,17 +207,14 @@ class TrialRunner:
 
   def _last_mixing_block(self, trials: Collection[Trial]) -> int:
     """The last block that mixes tokens in any trial; -1 for none."""
-    return max(
-      (
-        index
-        for index in range(self._module.depth)
-        for removed in {index in trial for trial in trials}
-        if mixes_tokens(
-          self._runner.mode(index, removed), self._module.linear_inputs
-        )
-      ),
-      default=-1,
+    inputs = self._module.linear_inputs
+    mixing = (
+      index
+      for index in range(self._module.depth)
+      for removed in {index in trial for trial in trials}
+      if mixes_tokens(self._runner.mode(index, removed), inputs)
     )
+    return max(mixing, default=-1)
 
   def _run_tail(
     self,
@@ -248,8 +237,8 @@ class TrialRunner:
       source, removed = self._module.attention_modes.index('full'), False
     mlp, mlp_params = runner.mlp(index)
     stem, stem_params = runner.stem
-    return run_tail(
-      Tail(
+    return trial_readout.run_tail(
+      trial_readout.Tail(
         pieces.block_of(self._module, index, kind),
         mlp,
         stem,
@@ -257,7 +246,7 @@ class TrialRunner:
         self._place,
       ),
       (runner.block(source, removed)[1], mlp_params, stem_params),
-      TailSwitches(
+      trial_readout.TailSwitches(
         np.float32(row.scales()[0]),
         np.bool_(row.has_attention),
         np.bool_(use_stream),
@@ -278,7 +267,7 @@ class TrialRunner:
     params = runner.params | {
       block_name(index): runner.block(index, removed=True)[1] for index in trial
     }
-    how = 'replaced' if self._has_maps else 'left out'
+    how = 'replaced' if 'linear' in [modes[i] for i in trial] else 'left out'
     context = f' with the attention of {list(trial)} {how}' * bool(trial)
     for batch in self._image_set.micro_batches(self.micro_batch):
       _, taps = forward(module, params, batch['image'], capture=True)
@@ -299,12 +288,7 @@ def _check(model: Model, images: ImageSet, target: str) -> None:
     raise UsageError(
       f'select.target={target!r} is not known; use logits or features'
     )
-  for index, mode in enumerate(model.attention_modes):
-    if mode in ('diluted', 'skip'):
-      raise ModelError(
-        f'block {index} is in mode {mode!r}; a search starts from full, '
-        'identity, absent or linear blocks'
-      )
+  check_finished(model, 'a search')
   if target == 'loss' and (
     images.labels is None or not model.module.num_classes
   ):
@@ -312,7 +296,3 @@ def _check(model: Model, images: ImageSet, target: str) -> None:
       'the criterion loss_increase needs a label for every image and a '
       'model with a head; give batches as dicts with image and label'
     )
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-  return max(n for n in range(1, limit + 1) if number % n == 0)

@@ -15,9 +15,6 @@ from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training.tracing import Window
 
-Evaluate = Callable[[ViT, Params, Array | None], dict[str, float]]
-"""From a module, its parameters and λ per block to scores by name."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
@@ -56,8 +53,8 @@ class Job:
     description: of the model, for the checkpoint (`description.describe`).
     log_every: steps between two lines of metrics.
     checkpoint_every: steps between two checkpoints.
-    evaluate: returns `loss` and `accuracy` on held-out images; None for no
-      evaluation.
+    evaluate: from a module, its parameters and λ per block to `loss` and
+      `accuracy` on held-out images; None for no evaluation.
     eval_every: steps between two evaluations; the last step of a phase is
       evaluated as well. 0 for no evaluation.
     start: a checkpoint of another run to start from if this run has none.
@@ -78,7 +75,9 @@ class Job:
   description: dict[str, Any]
   log_every: int
   checkpoint_every: int
-  evaluate: Evaluate | None = None
+  evaluate: Callable[[ViT, Params, Array | None], dict[str, float]] | None = (
+    None
+  )
   eval_every: int = 0
   start: orbax_store.Source | None = None
   window: Window = dataclasses.field(default_factory=Window)
@@ -101,16 +100,16 @@ class Job:
   def meta_at(self, step: int) -> dict[str, Any]:
     """Metadata, as JSON values, of the checkpoint at `step`."""
     module = self.module_at(step)
-    modes = {
-      'attention_modes': list(module.attention_modes),
-      'removed_layers': list(removed_layers(module.attention_modes)),
-      'dilution_path': module.dilution_path,
-    }
     return {
       'stage': self.stage,
       'step': step,
       'total_steps': self.total_steps,
-      'model': self.description | modes,
+      'model': {
+        **self.description,
+        'attention_modes': list(module.attention_modes),
+        'removed_layers': list(removed_layers(module.attention_modes)),
+        'dilution_path': module.dilution_path,
+      },
       'has_ema': bool(self.loss.ema_decay),
       'data': {'seed': self.seed, 'next_step': step},
     }

@@ -70,8 +70,7 @@ def fit(
       signals.stop_flag(job.stage) as stop,
       reporter.bar(job.stage, job.total_steps) as bar,
     ):
-      log = _Log(job, metrics, step)
-      loop = _Loop(job, checkpointer, mesh, log, bar, stop)
+      loop = _Loop(job, checkpointer, mesh, _Log(job, metrics, step), bar, stop)
       try:
         for index in range(len(job.phases)):
           state = loop.run_phase(index, state)
@@ -184,13 +183,7 @@ class _Log:
   """Collects metrics on the device and fetches them once per line.
 
   Fetching them after each step would keep the device waiting for the host.
-
-  Attributes:
-    job: what is run.
-    metrics: receives the lines.
-    step: of the last line.
-    pending: the metrics of each step after it.
-    since: when they began, on the monotonic clock.
+  `pending` are the metrics of the steps after the last line, that of `step`.
   """
 
   job: Job
@@ -210,10 +203,10 @@ class _Log:
     for bad, row in enumerate(rows, self.step):
       for name in ('loss', 'gradient_norm'):
         if not math.isfinite(row[name]):
-          what = name.replace('_', ' ')
           raise DivergedError(
-            f'{self.job.stage}: the {what} is {row[name]} at step {bad}; the '
-            'last checkpoint is good: lower the learning rate or set clip_norm'
+            f'{self.job.stage}: the {name.replace("_", " ")} is {row[name]} at '
+            f'step {bad}; the last checkpoint is good: lower the learning rate '
+            'or set clip_norm'
           )
     return rows
 

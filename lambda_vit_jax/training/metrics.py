@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object per line, each step of a stage once."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,7 @@ class MetricsWriter:
     with self._path.open('a') as file:
       file.write(line + '\n')
     for tracker in self._trackers:
-      tracker.write(stage, step, values)
+      tracker.write(step, values)
 
   def close(self) -> None:
     """Closes the trackers."""
@@ -63,8 +64,6 @@ def read_metrics(path: str | epath.Path) -> list[dict[str, Any]]:
   """Reads all complete lines; skips the partial one of a killed process."""
   rows = []
   for line in epath.Path(path).read_text().splitlines():
-    try:
+    with contextlib.suppress(ValueError):
       rows.append(json.loads(line))
-    except ValueError:
-      continue
   return rows

@@ -44,8 +44,7 @@ def mix(
   # Weight of the first image per pixel, and its mean.
   weights: Array = jnp.ones((1, 1), jnp.float32)
   if mixup_alpha:
-    drawn = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
-    weights = drawn.astype(jnp.float32)
+    weights = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (1, 1))
   share = weights[0, 0]
   if cutmix_alpha:
     kept = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha)
@@ -89,6 +88,4 @@ def box_mask(key: Array, height: int, width: int, kept: Array) -> Array:
     index = jnp.arange(length)
     return (index >= centre - cut // 2) & (index < centre + (cut + 1) // 2)
 
-  rows = inside(row_key, height)
-  columns = inside(column_key, width)
-  return rows[:, None] & columns[None, :]
+  return inside(row_key, height)[:, None] & inside(column_key, width)

@@ -1,5 +1,6 @@
 """AdamW as an optax chain, its parameter masks and learning-rate schedules."""
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,17 +15,23 @@ _BLOCK = re.compile(r'block(\d+)')
 _NO_DECAY = ('pos_embed', 'cls_token', 'dist_token', 'reg_token', 'gamma')
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
-  return [str(getattr(part, 'key', part)) for part in path]
+def _map_named(
+  function: Callable[[list[str], Array], Any], params: Params
+) -> Params:
+  """Maps over the leaves and the names on the path to each."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: function(
+      [str(getattr(part, 'key', part)) for part in path], leaf
+    ),
+    params,
+  )
 
 
 def decay_mask(params: Params) -> Params:
   """True where weight decay applies: kernels; not norms, biases or tokens."""
-
-  def decays(path: tuple[Any, ...], leaf: Array) -> bool:
-    return leaf.ndim > 1 and _names(path)[-1] not in _NO_DECAY
-
-  return jax.tree_util.tree_map_with_path(decays, params)
+  return _map_named(
+    lambda names, leaf: leaf.ndim > 1 and names[-1] not in _NO_DECAY, params
+  )
 
 
 def layer_scales(params: Params, decay: float, depth: int) -> Params:
@@ -34,32 +41,22 @@ def layer_scales(params: Params, decay: float, depth: int) -> Params:
   or decoder are layer depth + 1, as in BEiT and timm.
   """
 
-  def scale(path: tuple[Any, ...], leaf: Array) -> float:
+  def scale(names: list[str], leaf: Array) -> float:
     del leaf
-    first = _names(path)[0]
-    block = _BLOCK.fullmatch(first)
+    block = _BLOCK.fullmatch(names[0])
     if block:
-      layer = int(block[1]) + 1
-    elif (
-      first.startswith(('head', 'decoder', 'norm', 'fc_norm'))
-      and first != 'norm_pre'
-    ):
-      layer = depth + 1
-    else:
-      layer = 0
-    return decay ** (depth + 1 - layer)
+      return decay ** (depth - int(block[1]))
+    last = names[0].startswith(('head', 'decoder', 'norm', 'fc_norm'))
+    return 1.0 if last and names[0] != 'norm_pre' else decay ** (depth + 1)
 
-  return jax.tree_util.tree_map_with_path(scale, params)
+  return _map_named(scale, params)
 
 
 def frozen_mask(params: Params, pattern: str) -> Params:
   """True where the path (`block03/attn/qkv/kernel`) contains `pattern`."""
-
-  def frozen(path: tuple[Any, ...], leaf: Array) -> bool:
-    del leaf
-    return re.search(pattern, '/'.join(_names(path))) is not None
-
-  return jax.tree_util.tree_map_with_path(frozen, params)
+  return _map_named(
+    lambda names, _: re.search(pattern, '/'.join(names)) is not None, params
+  )
 
 
 SCHEDULES = ('cosine', 'poly')
@@ -74,33 +71,25 @@ def check_schedule(shape: str) -> None:
     )
 
 
-def check_pattern(pattern: str, stage: str) -> None:
-  """Checks that `frozen` is a regular expression, without parameters.
-
-  Raises:
-    UsageError: it is not.
-  """
-  try:
-    re.compile(pattern)
-  except re.error as error:
-    raise UsageError(
-      f'config.{stage}.frozen={pattern!r}: not a regular expression ({error})'
-    ) from error
-
-
-def check_frozen(pattern: str, params: Params, stage: str) -> None:
-  """Checks that `pattern`, unless empty, freezes some parameter.
+def check_frozen(
+  pattern: str, stage: str, params: Params | None = None
+) -> None:
+  """Checks that `pattern`, unless empty, freezes some of `params`, if given.
 
   Raises:
     UsageError: it is no regular expression, or no path contains it.
   """
-  if not pattern:
+  where = f'config.{stage}.frozen={pattern!r}'
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UsageError(f'{where}: not a regular expression ({error})') from error
+  if not pattern or params is None:
     return
-  check_pattern(pattern, stage)
   if not any(jax.tree.leaves(frozen_mask(params, pattern))):
     raise UsageError(
-      f'config.{stage}.frozen={pattern!r}: no parameter has it in its path; '
-      'paths look like block03/attn/qkv/kernel'
+      f'{where}: no parameter has it in its path; paths look like '
+      'block03/attn/qkv/kernel'
     )
 
 
@@ -168,8 +157,14 @@ def make_optimizer(
     parts.append(
       optax.add_decayed_weights(settings['weight_decay'], mask=decay_mask)
     )
-  if settings['layer_decay'] != 1.0:
-    parts.append(_scale_by_layer(settings['layer_decay'], depth))
+  decay = settings['layer_decay']
+  if decay != 1.0:
+    by_layer = optax.stateless(
+      lambda updates, _: jax.tree.map(
+        operator.mul, updates, layer_scales(updates, decay, depth)
+      )
+    )
+    parts.append(by_layer)
   each = settings['accumulate_steps']
   # The chain counts updates, the schedule counts steps: an update is applied
   # at the last of `each` steps.
@@ -183,26 +178,7 @@ def make_optimizer(
     )
   chain = optax.chain(*parts)
   if each > 1:
-    multi = optax.MultiSteps(chain, each)
-    chain = optax.GradientTransformation(multi.init, multi.update)
-  return _with_standard_promotion(chain)
-
-
-def _with_standard_promotion(
-  chain: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """Optax computes float ** int count, which strict promotion refuses."""
-
-  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    with jax.numpy_dtype_promotion('standard'):
-      return chain.update(updates, state, params)
-
+    chain = optax.MultiSteps(chain, each).gradient_transformation()
+  # Optax computes float ** int count, which strict promotion refuses.
+  update = jax.numpy_dtype_promotion('standard')(chain.update)
   return optax.GradientTransformation(chain.init, update)
-
-
-def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
-  return optax.stateless(
-    lambda updates, _: jax.tree.map(
-      lambda u, s: u * s, updates, layer_scales(updates, decay, depth)
-    )
-  )

@@ -148,8 +148,8 @@ def _source(path: epath.Path, stage: str) -> orbax_store.Source | None:
   # A workdir may have any name, even that of a stage or a number.
   if not directory.exists():
     if path.parts[-3:-1] == ('checkpoints', stage) and path.name.isdigit():
-      step = int(path.name)
-      return orbax_store.Source(path.parent, step) if path.exists() else None
+      found = orbax_store.Source(path.parent, int(path.name))
+      return found if path.exists() else None
     if path.parts[-2:] == ('checkpoints', stage):
       directory = path
   newest = orbax_store.newest_step(directory)

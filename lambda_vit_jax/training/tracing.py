@@ -26,9 +26,8 @@ class Window:
 
   def before(self, step: int) -> None:
     """Starts the trace if `step` is in the window."""
-    if self.directory is not None and self.start <= step < self.stop:
-      if not self._tracing:
-        jax.profiler.start_trace(str(self.directory))
+    if self.start <= step < self.stop and not self._tracing:
+      jax.profiler.start_trace(str(self.directory))
       self._tracing = True
 
   def after(self, step: int, values: object) -> None:

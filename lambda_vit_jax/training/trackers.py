@@ -4,24 +4,20 @@ import importlib
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
 from lambda_vit_jax.core.errors import UsageError
 
 
-class Tracker(Protocol):
-  """Displays metrics while a run is in progress."""
-
-  def begin(self, stage: str, step: int) -> None:
-    """Starts or resumes a stage; discards what it logged after `step`."""
-
-  def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-    """Logs the metrics of a step."""
-
-  def close(self) -> None:
-    """Finishes: nothing will be logged any more."""
+def _optional_modules(need: str, extra: str, *names: str) -> list[Any]:
+  try:
+    return [importlib.import_module(name) for name in names]
+  except ImportError as error:
+    raise UsageError(
+      f"config.metrics.{need}: pip install 'lambda_vit_jax[{extra}]'"
+    ) from error
 
 
 class TensorBoardTracker:
@@ -32,60 +28,51 @@ class TensorBoardTracker:
   """
 
   def __init__(self, workdir: str | epath.Path):
-    """Imports tensorboardX.
-
-    Raises:
-      UsageError: it is not installed.
-    """
-    try:
-      self._files = importlib.import_module('tensorboardX.event_file_writer')
-      self._records = importlib.import_module('tensorboardX.record_writer')
-      self._protos = importlib.import_module('tensorboardX.proto.event_pb2')
-    except ImportError as error:
-      raise UsageError(
-        'config.metrics.tensorboard=True needs tensorboardX: pip install '
-        "'lambda_vit_jax[tensorboard]'"
-      ) from error
+    """Imports tensorboardX; raises UsageError if it is not installed."""
+    self._files, self._records, self._protos = _optional_modules(
+      'tensorboard=True needs tensorboardX',
+      'tensorboard',
+      'tensorboardX.event_file_writer',
+      'tensorboardX.record_writer',
+      'tensorboardX.proto.event_pb2',
+    )
     self._root = epath.Path(workdir) / 'tensorboard'
     scheme, separator, _ = str(self._root).partition('://')
     if separator:
       self._records.register_writer_factory(scheme, _RemoteFile)
-    self._writers: dict[str, Any] = {}
+    self._writer: Any = None
 
   def begin(self, stage: str, step: int) -> None:
     """Starts a file for what follows `step`."""
-    if stage in self._writers:
-      self._writers[stage].close()
+    self.close()
     folder = self._root / stage
     folder.mkdir(parents=True, exist_ok=True)
     # TensorBoard reads files in the order of their names, which have the time
     # in seconds; the number separates files of the same second.
     number = len(list(folder.glob('events.out.tfevents.*')))
-    self._writers[stage] = self._files.EventsWriter(
+    self._writer = self._files.EventsWriter(
       str(folder / 'events'), f'.{number:04d}'
     )
     event = self._protos.Event(wall_time=time.time(), step=step + 1)
     event.session_log.status = self._protos.SessionLog.START
-    self._add(stage, event)
+    self._add(event)
 
-  def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds one event with all of `values`."""
-    if stage not in self._writers:
-      self.begin(stage, step - 1)
     event = self._protos.Event(wall_time=time.time(), step=step)
     for tag, value in values.items():
       event.summary.value.add(tag=tag, simple_value=value)
-    self._add(stage, event)
+    self._add(event)
 
-  def _add(self, stage: str, event: Any) -> None:
-    self._writers[stage].write_event(event)
-    self._writers[stage].flush()
+  def _add(self, event: Any) -> None:
+    self._writer.write_event(event)
+    self._writer.flush()
 
   def close(self) -> None:
-    """Closes all files."""
-    for writer in self._writers.values():
-      writer.close()
-    self._writers.clear()
+    """Closes the file of the stage."""
+    if self._writer is not None:
+      self._writer.close()
+      self._writer = None
 
 
 class _RemoteFile:
@@ -105,8 +92,7 @@ class _RemoteFile:
   def flush(self) -> None:
     self._path.write_bytes(bytes(self._data))
 
-  def close(self) -> None:
-    self.flush()
+  close = flush
 
 
 class WandbTracker:
@@ -120,36 +106,23 @@ class WandbTracker:
   def __init__(
     self, project: str, workdir: str | epath.Path, config: Mapping[str, Any]
   ):
-    """Imports wandb.
-
-    Raises:
-      UsageError: it is not installed.
-    """
-    try:
-      self._wandb = importlib.import_module('wandb')
-    except ImportError as error:
-      raise UsageError(
-        f'config.metrics.wandb={project!r} needs Weights & Biases: pip '
-        "install 'lambda_vit_jax[wandb]'"
-      ) from error
+    """Imports wandb; raises UsageError if it is not installed."""
+    (self._wandb,) = _optional_modules(
+      f'wandb={project!r} needs Weights & Biases', 'wandb', 'wandb'
+    )
     self._project = project
     self._workdir = epath.Path(workdir)
     self._config = dict(config)
     self._run: Any = None
-    self._stage = ''
-
-  def _group(self) -> str:
-    """The name of the workdir's group, created at first use."""
-    path = self._workdir / 'wandb_group.txt'
-    if not path.exists():
-      path.write_text(f'{self._workdir.name}-{uuid.uuid4().hex[:8]}\n')
-    return path.read_text().strip()
 
   def begin(self, stage: str, step: int) -> None:
     """Opens the stage's run, or continues it."""
     del step
     self.close()
-    group = self._group()
+    path = self._workdir / 'wandb_group.txt'
+    if not path.exists():
+      path.write_text(f'{self._workdir.name}-{uuid.uuid4().hex[:8]}\n')
+    group = path.read_text().strip()
     # W&B writes files of its own, which need a local folder.
     remote = '://' in str(self._workdir)
     self._run = self._wandb.init(
@@ -161,12 +134,9 @@ class WandbTracker:
       config=self._config,
       dir=None if remote else str(self._workdir),
     )
-    self._stage = stage
 
-  def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, float]) -> None:
     """Logs the values at `step`."""
-    if self._run is None or stage != self._stage:
-      self.begin(stage, step - 1)
     self._run.log(dict(values), step=step)
 
   def close(self) -> None:
@@ -174,6 +144,9 @@ class WandbTracker:
     if self._run is not None:
       self._run.finish()
       self._run = None
+
+
+Tracker = TensorBoardTracker | WandbTracker
 
 
 def make_trackers(
@@ -189,18 +162,16 @@ def make_trackers(
     UsageError: a wrong value, or a package that is not installed.
   """
   settings = config['metrics']
-  tensorboard, project = settings['tensorboard'], settings['wandb']
-  if not isinstance(tensorboard, bool):
-    raise UsageError(
-      f'config.metrics.tensorboard={tensorboard!r} must be True or False'
-    )
-  if not isinstance(project, str):
-    raise UsageError(
-      f'config.metrics.wandb={project!r} must be the name of a project'
-    )
+  for name, kind, what in (
+    ('tensorboard', bool, 'True or False'),
+    ('wandb', str, 'the name of a project'),
+  ):
+    value = settings[name]
+    if not isinstance(value, kind):
+      raise UsageError(f'config.metrics.{name}={value!r} must be {what}')
   trackers: list[Tracker] = []
-  if tensorboard:
+  if settings['tensorboard']:
     trackers.append(TensorBoardTracker(workdir))
-  if project:
-    trackers.append(WandbTracker(project, workdir, config))
+  if settings['wandb']:
+    trackers.append(WandbTracker(settings['wandb'], workdir, config))
   return tuple(trackers)

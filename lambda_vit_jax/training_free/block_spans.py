@@ -12,7 +12,6 @@ from one pass over the images for all l and n. Labels are not used.
 import itertools
 import numbers
 from collections.abc import Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,7 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, Layers, layer_indices
 from lambda_vit_jax.runtime import compilation
@@ -83,11 +80,7 @@ def spans_of(
 ) -> dict[int, range]:
   """The spans of blocks that may be dropped, by their first block.
 
-  Args:
-    model: see `choose_blocks`.
-    num_blocks: length of a span.
-    needed: blocks that must stay.
-    removed: blocks whose attention is removed in any case.
+  The arguments are those of `choose_blocks`.
 
   Raises:
     ModelError: there is no such span.
@@ -120,11 +113,6 @@ def angles(
 ) -> np.ndarray:
   """Measures d(l, n) for all l and n.
 
-  Args:
-    model: see `choose_blocks`.
-    images: see `images.read_images`.
-    memory_gib: working memory per device.
-
   Returns:
     `[depth + 1, depth + 1]` float64: d(l, n) is in row l and column l + n, and
     zeros are below the diagonal.
@@ -135,33 +123,27 @@ def angles(
   streams: list[Array] = []
   total = np.zeros((model.depth + 1,) * 2)
   for index, (before, after, mask) in measure_blocks(
-    model, images, _run_and_keep, memory_gib
+    model, images, _streams, memory_gib
   ):
     streams = [*streams, after] if index else [before, after]
     if index == model.depth - 1:
       # One pair at a time, which keeps no second copy of all streams.
-      pairs = list(itertools.combinations(range(len(streams)), 2))
-      sums = [
-        _sum_of_angles(streams[i], streams[j], mask, images.placement)
-        for i, j in pairs
-      ]
-      for pair, value in zip(pairs, jax.device_get(sums), strict=True):
+      sums = {
+        (i, j): _sum_of_angles(streams[i], streams[j], mask, images.placement)
+        for i, j in itertools.combinations(range(len(streams)), 2)
+      }
+      for pair, value in jax.device_get(sums).items():
         total[pair] += value
   require_finite('', total)
   return total / images.total
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
-def _run_and_keep(
-  block: EncoderBlock,
-  params: Params,
-  x: Array,
-  mask: Array,
-  placement: Placement,
-) -> tuple[Array, Any]:
-  output, _ = pieces.run_block(block, params, x)
-  output = jax.lax.with_sharding_constraint(output, placement.batch)
-  return output, (x, output, mask)
+def _streams(
+  taps: dict[str, Array], mask: Array, placement: Placement
+) -> tuple[Array, Array, Array]:
+  """The streams before and after a block, and the mask of their images."""
+  streams = taps['input'], taps['output']
+  return *jax.lax.with_sharding_constraint(streams, placement.batch), mask
 
 
 @compilation.jit(static_argnames=('placement',))

@@ -7,45 +7,38 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.training_free import least_squares
-from lambda_vit_jax.training_free.least_squares import (
-  Accumulator,
-  CrossMoments,
-  Sums,
-)
+from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 
 FOLDS = 4
 
 
-def folds_within(size: int) -> int:
-  """The number of folds into which a micro-batch of `size` images divides."""
-  return math.gcd(size, FOLDS)
-
-
-def fold_sums(inputs: Array, outputs: Array, keep: Array, folds: int) -> Sums:
+def fold_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
   """`least_squares.batch_sums` with a leading axis over folds; traceable.
 
+  Image i is in fold i modulo the number of folds, the largest divisor of
+  `FOLDS` that divides the batch.
+
   Args:
-    inputs: `[batch, tokens, inputs]`; image i is in fold i modulo `folds`.
+    inputs: `[batch, tokens, inputs]`.
     outputs: `[batch, tokens, outputs]`.
     keep: `[batch, tokens]` bool, False for padding.
-    folds: a divisor of the batch.
   """
-  split = (_by_fold(values, folds) for values in (inputs, outputs, keep))
+  folds = math.gcd(len(keep), FOLDS)
+
+  def by_fold(features: Array) -> Array:
+    batch, tokens, *channels = features.shape
+    split = features.reshape(batch // folds, folds, tokens, *channels)
+    return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
+
+  split = map(by_fold, (inputs, outputs, keep))
   return jax.vmap(least_squares.batch_sums)(*split)
-
-
-def _by_fold(features: Array, folds: int) -> Array:
-  """`[batch, tokens, ...]` to `[folds, batch / folds · tokens, ...]`."""
-  batch, tokens, *channels = features.shape
-  split = features.reshape(batch // folds, folds, tokens, *channels)
-  return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
 
 
 class FoldMoments:
   """The moments of each fold, accumulated over micro-batches."""
 
   def __init__(self) -> None:
-    self._sums = [Accumulator() for _ in range(FOLDS)]
+    self._sums = [least_squares.Accumulator() for _ in range(FOLDS)]
 
   @property
   def folds(self) -> list[CrossMoments]:

@@ -193,30 +193,22 @@ class Accumulator:
 
 
 def require_finite(where: str, *arrays: np.ndarray) -> None:
-  """Refuses a fit on activations that are NaN or infinite.
-
-  Args:
-    where: such as `block 3`; may be empty.
-    *arrays: sums or moments of the activations.
+  """Refuses a fit on sums of activations that are NaN or infinite.
 
   Raises:
-    ModelError: a value is not finite.
+    ModelError: names `where`, such as `block 3`, if it is not empty.
   """
   if not all(np.isfinite(array).all() for array in arrays):
     raise not_finite(where)
 
 
 def merged(moments: Iterable[CrossMoments]) -> CrossMoments:
-  """Moments of all samples together; at least one item."""
+  """Moments of all samples together, of at least one item."""
   return functools.reduce(CrossMoments.merge, moments)
 
 
 def check_ridge(ridge: Any) -> float | None:
-  """Returns a ridge as a number, or None for `auto`.
-
-  Raises:
-    UsageError: neither `auto` nor a finite number of at least 0.
-  """
+  """Returns a ridge as a number, or None for `auto`; else a `UsageError`."""
   if ridge is None or ridge == 'auto':
     return None
   try:
@@ -229,6 +221,12 @@ def check_ridge(ridge: Any) -> float | None:
       'variance of the inputs), or auto'
     )
   return number
+
+
+def check_rank(rank: int | None) -> None:
+  """Raises `UsageError` for a rank below 1; None is no limit."""
+  if rank is not None and rank < 1:
+    raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
 
 
 class _Solver:
@@ -305,8 +303,7 @@ def solve(
   Raises:
     UsageError: a rank below 1.
   """
-  if rank is not None and rank < 1:
-    raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
+  check_rank(rank)
   found = _Solver(moments).solve(ridge)
   return found if rank is None else truncate(moments, found, rank, ridge)
 
@@ -333,16 +330,18 @@ def truncate(
   return AffineMap(kernel, bias)
 
 
-def residual_share(moments: CrossMoments, affine: AffineMap) -> float:
-  """Share of the outputs' variance that the map does not explain.
+def residual_share(*maps: tuple[CrossMoments, AffineMap]) -> float:
+  """Share of the outputs' variance that maps of disjoint samples leave.
 
-  0 is exact; 1 is as good as the constant mean, and a map fitted on the same
-  samples never exceeds it. Returns 0 where the outputs do not vary.
+  0 is exact; 1 is as good as the constant mean, and maps fitted on the same
+  samples never exceed it. Returns 0 where the outputs do not vary.
   """
-  total = float(moments.out_out.sum())
+  whole = merged(moments for moments, _ in maps)
+  total = float(whole.out_out.sum())
   if not total > 0.0:
     return 0.0
-  return max(moments.squared_error(affine) / total, 0.0)
+  error = sum(moments.squared_error(affine) for moments, affine in maps)
+  return max(error / total, 0.0)
 
 
 def held_out_errors(

@@ -12,32 +12,20 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from jax.sharding import Mesh
 
+from lambda_vit_jax.analysis.blocks import check_finished
 from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
-from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models import modes, surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import (
-  MODES,
-  Layers,
-  block_name,
-  check_layers,
-  check_linear_inputs,
-  layer_indices,
-  modes_without,
-)
 from lambda_vit_jax.training_free import (
   least_squares,
   mlp_refit,
   norm_recentring,
 )
-from lambda_vit_jax.training_free.map_fitter import (
-  BlockFit,
-  MapFitter,
-  MapOptions,
-)
+from lambda_vit_jax.training_free.map_fitter import BlockFit, MapFitter
 from lambda_vit_jax.training_free.mlp_refit import MlpFit
 
 
@@ -45,15 +33,8 @@ from lambda_vit_jax.training_free.mlp_refit import MlpFit
 class LinearizeOptions:
   """What `fit_linear` fits; see `linearize`, whose keywords these are.
 
-  Attributes:
-    sequential: fit each map on the network as modified so far.
-    ridge: of the maps' least squares, or `auto`.
-    rank: the largest rank of a map, None for no limit.
-    inputs: of the maps: `token`, and perhaps `mean` and `class_map`.
-    recentre: correct the norms after the first change.
-    refit: correct the MLPs after the first change.
-    maps: if False, attention is left out instead; `sequential`, `ridge`,
-      `rank` and `inputs` are then not used.
+  With `maps=False`, attention is left out instead, and the four options of the
+  maps are not used.
   """
 
   sequential: bool = True
@@ -97,7 +78,7 @@ class LinearFit(Shown):
 def linearize(
   model: Model,
   batches: Batches,
-  layers: Layers,
+  layers: modes.Layers,
   *,
   sequential: bool = True,
   ridge: float | str = 'auto',
@@ -158,7 +139,7 @@ def linearize(
 def fit_linear(
   model: Model,
   batches: Batches,
-  layers: Layers,
+  layers: modes.Layers,
   options: LinearizeOptions = LinearizeOptions(),
   *,
   dense: Model | None = None,
@@ -168,32 +149,25 @@ def fit_linear(
 ) -> LinearFit:
   """`linearize`, with a report of how well each part was fitted.
 
-  Args:
-    model: see `linearize`.
-    batches: images, see `linearize`.
-    layers: blocks in mode `full`, or a `Selection`.
-    options: what is fitted.
-    dense: what is corrected towards, see `linearize`.
-    memory_gib: working memory per device.
-    mesh: devices that share the images.
-    on_progress: called with blocks done and blocks in all, by the fit of the
-      maps and then by that of the MLPs.
-
-  Raises:
-    ModelError, DataError, UsageError: see `linearize`.
+  `on_progress` is called with blocks done and blocks in all, by the fit of the
+  maps and then by that of the MLPs. The rest is as for `linearize`.
   """
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
-  map_options = _map_options(model, options)
+  inputs = _check_inputs(model, options.inputs)
+  ridge = least_squares.check_ridge(options.ridge)
+  least_squares.check_rank(options.rank)
   images = read_images(batches, model, mesh)
   if options.refit:
     mlp_refit.check_images(images)
   blocks: tuple[BlockFit, ...] = ()
   mlps: tuple[MlpFit, ...] = ()
   if options.maps:
-    fitter = _fitter(model, images, layers, map_options, memory_gib)
+    fitter = MapFitter(
+      model, images, layers, inputs, ridge, options.rank, memory_gib
+    )
     maps = fitter.run(layers if options.sequential else (), on_progress)
-    found = _with_maps(model, maps, map_options.inputs)
+    found = _with_maps(model, maps, inputs)
     blocks = tuple(fitter.fits)
   else:
     found = prune(model, layers, 'absent')
@@ -206,41 +180,15 @@ def fit_linear(
   return LinearFit(found, blocks, mlps)
 
 
-def _map_options(model: Model, options: LinearizeOptions) -> MapOptions:
-  ridge, rank = least_squares.check_ridge(options.ridge), options.rank
-  if rank is not None and rank < 1:
-    raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
-  return MapOptions(_check_inputs(model, options.inputs), ridge, rank)
-
-
-def _fitter(
-  model: Model,
-  images: ImageSet,
-  layers: Sequence[int],
-  options: MapOptions,
-  memory_gib: float | None,
-) -> MapFitter:
-  """Refuses a fit that has as many unknowns as equations."""
-  tokens, inputs = model.module.num_tokens, model.module.embed_dim
-  inputs *= 1 + ('mean' in options.inputs)
-  if images.total * tokens <= inputs:
-    raise DataError(
-      f'{images.total} images of {tokens} tokens are {images.total * tokens} '
-      f'samples, too few for an affine map of {inputs} inputs; give at least '
-      f'{inputs // tokens + 1} images, better 512'
-    )
-  return MapFitter(model, images, layers, options, memory_gib)
-
-
 def _with_maps(
   model: Model, maps: dict[int, Params], inputs: tuple[str, ...]
 ) -> Model:
   """`model` with these maps instead of the attention of their blocks."""
-  modes = modes_without(maps, model.attention_modes, 'linear')
+  left = modes.modes_without(maps, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, maps)
   for index, fitted in maps.items():
-    params[block_name(index)] |= {'attn': fitted}
-  module = model.module.clone(attention_modes=modes, linear_inputs=inputs)
+    params[modes.block_name(index)] |= {'attn': fitted}
+  module = model.module.clone(attention_modes=left, linear_inputs=inputs)
   return model.replace(module=module, params=params)
 
 
@@ -253,16 +201,9 @@ def fit_trials(
 ) -> tuple[dict[int, Params], int]:
   """Fits the maps for the trials of one round of a search, in one pass.
 
-  The maps of `removed` are fitted in sequence, as by `linearize`. Those of the
-  candidates are fitted on the resulting network, each independently of the
-  other candidates.
-
-  Args:
-    model: see `linearize`; the maps have its `linear_inputs`.
-    images: see `images.read_images`.
-    removed: blocks in mode `full` that are chosen already.
-    candidates: further blocks in mode `full`; they may be all that remain.
-    memory_gib: working memory, see `linearize`.
+  The maps have the `linear_inputs` of the model. Those of `removed` are fitted
+  in sequence, as by `linearize`, and those of the candidates on the resulting
+  network, each independently of the others; they may be all that remain.
 
   Returns:
     Per block the parameters of its `attn` in mode `linear`, and the number of
@@ -274,18 +215,18 @@ def fit_trials(
   """
   layers = (*removed, *candidates)
   _check_modes(model, layers)
-  options = MapOptions(model.module.linear_inputs, None, None)
-  fitter = _fitter(model, images, layers, options, memory_gib)
+  inputs = model.module.linear_inputs
+  fitter = MapFitter(model, images, layers, inputs, memory_gib=memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
   again = sum(layer < last for layer in removed)
   return maps, last + 1 + again
 
 
-def _check_layers(model: Model, layers: Layers) -> tuple[int, ...]:
-  layers = check_layers(layer_indices(layers), model.depth)
+def _check_layers(model: Model, layers: modes.Layers) -> tuple[int, ...]:
+  layers = modes.check_layers(modes.layer_indices(layers), model.depth)
   _check_modes(model, layers)
-  check_layers({*layers, *model.removed_layers}, model.depth)
+  modes.check_layers({*layers, *model.removed_layers}, model.depth)
   return layers
 
 
@@ -294,20 +235,16 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
     raise ModelError(
       'the model is quantised; fit its maps first, or dequantize(model)'
     )
+  check_finished(model, 'a fit')
   for index, mode in enumerate(model.attention_modes):
-    if mode in ('diluted', 'skip'):
-      raise ModelError(
-        f'block {index} is in mode {mode!r}; a fit starts from full, '
-        'identity, absent or linear blocks'
-      )
-    if index in layers and not MODES[mode].has_attention:
+    if index in layers and not modes.MODES[mode].has_attention:
       raise ModelError(
         f'block {index} has no attention to replace: it is {mode!r} already'
       )
 
 
 def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
-  inputs = check_linear_inputs(inputs)
+  inputs = modes.check_linear_inputs(inputs)
   existing = model.module.linear_inputs
   if 'linear' in model.attention_modes and inputs != existing:
     raise ModelError(

@@ -19,6 +19,7 @@ import numpy as np
 from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.blocks import BlockRunner, advance
 from lambda_vit_jax.analysis.images import ImageSet, Placement
+from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -26,17 +27,8 @@ from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares
-from lambda_vit_jax.training_free.folds import (
-  FoldMoments,
-  fold_sums,
-  folds_within,
-)
-from lambda_vit_jax.training_free.least_squares import (
-  AffineMap,
-  CrossMoments,
-  Sums,
-  require_finite,
-)
+from lambda_vit_jax.training_free.folds import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +49,8 @@ class BlockFit:
   samples: int
 
 
-@dataclasses.dataclass(frozen=True)
-class MapOptions:
-  """How maps are fitted.
-
-  Attributes:
-    inputs: of the maps, see `LinearAttention`.
-    ridge: share of the inputs' mean variance; None to choose it per block.
-    rank: the largest rank of a map, None for no limit.
-  """
-
-  inputs: tuple[str, ...]
-  ridge: float | None
-  rank: int | None
-
-
 @compilation.jit(
-  static_argnames=('block', 'folds', 'inputs', 'with_output', 'placement'),
+  static_argnames=('block', 'inputs', 'with_output', 'placement')
 )
 def attention_sums(
   block: EncoderBlock,
@@ -81,26 +58,16 @@ def attention_sums(
   x: Array,
   mask: Array,
   *,
-  folds: int,
   inputs: tuple[str, ...],
   with_output: bool,
   placement: Placement,
-) -> tuple[Array | None, list[Sums]]:
-  """Runs a block with attention, and sums the products of its fit.
-
-  Args:
-    block: static, in mode `full`.
-    params: of the block.
-    x: the stream `[batch, tokens, embed]`.
-    mask: `[batch]`, False for padding.
-    folds: image i is in fold i modulo this.
-    inputs: of the map; with `class_map`, class tokens are the first group.
-    with_output: whether the MLP half runs too.
-    placement: of the batch.
+) -> tuple[Array | None, list[least_squares.Sums]]:
+  """Runs a block in mode `full`, and sums the products of its fit.
 
   Returns:
-    The stream after the block or None; per group of tokens, `least_squares.batch_sums` with a leading
-    axis over the folds.
+    The stream after the block, or None without `with_output`; per group of
+    tokens, `folds.fold_sums`. With `class_map`, class tokens are the first
+    group.
   """
   output, taps = pieces.run_block(block, params, x)
   features = normalize(x, block.norm_eps)
@@ -111,7 +78,7 @@ def attention_sums(
   keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
   sums = [
     fold_sums(
-      features[:, tokens], taps['attention'][:, tokens], keep[:, tokens], folds
+      features[:, tokens], taps['attention'][:, tokens], keep[:, tokens]
     )
     for tokens in _groups(inputs)
   ]
@@ -123,9 +90,8 @@ def attention_sums(
 
 def _groups(inputs: tuple[str, ...]) -> list[slice]:
   """The tokens of each group."""
-  if 'class_map' not in inputs:
-    return [slice(None)]
-  return [slice(1), slice(1, None)]
+  own = 'class_map' in inputs
+  return [slice(1), slice(1, None)] if own else [slice(None)]
 
 
 class MapFitter:
@@ -140,27 +106,41 @@ class MapFitter:
     model: Model,
     images: ImageSet,
     layers: Sequence[int],
-    options: MapOptions,
-    memory_gib: float | None,
+    inputs: tuple[str, ...],
+    ridge: float | None = None,
+    rank: int | None = None,
+    memory_gib: float | None = None,
   ):
+    """Checks the number of samples; for the arguments, see `linearize`.
+
+    With `ridge=None` it is chosen per block.
+
+    Raises:
+      DataError: fewer samples (images × tokens) than inputs of the map.
+    """
+    tokens, width = model.module.num_tokens, model.module.embed_dim
+    width *= 1 + ('mean' in inputs)
+    if images.total * tokens <= width:
+      raise DataError(
+        f'{images.total} images of {tokens} tokens are {images.total * tokens} '
+        f'samples, too few for an affine map of {width} inputs; give at least '
+        f'{width // tokens + 1} images, better 512'
+      )
     self.fits: list[BlockFit] = []
     self._images = images
     self._layers = layers
-    self._options = options
+    self._inputs = inputs
+    self._ridge = ridge
+    self._rank = rank
     self._size = memory.micro_batch_size(model.module, images, memory_gib)
-    self._runner = BlockRunner(model, images.placement, options.inputs)
+    self._runner = BlockRunner(model, images.placement, inputs)
 
   def run(
     self,
     sequential: Collection[int],
     on_progress: Callable[[int, int], None] | None = None,
   ) -> dict[int, Params]:
-    """Fits all layers.
-
-    Args:
-      sequential: those whose map replaces the attention in the network that
-        later maps are fitted on.
-      on_progress: called with blocks done and blocks in all.
+    """Fits all layers; those in `sequential` on each other's maps.
 
     Returns:
       Per layer the parameters of its `attn` in mode `linear`.
@@ -189,14 +169,13 @@ class MapFitter:
     self, index: int, streams: list[Any], masks: list[Any], run: bool
   ) -> list[FoldMoments]:
     """Per group of tokens, over all images; runs the block if wanted."""
-    found = [FoldMoments() for _ in _groups(self._options.inputs)]
+    found = [FoldMoments() for _ in _groups(self._inputs)]
     for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
       output, sums = attention_sums(
         *self._runner.block(index),
         x,
         mask,
-        folds=folds_within(self._size),
-        inputs=self._options.inputs,
+        inputs=self._inputs,
         with_output=run,
         placement=self._images.placement,
       )
@@ -209,62 +188,41 @@ class MapFitter:
   def _fit(self, index: int, groups: Sequence[FoldMoments]) -> Params:
     """The parameters of the map that replaces an attention layer."""
     moments = [group.folds for group in groups]
-    everything = [
-      least_squares.merged(folds) for folds in zip(*moments, strict=True)
-    ]
+    everything = list(map(least_squares.merged, zip(*moments, strict=True)))
     whole = least_squares.merged(everything)
-    require_finite(f'block {index}', whole.in_out)
+    least_squares.require_finite(f'block {index}', whole.in_out)
     ridge, shared = self._solve(everything)
     if len(moments) == 1:
-      self._record(index, ridge, [(whole, shared)])
+      self._record(index, ridge, (whole, shared))
       return self._parameters(shared)
     # The class token is one sample per image, too few for a map of its own:
     # its map is that of all tokens plus a correction, which is penalised.
     first, rest = moments
+    class_tokens = least_squares.merged(first)
     _, correction = self._solve([fold.beyond(shared) for fold in first])
-    own = self._limited(
-      least_squares.merged(first),
-      AffineMap(
-        shared.kernel + correction.kernel, shared.bias + correction.bias
-      ),
+    own = AffineMap(
+      shared.kernel + correction.kernel, shared.bias + correction.bias
     )
+    if self._rank is not None:
+      own = least_squares.truncate(class_tokens, own, self._rank)
     ridge, others = self._solve(rest)
-    self._record(
-      index,
-      ridge,
-      [
-        (least_squares.merged(first), own),
-        (least_squares.merged(rest), others),
-      ],
-    )
+    patches = least_squares.merged(rest)
+    self._record(index, ridge, (class_tokens, own), (patches, others))
     return self._parameters(others) | self._parameters(own, 'class_')
 
   def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
     """The ridge, given or chosen, and the map of all folds."""
-    ridge = self._options.ridge
+    ridge = self._ridge
     if ridge is None:
       ridge = least_squares.choose_ridge(folds)
-    affine = least_squares.solve(
-      least_squares.merged(folds), ridge, self._options.rank
-    )
-    return ridge, affine
-
-  def _limited(self, moments: CrossMoments, affine: AffineMap) -> AffineMap:
-    """`affine`, truncated to the rank if there is one."""
-    if self._options.rank is None:
-      return affine
-    return least_squares.truncate(moments, affine, self._options.rank)
+    whole = least_squares.merged(folds)
+    return ridge, least_squares.solve(whole, ridge, self._rank)
 
   def _record(
-    self,
-    index: int,
-    ridge: float,
-    maps: Sequence[tuple[CrossMoments, AffineMap]],
+    self, index: int, ridge: float, *maps: tuple[CrossMoments, AffineMap]
   ) -> None:
     whole = least_squares.merged(moments for moments, _ in maps)
-    error = sum(moments.squared_error(affine) for moments, affine in maps)
-    total = float(whole.out_out.sum())
-    residual = max(error / total, 0.0) if total > 0.0 else 0.0
+    residual = least_squares.residual_share(*maps)
     self.fits.append(BlockFit(index, ridge, residual, int(whole.count)))
 
   def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
@@ -280,6 +238,6 @@ class MapFitter:
         'bias': jax.device_put(bias),
       }
     }
-    if 'mean' in self._options.inputs:
+    if 'mean' in self._inputs:
       found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
     return found

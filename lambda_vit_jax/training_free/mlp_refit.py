@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.images import (
   Batches,
   ImageSet,
   Placement,
   read_images,
 )
-from lambda_vit_jax.core.errors import DataError, ModelError
+from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -35,16 +34,8 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares, paired
-from lambda_vit_jax.training_free.folds import (
-  FoldMoments,
-  fold_sums,
-  folds_within,
-)
-from lambda_vit_jax.training_free.least_squares import (
-  AffineMap,
-  Sums,
-  require_finite,
-)
+from lambda_vit_jax.training_free.folds import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.least_squares import AffineMap
 
 # A LayerScale γ that is smaller, relative to the largest, counts as zero.
 _CLOSED = 1e-6
@@ -113,12 +104,7 @@ def refit_on(
 ) -> tuple[Model, tuple[MlpFit, ...]]:
   """`refit` on images that were read, with a report on each MLP.
 
-  Args:
-    model: see `refit`.
-    dense: see `refit`.
-    images: of the fit.
-    memory_gib: working memory per device.
-    on_progress: called with blocks done and blocks in all.
+  `on_progress` is called with blocks done and blocks in all.
   """
   pairing = paired.pair(model, dense)
   for index in pairing.changed:
@@ -132,8 +118,7 @@ def refit_on(
   if first == model.depth:
     return model, ()
   module = model.module
-  size = memory.micro_batch_size(dense.module, images, memory_gib)
-  here, there = paired.at_block(model, dense, images, first, size)
+  here, there = paired.at_block(model, dense, images, first, memory_gib)
   fits = []
   for index in range(first, model.depth):
     here.run_attention(index)
@@ -141,12 +126,11 @@ def refit_on(
     narrow = index >= module.last_mixing_block
     moments = FoldMoments()
     for position, mask in enumerate(here.masks):
-      sums = hidden_sums(
+      sums = _hidden_sums(
         *here.runner.mlp(index),
         here.streams[position],
         there.streams[position],
         mask,
-        folds=folds_within(size),
         # If no attention follows, no other tokens are computed.
         stop=module.read_tokens if narrow else None,
         placement=images.placement,
@@ -163,67 +147,46 @@ def refit_on(
 
 
 def check_images(images: ImageSet) -> None:
-  """Refuses fewer images than `refit` needs.
-
-  Raises:
-    DataError: too few.
-  """
-  if images.total < paired.LEAST_IMAGES:
-    raise DataError(
-      f'{images.total} images are too few to fit MLPs on; give at least '
-      f'{paired.LEAST_IMAGES}, better 512'
-    )
+  """Refuses fewer images than `refit` needs, with a `DataError`."""
+  paired.check_images(images, 'fit MLPs on')
 
 
-@compilation.jit(static_argnames=('block', 'folds', 'stop', 'placement'))
-def hidden_sums(
+@compilation.jit(static_argnames=('block', 'stop', 'placement'))
+def _hidden_sums(
   block: EncoderBlock,
   params: Params,
   x: Array,
   target: Array,
   mask: Array,
   *,
-  folds: int,
   stop: int | None,
   placement: Placement,
-) -> Sums:
+) -> least_squares.Sums:
   """Sums of products of the hidden layer with the gap after the block.
 
-  Args:
-    block: static, in mode `absent`.
-    params: of the MLP half.
-    x: the modified stream between the halves, `[batch, tokens, embed]`.
-    target: the dense stream that is the target after the block.
-    mask: `[batch]`, False for padding.
-    folds: see `folds.fold_sums`.
-    stop: number of leading tokens that count, None for all.
-    placement: of the batch.
+  Of the first `stop` tokens; x is the stream between the halves of the block,
+  `target` the dense stream after it.
   """
   output, _ = pieces.run_block(block, params, x)
   hidden = pieces.hidden_layer(block, params, x)[:, :stop]
   gap = (target - output)[:, :stop]
   keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
-  sums = fold_sums(hidden, gap, keep, folds)
+  sums = fold_sums(hidden, gap, keep)
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
 def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
   folds = moments.folds
   whole = least_squares.merged(folds)
-  require_finite(f'block {index}', whole.in_out, whole.in_in)
+  least_squares.require_finite(f'block {index}', whole.in_out, whole.in_in)
   ridge = least_squares.choose_ridge(folds)
   correction = least_squares.solve(whole, ridge)
-  residual = least_squares.residual_share(whole, correction)
+  residual = least_squares.residual_share((whole, correction))
   return MlpFit(index, ridge, residual), correction
 
 
 def corrected(params: Params, correction: AffineMap) -> Params:
-  """The parameters of a block with the correction added to its MLP.
-
-  Args:
-    params: of the block.
-    correction: of what the MLP adds to the stream, `[hidden, embed]`.
-  """
+  """The parameters of a block whose MLP adds the correction to the stream."""
   # LayerScale follows fc2: a channel whose γ is zero cannot be corrected.
   gamma = np.asarray(params.get('ls2', {}).get('gamma', 1.0), np.float64)
   open_ = abs(gamma) > _CLOSED * abs(gamma).max()

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis import blocks, memory, moments
+from lambda_vit_jax.analysis import blocks, moments
 from lambda_vit_jax.analysis.images import (
   Batches,
   ImageSet,
@@ -21,7 +21,6 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.analysis.moments import ChannelStatistics, Moments
-from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
@@ -61,9 +60,8 @@ def recentre(
       activations that are not finite.
     DataError: fewer than 32 images, or images of another shape.
   """
-  return recentre_on(
-    model, dense, read_images(batches, model, mesh), memory_gib
-  )
+  images = read_images(batches, model, mesh)
+  return recentre_on(model, dense, images, memory_gib)
 
 
 def recentre_on(
@@ -71,16 +69,11 @@ def recentre_on(
 ) -> Model:
   """`recentre`, on images that were read."""
   pairing = paired.pair(model, dense)
-  if images.total < paired.LEAST_IMAGES:
-    raise DataError(
-      f'{images.total} images are too few to measure the moments of a channel; '
-      f'give at least {paired.LEAST_IMAGES}, better 512'
-    )
+  paired.check_images(images, 'measure the moments of a channel')
   if pairing.first_short == model.depth:
     return model
-  size = memory.micro_batch_size(dense.module, images, memory_gib)
   first = pairing.first
-  here, there = paired.at_block(model, dense, images, first, size)
+  here, there = paired.at_block(model, dense, images, first, memory_gib)
 
   def correct(params: Params, base: Params, name: str, view: _View) -> Params:
     """`params` with a corrected norm `name`; `base` is of the dense model."""
@@ -127,8 +120,9 @@ def corrected(
       keep their scale.
     there: statistics of n(x) in the dense model.
   """
-  dead = moments.dead_channels(here.mean, here.std)
-  ratio = np.where(dead, 1.0, there.std / np.where(dead, 1.0, here.std))
+  ratio = np.where(
+    here.dead, 1.0, there.std / np.where(here.dead, 1.0, here.std)
+  )
   old = {k: np.asarray(v, np.float64) for k, v in norm.items()}
   scale = old['scale'] * ratio
   bias = old['bias'] + old['scale'] * there.mean - scale * here.mean
@@ -138,14 +132,7 @@ def corrected(
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """The part of a stream that a norm reads; static.
-
-  Attributes:
-    epsilon: of the norm.
-    start: the first token.
-    stop: the end of the tokens, None for all.
-    pool: whether the norm reads the mean of these tokens.
-  """
+  """The tokens of a stream that a norm reads, or their mean (`pool`); static."""
 
   epsilon: float
   start: int = 0
@@ -168,17 +155,11 @@ def _moments(
 def _statistics(
   network: paired.StreamedModel, view: _View
 ) -> ChannelStatistics:
-  """Statistics of n(x) per channel, over all streams.
-
-  Raises:
-    ModelError: activations that are not finite.
-  """
-  found = functools.reduce(
-    moments.merge_host,
-    (
-      moments.to_host(_moments(x, mask, view, network.runner.placement))
-      for x, mask in zip(network.streams, network.masks, strict=True)
-    ),
-  ).pooled()
+  """Statistics of n(x) per channel, over all streams."""
+  parts = (
+    moments.to_host(_moments(x, mask, view, network.runner.placement))
+    for x, mask in zip(network.streams, network.masks, strict=True)
+  )
+  found = functools.reduce(moments.merge_host, parts).pooled()
   require_finite('', found.mean, found.std)
   return found

@@ -8,9 +8,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from lambda_vit_jax.analysis.blocks import BlockRunner, advance
+from lambda_vit_jax.analysis.blocks import BlockRunner, advance, check_finished
 from lambda_vit_jax.analysis.images import ImageSet
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.analysis.memory import micro_batch_size
+from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
@@ -50,16 +51,14 @@ class Pairing:
 
     Its mode or its input differs. The depth if there is none.
     """
-    depth = len(self.origins)
     moved = (j for j, origin in enumerate(self.origins) if j != origin)
-    return min((*self.changed, *moved), default=depth)
+    return min((*self.changed, *moved), default=len(self.origins))
 
   @property
   def first_short(self) -> int:
     """The first block after whose MLP the streams differ, or the depth."""
-    depth = len(self.origins)
     short = (j for j, target in enumerate(self.targets) if target != j + 1)
-    return min((*self.changed, *short), default=depth)
+    return min((*self.changed, *short), default=len(self.origins))
 
 
 def pair(model: Model, dense: Model) -> Pairing:
@@ -75,20 +74,12 @@ def pair(model: Model, dense: Model) -> Pairing:
       raise ModelError(
         'the model is quantised; correct it first, or dequantize(model)'
       )
-    if {'diluted', 'skip'} & set(one.attention_modes):
-      raise ModelError(
-        f'the blocks are in modes {list(one.attention_modes)}; only a finished '
-        'model can be corrected'
-      )
+    check_finished(one, 'a correction')
   origins = _origins(model, dense)
-  changed = []
-  for index, (mode, origin) in enumerate(
-    zip(model.attention_modes, origins, strict=True)
-  ):
-    old = dense.attention_modes[origin]
-    if mode == old:
-      continue
-    changed.append(index)
+  old_modes = [dense.attention_modes[origin] for origin in origins]
+  modes = zip(model.attention_modes, old_modes, strict=True)
+  changed = {i: pair for i, pair in enumerate(modes) if pair[0] != pair[1]}
+  for index, (mode, old) in changed.items():
     if not MODES[old].has_attention:
       raise ModelError(
         f'block {index} is {mode!r} in the first model and {old!r} in the '
@@ -152,7 +143,6 @@ class StreamedModel:
   """
 
   def __init__(self, model: Model, images: ImageSet, size: int):
-    """Embeds the images, in micro-batches of `size`."""
     self.params: dict[str, Any] = dict(model.params)
     self.runner = BlockRunner(model, images.placement)
     self.streams, self.masks = self.runner.embed_all(images, size)
@@ -180,18 +170,28 @@ class StreamedModel:
 
 
 def at_block(
-  model: Model, dense: Model, images: ImageSet, index: int, size: int
+  model: Model,
+  dense: Model,
+  images: ImageSet,
+  index: int,
+  memory_gib: float | None,
 ) -> tuple[StreamedModel, StreamedModel]:
-  """Both models, with their streams before a block.
+  """Both models, with their streams before a block up to which they agree."""
+  size = micro_batch_size(dense.module, images, memory_gib)
+  here, there = (StreamedModel(each, images, size) for each in (model, dense))
+  here.run_to(index)
+  there.run_to(index)
+  return here, there
 
-  Args:
-    model: the modified model.
-    dense: the dense one.
-    images: of both.
-    index: a block before which the two do not differ.
-    size: of a micro-batch.
+
+def check_images(images: ImageSet, purpose: str) -> None:
+  """Refuses a correction that would be measured on too few images.
+
+  Raises:
+    DataError: fewer than `LEAST_IMAGES`.
   """
-  pair = tuple(StreamedModel(each, images, size) for each in (model, dense))
-  for each in pair:
-    each.run_to(index)
-  return pair[0], pair[1]
+  if images.total < LEAST_IMAGES:
+    raise DataError(
+      f'{images.total} images are too few to {purpose}; give at least '
+      f'{LEAST_IMAGES}, better 512'
+    )

@@ -8,13 +8,13 @@ from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.moments import (
   ChannelStatistics,
   moments_of,
-  statistics,
+  to_host,
 )
 from lambda_vit_jax.core.errors import DataError
 
 
 def sigma_of(features):
-  return statistics(jax.jit(moments_of)(features)).std
+  return to_host(jax.jit(moments_of)(features)).pooled().std
 
 
 def test_entropy_is_the_closed_form_on_gaussian_data(rng):

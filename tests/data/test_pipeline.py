@@ -20,7 +20,7 @@ from PIL import Image
 
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import readers
+from lambda_vit_jax.data import pipeline, readers
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.pipeline import Loading, eval_batches, train_batches
 from lambda_vit_jax.data.sources.idx_folder import ArraySource
@@ -165,7 +165,7 @@ def test_processes_share_the_same_batches(undisturbed, count):
 
 
 def test_chunks_change_nothing(undisturbed, monkeypatch):
-  monkeypatch.setattr(readers, '_CHUNK_IMAGES', 3)
+  monkeypatch.setattr(pipeline, '_CHUNK_IMAGES', 3)
   _assert_same(undisturbed, _train())
   _assert_same(undisturbed[2:], _train(3, start_step=2))
 

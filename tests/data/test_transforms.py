@@ -12,7 +12,7 @@ from PIL import Image
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import randaugment, transforms
-from lambda_vit_jax.data.augment import Augment, training_array
+from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.transforms import UndecodableError
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -44,6 +44,16 @@ def _encode(image, kind, **options):
 # --- evaluation geometry ----------------------------------------------------
 
 
+def _training_array(data, preprocessing, augment, rng):
+  """A training image, normalised and with the erased part."""
+  record = {'image': data, 'label': 0, 'index': 0}
+  pixels, patch, _ = augment.training(record, preprocessing, rng)
+  array = transforms.normalise(pixels, preprocessing)
+  if patch is not None:
+    patch.paste(array)
+  return array
+
+
 @pytest.mark.parametrize(
   'size',
   [(300, 200), (200, 300), (257, 256), (333, 77), (64, 64), (20, 90), (8, 8)],
@@ -51,7 +61,10 @@ def _encode(image, kind, **options):
 @pytest.mark.parametrize('interpolation', ['bicubic', 'bilinear'])
 def test_shorter_side_then_centre(size, interpolation, rng):
   image = _photo(*size, rng)
-  found = transforms.resize_and_crop(image, (56, 56), 0.875, interpolation)
+  preprocessing = Preprocessing(
+    (56, 56), crop_ratio=0.875, interpolation=interpolation
+  )
+  found = transforms.resize_and_crop(image, preprocessing)
   width, height = size
   short = min(size)
   # The reference recipe: 64 on the shorter side, the rest cut off.
@@ -66,18 +79,20 @@ def test_shorter_side_then_centre(size, interpolation, rng):
 @pytest.mark.parametrize('size', [(40, 30), (30, 40), (200, 31), (7, 5)])
 @pytest.mark.parametrize('target', [(24, 16), (16, 24), (9, 30)])
 def test_oblong_targets_are_exact_and_covered(size, target, rng):
-  found = transforms.resize_and_crop(_photo(*size, rng), target, 0.9)
+  preprocessing = Preprocessing(target, crop_ratio=0.9)
+  found = transforms.resize_and_crop(_photo(*size, rng), preprocessing)
   assert (found.height, found.width) == target
 
 
 def test_right_size_is_left_alone(rng):
   image = _photo(8, 8, rng)
-  assert transforms.resize_and_crop(image, (8, 8), 1.0) is image
+  preprocessing = Preprocessing((8, 8), crop_ratio=1.0)
+  assert transforms.resize_and_crop(image, preprocessing) is image
 
 
 def test_a_thin_strip_does_not_take_gigabytes():
   image = Image.new('RGB', (60_000, 2))
-  found = transforms.resize_and_crop(image, (224, 224), 0.875)
+  found = transforms.resize_and_crop(image, Preprocessing((224, 224)))
   assert found.size == (224, 224)
 
 
@@ -211,7 +226,7 @@ def test_draft_scaling_gives_nearly_the_same_pixels(quality, rng):
   data = _encode(image, 'JPEG', quality=quality)
   box = (100, 60, 500, 420)
   opened = transforms.open_image(data)
-  found = transforms.crop_and_resize(opened, 3, box, (40, 44), 'bicubic')
+  found = transforms.crop_and_resize(opened, box, Preprocessing((40, 44)))
   full = transforms.load(transforms.open_image(data), 3)
   expected = full.crop(box).resize((44, 40), BICUBIC)
   difference = np.asarray(found, float) - np.asarray(expected, float)
@@ -334,7 +349,7 @@ def test_training_arrays(kind, channels, rng):
   data = _encode(_photo(50, 40, rng), 'JPEG')
   augment = Augment.from_config({'kind': kind})
   first, again, other = (
-    training_array(data, preprocessing, augment, np.random.default_rng(seed))
+    _training_array(data, preprocessing, augment, np.random.default_rng(seed))
     for seed in (3, 3, 4)
   )
   assert first.shape == (16, 12, channels)
@@ -362,7 +377,7 @@ def test_randaugment_fills_with_the_mean_colour(mean, fill, monkeypatch):
   preprocessing = Preprocessing((6, 6), mean, (0.25,) * len(mean), 1.0)
   augment = Augment(randaugment='rand-m9-p1-inc1')
   pixels = np.zeros((6, 6, 3), np.uint8)
-  training_array(pixels, preprocessing, augment, np.random.default_rng(0))
+  _training_array(pixels, preprocessing, augment, np.random.default_rng(0))
   # 255 times the mean, rounded; the model's own interpolation.
   assert seen == [(fill, BICUBIC)] * 2
 
@@ -371,10 +386,10 @@ def test_randaugment_fills_with_the_mean_colour(mean, fill, monkeypatch):
 def test_rates_of_flip_and_erasing(field, rng):
   pixels = rng.integers(0, 256, (6, 6)).astype(np.uint8)
   preprocessing = Preprocessing((6, 6), (0.5,), (0.25,), 1.0)
-  plain = training_array(pixels, preprocessing, Augment(), rng)
+  plain = _training_array(pixels, preprocessing, Augment(), rng)
   augment = Augment(**{field: 0.25})
   changed = [
-    (training_array(pixels, preprocessing, augment, rng) != plain).any()
+    (_training_array(pixels, preprocessing, augment, rng) != plain).any()
     for _ in range(1000)
   ]
   # Binomial: standard deviation 0.0137; four of them.
@@ -384,6 +399,6 @@ def test_rates_of_flip_and_erasing(field, rng):
 def test_flip_mirrors(rng):
   pixels = rng.integers(0, 256, (6, 6)).astype(np.uint8)
   preprocessing = Preprocessing((6, 6), (0.5,), (0.25,), 1.0)
-  plain = training_array(pixels, preprocessing, Augment(), rng)
-  flipped = training_array(pixels, preprocessing, Augment(flip=1.0), rng)
+  plain = _training_array(pixels, preprocessing, Augment(), rng)
+  flipped = _training_array(pixels, preprocessing, Augment(flip=1.0), rng)
   np.testing.assert_array_equal(flipped, plain[:, ::-1])

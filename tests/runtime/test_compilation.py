@@ -79,9 +79,6 @@ def test_a_program_needs_no_transfer_and_can_be_exported(numbers):
   exported = jax.export.export(program)(*numbers)
   # Another kernel sums up in another order.
   np.testing.assert_allclose(exported.call(*numbers), expected, atol=2e-5)
-  assert program.eval_shape(*numbers).shape == expected.shape
-  program.clear_cache()
-  assert program.cache_size() == 0
 
 
 def test_one_compilation_per_shape(numbers):

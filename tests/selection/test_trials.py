@@ -11,10 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.plain_loop import plain_loop
 from lambda_vit_jax.analysis import blocks, memory
 from lambda_vit_jax.analysis.images import read_images
-from lambda_vit_jax.analysis.moments import moments_of, statistics
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.edits import prune
-from lambda_vit_jax.selection import trials
+from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.trials import TrialRunner
 from tests.support.processes import run_processes
@@ -218,7 +217,9 @@ def test_activations_stay_within_the_budget(tiny_variant, monkeypatch):
 
   for name in ('embed', 'run_block', 'run_mlp'):
     monkeypatch.setattr(blocks, name, watched(getattr(blocks, name)))
-  monkeypatch.setattr(trials, 'run_tail', watched(trials.run_tail))
+  monkeypatch.setattr(
+    trial_readout, 'run_tail', watched(trial_readout.run_tail)
+  )
   runner.evaluate([(), *((i,) for i in range(6))])
   assert runner.micro_batch >= 8
   assert largest[0] <= budget
@@ -271,7 +272,7 @@ def test_moments_are_those_of_gathered_targets(tiny_variant):
   logits = np.asarray(model(IMAGES), np.float64)
   np.testing.assert_allclose(found.std, logits.std(axis=0), rtol=1e-5)
   np.testing.assert_allclose(found.mean, logits.mean(axis=0), rtol=1e-4)
-  assert found.count == statistics(moments_of(model(IMAGES))).count
+  assert found.count == NUM_IMAGES
 
 
 _PROCESS = """

@@ -205,6 +205,6 @@ def test_accumulation_leaves_the_schedule_in_steps(each):
 )
 def test_a_pattern_that_freezes_nothing_is_refused(pattern, why):
   with pytest.raises(UsageError, match=rf'dilute\.frozen=.*{why}'):
-    optim.check_frozen(pattern, TREE, 'dilute')
-  optim.check_frozen('', TREE, 'dilute')
-  optim.check_frozen('^block00/', TREE, 'dilute')
+    optim.check_frozen(pattern, 'dilute', TREE)
+  optim.check_frozen('', 'dilute', TREE)
+  optim.check_frozen('^block00/', 'dilute', TREE)

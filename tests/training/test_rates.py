@@ -14,7 +14,8 @@ import pytest
 from scipy.stats import binom
 
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data.augment import Augment, training_pixels
+from lambda_vit_jax.data.augment import Augment
+from lambda_vit_jax.data.sources.dataset import Record
 from lambda_vit_jax.models import layers, surgery
 from lambda_vit_jax.models.build import (
   apply_module,
@@ -115,13 +116,13 @@ def test_branches_are_dropped_independently(dropped):
 
 
 def test_erasing_at_its_rate():
-  pixels = np.zeros((8, 8), np.uint8)
+  record = Record(image=np.zeros((8, 8), np.uint8), label=0, index=0)
   preprocessing = Preprocessing((8, 8), (0.5,), (0.5,), 1.0)
   augment = Augment(erasing=0.25)
   rng = np.random.default_rng(11)
   # Ten rectangles in a row that do not fit: in less than 1e-6 of the images.
   count = sum(
-    training_pixels(pixels, preprocessing, augment, rng)[1] is not None
+    augment.training(record, preprocessing, rng)[1] is not None
     for _ in range(NUMBER)
   )
   assert_rate(count, NUMBER, 0.25)
@@ -129,11 +130,12 @@ def test_erasing_at_its_rate():
 
 def test_flips_at_their_rate():
   pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+  record = Record(image=pixels, label=0, index=0)
   preprocessing = Preprocessing((8, 8), (0.5,), (0.5,), 1.0)
   augment = Augment(flip=0.5)
   rng = np.random.default_rng(12)
   count = sum(
-    training_pixels(pixels, preprocessing, augment, rng)[0][0, 0, 0] == 7
+    augment.training(record, preprocessing, rng)[0][0, 0, 0] == 7
     for _ in range(NUMBER)
   )
   assert_rate(count, NUMBER, 0.5)

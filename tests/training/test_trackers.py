@@ -42,7 +42,8 @@ def _shown(folder):
 @pytest.mark.parametrize('step', [1, 2**31, 2**62])
 def test_a_value_is_on_disk_when_write_returns(tmp_path, step, value):
   tracker = trackers.TensorBoardTracker(tmp_path)
-  tracker.write('dilute', step, {'λ': value, 'loss': 1.0})
+  tracker.begin('dilute', step - 1)
+  tracker.write(step, {'λ': value, 'loss': 1.0})
   shown = _shown(tmp_path / 'tensorboard' / 'dilute')
   assert shown == {(step, 'λ'): np.float32(value), (step, 'loss'): 1.0}
   tracker.close()
@@ -71,14 +72,15 @@ def test_a_resumed_stage_shows_each_step_once(tmp_path):
 def test_a_stage_begun_by_version_0_1_shows_each_step_once(tmp_path):
   folder = tmp_path / 'tensorboard' / 'dilute'
   tracker = trackers.TensorBoardTracker(tmp_path)
-  tracker.write('dilute', 1, {'loss': 9.0})
-  tracker.write('dilute', 2, {'loss': 9.0})
+  tracker.begin('dilute', 0)
+  tracker.write(1, {'loss': 9.0})
+  tracker.write(2, {'loss': 9.0})
   tracker.close()
   (path,) = folder.iterdir()
   path.rename(folder / 'events.out.tfevents.0000000000.lambda_vit_jax')
   tracker = trackers.TensorBoardTracker(tmp_path)
   tracker.begin('dilute', 1)
-  tracker.write('dilute', 2, {'loss': 3.0})
+  tracker.write(2, {'loss': 3.0})
   tracker.close()
   assert _shown(folder) == {(1, 'loss'): 9.0, (2, 'loss'): 3.0}
 

@@ -93,7 +93,7 @@ def test_recovers_an_affine_map():
     x @ found.kernel + found.bias, y, atol=1e-5 * scale
   )
   # A difference of sums of float32 products.
-  assert least_squares_lib.residual_share(streamed, found) < 1e-6
+  assert least_squares_lib.residual_share((streamed, found)) < 1e-6
 
 
 def test_the_error_is_that_of_the_samples():
@@ -136,9 +136,9 @@ def test_ridge_to_zero_and_to_infinity():
   constant = least_squares_lib.solve(streamed, 1e12)
   np.testing.assert_allclose(constant.kernel, 0.0, atol=1e-9)
   np.testing.assert_allclose(constant.bias, streamed.mean_out)
-  assert least_squares_lib.residual_share(streamed, constant) == pytest.approx(
-    1.0
-  )
+  assert least_squares_lib.residual_share(
+    (streamed, constant)
+  ) == pytest.approx(1.0)
 
 
 def test_ridge_has_no_unit():
@@ -233,7 +233,7 @@ def test_outputs_that_do_not_vary_leave_nothing():
   found = least_squares_lib.solve(streamed, 1e-3)
   np.testing.assert_allclose(found.kernel, 0.0, atol=1e-12)
   np.testing.assert_allclose(found.bias, 3.0)
-  assert least_squares_lib.residual_share(streamed, found) == 0.0
+  assert least_squares_lib.residual_share((streamed, found)) == 0.0
 
 
 @pytest.mark.parametrize('ridge', [0.0, 1e-6, 1.0])

@@ -166,14 +166,12 @@ def test_exact_with_one_token(tiny_variant, rng):
     params,
     stream,
     jnp.ones(64, bool),
-    folds=1,
     inputs=('token',),
     with_output=True,
     placement=place,
   )
-  moments = least_squares.CrossMoments.from_sums(
-    tuple(leaf[0] for leaf in sums)
-  )
+  folds = [tuple(leaf[fold] for leaf in sums) for fold in range(4)]
+  moments = least_squares.CrossMoments.from_sums(*folds)
   affine = least_squares.solve(moments, 0.0)
   params = {name: params[name] for name in ('norm2', 'mlp', 'ls2')} | {
     'attn': {'linear': {'kernel': affine.kernel, 'bias': affine.bias}}

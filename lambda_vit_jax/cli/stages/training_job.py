@@ -51,7 +51,7 @@ def _job(
 ) -> Job:
   settings = run.settings.training(stage)
   schedule = _schedule(run, settings, phases[-1].until)
-  optim.check_frozen(settings.frozen, model.params, stage)
+  optim.check_frozen(settings.frozen, stage, model.params)
   shape = get_variant(model.variant).drop_path_shape
   rates = drop_path_rates(settings.drop_path_rate, model.depth, shape)
   eval_every = run.settings.eval_every

@@ -3,5 +3,5 @@
 - `dataset`: the types, and the split into training and held-out images
 - `registry`: open a source by name
 - `digits`, `image_folder`, `idx_folder`, `tfds`: one class per image
-- `digit_scenes`, `mask_folder`, `tfds_masks`: one class per pixel
+- `digit_scenes`, `mask_folder`: one class per pixel
 """

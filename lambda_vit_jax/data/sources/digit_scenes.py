@@ -111,12 +111,11 @@ def open_digit_scenes(num_classes: int | None = None) -> Dataset:
     )
   classes = _digits()[1]
   used = np.flatnonzero(classes < number - 1)
-  train, test = (
-    DigitScenes(name, tuple(places.tolist()), scenes)
-    for name, places, scenes in (
-      ('train', used[used < _FIRST_TEST], _SCENES),
-      ('test', used[used >= _FIRST_TEST], 1),
-    )
-  )
   names = ('background', *map(str, range(number - 1)))
-  return Dataset('digits', names, train, test)
+  train, test = used[used < _FIRST_TEST], used[used >= _FIRST_TEST]
+  return Dataset(
+    'digits',
+    names,
+    DigitScenes('train', tuple(train.tolist()), _SCENES),
+    DigitScenes('test', tuple(test.tolist())),
+  )

@@ -56,8 +56,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     labels = digits.target
     train, test = split_holdout(labels, NUM_TEST)
     return {
-      'train': self._generate_examples(images[train], labels[train]),
-      'test': self._generate_examples(images[test], labels[test]),
+      name: self._generate_examples(images[rows], labels[rows])
+      for name, rows in (('train', train), ('test', test))
     }
 
   def _generate_examples(
@@ -107,7 +107,8 @@ def _prepare(root: epath.Path, version_dir: epath.Path) -> None:
   try:
     unfinished.mkdir(parents=True)
     # TFDS reports to stdout, which belongs to the command that runs.
-    with contextlib.redirect_stdout(io.StringIO()), _no_progress_bar():
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
       builder = Digits(
         data_dir=os.fspath(unfinished), file_format='array_record'
       )
@@ -125,14 +126,6 @@ def _prepare(root: epath.Path, version_dir: epath.Path) -> None:
       'make the folder writable or point XDG_CACHE_HOME at another one'
     ) from error
   finally:
+    tfds.enable_progress_bar()
     if unfinished.exists():
       unfinished.rmtree()
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-  tfds.disable_progress_bar()
-  try:
-    yield
-  finally:
-    tfds.enable_progress_bar()

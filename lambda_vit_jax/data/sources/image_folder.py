@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import numpy as np
 from etils import epath
@@ -20,36 +21,53 @@ class FolderSource:
   Attributes:
     root: folder of the split.
     files: paths below `root`, sorted within classes.
-    class_numbers: one class number per file.
+    class_numbers: one class number per file; empty if there are masks.
+    mask_files: one path below `root` per file; empty if there are classes.
   """
 
   root: str
   files: tuple[str, ...]
-  class_numbers: tuple[int, ...]
+  class_numbers: tuple[int, ...] = ()
+  mask_files: tuple[str, ...] = ()
 
   def __len__(self) -> int:
     return len(self.files)
 
   def __getitem__(self, index: int) -> Record:
-    try:
-      data = self._path(index).read_bytes()
-    except OSError as error:
-      raise DataError(
-        f'{self.describe(index)} cannot be read '
-        f'({error.strerror or error}); the folder changed while in use'
-      ) from error
-    return Record(image=data, label=self.class_numbers[index], index=index)
+    image = self._read(self.files[index])
+    label = (
+      self._read(self.mask_files[index])
+      if self.mask_files
+      else self.class_numbers[index]
+    )
+    return Record(image=image, label=label, index=index)
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """`[len(self)]` int32."""
-    return np.array(self.class_numbers, np.int32)
+    """`[len(self)]` int32, zeros if there are masks."""
+    return np.array(self.class_numbers or [0] * len(self), np.int32)
 
   def describe(self, index: int) -> str:
-    return str(self._path(index))
+    return str(epath.Path(self.root) / self.files[index])
 
-  def _path(self, index: int) -> epath.Path:
-    return epath.Path(self.root) / self.files[index]
+  def _read(self, file: str) -> bytes:
+    path = epath.Path(self.root) / file
+    try:
+      return path.read_bytes()
+    except OSError as error:
+      raise DataError(
+        f'{path} cannot be read ({error.strerror or error}); the folder '
+        'changed while in use'
+      ) from error
+
+
+def image_names(folder: epath.Path) -> list[str]:
+  """Sorted names of the image files in a folder, other than hidden ones."""
+  return sorted(
+    path.name
+    for path in folder.iterdir()
+    if path.name.lower().endswith(SUFFIXES) and not path.name.startswith('.')
+  )
 
 
 def open_image_folder(directory: str) -> Dataset:
@@ -74,14 +92,16 @@ def open_image_folder(directory: str) -> Dataset:
   if not train.is_dir() or test is None:
     raise DataError(
       f'image_folder: {root} must hold a folder train and a folder val or '
-      'test; it holds ' + (_listing(root) or 'nothing')
+      'test; it holds ' + (_some([p.name for p in root.iterdir()]) or 'nothing')
     )
   train_names, test_names = _classes(train), _classes(test)
   if train_names != test_names:
+    only_train = set(train_names) - set(test_names)
+    only_test = set(test_names) - set(train_names)
     raise DataError(
-      f'image_folder: the classes of {train} and {test} differ: '
-      + _difference(train_names, test_names)
-      + '; both need the same folders'
+      f'image_folder: the classes of {train} and {test} differ: only train has '
+      f'{_some(only_train) or "none"}, only the other {_some(only_test) or "none"}; '
+      'both need the same folders'
     )
   return Dataset(
     name=f'image_folder:{directory}',
@@ -108,11 +128,7 @@ def _open_split(split: epath.Path, names: tuple[str, ...]) -> FolderSource:
   files: list[str] = []
   class_numbers: list[int] = []
   for number, name in enumerate(names):
-    found = sorted(
-      path.name
-      for path in (split / name).iterdir()
-      if path.name.lower().endswith(SUFFIXES) and not path.name.startswith('.')
-    )
+    found = image_names(split / name)
     if not found:
       raise DataError(
         f'image_folder: the class {split / name} has no image '
@@ -124,19 +140,7 @@ def _open_split(split: epath.Path, names: tuple[str, ...]) -> FolderSource:
   return FolderSource(str(split), tuple(files), tuple(class_numbers))
 
 
-def _difference(first: tuple[str, ...], second: tuple[str, ...]) -> str:
-  parts = [
-    f'only {where} has {", ".join(sorted(names)[:5])}'
-    + (f' and {len(names) - 5} more' if len(names) > 5 else '')
-    for where, names in (
-      ('train', set(first) - set(second)),
-      ('the other', set(second) - set(first)),
-    )
-    if names
-  ]
-  return ', '.join(parts)
-
-
-def _listing(root: epath.Path) -> str:
-  names = sorted(path.name for path in root.iterdir())
-  return ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
+def _some(names: Collection[str]) -> str:
+  """The first of these names, sorted, and how many more there are."""
+  more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+  return ', '.join(sorted(names)[:8]) + more

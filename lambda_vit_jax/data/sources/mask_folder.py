@@ -3,16 +3,17 @@
 ADE20k is read as unpacked: `DIR/{images,annotations}/training/NAME` and so on.
 """
 
-import dataclasses
-import functools
 import itertools
 
-import numpy as np
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError
-from lambda_vit_jax.data.sources.dataset import Dataset, Record
-from lambda_vit_jax.data.sources.image_folder import SUFFIXES
+from lambda_vit_jax.data.sources.dataset import Dataset
+from lambda_vit_jax.data.sources.image_folder import (
+  SUFFIXES,
+  FolderSource,
+  image_names,
+)
 
 CLASSES = 'classes.txt'
 """Optional file with one class name per line, in the order of the indices."""
@@ -20,49 +21,6 @@ CLASSES = 'classes.txt'
 _TRAIN = ('train', 'training')
 _TEST = ('val', 'validation', 'test')
 _MASKS = ('masks', 'annotations')
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskFolderSource:
-  """One split; files are read on access.
-
-  Attributes:
-    images: folder of the images.
-    masks: folder of the masks.
-    files: names in `images`, sorted.
-    mask_files: names in `masks`, one each.
-  """
-
-  images: str
-  masks: str
-  files: tuple[str, ...]
-  mask_files: tuple[str, ...]
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, index: int) -> Record:
-    image = epath.Path(self.images) / self.files[index]
-    mask = epath.Path(self.masks) / self.mask_files[index]
-    return Record(image=_bytes(image), label=_bytes(mask), index=index)
-
-  @functools.cached_property
-  def labels(self) -> np.ndarray:
-    """`[len(self)]` zeros: images have masks instead of classes."""
-    return np.zeros(len(self.files), np.int32)
-
-  def describe(self, index: int) -> str:
-    return str(epath.Path(self.images) / self.files[index])
-
-
-def _bytes(path: epath.Path) -> bytes:
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise DataError(
-      f'{path} cannot be read ({error.strerror or error}); the folder changed '
-      'while in use'
-    ) from error
 
 
 def open_segmentation_folder(
@@ -88,18 +46,12 @@ def open_segmentation_folder(
       f'segmentation_folder: {root} must hold train/images, train/masks, '
       'val/images and val/masks (or test instead of val)'
     )
-  names = _class_names(root, num_classes)
   return Dataset(
     name=f'segmentation_folder:{directory}',
-    class_names=names,
-    train=_open_split(*train),
-    test=_open_split(*test),
+    class_names=_class_names(root, num_classes),
+    train=_open_split(root, *train),
+    test=_open_split(root, *test),
   )
-
-
-def class_numbers(num_classes: int) -> tuple[str, ...]:
-  """Class names 0, 1, …, for data sets without names."""
-  return tuple(map(str, range(num_classes)))
 
 
 def _parts(root: epath.Path, splits: tuple[str, ...]) -> tuple[epath.Path, ...]:
@@ -123,7 +75,7 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
         f'segmentation_folder: {root} has no {CLASSES}; write one name a line '
         'there, or set segment.num_classes'
       )
-    return class_numbers(num_classes)
+    return tuple(map(str, range(num_classes)))
   try:
     lines = path.read_text(encoding='utf-8').splitlines()
   except UnicodeDecodeError as error:
@@ -140,23 +92,26 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
   return names
 
 
-def _open_split(images: epath.Path, masks: epath.Path) -> MaskFolderSource:
-  files = sorted(
-    path.name
-    for path in images.iterdir()
-    if path.name.lower().endswith(SUFFIXES) and not path.name.startswith('.')
-  )
-  if not files:
+def _open_split(
+  root: epath.Path, images: epath.Path, masks: epath.Path
+) -> FolderSource:
+  names = image_names(images)
+  if not names:
     raise DataError(
       f'segmentation_folder: {images} holds no image '
       f'({", ".join("*" + suffix for suffix in SUFFIXES)})'
     )
   stored = {path.name for path in masks.iterdir()}
-  mask_files = tuple(f'{name.rpartition(".")[0]}.png' for name in files)
-  missing = [name for name in mask_files if name not in stored]
+  mask_names = [f'{name.rpartition(".")[0]}.png' for name in names]
+  missing = [name for name in mask_names if name not in stored]
   if missing:
     raise DataError(
       f'segmentation_folder: {masks / missing[0]} is missing, and '
       f'{len(missing) - 1} more; every image needs a mask of its name'
     )
-  return MaskFolderSource(str(images), str(masks), tuple(files), mask_files)
+  where, masks_where = images.relative_to(root), masks.relative_to(root)
+  return FolderSource(
+    root=str(root),
+    files=tuple(f'{where}/{name}' for name in names),
+    mask_files=tuple(f'{masks_where}/{name}' for name in mask_names),
+  )

@@ -52,24 +52,21 @@ def check_source(source: str) -> tuple[str, str]:
   Raises:
     UsageError: `source` has none of these forms.
   """
-  found = _split(source, SOURCES)
-  if found is None:
-    masks = source.partition(':')[0] == 'segmentation_folder'
-    hint = '; masks need task=segment' if masks else ''
-    raise UsageError(
-      f'data.source={source!r}: must be one of {", ".join(SOURCES)}{hint}'
-    )
-  return found
+  masks = source.partition(':')[0] == 'segmentation_folder'
+  hint = '; masks need task=segment' if masks else ''
+  return _split(source, SOURCES, 'must be one of', hint)
 
 
-def _split(source: str, forms: Sequence[str]) -> tuple[str, str] | None:
-  """Splits `KIND` or `KIND:WHERE`; None if it has none of the forms."""
+def _split(
+  source: str, forms: Sequence[str], rule: str, hint: str = ''
+) -> tuple[str, str]:
+  """Splits `KIND` or `KIND:WHERE`, if it has one of the forms."""
   kind, colon, where = source.partition(':')
   for form in forms:
     known, argument, _ = form.partition(':')
     if kind == known and bool(where) == bool(argument) == bool(colon):
       return kind, where
-  return None
+  raise UsageError(f'data.source={source!r}: {rule} {", ".join(forms)}{hint}')
 
 
 MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
@@ -97,24 +94,14 @@ def open_masks(source: str, num_classes: int | None = None) -> Dataset:
     from lambda_vit_jax.data.sources.mask_folder import open_segmentation_folder
 
     return open_segmentation_folder(where, num_classes)
-  from lambda_vit_jax.data.sources.tfds_masks import open_tfds_masks
+  from lambda_vit_jax.data.sources.tfds import open_tfds_masks
 
   return open_tfds_masks(where, num_classes)
 
 
 def check_masks(source: str) -> tuple[str, str]:
-  """`check_source` for the `MASK_SOURCES`.
-
-  Raises:
-    UsageError: `source` has none of these forms.
-  """
-  found = _split(source, MASK_SOURCES)
-  if found is None:
-    raise UsageError(
-      f'data.source={source!r}: with task=segment it must be one of '
-      f'{", ".join(MASK_SOURCES)}'
-    )
-  return found
+  """`check_source` for the `MASK_SOURCES`."""
+  return _split(source, MASK_SOURCES, 'with task=segment it must be one of')
 
 
 def _cache_dir(cache_dir: str | None) -> epath.Path:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ _HELD_BYTES = 2**25
 # Reading the labels of a split means reading all of it, so the labels of splits
 # with at least this many images are cached.
 _CACHED_FROM = 20_000
+# Feature names of images and of masks, most likely first.
+_IMAGES = ('image', 'image_left')
+_MASKS = ('annotation', 'segmentation_mask', 'segmentation_label', 'mask')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +36,13 @@ class TfdsSource:
 
   Attributes:
     name: the data set and split, for messages.
-    records: TFDS's data source of `{image_key: bytes, label_key: int}`.
+    records: TFDS's data source of `{image_key: bytes, label_key: int}`, or of
+      encoded masks.
     image_key: name of the image feature.
-    label_key: name of the label feature.
+    label_key: name of the label or mask feature.
     labels_file: where the labels of a large split are cached.
     is_small: whether all records are kept in memory once read.
+    has_masks: whether labels are encoded masks.
     cure: what the user should do about a record that cannot be read.
   """
 
@@ -46,6 +52,7 @@ class TfdsSource:
   label_key: str
   labels_file: str | None = None
   is_small: bool = False
+  has_masks: bool = False
   cure: str = 'prepare the data set again'
 
   def __len__(self) -> int:
@@ -53,9 +60,10 @@ class TfdsSource:
 
   def __getitem__(self, index: int) -> Record:
     record = self._held[index] if self.is_small else self._read(index)
+    label = record[self.label_key]
     return Record(
       image=record[self.image_key],
-      label=int(record[self.label_key]),
+      label=label if self.has_masks else int(label),
       index=index,
     )
 
@@ -73,12 +81,14 @@ class TfdsSource:
     except Exception as error:
       raise DataError(
         f'{self.describe(index)} cannot be read '
-        f'({type(error).__name__}: {one_line(error)}); {self.cure}'
+        f'({type(error).__name__}: {_one_line(error)}); {self.cure}'
       ) from error
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """`[len(self)]` int32; reads the whole split once if not cached."""
+    if self.has_masks:
+      return np.zeros(len(self), np.int32)
     cached = epath.Path(self.labels_file) if self.labels_file else None
     if cached is not None and cached.exists():
       with cached.open('rb') as file:
@@ -109,22 +119,57 @@ def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
     DataError: not prepared, in another file format, or not a labelled data
       set of 8-bit images.
   """
-  return dataset_of_builder(f'tfds:{name}', open_builder(name), cache_dir)
+  return dataset_of_builder(f'tfds:{name}', _open_builder(name), cache_dir)
 
 
-def open_builder(name: str) -> tfds.core.DatasetBuilder:
-  """The builder of a prepared data set.
+def open_tfds_masks(name: str, num_classes: int | None) -> Dataset:
+  """Opens `tfds:NAME`, prepared as ArrayRecord, as images with masks.
+
+  Args:
+    name: TFDS's; the test split is `test`, or `validation` if that is
+      missing.
+    num_classes: required, since builders do not record it.
 
   Raises:
-    DataError: an unknown name, or not prepared.
+    DataError: not prepared, without a mask, or the number of classes is not
+      given.
   """
+  builder = _open_builder(name)
+  name = f'tfds:{name}'
+  features = dict(builder.info.features or {})
+  images = [
+    k for k, v in features.items() if isinstance(v, tfds.features.Image)
+  ]
+  image_key = next((key for key in _IMAGES if key in images), None)
+  mask_key = next((key for key in _MASKS if key in images), None)
+  if image_key is None or mask_key is None:
+    raise DataError(
+      f'{name} has the features {", ".join(features) or "none"}; an image and '
+      f'a mask ({", ".join(_MASKS)}) are needed'
+    )
+  if num_classes is None:
+    raise DataError(
+      f'{name} does not record how many classes it has; set segment.num_classes'
+    )
+
+  def open_split(split: str) -> TfdsSource:
+    records = _data_source(name, builder, split)
+    return TfdsSource(
+      f'{name} {split}', records, image_key, mask_key, has_masks=True
+    )
+
+  class_names = tuple(map(str, range(num_classes)))
+  return _with_splits(name, class_names, builder, open_split)
+
+
+def _open_builder(name: str) -> tfds.core.DatasetBuilder:
   data_dir = os.environ.get('TFDS_DATA_DIR') or None
   try:
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
   # TFDS has no common base class for "unknown" and "not found".
   except Exception as error:
     raise DataError(
-      f'tfds:{name} cannot be opened ({one_line(error)}); check the name, '
+      f'tfds:{name} cannot be opened ({_one_line(error)}); check the name, '
       'and TFDS_DATA_DIR for where it was prepared'
     ) from error
   if not builder.info.splits:
@@ -154,46 +199,59 @@ def dataset_of_builder(
       without random access.
   """
   image_key, label_key = _image_and_label(name, builder.info.features)
-  splits = {
-    split: TfdsSource(
+
+  def open_split(split: str) -> TfdsSource:
+    return TfdsSource(
       name=f'{name} {split}',
-      records=data_source(name, builder, split),
+      records=_data_source(name, builder, split),
       image_key=image_key,
       label_key=label_key,
       labels_file=_labels_file(cache_dir, builder, split),
       is_small=0 < builder.info.splits[split].num_bytes <= _HELD_BYTES,
       cure=cure,
     )
+
+  class_names = tuple(builder.info.features[label_key].names)
+  return _with_splits(name, class_names, builder, open_split)
+
+
+def _with_splits(
+  name: str,
+  class_names: tuple[str, ...],
+  builder: tfds.core.DatasetBuilder,
+  open_split: Callable[[str], TfdsSource],
+) -> Dataset:
+  """A data set tested on `test`, or on `validation` if that has no labels."""
+  known = builder.info.splits
+  splits = {
+    split: open_split(split)
     for split in ('train', 'test', 'validation')
-    if split in builder.info.splits and builder.info.splits[split].num_examples
+    if split in known and known[split].num_examples
   }
-  if 'test' in splits and splits['test'][0]['label'] < 0:
-    del splits['test']
-  test = splits.get('test', splits.get('validation'))
+  test = splits.get('test')
+  if test is None or (not test.has_masks and test[0]['label'] < 0):
+    test = splits.get('validation')
   if 'train' not in splits or test is None:
     raise DataError(
-      f'{name} has the splits {", ".join(builder.info.splits)}; a labelled '
-      'train split and a labelled test or validation split are needed'
+      f'{name} has the splits {", ".join(known)}; a labelled train split and a '
+      'labelled test or validation split are needed'
     )
-  class_names = tuple(builder.info.features[label_key].names)
   return Dataset(name, class_names, splits['train'], test)
 
 
 def _image_and_label(name: str, features: Any) -> tuple[str, str]:
   features = dict(features or {})
-  images = [
-    key
-    for key, feature in features.items()
-    if isinstance(feature, tfds.features.Image)
-    and not isinstance(feature, tfds.features.LabeledImage)
-  ]
-  labels = [
-    key
-    for key, feature in features.items()
-    if isinstance(feature, tfds.features.ClassLabel)
-  ]
-  image_key = 'image' if 'image' in images else next(iter(images), None)
-  label_key = 'label' if 'label' in labels else next(iter(labels), None)
+
+  def first(usual: str, kind: Any, other: Any = ()) -> str | None:
+    keys = [
+      key
+      for key, feature in features.items()
+      if isinstance(feature, kind) and not isinstance(feature, other)
+    ]
+    return usual if usual in keys else next(iter(keys), None)
+
+  image_key = first('image', tfds.features.Image, tfds.features.LabeledImage)
+  label_key = first('label', tfds.features.ClassLabel)
   if image_key is None or label_key is None:
     raise DataError(
       f'{name} has the features {", ".join(features) or "none"}; one image '
@@ -207,14 +265,10 @@ def _image_and_label(name: str, features: Any) -> tuple[str, str]:
   return image_key, label_key
 
 
-def data_source(
+def _data_source(
   name: str, builder: tfds.core.DatasetBuilder, split: str
 ) -> Any:
-  """The records of a split by index, with images as encoded bytes.
-
-  Raises:
-    DataError: the files do not allow random access.
-  """
+  """The records of a split by index, with images as encoded bytes."""
   encoded = {
     key: tfds.decode.SkipDecoding()
     for key, feature in builder.info.features.items()
@@ -226,7 +280,7 @@ def data_source(
   except Exception as error:
     raise DataError(
       f'{name} in {builder.data_path} does not allow random access '
-      f'({one_line(error)}); prepare it with --file_format=array_record'
+      f'({_one_line(error)}); prepare it with --file_format=array_record'
     ) from error
 
 
@@ -241,6 +295,6 @@ def _labels_file(
   return os.fspath(cache_dir / 'labels' / f'{digest}.npy')
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
   """The first 200 characters of an error's text, on one line."""
   return ' '.join(str(error).split())[:200]
