@@ -5,10 +5,12 @@ then is the folder renamed. A failed or killed export leaves the one before it
 as it was.
 """
 
+import contextlib
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -18,6 +20,7 @@ from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import (
   CheckpointError,
+  LambdaVitError,
   ModelError,
   UsageError,
   nearest,
@@ -25,11 +28,9 @@ from lambda_vit_jax.core.errors import (
 from lambda_vit_jax.core.files import write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.exporters.comparison import Reference, make_reference
-from lambda_vit_jax.exporters.folder import replaced_folder
+from lambda_vit_jax.exporters.comparison import Program, compare_with
 from lambda_vit_jax.exporters.formats import ALWAYS, FORMATS
-from lambda_vit_jax.exporters.source import Source, make_source
-from lambda_vit_jax.exporters.storage import DTYPES, INT8
+from lambda_vit_jax.exporters.source import DTYPES, Source, make_source
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 
@@ -110,11 +111,11 @@ def export(
   """
   names = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_model(model, dtype)
-  with replaced_folder(epath.Path(directory)) as folder:
+  with _replaced(epath.Path(directory)) as folder:
     source = make_source(model, dtype, zero_fill, int8_arithmetic)
-    reference = make_reference(source.model, check_images)
-    report = _write_formats(folder, source, names, reference)
-    _write_model_json(folder, source, names, dict(report) | dict(extra or {}))
+    compare = compare_with(source.model, check_images)
+    report = _write_formats(folder, source, names, compare)
+    _write_model_json(folder, source, names, report | dict(extra or {}))
   return report
 
 
@@ -136,35 +137,26 @@ def check_settings(
         f'export.formats: unknown format {name!r}{nearest(name, FORMATS)}; '
         f'known are {", ".join(FORMATS)}'
       )
-  known = (*DTYPES, INT8)
-  if dtype not in known:
-    raise UsageError(f'export.dtype={dtype!r}; known are {", ".join(known)}')
+  if dtype not in DTYPES:
+    raise UsageError(f'export.dtype={dtype!r}; known are {", ".join(DTYPES)}')
   if int8_arithmetic not in QUANTIZATIONS[1:]:
     raise UsageError(
       f'export.int8_arithmetic={int8_arithmetic!r}; known are '
       f'{" and ".join(QUANTIZATIONS[1:])}'
     )
-  if dtype == INT8:
-    _check_int8(chosen, zero_fill, int8_arithmetic)
-  return tuple(name for name in FORMATS if name in (ALWAYS, *chosen))
-
-
-def _check_int8(
-  formats: tuple[str, ...], zero_fill: bool, arithmetic: str
-) -> None:
-  """Refuses options that an int8 export does not have."""
-  if zero_fill:
+  if dtype == 'int8' and zero_fill:
     raise UsageError(
       'export.zero_fill is for stock timm, which reads no int8; leave one of '
       'the two out'
     )
-  for name in formats:
+  for name in chosen:
     supported = FORMATS[name].int8_arithmetic
-    if arithmetic not in supported:
+    if dtype == 'int8' and int8_arithmetic not in supported:
       raise UsageError(
-        f'format {name}: does not support int8_arithmetic={arithmetic}; take '
-        f'{" or ".join(supported)}, or leave `{name}` out of the formats'
+        f'format {name}: does not support int8_arithmetic={int8_arithmetic}; '
+        f'take {" or ".join(supported)}, or leave `{name}` out of the formats'
       )
+  return tuple(name for name in FORMATS if name in (ALWAYS, *chosen))
 
 
 def _check_model(model: Model, dtype: str) -> None:
@@ -175,41 +167,80 @@ def _check_model(model: Model, dtype: str) -> None:
         f'block {index} is in mode {mode!r}, which is for training and '
         'selection; prune the model before exporting it'
       )
-  if dtype != INT8 and model.module.quantization != 'none':
+  if dtype != 'int8' and model.module.quantization != 'none':
     raise ModelError(
       f'the model is quantised, which export.dtype={dtype} is not; take int8,'
       ' or dequantize(model) first'
     )
 
 
+@contextlib.contextmanager
+def _replaced(target: epath.Path) -> Iterator[epath.Path]:
+  """Yields an empty folder that takes the place of `target` at the end.
+
+  After an error or a kill `target` is what it was before.
+
+  Args:
+    target: an older export, an empty folder, or a path that does not exist.
+
+  Raises:
+    LambdaVitError: `target` holds something else, or cannot be written.
+  """
+  previous = target.parent / f'.{target.name}.previous'
+  temporary = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}.part'
+  if previous.exists() and not target.exists():
+    # Killed between the two renames below.
+    previous.rename(target)
+  if target.exists() and not target.is_dir():
+    raise LambdaVitError(f'{target}: is a file; choose a folder')
+  empty = not target.exists() or not any(target.iterdir())
+  if not empty and not (target / 'model.json').exists():
+    raise LambdaVitError(
+      f'{target}: holds other files and no export; choose another folder'
+    )
+  try:
+    temporary.mkdir(parents=True)
+    yield temporary
+    previous.rmtree(missing_ok=True)
+    if target.exists():
+      target.rename(previous)
+    temporary.rename(target)
+    previous.rmtree(missing_ok=True)
+  except OSError as error:
+    raise LambdaVitError(
+      f'{target}: cannot write the export ({error.strerror or error}); choose '
+      'another folder or free some space'
+    ) from error
+  finally:
+    temporary.rmtree(missing_ok=True)
+
+
 def _write_formats(
   folder: epath.Path,
   source: Source,
   names: tuple[str, ...],
-  reference: Reference,
+  compare: Callable[[Program], float],
 ) -> ExportReport:
-  """Writes every format and compares what is read back.
-
-  Raises:
-    CheckpointError: a format does not reproduce the model's logits.
-  """
+  """Writes every format and compares what is read back."""
   differences: dict[str, float] = {}
   warnings: list[str] = []
   for name in names:
     entry = FORMATS[name]
     entry.write(folder, source)
-    differences[name] = reference.difference(entry.read(folder))
-    for other, program in entry.others(source).items():
-      differences[other] = reference.difference(program)
+    programs = {name: entry.read(folder)} | entry.others(source)
+    differences |= {other: compare(programs[other]) for other in programs}
     warnings += entry.warnings(source, differences)
   if source.kept_float32:
     warnings.append(
       f'float16 cannot hold {", ".join(source.kept_float32)}: kept in float32'
     )
   _check_differences(differences, source)
-  return ExportReport(
-    differences=differences, bytes=_sizes(folder), warnings=warnings
-  )
+  sizes = {
+    path.name: _bytes(path)
+    for path in sorted(folder.iterdir())
+    if path.name != 'model.json'
+  }
+  return ExportReport(differences=differences, bytes=sizes, warnings=warnings)
 
 
 def _check_differences(
@@ -219,9 +250,6 @@ def _check_differences(
 
   Formats in half precision, and comparisons that are no format, only have to
   be finite.
-
-  Raises:
-    CheckpointError: names the format.
   """
   allowed = _TOLERANCE
   if source.model.module.quantization == 'dynamic':
@@ -230,7 +258,7 @@ def _check_differences(
     allowed = max(allowed, differences['quantization'])
   for name, value in differences.items():
     exact = name == ALWAYS or (
-      name in FORMATS and source.dtype in ('float32', INT8)
+      name in FORMATS and source.dtype in ('float32', 'int8')
     )
     if not math.isfinite(value) or (exact and value > allowed):
       raise CheckpointError(
@@ -244,7 +272,7 @@ def _write_model_json(
   folder: epath.Path,
   source: Source,
   names: tuple[str, ...],
-  entries: Mapping[str, Any],
+  entries: dict[str, Any],
 ) -> None:
   """Writes the final `model.json`, with the digests of all other files."""
   path = folder / 'model.json'
@@ -263,31 +291,18 @@ def _write_model_json(
     'num_parameters': source.unquantized.num_parameters,
     'macs': source.model.macs(),
     'formats': list(names),
-    'versions': _versions(),
+    'versions': {
+      'lambda_vit_jax': __version__,
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    },
   }
   files = {'files': digests.of_folder(folder)}
-  write_json(path, digests.seal(fields | dict(entries) | files))
-
-
-def _sizes(directory: epath.Path) -> dict[str, int]:
-  """Returns the bytes of every file; of `params` as a whole."""
-  return {
-    path.name: _bytes(path)
-    for path in sorted(directory.iterdir())
-    if path.name != 'model.json'
-  }
+  write_json(path, digests.seal(fields | entries | files))
 
 
 def _bytes(path: epath.Path) -> int:
+  """Size of a file, or of all files of a folder."""
   if path.is_dir():
     return sum(map(_bytes, path.iterdir()))
   return path.stat().length
-
-
-def _versions() -> dict[str, str]:
-  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return {
-    'lambda_vit_jax': __version__,
-    'python': platform.python_version(),
-    **found,
-  }

@@ -2,11 +2,21 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lambda_vit_jax.exporters.storage import INT8, stored_model
+from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models.edits import dequantize, fold, quantize
 from lambda_vit_jax.models.model import Model
+
+DTYPES = ('float32', 'bfloat16', 'float16', 'int8')
+"""Storage types of the portable files; computation stays in float32."""
+
+# Rounding to float16 is off by at most 2^-11 of a normal number; an array
+# below the normal range loses more.
+_FLOAT16_ERROR = 2.0**-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +29,7 @@ class Source:
     folded: the same function without factors of 2 (docs/method.md#folding).
     stored: `folded` with its arrays in the storage dtype.
     kept_float32: paths of arrays that float16 cannot hold.
-    dtype: a key of `storage.DTYPES`, or `int8`.
+    dtype: of `DTYPES`.
     zero_fill: see `export`.
   """
 
@@ -31,34 +41,22 @@ class Source:
   dtype: str
   zero_fill: bool
 
-  @property
-  def is_quantized(self) -> bool:
-    """Whether matrices are 8-bit integers."""
-    return self.model.module.quantization != 'none'
-
-  @property
-  def merges_tokens(self) -> bool:
-    """Whether the network merges tokens."""
-    return any(self.model.module.merge_counts)
-
 
 def make_source(
   model: Model, dtype: str, zero_fill: bool, int8_arithmetic: str
 ) -> Source:
   """Prepares a model for export; see `export` for the arguments."""
-  stored_as_int8 = quantize(model, int8_arithmetic) if dtype == INT8 else model
-  unfolded = plain(stored_as_int8)
-  folded = fold(unfolded)
-  stored, kept = stored_model(folded, dtype)
-  return Source(
-    model=unfolded,
-    unquantized=plain(dequantize(model)),
-    folded=folded,
-    stored=stored,
-    kept_float32=kept,
-    dtype=dtype,
-    zero_fill=zero_fill,
-  )
+  unquantized = plain(dequantize(model))
+  model = plain(quantize(model, int8_arithmetic) if dtype == 'int8' else model)
+  folded = fold(model)
+  params, kept = folded.params, list[str]()
+  if dtype != 'int8':
+    params, kept = cast_params(params, dtype)
+    # JAX traces the cast of a JAX array, so the exported program keeps the
+    # stored type; the cast of a numpy array would be done while tracing.
+    params = jax.tree.map(jnp.asarray, params)
+  stored = folded.replace(params=params)
+  return Source(model, unquantized, folded, stored, kept, dtype, zero_fill)
 
 
 def plain(model: Model) -> Model:
@@ -75,12 +73,28 @@ def plain(model: Model) -> Model:
   return model.replace(module=module)
 
 
-def with_stock_epsilon(source: Source) -> Model:
-  """The folded model as a program sees it that has one epsilon for all norms.
+def cast_params(params: Params, dtype: str) -> tuple[Params, list[str]]:
+  """Casts parameters to a storage dtype, except where float16 would fail.
 
-  That epsilon is the unfolded model's own.
+  Args:
+    params: float32 arrays.
+    dtype: a float type of `DTYPES`.
+
+  Returns:
+    The tree, and the paths of arrays that stay float32 because float16 would
+    overflow or lose more than its rounding error (in the L2 norm).
   """
-  folded = source.folded
-  epsilon = source.model.module.norm_eps[-1]
-  module = folded.module.clone(norm_eps=(epsilon,) * (folded.depth + 1))
-  return folded.replace(module=module)
+  kept = []
+  flat = {}
+  for path, leaf in convert.flatten(params).items():
+    array = np.asarray(leaf)
+    with np.errstate(over='ignore'):
+      cast = array.astype(dtype)
+    if dtype == 'float16':
+      exact = array.astype(np.float64)
+      error = np.linalg.norm(cast.astype(np.float64) - exact)
+      if not error <= _FLOAT16_ERROR * np.linalg.norm(exact):
+        cast = array
+        kept.append(path)
+    flat[path] = cast
+  return convert.unflatten(flat), kept

@@ -108,6 +108,7 @@ class ShortDilution:
       functools.partial(_step, self._module, self._optimizer, smoothing),
       donate_argnums=0,
     )
+    self._summarize: Callable[[Any], dict[str, Any]]
     counter, self._summarize = (
       (counts.evaluation_counts, summarize)
       if model.module.segmentation is None

@@ -24,9 +24,9 @@ from lambda_vit_jax.core.errors import (
   UsageError,
 )
 from lambda_vit_jax.exporters import export
-from lambda_vit_jax.exporters import formats as formats_lib
 from lambda_vit_jax.exporters.comparison import difference
-from lambda_vit_jax.exporters.storage import cast_params
+from lambda_vit_jax.exporters.formats import FORMATS, Format, write_safetensors
+from lambda_vit_jax.exporters.source import cast_params, make_source
 from lambda_vit_jax.models.build import (
   abstract_params,
   make_module,
@@ -98,15 +98,16 @@ def test_report_and_model_json(exported, pruned):
   assert report['warnings'] == []
 
 
-def test_load_export_gives_the_unfolded_model(exported, pruned):
+@pytest.mark.parametrize('load', [load_export, load_pretrained])
+def test_load_export_gives_the_unfolded_model(exported, pruned, load):
   folder, _ = exported
-  for model in (load_export(folder), load_pretrained(folder)):
-    assert_same(model.params, pruned.params)
-    assert model.module == pruned.module.clone(
-      dtype=jnp.float32, attention_kernel=model.module.attention_kernel
-    )
-    assert model.class_names == pruned.class_names
-    assert model.preprocessing == pruned.preprocessing
+  model = load(folder)
+  assert_same(model.params, pruned.params)
+  assert model.module == pruned.module.clone(
+    dtype=jnp.float32, attention_kernel=model.module.attention_kernel
+  )
+  assert model.class_names == pruned.class_names
+  assert model.preprocessing == pruned.preprocessing
 
 
 def test_params_and_model_json_are_enough(exported, pruned, tmp_path, images):
@@ -206,14 +207,14 @@ def test_safetensors_round_trip_of_every_family(
     preprocessing=member.variant.preprocessing(module.image_size),
   )
   folded = fold(model)
-  formats_lib.write_safetensors(tmp_path, folded, zero_fill=False)
   # Twice: what comes out of a file goes into the next unchanged.
-  for folder in (tmp_path, tmp_path / 'again'):
-    found = load_pretrained(folder / 'model.safetensors')
-    assert found.module == folded.module
-    assert_same(found.params, folded.params)
-    (tmp_path / 'again').mkdir(exist_ok=True)
-    formats_lib.write_safetensors(tmp_path / 'again', found, zero_fill=False)
+  for name in ('first', 'second'):
+    (tmp_path / name).mkdir()
+    source = make_source(model, 'float32', False, 'weights')
+    write_safetensors(tmp_path / name, source)
+    model = load_pretrained(tmp_path / name / 'model.safetensors')
+    assert model.module == folded.module
+    assert_same(model.params, folded.params)
 
 
 def test_folded_is_the_same_function(pruned, images):
@@ -377,13 +378,22 @@ def test_deit_b_pruned_by_five_is_small_enough():
 # --- what is refused, and what stays ---
 
 
-def test_bad_arguments(pruned, tmp_path):
-  with pytest.raises(UsageError, match='did you mean stablehlo'):
-    export.export(pruned, tmp_path / 'out', formats=('stablehl',))
-  with pytest.raises(UsageError, match='known are float32'):
-    export.export(pruned, tmp_path / 'out', dtype='int4')
-  with pytest.raises(ModelError, match='check_images'):
-    export.export(pruned, tmp_path / 'out', check_images=np.zeros((2, 4, 4, 1)))
+@pytest.mark.parametrize(
+  'options, error, message',
+  [
+    ({'formats': ('stablehl',)}, UsageError, 'did you mean stablehlo'),
+    ({'dtype': 'int4'}, UsageError, 'known are float32'),
+    ({'check_images': np.zeros((2, 4, 4, 1))}, ModelError, 'check_images'),
+  ],
+  ids=['formats', 'dtype', 'check_images'],
+)
+def test_bad_arguments(pruned, tmp_path, options, error, message):
+  with pytest.raises(error, match=message):
+    export.export(pruned, tmp_path / 'out', **options)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_modes_of_training_are_not_exported(pruned, tmp_path):
   module = pruned.module.clone(attention_modes=('skip', 'identity', 'full'))
   with pytest.raises(ModelError, match="block 0 is in mode 'skip'"):
     export.export(pruned.replace(module=module), tmp_path / 'out')
@@ -408,12 +418,9 @@ def test_a_failed_export_leaves_the_old_one(pruned, tmp_path, monkeypatch):
     wrong = dataclasses.replace(source, stored=scaled(source.stored, 2))
     entry.write(directory, wrong)
 
-  entry = formats_lib.FORMATS['safetensors']
-  monkeypatch.setitem(
-    formats_lib.FORMATS,
-    'safetensors',
-    dataclasses.replace(entry, write=writes_nonsense),
-  )
+  entry = FORMATS['safetensors']
+  wrong = dataclasses.replace(entry, write=writes_nonsense)
+  monkeypatch.setitem(FORMATS, 'safetensors', wrong)
   with pytest.raises(CheckpointError, match='logits of safetensors differ'):
     export.export(scaled(pruned, 1.5), out, formats=FILES)
   assert_same(load_export(out).params, pruned.params)
@@ -561,13 +568,13 @@ def test_a_new_format_is_one_entry(pruned, tmp_path, monkeypatch):
   def write(directory, source):
     (directory / 'model.echo').write_text(source.dtype)
 
-  entry = formats_lib.Format(
+  entry = Format(
     write=write,
     read=lambda directory: pruned,
     warnings=lambda source, differences: [f'echo: {differences["echo"]}'],
     int8_arithmetic=('dynamic',),
   )
-  monkeypatch.setitem(formats_lib.FORMATS, 'echo', entry)
+  monkeypatch.setitem(FORMATS, 'echo', entry)
   report = export.export(pruned, tmp_path / 'out', formats=('echo',))
   assert report['differences'] == {'orbax': 0.0, 'echo': 0.0}
   assert report['warnings'] == ['echo: 0.0']
@@ -576,7 +583,7 @@ def test_a_new_format_is_one_entry(pruned, tmp_path, monkeypatch):
   assert 'model.echo' in fields['files']
   # One that computes something else is refused.
   wrong = dataclasses.replace(entry, read=lambda directory: scaled(pruned, 2))
-  monkeypatch.setitem(formats_lib.FORMATS, 'echo', wrong)
+  monkeypatch.setitem(FORMATS, 'echo', wrong)
   with pytest.raises(CheckpointError, match='logits of echo differ'):
     export.export(pruned, tmp_path / 'out', formats=('echo',))
   with pytest.raises(UsageError, match=r'format echo: .*; take dynamic'):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core.errors import CheckpointError, ModelError, UsageError
-from lambda_vit_jax.exporters import export as export_lib
+from lambda_vit_jax.exporters import export
 from lambda_vit_jax.exporters.comparison import difference
 from lambda_vit_jax.exporters.formats import read_stablehlo
 from lambda_vit_jax.exporters.onnx import vit
@@ -33,7 +33,7 @@ def pruned():
 @pytest.fixture(scope='module')
 def exported(pruned, tmp_path_factory):
   folder = tmp_path_factory.mktemp('int8') / 'export'
-  return folder, export_lib.export(pruned, folder, FILES, dtype='int8')
+  return folder, export.export(pruned, folder, FILES, dtype='int8')
 
 
 @pytest.mark.parametrize('name', ['', 'model.safetensors'])
@@ -139,7 +139,7 @@ def test_floats_in_place_of_integers_are_refused(exported, tmp_path):
 
 def test_dynamic_arithmetic_goes_into_the_program(pruned, images, tmp_path):
   folder = tmp_path / 'out'
-  report = export_lib.export(
+  report = export.export(
     pruned, folder, ('stablehlo',), dtype='int8', int8_arithmetic='dynamic'
   )
   found = load_export(folder)
@@ -166,18 +166,27 @@ def test_onnx_dequantises(pruned, images):
   )
 
 
-def test_what_does_not_go_together(pruned, tmp_path):
-  def export(model=pruned, **options):
-    export_lib.export(model, tmp_path / 'out', **({'dtype': 'int8'} | options))
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'zero_fill': True}, 'zero_fill is for stock timm'),
+    (
+      {'formats': ('onnx',), 'int8_arithmetic': 'dynamic'},
+      'int8_arithmetic=dynamic',
+    ),
+    ({'int8_arithmetic': 'fast'}, "int8_arithmetic='fast'"),
+  ],
+  ids=['zero_fill', 'onnx', 'unknown'],
+)
+def test_what_does_not_go_together(pruned, tmp_path, options, message):
+  with pytest.raises(UsageError, match=message):
+    export.export(pruned, tmp_path / 'out', dtype='int8', **options)
+  assert list(tmp_path.iterdir()) == []
 
-  with pytest.raises(UsageError, match='zero_fill is for stock timm'):
-    export(zero_fill=True)
-  with pytest.raises(UsageError, match='int8_arithmetic=dynamic'):
-    export(formats=('onnx',), int8_arithmetic='dynamic')
-  with pytest.raises(UsageError, match="int8_arithmetic='fast'"):
-    export(int8_arithmetic='fast')
+
+def test_a_quantised_model_has_no_float_export(pruned, tmp_path):
   with pytest.raises(ModelError, match='the model is quantised'):
-    export(quantize(pruned), dtype='float32')
+    export.export(quantize(pruned), tmp_path / 'out', dtype='float32')
   assert list(tmp_path.iterdir()) == []
 
 
