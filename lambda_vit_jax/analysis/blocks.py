@@ -1,4 +1,4 @@
-"""Run a network block by block: `BlockRunner` serves searches, profiles and fits.
+"""Run a network block by block: `BlockRunner`, for searches, profiles and fits.
 
 A stream is the activations of one micro-batch between blocks, `[batch, tokens,
 embed]`. The jitted functions take parameters as arguments and blocks that are

@@ -1,4 +1,4 @@
-"""Read images for a search, profile or fit: any batches to one fixed shape."""
+"""Regroup batches of images of any kind into fixed-shape micro-batches."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,7 @@
 """Weights in: timm, Google, DeiT, the hub, Orbax and our exports.
 
-- `load`: `load_pretrained`, `load_export`, `load_stage`: where weights are
-- `pretrained`: read a timm, DeiT or Google file into a `Model`
+- `load`: `load_pretrained`, `load_export`, `load_stage`: find and load weights
+- `third_party`: read a timm, DeiT or Google file into a `Model`
 - `readers`: open `.safetensors`, `.npz` and `.pth` files safely
 - `convert`: the tables of parameter names and layouts, timm's and Google's
 - `infer`: recognise the variant from the shapes of the arrays

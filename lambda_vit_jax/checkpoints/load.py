@@ -12,8 +12,8 @@ from lambda_vit_jax.checkpoints import (
   description,
   hub,
   orbax_store,
-  pretrained,
   readers,
+  third_party,
 )
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import CheckpointError, nearest
@@ -68,11 +68,11 @@ def load_pretrained(
       )
     path = epath.Path(known[name])
   if hub.is_hub_name(text):
-    model = pretrained.load_folder(hub.download(text), variant)
+    model = third_party.load_folder(hub.download(text), variant)
   elif path.is_dir():
     model = _load_directory(path, variant)
   elif path.exists():
-    model = pretrained.load_file(path, variant)
+    model = third_party.load_file(path, variant)
   else:
     raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
   if image_size is not None:
@@ -151,8 +151,8 @@ def _load_directory(path: epath.Path, variant: str | None) -> Model:
   elif (path / 'checkpoints').exists() or (path / 'export').exists():
     model = _load_workdir(path)
   else:
-    return pretrained.load_folder(path, variant)
-  return pretrained.check_variant(model, variant, str(path))
+    return third_party.load_folder(path, variant)
+  return third_party.check_variant(model, variant, str(path))
 
 
 def _load_workdir(workdir: epath.Path) -> Model:

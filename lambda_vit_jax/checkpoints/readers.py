@@ -1,4 +1,4 @@
-"""Open `.safetensors`, `.npz` and `.pth` files lazily, and run no code.
+"""Open `.safetensors`, `.npz` and `.pth` files lazily, without running code.
 
 Every reader knows the shapes of all arrays, and reads an array when it is asked
 for, so that at most one is in memory twice.

@@ -1,4 +1,4 @@
-"""The command line: the only room that knows flags, configs and workdirs.
+"""The command line: the only package that knows flags, configs, workdirs.
 
 - `stage_table`: the stages in order, and the files that each one writes
 - `help`: the texts of `--help`

@@ -1,4 +1,4 @@
-"""Check settings against the model and the tables of other rooms.
+"""Check settings against the model and against the names each package knows.
 
 A value that only a late stage reads is refused before hours of training, and
 before a workdir takes the config as its own. What depends on the data set, the

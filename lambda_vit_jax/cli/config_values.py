@@ -1,4 +1,4 @@
-"""Read single config values: each function returns a typed value or raises.
+"""Read individual config values: each function returns a typed value or raises.
 
 Every function takes the value as the config has it and the value's full key,
 and raises a UsageError that names the key.

@@ -1,4 +1,4 @@
-"""What every room uses: errors, types, files and tables.
+"""What all of the package uses: errors, types, files and tables.
 
 - `errors`: the errors a user can meet, one line each
 - `typing`: arrays, parameter trees, batches, attention modes

@@ -1,4 +1,4 @@
-"""Digests that detect damage in our files before anything is computed.
+"""Checksums that detect corrupted files before they are used.
 
 A JSON file has the SHA-256 of its own content, `model.json` that of every file
 of the export, a safetensors header that of its arrays, and a checkpoint has a

@@ -1,4 +1,4 @@
-"""Join chunks of decoded 8-bit images to normalised batches.
+"""Join chunks of decoded 8-bit images into normalised batches.
 
 A chunk holds 8-bit pixels and, separately, the noise that replaces erased
 parts of the normalised images. That is a quarter of the bytes of float32 images

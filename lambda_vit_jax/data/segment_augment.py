@@ -1,4 +1,4 @@
-"""Augment an image and its mask together, for training a segmenter."""
+"""Augment an image and its mask together, for segmentation training."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Compare the sizes and speed of programs, timed in turn in one run.
+"""Compare the sizes and speed of compiled models, timed in interleaved rounds.
 
 Used by the stage `benchmark`. Each round calls every program once, A B C A B C
 …, so that a slowdown of the machine affects all of them; ratios are of medians

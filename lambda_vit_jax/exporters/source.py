@@ -1,4 +1,4 @@
-"""The forms of a model that exports need: as trained, folded, and cast."""
+"""The forms of a model that exports need: as trained, folded, cast or int8."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The Vision Transformer, its attention modes, and edits; the only Flax.
+"""The Vision Transformer, its attention modes, and edits; only these files import Flax.
 
 The network:
 
@@ -7,9 +7,9 @@ The network:
 - `vit`: the whole network: patch and class tokens, blocks, readout.
 - `attention`: multi-head self-attention, and the affine map of mode `linear`.
 - `layers`: norm, dense, MLP, LayerScale, patch embedding, drop path.
-- `shortcuts`: the last block for the class token alone; doublings left out.
+- `shortcuts`: the last block on the class token only; no factor 2.
 - `decoders`: segmentation decoders.
-- `token_merging`, `merge_schedule`: merging similar tokens, and how many where.
+- `token_merging`, `merge_schedule`: merge similar tokens; how many in each block.
 - `quantization`: matrices of 8-bit integers.
 - `resampling`: resizing grids of tokens and position embeddings.
 
@@ -19,8 +19,8 @@ Models:
 - `build`: make, initialise and run the module of a variant.
 - `model`: `Model`, a module with its parameters; `create_model`.
 - `macs`: multiply-accumulates and parameters in closed form.
-- `surgery`: prune and fold parameter trees.
-- `edits`: prune, fold, merge tokens, quantize, drop blocks of a `Model`.
+- `surgery`: prune parameter trees, fold the factor 2 into their weights.
+- `edits`: the same on a `Model`, and merge tokens, quantize, drop blocks.
 - `adapt`: replace or remove the head, change the image size.
 - `pieces`: run embedding, single blocks and readout by themselves.
 """

@@ -1,4 +1,4 @@
-"""Segmentation decoders: grids of tokens to logits per pixel.
+"""Segmentation decoders: from token grids to per-pixel logits.
 
 `linear` maps each token of the final norm to its classes, as DINOv2's linear
 evaluation does (arXiv 2304.07193). `upernet` (Xiao et al., arXiv 1807.10221)

@@ -1,4 +1,4 @@
-"""Edits that return a new `Model`: prune, fold, merge tokens, quantize, …
+"""Edits of a `Model`, each returns a new one: prune, fold, merge, quantize.
 
 They need no data, and share the arrays that they do not change. `adapt` has
 those that replace the head or the image size.

@@ -1,4 +1,4 @@
-"""Exact shortcuts: a last block for the class token alone, no doublings.
+"""Exact inference shortcuts: a last block on the class token only, no factor 2.
 
 They return the same logits by fewer operations (`ViT.__call__` with
 `capture=False`):

@@ -1,4 +1,4 @@
-"""Prune and fold parameter trees: pure functions on dicts.
+"""Edit parameter trees: prune attention layers, fold the factor 2 into weights.
 
 A tree is a plain nested dict with blocks under `block00`, `block01`, …; the
 modes are in `lambda_vit_jax.models.modes`.

@@ -1,4 +1,4 @@
-"""Matrix products of floats, split into pieces where a CPU is faster with it.
+"""Float matrix products, split into pieces where that is faster on a CPU.
 
 `runtime.compilation` decides where. A split product has the backward pass of
 the whole one: otherwise every piece would make a gradient of the size of the

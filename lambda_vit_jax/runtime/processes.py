@@ -1,4 +1,4 @@
-"""Jobs of several processes: join, exchange small values, wait for each other.
+"""Multi-process jobs: join, exchange small values, wait for each other.
 
 Values go through the key-value store of JAX's coordination service, which needs
 no device: waiting costs no collective, may take hours, and signals are still

@@ -1,4 +1,4 @@
-"""Set up the compilation cache and glibc's memory before JAX starts.
+"""Set up the compilation cache and glibc's allocator before JAX starts.
 
 JAX compiles every program anew in every process. The command line keeps
 compiled programs on disk; the library by itself does not (set

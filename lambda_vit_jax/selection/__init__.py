@@ -1,5 +1,6 @@
 """Choose the attention layers to remove: NOSE and other criteria.
 
+- `nose`: the greedy search, NOSE; the functions `nose` and `select`
 - `budget`: number of layers to remove, from a count, a ratio or a speedup
 - `options`: options of a search, and the progress that it reports
 - `record`: `Selection`, the result of a search
@@ -11,7 +12,6 @@
 - `linear_trials`: score layers by replacing them with affine maps
 - `exhaustive`: score every set of layers
 - `checks`: check the options, images and resumed state of a search
-- `nose`: greedy search, and the functions `nose` and `select`
 - `short_dilution`: rate sets of layers by short training runs
 - `probe`: choose among the criteria's sets by short dilutions
 """

@@ -1,4 +1,4 @@
-"""NOSE: greedy search over transfer entropy.
+"""NOSE: greedy search for attention layers to remove, by transfer entropy.
 
 `greedy_search` is the algorithm; its equations are in
 docs/method.md#transfer-entropy-and-nose. `nose`, the public function, and

@@ -1,4 +1,4 @@
-"""The last blocks of a trial, on the tokens that the readout reads alone."""
+"""Run a trial's last blocks on only the tokens that the readout uses."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object per line, each step of a stage once."""
+"""`metrics.jsonl`: one JSON object per line, no step of a stage twice."""
 
 import contextlib
 import json

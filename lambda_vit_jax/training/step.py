@@ -1,4 +1,4 @@
-"""One training step: mix, forward with λ, loss, distil, update, average."""
+"""The training step: mixing, forward pass with λ, losses, update, averaging."""
 
 import dataclasses
 import functools

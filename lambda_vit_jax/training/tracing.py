@@ -1,4 +1,4 @@
-"""Profile a few training steps (`--config.profile=START,STOP`)."""
+"""Trace training steps with JAX's profiler: `--config.profile=START,STOP`."""
 
 import dataclasses
 import re

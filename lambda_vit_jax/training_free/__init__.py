@@ -1,7 +1,7 @@
-"""Replace, drop or correct layers by least squares instead of training.
+"""Replace, drop or correct layers in closed form, without training.
 
 - `least_squares`: ridge regression from streamed sums of products
-- `folds`: the same sums per fold of the images, to choose the ridge
+- `cross_validation`: the same sums per fold of the images, for the ridge
 - `linear_maps`: affine maps instead of attention layers: `linearize`
 - `map_fitter`: the pass over the network that fits these maps
 - `paired`: a modified model and its dense original, side by side

@@ -1,4 +1,4 @@
-"""Choose which consecutive blocks to drop, by the angle between in and out.
+"""Choose which consecutive blocks to drop, by the angle of input and output.
 
 The run of n consecutive blocks with the smallest angle between its input and
 its output is dropped (Gromov et al., arXiv 2403.17887). With x_l the stream

@@ -27,7 +27,7 @@ from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares
-from lambda_vit_jax.training_free.folds import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 

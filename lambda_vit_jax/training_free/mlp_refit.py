@@ -1,4 +1,4 @@
-"""Refit the second MLP layers of a pruned model to the dense model's stream.
+"""Refit second MLP layers to the dense model's residual stream.
 
 Both models run block by block on the same images. After each MLP, their
 streams differ by a gap, and a ridge regression on the MLP's hidden layer h
@@ -34,7 +34,7 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares, paired
-from lambda_vit_jax.training_free.folds import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
 from lambda_vit_jax.training_free.least_squares import AffineMap
 
 # A LayerScale γ that is smaller, relative to the largest, counts as zero.

@@ -1,4 +1,4 @@
-"""Run a pruned model and its dense original side by side, half a block at a time.
+"""Run a pruned model and its dense original in lockstep, by half-blocks.
 
 `norm_recentring` and `mlp_refit` compare the streams of the two models on the
 same images and correct the pruned one as they go.

@@ -11,7 +11,7 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.training_free import folds, mlp_refit
+from lambda_vit_jax.training_free import cross_validation, mlp_refit
 from tests.support.search_models import (
   batches_of,
   make_images,
@@ -171,7 +171,7 @@ def test_as_an_option_of_the_fit(tiny_variant):
 
 def test_folds_take_turns_in_small_batches():
   sums = tuple(np.ones((2, *shape)) for shape in FOLD_SHAPES)
-  moments = folds.FoldMoments()
+  moments = cross_validation.FoldMoments()
   for position in range(3):
     moments.add(position, sums)
   assert [fold.count for fold in moments.folds] == [2, 2, 1, 1]

@@ -1,1 +1,1 @@
-"""Package data: the dense model that the quickstart starts from."""
+"""Package data: the dense model that the quickstart uses."""

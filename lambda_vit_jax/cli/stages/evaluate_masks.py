@@ -1,4 +1,4 @@
-"""Held-out scores, evaluation and pictures of segmentation models."""
+"""Evaluate segmentation models: scores and sample pictures."""
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping

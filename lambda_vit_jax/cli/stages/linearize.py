@@ -1,4 +1,4 @@
-"""Stage `linearize`: replace attention layers by least squares, no training.
+"""Stage `linearize`: least-squares maps in place of attention layers.
 
 With `config.method=linearize` this makes the pruned model instead of `dilute`;
 see docs/method.md. It can also drop whole blocks and refit MLPs.

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: the dense model."""
+"""Stage `pretrain`: load or train the dense model."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The stages of a run, in order, and how to see that each is finished.
+"""Map each stage to its function and to the check that it is finished.
 
 Every stage is a function of a `Run`. It reads what earlier stages left in the
 workdir and writes its own result there last and atomically, so that a killed

@@ -1,4 +1,4 @@
-"""Train with the settings of a config section, `pretrain` or `dilute`."""
+"""Run the training job of a config section, `pretrain` or `dilute`."""
 
 import dataclasses
 import functools

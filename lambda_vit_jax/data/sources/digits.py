@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits, 8 x 8.
+"""The bundled data set: scikit-learn's 1,797 handwritten digits, 8 x 8.
 
 Prepared once, as ArrayRecord with PNG images, in the user's cache, and read
 like any other TFDS data set.

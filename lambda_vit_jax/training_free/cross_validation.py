@@ -1,4 +1,4 @@
-"""Sums of products per fold of the images, to choose the ridge by held-out error."""
+"""Cross-validate the ridge penalty: sums of products per fold of the images."""
 
 import math
 
