@@ -54,11 +54,11 @@ def check_source(source: str) -> tuple[str, str]:
   """
   masks = source.partition(':')[0] == 'segmentation_folder'
   hint = '; masks need task=segment' if masks else ''
-  return _split(source, SOURCES, 'must be one of', hint)
+  return _split(source, SOURCES, hint=hint)
 
 
 def _split(
-  source: str, forms: Sequence[str], rule: str, hint: str = ''
+  source: str, forms: Sequence[str], rule: str = '', hint: str = ''
 ) -> tuple[str, str]:
   """Splits `KIND` or `KIND:WHERE`, if it has one of the forms."""
   kind, colon, where = source.partition(':')
@@ -66,7 +66,9 @@ def _split(
     known, argument, _ = form.partition(':')
     if kind == known and bool(where) == bool(argument) == bool(colon):
       return kind, where
-  raise UsageError(f'data.source={source!r}: {rule} {", ".join(forms)}{hint}')
+  raise UsageError(
+    f'data.source={source!r}: {rule}must be one of {", ".join(forms)}{hint}'
+  )
 
 
 MASK_SOURCES = ('digits', 'segmentation_folder:DIR', 'tfds:NAME')
@@ -101,7 +103,7 @@ def open_masks(source: str, num_classes: int | None = None) -> Dataset:
 
 def check_masks(source: str) -> tuple[str, str]:
   """`check_source` for the `MASK_SOURCES`."""
-  return _split(source, MASK_SOURCES, 'with task=segment it must be one of')
+  return _split(source, MASK_SOURCES, 'with task=segment it ')
 
 
 def _cache_dir(cache_dir: str | None) -> epath.Path:
