@@ -31,7 +31,9 @@ _FINGERPRINTS = 'tree_fingerprints'
 
 _REMEDY = 'remove that folder to resume from the one before'
 
-# Seconds for tensorstore's threads to end the reads that a failed one leaves.
+# Seconds that a failed read waits for the others, at most and at least: the
+# threads of tensorstore report to a closed event loop after their reads end.
+_LONGEST_WAIT = 5.0
 _GRACE = 0.05
 
 
@@ -301,7 +303,7 @@ def _read(read: Callable[[], Any], problem: str, remedy: str) -> Any:
 
   Orbax reads arrays concurrently. A read that fails leaves others behind, in
   reference cycles and in tensorstore's threads, and each would print a
-  traceback after our one line. A hook silences those that end within `_GRACE`.
+  traceback after our one line. A hook silences them until all have ended.
   """
   with _hook_lock:
     hook = sys.unraisablehook
@@ -319,8 +321,20 @@ def _read(read: Callable[[], Any], problem: str, remedy: str) -> Any:
         # Tensorstore reports damaged files as a bare Exception.
         reason = ' '.join(str(error).split())[:200]
       # Only after the handler does nothing hold the traceback's frames.
-      gc.collect()
-      time.sleep(_GRACE)
+      _wait_for_reads()
     finally:
       sys.unraisablehook = hook
   raise CheckpointError(f'{problem} ({reason}); {remedy}')
+
+
+def _wait_for_reads() -> None:
+  """Collects the suspended coroutines of Orbax, until there are none."""
+  end = time.monotonic() + _LONGEST_WAIT
+  gc.collect()
+  while time.monotonic() < end and any(
+    inspect.iscoroutine(found) and 'orbax' in found.cr_code.co_filename
+    for found in gc.get_objects()
+  ):
+    time.sleep(_GRACE)
+    gc.collect()
+  time.sleep(_GRACE)
