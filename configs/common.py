@@ -238,6 +238,9 @@ def base() -> ml_collections.ConfigDict:
   # Inputs of a map: `token`, and optionally `mean` (of the image's tokens) and
   # `class_map` (a separate map for the class token).
   linearize.inputs = ('token',)
+  # What a map is fitted to: `stream` brings the modified network's stream to the
+  # dense one, `attention` is what the block's own attention adds.
+  linearize.target = 'stream'
   # Recalibrate scale and bias of the norms after the maps, so that each channel
   # has the dense network's mean and variance there. A warm start does not
   # use them.

@@ -188,6 +188,7 @@ class Linearize:
   rank: Positive | None
   sequential: Flag
   inputs: Names
+  target: Annotated[str, values.one_of('stream', 'attention')]
   recentre: Flag
   refit: Flag
   maps: Flag

@@ -4,6 +4,7 @@
 - `cross_validation`: the same sums per fold of the images, for the ridge
 - `linear_maps`: affine maps instead of attention layers: `linearize`
 - `map_fitter`: the pass over the network that fits these maps
+- `stream_pair`: the streams of the network that is fitted and of its reference
 - `paired`: a modified model and its dense original, side by side
 - `norm_recentring`: recalibrate LayerNorm scale and bias: `recentre`
 - `mlp_refit`: correct MLPs towards the dense model: `refit`

@@ -223,10 +223,11 @@ def check_ridge(ridge: Any) -> float | None:
   return number
 
 
-def check_rank(rank: int | None) -> None:
-  """Raises `UsageError` for a rank below 1; None is no limit."""
+def check_rank(rank: int | None) -> int | None:
+  """Returns the rank; `UsageError` for one below 1. None is no limit."""
   if rank is not None and rank < 1:
     raise UsageError(f'rank={rank}: give at least 1, or none for no limit')
+  return rank
 
 
 class _Solver:

@@ -1,10 +1,10 @@
 """Replace attention layers by least-squares affine maps: `linearize`.
 
 The attention of a block becomes `W·n(x) + b`, where n is LayerNorm without
-affine parameters, and W and b are the ridge regression of what the attention
-adds to the stream (docs/method.md#affine-maps). This file has the public
-functions and their checks; `map_fitter` runs the images through the network
-and `least_squares` solves for the maps. Labels are not used.
+affine parameters, and W and b are the ridge regression of what the stream lacks
+(docs/method.md#affine-maps). This file has the public functions and their
+checks; `map_fitter` runs the images through the network and `least_squares`
+solves for the maps. Labels are not used.
 """
 
 import dataclasses
@@ -25,7 +25,12 @@ from lambda_vit_jax.training_free import (
   mlp_refit,
   norm_recentring,
 )
-from lambda_vit_jax.training_free.map_fitter import BlockFit, MapFitter
+from lambda_vit_jax.training_free.map_fitter import (
+  BlockFit,
+  MapFitter,
+  MapOptions,
+  check_target,
+)
 from lambda_vit_jax.training_free.mlp_refit import MlpFit
 
 
@@ -33,7 +38,7 @@ from lambda_vit_jax.training_free.mlp_refit import MlpFit
 class LinearizeOptions:
   """What `fit_linear` fits; see `linearize`, whose keywords these are.
 
-  With `maps=False`, attention is left out instead, and the four options of the
+  With `maps=False`, attention is left out instead, and the five options of the
   maps are not used.
   """
 
@@ -41,6 +46,7 @@ class LinearizeOptions:
   ridge: float | str = 'auto'
   rank: int | None = None
   inputs: Sequence[str] = ('token',)
+  target: str = 'stream'
   recentre: bool = False
   refit: bool = False
   maps: bool = True
@@ -84,6 +90,7 @@ def linearize(
   ridge: float | str = 'auto',
   rank: int | None = None,
   inputs: Sequence[str] = ('token',),
+  target: str = 'stream',
   recentre: bool = False,
   refit: bool = False,
   dense: Model | None = None,
@@ -105,13 +112,17 @@ def linearize(
     rank: the largest rank of a map, None for no limit.
     inputs: `token`, and perhaps `mean` (the mean over the image's tokens is a
       further input) and `class_map` (the class token has a map of its own).
+    target: `stream` fits a map to what brings the modified network's stream to
+      the dense one, so that it also makes up for earlier maps; `attention` to
+      what the block's own attention adds. The same where `sequential=False`.
     recentre: correct the norms after the maps (see `recentre`), which keeps a
       second stream of the images.
     refit: correct the MLPs after the maps (see `refit`); the same.
-    dense: the network that `recentre` and `refit` correct towards, where
-      `model` has fewer blocks; `model` itself by default.
+    dense: the network that maps, `recentre` and `refit` correct towards, where
+      `model` has lost attention layers or blocks; `model` itself by default.
     memory_gib: working memory per device, beside the images' streams (images
-      × tokens × embed numbers), which are kept on the devices.
+      × tokens × embed numbers, twice for the target `stream`), which are kept
+      on the devices.
     mesh: devices that share the images; see `images.read_images`.
 
   Returns:
@@ -122,9 +133,11 @@ def linearize(
     DataError: no image, images of another shape, fewer samples (images ×
       tokens) than inputs of the map, or too few images for `recentre` or
       `refit`.
-    UsageError: an impossible ridge or rank.
+    UsageError: an impossible ridge or rank, or another target.
   """
-  options = LinearizeOptions(sequential, ridge, rank, inputs, recentre, refit)
+  options = LinearizeOptions(
+    sequential, ridge, rank, inputs, target, recentre, refit
+  )
   return fit_linear(
     model,
     batches,
@@ -154,9 +167,12 @@ def fit_linear(
   """
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
-  inputs = _check_inputs(model, options.inputs)
-  ridge = least_squares.check_ridge(options.ridge)
-  least_squares.check_rank(options.rank)
+  how = MapOptions(
+    _check_inputs(model, options.inputs),
+    check_target(options.target),
+    least_squares.check_ridge(options.ridge),
+    least_squares.check_rank(options.rank),
+  )
   images = read_images(batches, model, mesh)
   if options.refit:
     mlp_refit.check_images(images)
@@ -164,10 +180,10 @@ def fit_linear(
   mlps: tuple[MlpFit, ...] = ()
   if options.maps:
     fitter = MapFitter(
-      model, images, layers, inputs, ridge, options.rank, memory_gib
+      model, images, layers, how, dense=dense, memory_gib=memory_gib
     )
     maps = fitter.run(layers if options.sequential else (), on_progress)
-    found = _with_maps(model, maps, inputs)
+    found = _with_maps(model, maps, how.inputs)
     blocks = tuple(fitter.fits)
   else:
     found = prune(model, layers, 'absent')
@@ -215,8 +231,8 @@ def fit_trials(
   """
   layers = (*removed, *candidates)
   _check_modes(model, layers)
-  inputs = model.module.linear_inputs
-  fitter = MapFitter(model, images, layers, inputs, memory_gib=memory_gib)
+  options = MapOptions(model.module.linear_inputs)
+  fitter = MapFitter(model, images, layers, options, memory_gib=memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
   again = sum(layer < last for layer in removed)

@@ -3,32 +3,45 @@
 The streams of all images go from block to block: the embedding and every block
 run once, whatever the number of chosen blocks. At a chosen block one pass
 collects sums of products (see `least_squares`), and the map is their closed
-form. When fitting in sequence, a second pass runs the block with its new map,
-so that later maps are fitted on the network as modified so far.
+form. When fitting in sequence, later maps are fitted on the network as modified
+so far; the dense network's streams then go along, as what the maps aim at.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.analysis import memory
-from lambda_vit_jax.analysis.blocks import BlockRunner, advance
+from lambda_vit_jax.analysis.blocks import BlockRunner
 from lambda_vit_jax.analysis.images import ImageSet, Placement
-from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import pieces
-from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import compilation
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import least_squares, paired
 from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
+from lambda_vit_jax.training_free.stream_pair import StreamPair
+
+TARGETS = ('stream', 'attention')
+"""What a map is fitted to, given the modified network's stream x.
+
+  stream     x* - x, where x* is the dense stream after the block's attention
+  attention  what the block's own attention adds to x
+"""
+
+
+def check_target(target: str) -> str:
+  """Returns a name of `TARGETS`; else a `UsageError`."""
+  if target not in TARGETS:
+    raise UsageError(
+      f'linearize.target={target!r} is not known; use {" or ".join(TARGETS)}'
+    )
+  return target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +51,8 @@ class BlockFit:
   Attributes:
     block_index: the block.
     ridge: share of the inputs' mean variance.
-    residual: share of the attention's variance that the map does not explain,
-      on the images that it was fitted on.
+    residual: share of the target's variance that the map does not explain, on
+      the images that it was fitted on.
     samples: images × tokens.
   """
 
@@ -49,43 +62,59 @@ class BlockFit:
   samples: int
 
 
-@compilation.jit(
-  static_argnames=('block', 'inputs', 'with_output', 'placement')
-)
-def attention_sums(
-  block: EncoderBlock,
-  params: Params,
+@dataclasses.dataclass(frozen=True)
+class MapOptions:
+  """What the maps are of and how they are fitted, checked.
+
+  Attributes:
+    inputs: of `modes.LINEAR_INPUTS`.
+    target: of `TARGETS`.
+    ridge: penalty, or None to choose it per block.
+    rank: the largest rank of a map, None for no limit.
+  """
+
+  inputs: tuple[str, ...]
+  target: str = 'stream'
+  ridge: float | None = None
+  rank: int | None = None
+
+
+@compilation.jit(static_argnames=('epsilon', 'inputs', 'placement'))
+def map_sums(
   x: Array,
+  wanted: Array,
   mask: Array,
   *,
+  epsilon: float,
   inputs: tuple[str, ...],
-  with_output: bool,
   placement: Placement,
-) -> tuple[Array | None, list[least_squares.Sums]]:
-  """Runs a block in mode `full`, and sums the products of its fit.
+) -> list[least_squares.Sums]:
+  """Sums of products for the map that takes stream x to `wanted`.
+
+  Args:
+    x: before the block, `[batch, tokens, embed]`.
+    wanted: what x plus the output of the map should be.
+    mask: `[batch]`, False for padding.
+    epsilon: of the block's norms.
+    inputs: of the map.
+    placement: of the streams.
 
   Returns:
-    The stream after the block, or None without `with_output`; per group of
-    tokens, `folds.fold_sums`. With `class_map`, class tokens are the first
-    group.
+    Per group of tokens `cross_validation.fold_sums`. With `class_map`, class
+    tokens are the first group.
   """
-  output, taps = pieces.run_block(block, params, x)
-  features = normalize(x, block.norm_eps)
+  features = normalize(x, epsilon)
   if 'mean' in inputs:
     mean = features.mean(axis=1, keepdims=True)
     mean = jnp.broadcast_to(mean, features.shape)
     features = jnp.concatenate([features, mean], axis=-1)
   keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
+  outputs = wanted - x
   sums = [
-    fold_sums(
-      features[:, tokens], taps['attention'][:, tokens], keep[:, tokens]
-    )
+    fold_sums(features[:, tokens], outputs[:, tokens], keep[:, tokens])
     for tokens in _groups(inputs)
   ]
-  sums = jax.lax.with_sharding_constraint(sums, placement.replicated)
-  if not with_output:
-    return None, sums
-  return jax.lax.with_sharding_constraint(output, placement.batch), sums
+  return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
 def _groups(inputs: tuple[str, ...]) -> list[slice]:
@@ -106,20 +135,19 @@ class MapFitter:
     model: Model,
     images: ImageSet,
     layers: Sequence[int],
-    inputs: tuple[str, ...],
-    ridge: float | None = None,
-    rank: int | None = None,
+    options: MapOptions,
+    *,
+    dense: Model | None = None,
     memory_gib: float | None = None,
   ):
     """Checks the number of samples; for the arguments, see `linearize`.
 
-    With `ridge=None` it is chosen per block.
-
     Raises:
       DataError: fewer samples (images × tokens) than inputs of the map.
+      ModelError: `dense` differs in more than modes and dropped blocks.
     """
     tokens, width = model.module.num_tokens, model.module.embed_dim
-    width *= 1 + ('mean' in inputs)
+    width *= 1 + ('mean' in options.inputs)
     if images.total * tokens <= width:
       raise DataError(
         f'{images.total} images of {tokens} tokens are {images.total * tokens} '
@@ -129,11 +157,24 @@ class MapFitter:
     self.fits: list[BlockFit] = []
     self._images = images
     self._layers = layers
-    self._inputs = inputs
-    self._ridge = ridge
-    self._rank = rank
-    self._size = memory.micro_batch_size(model.module, images, memory_gib)
-    self._runner = BlockRunner(model, images.placement, inputs)
+    self._options = options
+    self._images = images
+    self._layers = layers
+    self._options = options
+    self._runner = BlockRunner(model, images.placement, options.inputs)
+    origins: tuple[int, ...] = ()
+    reference = None
+    if options.target == 'stream' and dense is not None and dense is not model:
+      origins = paired.pair(model, dense).origins
+      reference = BlockRunner(dense, images.placement)
+    self._streams = StreamPair(
+      self._runner,
+      images,
+      memory.micro_batch_size(model.module, images, memory_gib),
+      own=options.target == 'attention',
+      dense=reference,
+      origins=origins,
+    )
 
   def run(
     self,
@@ -142,45 +183,40 @@ class MapFitter:
   ) -> dict[int, Params]:
     """Fits all layers; those in `sequential` on each other's maps.
 
+    To be called once.
+
     Returns:
       Per layer the parameters of its `attn` in mode `linear`.
     """
-    runner = self._runner
-    streams, masks = runner.embed_all(self._images, self._size)
+    streams = self._streams
     found = {}
     # No later block is read.
     last = max(self._layers, default=-1)
     for index in range(last + 1):
       if index not in self._layers:
-        advance(streams, functools.partial(runner.run, index))
+        streams.run(index)
       else:
         stays = index not in sequential
-        moments = self._moments(index, streams, masks, stays)
-        found[index] = self._fit(index, moments)
+        found[index] = self._fit(index, self._moments(index, stays))
         if not stays and index < last:
-          runner.use_maps({index: found[index]})
-          advance(streams, functools.partial(runner.run, index, removed=True))
-      jax.block_until_ready(streams)
+          self._runner.use_maps({index: found[index]})
+          streams.run_map(index)
+      jax.block_until_ready(streams.here)
       if on_progress is not None:
         on_progress(index + 1, last + 1)
     return found
 
-  def _moments(
-    self, index: int, streams: list[Any], masks: list[Any], run: bool
-  ) -> list[FoldMoments]:
-    """Per group of tokens, over all images; runs the block if wanted."""
-    found = [FoldMoments() for _ in _groups(self._inputs)]
-    for position, (x, mask) in enumerate(zip(streams, masks, strict=True)):
-      output, sums = attention_sums(
-        *self._runner.block(index),
-        x,
-        mask,
-        inputs=self._inputs,
-        with_output=run,
+  def _moments(self, index: int, stays: bool) -> list[FoldMoments]:
+    """Per group of tokens, over all images."""
+    inputs = self._options.inputs
+    found = [FoldMoments() for _ in _groups(inputs)]
+    for position, halves in enumerate(self._streams.halves(index, stays)):
+      sums = map_sums(
+        *halves,
+        epsilon=self._runner.module.norm_eps[index],
+        inputs=inputs,
         placement=self._images.placement,
       )
-      if run:
-        streams[position] = output
       for group, values in zip(found, jax.device_get(sums), strict=True):
         group.add(position, values)
     return found
@@ -203,8 +239,8 @@ class MapFitter:
     own = AffineMap(
       shared.kernel + correction.kernel, shared.bias + correction.bias
     )
-    if self._rank is not None:
-      own = least_squares.truncate(class_tokens, own, self._rank)
+    if self._options.rank is not None:
+      own = least_squares.truncate(class_tokens, own, self._options.rank)
     ridge, others = self._solve(rest)
     patches = least_squares.merged(rest)
     self._record(index, ridge, (class_tokens, own), (patches, others))
@@ -212,11 +248,11 @@ class MapFitter:
 
   def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
     """The ridge, given or chosen, and the map of all folds."""
-    ridge = self._ridge
+    ridge = self._options.ridge
     if ridge is None:
       ridge = least_squares.choose_ridge(folds)
     whole = least_squares.merged(folds)
-    return ridge, least_squares.solve(whole, ridge, self._rank)
+    return ridge, least_squares.solve(whole, ridge, self._options.rank)
 
   def _record(
     self, index: int, ridge: float, *maps: tuple[CrossMoments, AffineMap]
@@ -238,6 +274,6 @@ class MapFitter:
         'bias': jax.device_put(bias),
       }
     }
-    if 'mean' in self._inputs:
+    if 'mean' in self._options.inputs:
       found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
     return found

@@ -35,13 +35,9 @@ LABELLED = [{'image': IMAGES, 'label': LABELS}]
 OPTIONS = {'trial': 'linear', 'resamples': 0}
 
 
-def with_maps(model, layers, sequential=True):
+def with_maps(model, layers, dense=None):
   return linear_maps.linearize(
-    model,
-    [IMAGES],
-    layers,
-    sequential=sequential,
-    inputs=model.module.linear_inputs,
+    model, [IMAGES], layers, inputs=model.module.linear_inputs, dense=dense
   )
 
 
@@ -68,7 +64,7 @@ def plain_search(model, number, score):
       if mode == 'full'
     ]
     rounds.append(
-      {i: score(with_maps(current, (i,), sequential=False)) for i in left}
+      {i: score(with_maps(current, (i,), dense=model)) for i in left}
     )
     removed = (*removed, choose(rounds[-1]))
   return removed, rounds
@@ -211,8 +207,8 @@ def test_seven_programs_serve_searches_of_any_length(
     runner.use_maps(maps)
     runner.evaluate([(), *(tuple(sorted((*removed, i))) for i in left)])
     removed = tuple(sorted((*removed, block)))
-  # Embedding; a block, and the end, each with attention and with a map;
-  # sums of a block that goes on with its attention, or waits for its map.
+  # Embedding; a block, and the end, each with attention and with a map; the two
+  # halves of a block, and the sums of its fit.
   assert compilations() - before <= 7
 
 

@@ -17,7 +17,11 @@ from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.trials import TrialRunner
-from lambda_vit_jax.training_free import least_squares, map_fitter
+from lambda_vit_jax.training_free import (
+  least_squares,
+  map_fitter,
+  stream_pair,
+)
 from lambda_vit_jax.training_free.linear_maps import (
   LinearFit,
   LinearizeOptions,
@@ -36,14 +40,21 @@ SHAPE = (8, 8, 1)
 IMAGES = make_images()
 
 
-def taps_of(model, index):
-  """n(x) and what the attention adds, `[samples, embed]` float64."""
+def taps_of(model, index, dense=None):
+  """n(x) and what the stream lacks, `[samples, embed]` float64.
+
+  That is what the attention adds, or brings the stream to that of `dense`.
+  """
   taps = model.apply(IMAGES)[1][block_name(index)]
   normal = normalize(taps['input'], model.module.norm_eps[index])
+  wanted = taps['attention']
+  if dense is not None:
+    half = dense.apply(IMAGES)[1][block_name(index)]['after_attention']
+    wanted = half - taps['input']
   width = model.module.embed_dim
   return tuple(
     np.asarray(features, np.float64).reshape(-1, width)
-    for features in (normal, taps['attention'])
+    for features in (normal, wanted)
   )
 
 
@@ -66,21 +77,90 @@ CLOSE = {'rtol': 1e-3, 'atol': 1e-4}
   ids=lambda options: '-'.join(options) or 'plain',
 )
 @pytest.mark.parametrize('sequential', [True, False])
-def test_maps_are_those_of_gathered_features(tiny_variant, options, sequential):
+@pytest.mark.parametrize('target', ['stream', 'attention'])
+def test_maps_are_those_of_gathered_features(
+  tiny_variant, options, sequential, target
+):
   """In sequence: of the network whose earlier maps are in place already."""
   model = make_model(tiny_variant, **options)
+  how = {'target': target, 'ridge': 1e-2}
   found = lv.linearize(
-    model, batches_of(IMAGES), (0, 1), sequential=sequential, ridge=1e-2
+    model, batches_of(IMAGES), (0, 1), sequential=sequential, **how
   )
   assert found.attention_modes == ('linear', 'linear', 'full')
   before = model
+  dense = model if target == 'stream' else None
   for index in (0, 1):
-    kernel, bias = ridge_regression(*taps_of(before, index), 1e-2)
+    kernel, bias = ridge_regression(*taps_of(before, index, dense), 1e-2)
     fitted = found.params[block_name(index)]['attn']['linear']
     np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
     np.testing.assert_allclose(fitted['bias'], bias, **CLOSE)
     if sequential:
-      before = lv.linearize(before, [IMAGES], (index,), ridge=1e-2)
+      before = lv.linearize(before, [IMAGES], (index,), **how, dense=dense)
+
+
+def gap_before(index, found, dense):
+  """Squared distance of two models' streams before a block."""
+  ends = [
+    np.asarray(model.apply(IMAGES)[1][block_name(index)]['input'], np.float64)
+    for model in (found, dense)
+  ]
+  return ((ends[0] - ends[1]) ** 2).mean()
+
+
+def test_a_later_map_makes_up_for_an_earlier_one(tiny_variant):
+  """Least squares of the gap itself cannot leave more of it than another map.
+
+  Without a nonlinearity after them the two maps of a block would be the only
+  difference; so the MLP is silenced.
+  """
+  model = make_model(tiny_variant)
+  params = jax.tree.map(np.array, model.params)
+  for index in (0, 1):
+    params[block_name(index)]['mlp']['fc2']['kernel'][:] = 0.0
+  model = model.replace(params=params)
+  stream, attention = (
+    gap_before(
+      2,
+      lv.linearize(model, [IMAGES], (0, 1), target=target, ridge=0.0),
+      model,
+    )
+    for target in ('stream', 'attention')
+  )
+  assert stream < 0.95 * attention
+
+
+def test_at_once_both_targets_are_the_same(tiny_variant):
+  """No map is in place yet: the stream is the dense one."""
+  stream, attention = (
+    lv.linearize(
+      make_model(tiny_variant),
+      [IMAGES],
+      (0, 1),
+      sequential=False,
+      target=target,
+      ridge=1e-2,
+    )
+    for target in ('stream', 'attention')
+  )
+  jax.tree.map(np.testing.assert_array_equal, stream.params, attention.params)
+
+
+def test_maps_aim_at_the_model_before_blocks_were_dropped(tiny_variant):
+  """A map after a dropped block makes up for that block too."""
+  dense = make_model(tiny_variant, depth=4)
+  short = lv.drop_blocks(dense, (1,))
+  found = lv.linearize(short, [IMAGES], (1,), dense=dense, ridge=1e-2)
+  taps = short.apply(IMAGES)[1]['block01']
+  half = dense.apply(IMAGES)[1]['block02']['after_attention']
+  normal = normalize(taps['input'], short.module.norm_eps[1])
+  x, y = (
+    np.asarray(leaf, np.float64).reshape(-1, 24)
+    for leaf in (normal, half - taps['input'])
+  )
+  kernel, _ = ridge_regression(x, y, 1e-2)
+  fitted = found.params['block01']['attn']['linear']
+  np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
 
 
 def test_the_rest_of_the_model_is_shared(tiny_variant):
@@ -161,13 +241,15 @@ def test_exact_with_one_token(tiny_variant, rng):
   stream = jnp.asarray(rng.normal(size=(64, 1, 24)), jnp.float32)
   block = pieces.block_of(model.module, 1, 'full')
   params = pieces.block_params(model.params, 1)
-  output, (sums,) = map_fitter.attention_sums(
-    block,
-    params,
+  wanted, output = stream_pair.attention_half(
+    block, params, stream, with_output=True, placement=place
+  )
+  (sums,) = map_fitter.map_sums(
     stream,
+    wanted,
     jnp.ones(64, bool),
+    epsilon=block.norm_eps,
     inputs=('token',),
-    with_output=True,
     placement=place,
   )
   folds = [tuple(leaf[fold] for leaf in sums) for fold in range(4)]
@@ -238,6 +320,8 @@ def test_bad_input_is_one_line(tiny_variant):
     lv.linearize(model, [IMAGES], (0,), ridge='strong')
   with pytest.raises(UsageError, match='rank=0'):
     lv.linearize(model, [IMAGES], (0,), rank=0)
+  with pytest.raises(UsageError, match="target='steam' is not known"):
+    lv.linearize(model, [IMAGES], (0,), target='steam')
   with pytest.raises(ModelError, match='block 0: activations are NaN'):
     lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
 
@@ -338,6 +422,7 @@ def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
   model = model.replace(params=params)
   options = LinearizeOptions(inputs=('token', 'mean'), ridge=0.0)
   found = fit_linear(model, [IMAGES], (1,), options)
+  # What the stream lacks is a difference of float32 streams of size 1.
   assert found.blocks[0].residual <= 1e-6
   # Logits of size 1, sums of float32 products in the fit.
   np.testing.assert_allclose(found.model(IMAGES), model(IMAGES), atol=1e-3)

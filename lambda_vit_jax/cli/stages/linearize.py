@@ -45,6 +45,7 @@ def linearize(run: Run) -> None:
     ridge=settings.ridge,
     rank=settings.rank,
     inputs=settings.inputs,
+    target=settings.target,
     recentre=settings.recentre,
     refit=settings.refit,
     maps=settings.maps,
@@ -62,7 +63,7 @@ def linearize(run: Run) -> None:
     )
   _report_fits(run, fitted)
   if run.leader:
-    keys = ('sequential', 'rank', 'recentre', 'refit', 'maps')
+    keys = ('sequential', 'rank', 'target', 'recentre', 'refit', 'maps')
     record: dict[str, Any] = {
       **{key: getattr(settings, key) for key in keys},
       'dropped': list(dropped),
@@ -131,8 +132,8 @@ def _report_fits(run: Run, fitted: LinearFit) -> None:
   """Reports how well each block was replaced."""
   for row in fitted.blocks:
     run.reporter.say(
-      f'linearize: block {row.block_index}: {1 - row.residual:.1%} of the '
-      f"attention's variance is affine (ridge {row.ridge:g})"
+      f'linearize: block {row.block_index}: the map makes up for '
+      f'{1 - row.residual:.1%} of what the stream lacks (ridge {row.ridge:g})'
     )
   for mlp in fitted.mlps:
     run.reporter.say(
