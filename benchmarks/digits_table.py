@@ -20,6 +20,7 @@ import numpy as np
 
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.core import files
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.evaluation import accuracy
 
 # Two-sided 95% quantile of Student's t with 4 degrees of freedom.
@@ -39,7 +40,7 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
   )
   score = run.path('score.json')
   if score.exists():
-    return files.read_json(score)
+    return files.read_json(score, Object())
   registry.run_stage(run, 'pretrain')
   if layers:
     registry.run_stage(run, 'select')
@@ -52,7 +53,7 @@ def run_arm(workdir: str, seed: int, layers: int) -> dict[str, float]:
     )
     for model in (run.load('pretrain'), run.load('dilute'))
   )
-  removed = files.read_json(run.path('selection.json'))['removed']
+  removed = files.read_json(run.path('selection.json'), Object())['removed']
   result = {
     'start': start['top1'],
     'top1': end['top1'],

@@ -30,6 +30,7 @@ import numpy as np
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import Model
 
@@ -102,14 +103,14 @@ def run_arm(options: argparse.Namespace, arm: Arm, seed: int) -> dict:
   run = open_run(options, arm, seed)
   score = run.path('score.json')
   if score.exists():
-    return files.read_json(score)
+    return files.read_json(score, Object())
   registry.run_stage(run, 'pretrain')
   stage, removed = 'pretrain', []
   if arm.num_layers:
     registry.run_stage(run, 'select')
     registry.run_stage(run, 'dilute')
     stage = 'dilute'
-    removed = files.read_json(run.path('selection.json'))['removed']
+    removed = files.read_json(run.path('selection.json'), Object())['removed']
   model = run.load(stage)
   result = accuracy.evaluate_model(
     model, run.eval_batches(model.preprocessing), run.mesh

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.runtime.progress import Reporter
 
@@ -28,7 +29,7 @@ def write_asset() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', default='runs/dense')
   workdir = pathlib.Path(parser.parse_args().workdir)
-  config = files.read_json(workdir / 'config.json')
+  config = files.read_json(workdir / 'config.json', Object())
   run = Run(config, str(workdir), Reporter())
   model = run.load('pretrain')
   scores = accuracy.evaluate_model(

@@ -39,6 +39,7 @@ from fashion_mnist_table import PRUNED, SETTINGS, hits, paired
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.edits import drop_blocks, merge_tokens
 from lambda_vit_jax.models.model import Model
@@ -150,8 +151,8 @@ class Runs:
       )
     registry.run_stage(run, 'pretrain')
     registry.run_stage(run, 'select')
-    chosen = files.read_json(run.path('selection.json'))['removed']
-    found = files.read_json(path) | {PROBE: chosen}
+    chosen = files.read_json(run.path('selection.json'), Object())['removed']
+    found = files.read_json(path, Object()) | {PROBE: chosen}
     return {name: tuple(layers) for name, layers in found.items()}
 
   def diluted(self, layers: tuple[int, ...]) -> Run:
@@ -175,7 +176,7 @@ class Runs:
 def right(run: Run, model: Model, key: str) -> np.ndarray:
   """`hits`, cached in the workdir under `key`."""
   path = run.path('hits.json')
-  found = files.read_json(path) if path.exists() else {}
+  found = files.read_json(path, Object()) if path.exists() else {}
   if key not in found:
     found[key] = np.packbits(hits(run, model)).tobytes().hex()
     found['num_images'] = len(hits(run, model))

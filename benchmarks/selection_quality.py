@@ -26,6 +26,7 @@ import numpy as np
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import files
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.nose import nose
@@ -81,7 +82,7 @@ Choices = dict[str, dict[int, Trial]]
 def choices(run: Run, model: Model) -> Choices:
   """The sets that each criterion removes; nested for all but `exhaustive`."""
   path = run.path('choices.json')
-  found = files.read_json(path) if path.exists() else {}
+  found = files.read_json(path, Object()) if path.exists() else {}
   batches = list(run.holdout_batches(model.preprocessing))
   for name, options in CRITERIA.items():
     if name not in found:
@@ -120,7 +121,7 @@ def score_sets(
 ) -> dict[Trial, dict[str, float]]:
   """Accuracy and loss of every set, in the three forms."""
   path = run.path(f'sets-{steps}.json')
-  done = files.read_json(path) if path.exists() else {}
+  done = files.read_json(path, Object()) if path.exists() else {}
   settings = run.config['dilute']
   train = list(
     itertools.islice(run.train_batches(model.preprocessing, 0), steps)

@@ -6,13 +6,22 @@ and bounds checked, nothing evaluated or opened.
 """
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
+from lambda_vit_jax.core.files import check_json
 from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.schema import (
+  Bool,
+  Choice,
+  List,
+  Nullable,
+  Number,
+  Object,
+  Schema,
+  Text,
+)
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
@@ -21,66 +30,72 @@ from lambda_vit_jax.models.modes import DILUTION_PATHS
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 
-# Bounds on every size and on the depth in a description.
-_LARGEST = 1 << 16
-_DEEPEST = 256
+REMEDY = 'export the model again'
 
+_SIZE = Number(1, 1 << 16, whole=True)
+_COUNT = Number(0, 1 << 16, whole=True)
+_POSITIVE = Number(0, 1e9, above=True)
+_NAMES = List(Text(1000))
 
-def _is_size(value: Any, least: int = 1) -> bool:
-  return type(value) is int and least <= value <= _LARGEST
-
-
-def _is_positive(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value) and value > 0
-
-
-def _is_bool(value: Any) -> bool:
-  return type(value) is bool
-
-
-def _is_list_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-  return lambda value: isinstance(value, list) and all(map(valid, value))
-
-
-_is_count = functools.partial(_is_size, least=0)
-_are_counts = _is_list_of(_is_count)
-_are_names = _is_list_of(lambda value: isinstance(value, str))
-
-ARCHITECTURE: dict[str, Callable[[Any], bool]] = {
-  'patch_size': _is_size,
-  'embed_dim': _is_size,
+ARCHITECTURE: dict[str, Schema] = {
+  'patch_size': _SIZE,
+  'embed_dim': _SIZE,
   # Every block is traced: thousands of them would look like a hang.
-  'depth': lambda value: _is_size(value) and value <= _DEEPEST,
-  'num_heads': _is_size,
-  'mlp_ratio': _is_positive,
-  'activation': lambda value: value in tuple(ACTIVATIONS),
-  'layer_scale': lambda value: value is None or _is_positive(value),
-  'pooling': lambda value: value in ('token', 'avg'),
-  'distilled': _is_bool,
-  'num_registers': _is_count,
-  'position_on_class': _is_bool,
-  'pre_norm': _is_bool,
-  'norm_before_pool': _is_bool,
+  'depth': Number(1, 256, whole=True),
+  'num_heads': _SIZE,
+  'mlp_ratio': _POSITIVE,
+  'activation': Choice(tuple(ACTIVATIONS)),
+  'layer_scale': Nullable(_POSITIVE),
+  'pooling': Choice(('token', 'avg')),
+  'distilled': Bool(),
+  'num_registers': _COUNT,
+  'position_on_class': Bool(),
+  'pre_norm': Bool(),
+  'norm_before_pool': Bool(),
 }
-"""Fields of `ViT` in a description, each with the check of its value."""
+"""Fields of `ViT` in a description."""
 
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'num_classes': (_is_count, 'a number of classes'),
-  'norm_eps': (_is_list_of(_is_positive), 'a list of positive numbers'),
-  'pre_norm_eps': (_is_positive, 'a positive number'),
-  'attention_modes': (_are_names, 'a list of modes'),
-  'compensation': (_is_bool, 'true or false'),
-  'linear_inputs': (_are_names, 'a list of names'),
-  'dilution_path': (lambda value: value in DILUTION_PATHS, 'a known path'),
-  'merge': (_are_counts, 'a list of one number per block'),
-  'quantization': (lambda value: value in QUANTIZATIONS, 'a known form'),
-  'class_names': (_are_names, 'a list of one name per class'),
-  'kept_blocks': (
-    lambda value: _are_counts(value) and value == sorted(set(value)),
-    'an ascending list of one index per block',
-  ),
+_PREPROCESSING = Object(
+  {
+    'image_size': List(_SIZE, 2, 2),
+    'mean': List(Number(-1e6, 1e6), 1, 64),
+    'std': List(_POSITIVE, 1, 64),
+    'crop_ratio': _POSITIVE,
+    'interpolation': Choice(('bicubic', 'bilinear')),
+  },
+  alike=('mean', 'std'),
+)
+
+_MODULE: dict[str, Schema] = {
+  'num_classes': _COUNT,
+  'norm_eps': List(_POSITIVE),
+  'attention_modes': _NAMES,
 }
-"""The other fields: the check of each value, and what it has to be."""
+# Files of earlier versions lack some of these.
+_OPTIONAL: dict[str, Schema] = {
+  'pre_norm_eps': _POSITIVE,
+  'compensation': Bool(),
+  'linear_inputs': _NAMES,
+  'dilution_path': Choice(tuple(DILUTION_PATHS)),
+  'merge': List(_COUNT),
+  'quantization': Choice(tuple(QUANTIZATIONS)),
+}
+
+SCHEMA = Object(
+  {'variant': Text(200), 'preprocessing': _PREPROCESSING, **_MODULE},
+  {
+    'architecture': Object(optional=ARCHITECTURE, others=None),
+    'segmentation': Nullable(Object()),
+    'class_names': List(Text(1000), distinct=True),
+    'kept_blocks': List(_COUNT, distinct=True),
+    'zero_filled': Bool(),
+    'folded': Object(optional={'dtype': Text(100)}),
+    'files': Object(others=Text(100)),
+    'linearize': Object(optional={'dropped': List(_COUNT, distinct=True)}),
+    **_OPTIONAL,
+  },
+)
+"""Of a description, alone or within `model.json`."""
 
 # Of fields that files of earlier versions lack.
 _DEFAULTS = {
@@ -131,89 +146,65 @@ def rebuild(fields: Any, where: str) -> Model:
   Raises:
     CheckpointError: anything that is not a valid description.
   """
+  check_json(fields, where, SCHEMA, REMEDY)
   try:
-    return _rebuild(fields)
+    return _rebuild({**_DEFAULTS, **fields})
   except CheckpointError as error:
     raise CheckpointError(f'{where}: {error}') from None
   except LambdaVitError as error:
     raise CheckpointError(
       f'{where}: {error}; the file is not one of ours, or of a newer version'
     ) from None
-  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-    raise CheckpointError(
-      f'{where}: no valid model description ({type(e).__name__}: {e}); '
-      'export the model again'
-    ) from None
 
 
 def _require(condition: bool, what: str) -> None:
   if not condition:
-    raise CheckpointError(f'no valid model description: {what}')
+    raise CheckpointError(f'no valid model description: {what}; {REMEDY}')
 
 
-def _rebuild(fields: Any) -> Model:
-  _require(isinstance(fields, Mapping), 'not a JSON object')
-  variant = _read_variant(_DEFAULTS | fields)
-  fields = _DEFAULTS | {'pre_norm_eps': variant.norm_eps} | fields
-  checked = {name: fields[name] for name in _FIELDS}
-  for name, (is_valid, what) in _FIELDS.items():
-    _require(is_valid(checked[name]), f'`{name}` is not {what}')
-  num_classes, depth = checked['num_classes'], variant.depth
+def _rebuild(fields: Mapping[str, Any]) -> Model:
+  variant = _read_variant(fields)
+  fields = {'pre_norm_eps': variant.norm_eps, **fields}
+  num_classes, depth = fields['num_classes'], variant.depth
   lengths = {'merge': depth, 'kept_blocks': depth, 'class_names': num_classes}
   for name, length in lengths.items():
-    found = len(checked[name])
-    _require(found in (0, length), f'`{name}` is not {_FIELDS[name][1]}')
+    found = len(fields[name])
+    _require(
+      found in (0, length),
+      f'`{name}` is a list of {found}, but must be empty or one of {length}',
+    )
+  kept = fields['kept_blocks']
+  _require(kept == sorted(kept), '`kept_blocks` is not ascending')
   # `image_size` is read from here alone.
   preprocessing = Preprocessing.from_json(fields['preprocessing'])
-  _check_preprocessing(preprocessing)
   segmentation = fields['segmentation']
   if segmentation is not None:
     _require(num_classes > 0, 'a decoder without classes')
     segmentation = Decoder.from_json(segmentation, depth)
-  names, kept = (checked.pop(name) for name in ('class_names', 'kept_blocks'))
+  settings = {name: fields[name] for name in (*_MODULE, *_OPTIONAL)}
   module = make_module(
     variant,
     image_size=preprocessing.image_size,
     in_chans=preprocessing.channels,
     segmentation=segmentation,
-    **(checked | {'merge': tuple(checked['merge'])}),
+    **(settings | {'merge': tuple(fields['merge'])}),
   )
   return Model(
     module=module,
     params=abstract_params(module),
     variant=get_variant(fields['variant']).name,
     preprocessing=preprocessing,
-    class_names=tuple(names),
+    class_names=tuple(fields['class_names']),
     kept_blocks=tuple(kept),
   )
 
 
 def _read_variant(fields: Mapping[str, Any]) -> Variant:
   """The named variant, with the architecture's values in place of its own."""
-  architecture = fields['architecture']
-  _require(isinstance(architecture, Mapping), '`architecture` is no object')
-  for name, value in architecture.items():
-    _require(
-      name in ARCHITECTURE and ARCHITECTURE[name](value),
-      f'architecture.{name} = {str(value)[:60]!r}',
-    )
-  variant = dataclasses.replace(get_variant(fields['variant']), **architecture)
+  variant = get_variant(fields['variant'])
+  variant = dataclasses.replace(variant, **fields['architecture'])
   _require(
     variant.embed_dim % variant.num_heads == 0,
     f'{variant.num_heads} heads do not divide embed_dim {variant.embed_dim}',
   )
   return variant
-
-
-def _check_preprocessing(preprocessing: Preprocessing) -> None:
-  _require(all(map(_is_size, preprocessing.image_size)), 'image_size')
-  mean, std = preprocessing.mean, preprocessing.std
-  _require(
-    0 < len(mean) == len(std) <= 64
-    and all(map(math.isfinite, mean))
-    and all(map(_is_positive, std)),
-    'mean and std',
-  )
-  _require(_is_positive(preprocessing.crop_ratio), 'crop_ratio')
-  known = ('bicubic', 'bilinear')
-  _require(preprocessing.interpolation in known, 'interpolation')

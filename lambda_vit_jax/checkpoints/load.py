@@ -5,6 +5,7 @@ import importlib.resources
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -110,7 +111,7 @@ def load_export(directory: str | epath.PathLike) -> Model:
       '`export` first'
     )
   readers.check_link(path)
-  model = description.rebuild(files.read_object(path), str(path))
+  model = description.rebuild(read_description(path), str(path))
   if not (directory / 'params').exists():
     raise CheckpointError(
       f'{directory / "params"}: missing; export again with `orbax` among the '
@@ -122,6 +123,15 @@ def load_export(directory: str | epath.PathLike) -> Model:
   return model.replace(params=params)
 
 
+def read_description(path: epath.Path) -> dict[str, Any]:
+  """Reads a `model.json`.
+
+  Raises:
+    CheckpointError: missing, or not such a file.
+  """
+  return files.read_json(path, description.SCHEMA, description.REMEDY)
+
+
 def check_exported(directory: epath.Path, name: str) -> None:
   """Compares one file of an export with its digest in `model.json`.
 
@@ -129,8 +139,8 @@ def check_exported(directory: epath.Path, name: str) -> None:
     CheckpointError: it, or `model.json`, was changed since the export.
   """
   path = directory / 'model.json'
-  fields = files.read_object(path)
-  digests.check_seal(fields, str(path), 'export the model again')
+  fields = read_description(path)
+  digests.check_seal(fields, str(path), description.REMEDY)
   if 'files' in fields:
     digests.check_files(directory, fields['files'], name)
 

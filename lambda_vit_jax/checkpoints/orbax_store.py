@@ -21,13 +21,25 @@ import jax
 import numpy as np
 from etils import epath
 
+from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.core.files import absolute
+from lambda_vit_jax.core.files import absolute, check_json
+from lambda_vit_jax.core.schema import Bool, Number, Object, Text
 
 # The key in `meta`. Earlier versions wrote `fingerprints`, sums that do not
 # change when two rows are swapped; those are ignored.
 _FINGERPRINTS = 'tree_fingerprints'
+
+META = Object(
+  {'model': description.SCHEMA},
+  {
+    'has_ema': Bool(),
+    'total_steps': Number(0, 1 << 53, whole=True),
+    _FINGERPRINTS: Object(others=Text(100)),
+  },
+)
+"""Of the item `meta` of a training checkpoint."""
 
 _REMEDY = 'remove that folder to resume from the one before'
 
@@ -160,9 +172,8 @@ class Checkpointer:
     """
     meta = self._restore(step, meta=orbax().args.JsonRestore())['meta']
     where = str(self.directory / str(step))
+    check_json(meta, f'{where}/meta', META, _REMEDY)
     digests.check_seal(meta, where, _REMEDY)
-    if not isinstance(meta, dict):
-      raise CheckpointError(f'{where}: its metadata is no object; {_REMEDY}')
     return meta
 
   def restore(

@@ -6,7 +6,6 @@ for, so that at most one is in memory twice.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -17,9 +16,10 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.checkpoints import convert, description
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.files import parse_json
 
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 """Suffixes of weight files."""
@@ -117,8 +117,10 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
   if text is None:
     return WeightFile(str(path), shapes, read)
   digest = metadata.get(DIGEST_KEY)
+  found = parse_json(
+    text, f'{path}: {METADATA_KEY}', description.SCHEMA, description.REMEDY
+  )
   try:
-    description = json.loads(text)
     whole = digest in (None, digests.of_arrays(shapes, read, text))
   except (TypeError, ValueError, safetensors.SafetensorError) as error:
     raise CheckpointError(
@@ -130,7 +132,7 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
       f'{path}: changed since it was exported (its {DIGEST_KEY} is of another '
       'content); export the model again'
     )
-  return WeightFile(str(path), shapes, read, description=description)
+  return WeightFile(str(path), shapes, read, description=found)
 
 
 def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:

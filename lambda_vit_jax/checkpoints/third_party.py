@@ -127,7 +127,8 @@ def _variant_of(
   config = path.parent / 'config.json'
   if config.exists() and file.rules is convert.TIMM:
     readers.check_link(config)
-    found = timm_config.read_variant(read_json(config), str(config))
+    fields = read_json(config, timm_config.SCHEMA, timm_config.REMEDY)
+    found = timm_config.read_variant(fields, str(config))
     wanted = found.name if variant is None else get_variant(variant).name
     if wanted.split('.')[0] == found.name.split('.')[0]:
       return dataclasses.replace(found, name=wanted)
@@ -172,7 +173,7 @@ def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
 
 def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
   """Leaves out the zeros in place of removed attention layers (zero_fill)."""
-  if file.description is None or not file.description.get('zero_filled'):
+  if not (file.description or {}).get('zero_filled'):
     return file
   prefixes = tuple(
     f'blocks.{layer}.{part}.'

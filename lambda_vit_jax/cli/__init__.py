@@ -5,6 +5,7 @@
 - `flags`: parse a command line
 - `config_values`, `settings`: read a config into typed dataclasses
 - `config_check`: check settings against the model
+- `result_files`: what the JSON files of a workdir hold
 - `config_differences`, `workdir_config`: the values that bind a workdir
 - `workdir`: `Run`, a workdir with everything that a stage needs
 - `task`: data set, outputs and batches of a task

@@ -5,11 +5,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli import result_files, stage_table
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.training.metrics import read_metrics
 
@@ -26,10 +25,9 @@ def result_of(run: Run, stage: str) -> Any:
     path = run.path(stage_table.METRICS)
     rows = read_metrics(path) if path.exists() else []
     return next((r for r in reversed(rows) if r.get('stage') == stage), None)
-  path = run.path(spec.result)
-  if path.suffix != '.json' or not path.exists():
+  if spec.result not in result_files.SCHEMAS:
     return None
-  return files.read_object(path)
+  return result_files.read(run.workdir, spec.result)
 
 
 def to_json(

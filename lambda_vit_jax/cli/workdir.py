@@ -18,6 +18,7 @@ from lambda_vit_jax.checkpoints.load import load_stage
 from lambda_vit_jax.cli import (
   config_check,
   config_differences,
+  result_files,
   task,
   workdir_config,
 )
@@ -298,10 +299,7 @@ class Run:
     Raises:
       CheckpointError: malformed.
     """
-    path = self.path(name)
-    return processes.from_leader(
-      lambda: files.read_object(path) if path.exists() else None
-    )
+    return processes.from_leader(lambda: result_files.read(self.workdir, name))
 
   def path(self, name: str) -> epath.Path:
     """A file or folder of this run."""

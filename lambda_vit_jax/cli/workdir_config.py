@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.cli import config_differences, stage_table
+from lambda_vit_jax.cli import config_differences, result_files, stage_table
 from lambda_vit_jax.configs import common
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
@@ -44,10 +44,10 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
     raise LambdaVitError(f'--workdir={workdir}: is a file; choose a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    saved = result_files.read(workdir, stage_table.CONFIG)
+    if saved is None:
       files.write_json(path, config)
       return True
-    saved = files.read_object(path)
     differing = config_differences.differences(
       saved, config, common.base().to_dict()
     )

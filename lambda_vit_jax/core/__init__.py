@@ -3,7 +3,9 @@
 - `errors`: the errors a user can meet, one line each
 - `typing`: arrays, parameter trees, batches, attention modes
 - `preprocessing`: resize, crop and normalise images for a model
-- `files`: JSON files and paths, local or remote
+- `files`: JSON files, and paths, local or remote
+- `schema`: what a JSON value must be, as data
+- `text`: text of unknown origin on one line of a terminal
 - `digests`: checksums of JSON objects, files, arrays and trees
 - `tables`: small tables for prompts, terminals and notebooks
 """

@@ -1,13 +1,21 @@
 """Read and write JSON files, local or remote, through etils.epath."""
 
 import json
+import math
 from typing import Any
 
 from etils import epath
 
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.schema import Schema, name_of, shown
+from lambda_vit_jax.core.text import printable
 
-_REMEDY = 'delete it to have its stage run again'
+REMEDY = 'delete it to have its stage run again'
+"""What to do about a damaged file of a workdir."""
+
+_LARGEST_FILE = 1 << 26
+_MOST_DIGITS = 25
+_DEEPEST = 32
 
 
 def absolute(path: str | epath.PathLike) -> epath.Path:
@@ -24,30 +32,119 @@ def write_json(path: str | epath.Path, value: Any) -> None:
   temporary.replace(path)
 
 
-def read_object(path: str | epath.Path) -> dict[str, Any]:
-  """Reads a JSON object, such as any JSON file of a workdir.
+def read_json(
+  path: str | epath.Path, schema: Schema, remedy: str = REMEDY
+) -> Any:
+  """Reads a JSON file of any origin; the package reads none in another way.
+
+  Args:
+    path: local or remote.
+    schema: what the file must hold.
+    remedy: what to do about a file that holds something else.
+
+  Returns:
+    The value, which fits `schema`; see `parse_json` for its limits.
 
   Raises:
-    CheckpointError: missing or malformed.
-  """
-  found = read_json(path)
-  if not isinstance(found, dict):
-    raise CheckpointError(f'{path}: holds no JSON object; {_REMEDY}')
-  return found
-
-
-def read_json(path: str | epath.Path) -> Any:
-  """Reads JSON.
-
-  Raises:
-    CheckpointError: missing or malformed.
+    CheckpointError: missing, or not such a file.
   """
   path = epath.Path(path)
   try:
-    return json.loads(path.read_text())
+    if path.stat().length > _LARGEST_FILE:
+      raise CheckpointError(
+        f'{path}: larger than {_LARGEST_FILE >> 20} MiB, which no JSON file of '
+        f'this kind is; {remedy}'
+      )
+    data = path.read_bytes()
   except FileNotFoundError:
     raise CheckpointError(f'{path}: no such file') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(
-      f'{path}: not readable as JSON ({error}); {_REMEDY}'
-    ) from error
+  except OSError as error:
+    reason = error.strerror or error
+    raise CheckpointError(f'{path}: cannot be read ({reason})') from error
+  return parse_json(data, str(path), schema, remedy)
+
+
+def parse_json(
+  data: str | bytes, where: str, schema: Schema, remedy: str = REMEDY
+) -> Any:
+  """Parses JSON as `read_json` does.
+
+  Strict, also where `json` is not: UTF-8, no key twice, finite numbers of at
+  most 25 digits, at most 32 levels of lists and objects.
+
+  Raises:
+    CheckpointError: no such JSON, or not what `schema` says.
+  """
+  try:
+    # Windows writes a mark at the start of files in UTF-8.
+    text = data if isinstance(data, str) else data.decode('utf-8-sig')
+    value = json.loads(
+      text,
+      parse_int=_whole_number,
+      parse_float=_finite_number,
+      parse_constant=_finite_number,
+      object_pairs_hook=_object,
+    )
+  except RecursionError:
+    reason = f'more than {_DEEPEST} levels'
+  except ValueError as error:
+    reason = printable(error, 120)
+  else:
+    return check_json(value, where, schema, remedy)
+  raise CheckpointError(f'{where}: not readable as JSON ({reason}); {remedy}')
+
+
+def check_json(
+  value: Any, where: str, schema: Schema, remedy: str = REMEDY
+) -> Any:
+  """Returns a parsed value if it is as `parse_json` returns it.
+
+  Raises:
+    CheckpointError: too deep, not in Unicode, or not what `schema` says.
+  """
+  problem = _general_problem(value) or schema.problem(value)
+  if problem:
+    raise CheckpointError(f'{where}: {problem}; {remedy}')
+  return value
+
+
+def _whole_number(text: str) -> int:
+  if len(text) > _MOST_DIGITS:
+    raise ValueError(f'a number of {len(text)} digits')
+  return int(text)
+
+
+def _finite_number(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f'the number {text[:20]}')
+  return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'{name_of(twice)} is there twice')
+  return found
+
+
+def _general_problem(value: Any) -> str:
+  """What is wrong with a value whatever it is for, or ''."""
+  level = [value]
+  for _ in range(_DEEPEST + 1):
+    texts = [item for item in level if isinstance(item, str)]
+    texts += [key for item in level if isinstance(item, dict) for key in item]
+    for text in texts:
+      if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+        return f'the text {shown(text)} is no Unicode'
+    level = [
+      part
+      for item in level
+      if isinstance(item, dict | list | tuple)
+      for part in (item.values() if isinstance(item, dict) else item)
+    ]
+    if not level:
+      return ''
+  return f'has more than {_DEEPEST} levels of lists and objects'

@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from lambda_vit_jax.core.text import printable
+
 # Lines that a prompt shows of an object, its title and caption included.
 MOST_LINES = 20
 
@@ -21,7 +23,11 @@ class Table:
 
   def __str__(self) -> str:
     """Plain text of at most `MOST_LINES` lines; later rows are left out."""
-    rows = [row for row in (self.header, *self.rows) if any(row)]
+    rows = [
+      [printable(cell) for cell in row]
+      for row in (self.header, *self.rows)
+      if any(row)
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     body = [
       '  '
@@ -33,28 +39,36 @@ class Table:
     if len(body) > room:
       left = len(body) - room + 1
       body = [*body[: room - 1], f'  … {left} more rows']
-    return '\n'.join(line.rstrip() for line in (self.title, *body, *ends))
+    lines = (printable(self.title), *body, *map(printable, ends))
+    return '\n'.join(line.rstrip() for line in lines)
 
   def __rich__(self) -> Any:
     import rich.table
+    import rich.text
 
-    table = rich.table.Table(title=self.title, caption=self.caption or None)
+    table = rich.table.Table(
+      title=rich.text.Text(printable(self.title)),
+      caption=rich.text.Text(printable(self.caption)) if self.caption else None,
+    )
     for name in self.header:
-      table.add_column(name, justify='right')
+      table.add_column(rich.text.Text(printable(name)), justify='right')
     for row in self.rows:
-      table.add_row(*row)
+      table.add_row(*(rich.text.Text(printable(cell)) for cell in row))
     return table
 
   def _repr_html_(self) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-      inner = ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells)
+      texts = (html.escape(printable(cell)) for cell in cells)
+      inner = ''.join(f'<{tag}>{text}</{tag}>' for text in texts)
       return f'<tr>{inner}</tr>'
 
     body = ''.join(row(cells, 'td') for cells in self.rows)
     return (
-      f'<table><caption>{html.escape(self.title)}</caption>'
+      f'<table><caption>{html.escape(printable(self.title))}</caption>'
       f'<thead>{row(self.header, "th")}</thead><tbody>{body}</tbody></table>'
-      + (f'<p>{html.escape(self.caption)}</p>' if self.caption else '')
+      + (
+        f'<p>{html.escape(printable(self.caption))}</p>' if self.caption else ''
+      )
     )
 
 

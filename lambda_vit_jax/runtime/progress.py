@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import rich.console
 import rich.progress
 
+from lambda_vit_jax.core.text import printable
+
 # Seconds between plain progress lines.
 _PLAIN_EVERY = 10.0
 
@@ -64,12 +66,17 @@ class Reporter:
   def say(self, line: str) -> None:
     """Prints one line, unless quiet."""
     if not self._silent:
-      self.console.print(line, markup=False, soft_wrap=True)
+      self._print(line)
 
   def warn(self, line: str) -> None:
     """Prints a warning, with `--quiet` as well."""
     if self._leader:
-      self.console.print(f'warning: {line}', markup=False, soft_wrap=True)
+      self._print(f'warning: {line}')
+
+  def _print(self, line: str) -> None:
+    self.console.print(
+      printable(line), markup=False, emoji=False, soft_wrap=True
+    )
 
   @contextlib.contextmanager
   def bar(self, description: str, total: int) -> Iterator[Bar]:

@@ -7,7 +7,53 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.files import check_json
+from lambda_vit_jax.core.schema import List, Nullable, Number, Object, Text
 from lambda_vit_jax.core.tables import Shown, Table
+
+_BLOCK = Number(0, 255, whole=True)
+_COUNT = Number(0, 1 << 53, whole=True)
+_SCORE = Number(-1e30, 1e30)
+_INDEX = r'0|[1-9]\d{0,2}'
+
+_ROUND = Object(
+  {
+    'scores': Object(others=_SCORE, names=_INDEX),
+    'chosen': _BLOCK,
+    'seconds': Number(0, 1e12),
+  },
+  {
+    'intervals': Object(others=List(_SCORE, 2, 2), names=_INDEX),
+    'indistinguishable': List(_BLOCK),
+    'suggested_images': Nullable(_COUNT),
+    'dead_channels': List(_COUNT),
+    'agreeing': Text(1 << 20, '(?:[0-9a-f]{2})*', 'bytes in hexadecimal'),
+  },
+)
+
+SCHEMA = Object(
+  {
+    'criterion': Text(100),
+    'target': Text(100),
+    'sign': Text(100),
+    'num_samples': _COUNT,
+    'base_entropy': Nullable(_SCORE),
+    'order': List(_BLOCK, distinct=True),
+    'removed': List(_BLOCK, distinct=True),
+    'rounds': List(_ROUND),
+  },
+  {
+    'set_scores': Object(
+      others=_SCORE, names=rf'(?:{_INDEX})(?:,(?:{_INDEX}))*'
+    ),
+    'resamples': Number(0, 1 << 20, whole=True),
+    'block_evaluations': _COUNT,
+    'trial': Text(100),
+  },
+)
+"""Of `selection.json`."""
+
+_REMEDY = 'delete it to select again'
 
 # Rows of the table of a search over sets of layers.
 _MOST_SETS_SHOWN = 10
@@ -160,40 +206,49 @@ class Selection(Shown):
     }
 
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> 'Selection':
+  def from_json(
+    cls, fields: Mapping[str, Any], where: str = 'selection.json'
+  ) -> 'Selection':
     """Inverse of `to_json`; fields that old versions lack may be missing.
+
+    Args:
+      fields: parsed JSON.
+      where: the file, for messages.
 
     Raises:
       CheckpointError: not the content of a `selection.json`.
     """
-    try:
-      return cls(
-        criterion=fields['criterion'],
-        target=fields['target'],
-        sign=fields['sign'],
-        num_samples=int(fields['num_samples']),
-        base_entropy=fields['base_entropy'],
-        order=tuple(int(block) for block in fields['order']),
-        removed=tuple(int(block) for block in fields['removed']),
-        rounds=tuple(Round.from_json(row) for row in fields['rounds']),
-        set_scores={
-          tuple(int(block) for block in key.split(',')): float(value)
-          for key, value in fields.get('set_scores', {}).items()
-        },
-        resamples=int(fields.get('resamples', 0)),
-        block_evaluations=int(fields.get('block_evaluations', 0)),
-        trial=fields.get('trial', 'skip'),
-      )
-    except (
-      AttributeError,
-      KeyError,
-      OverflowError,
-      TypeError,
-      ValueError,
-    ) as error:
-      raise CheckpointError(
-        f'not a selection ({error!r}); delete selection.json to select again'
-      ) from error
+    check_json(fields, where, SCHEMA, _REMEDY)
+    found = cls(
+      criterion=fields['criterion'],
+      target=fields['target'],
+      sign=fields['sign'],
+      num_samples=fields['num_samples'],
+      base_entropy=fields['base_entropy'],
+      order=tuple(fields['order']),
+      removed=tuple(fields['removed']),
+      rounds=tuple(Round.from_json(row) for row in fields['rounds']),
+      set_scores={
+        tuple(int(block) for block in key.split(',')): float(value)
+        for key, value in fields.get('set_scores', {}).items()
+      },
+      resamples=fields.get('resamples', 0),
+      block_evaluations=fields.get('block_evaluations', 0),
+      trial=fields.get('trial', 'skip'),
+    )
+    if problem := found.contradiction():
+      raise CheckpointError(f'{where}: {problem}; {_REMEDY}')
+    return found
+
+  def contradiction(self) -> str:
+    """What in the record does not fit the rest of it, or ''."""
+    bits = {len(row.agreeing) for row in self.rounds}
+    if len(bits) > 1 or 4 * max(bits, default=0) < self.resamples * any(bits):
+      return '`agreeing` and `resamples` differ in length'
+    for index, row in enumerate(self.rounds):
+      if row.chosen not in row.scores:
+        return f'`rounds[{index}].scores` has no block {row.chosen}'
+    return ''
 
   def table(self) -> Table:
     """One row per round, or per set of layers: the best ones."""
@@ -259,13 +314,14 @@ class Selection(Shown):
       label = f'{index + 1}: block {row.chosen}'
       axes.plot(blocks, values, marker='.', lw=0.8, color=color, label=label)
       axes.plot(row.chosen, row.scores[row.chosen], marker='o', color=color)
-      if row.intervals:
-        low, high = zip(
-          *(row.intervals[block] for block in blocks), strict=True
-        )
-        axes.fill_between(blocks, low, high, alpha=0.15, color=color, lw=0)
+      known = [block for block in blocks if block in row.intervals]
+      if known:
+        low, high = zip(*(row.intervals[block] for block in known), strict=True)
+        axes.fill_between(known, low, high, alpha=0.15, color=color, lw=0)
     axes.set_xlabel('block')
-    axes.set_ylabel(self.criterion.replace('_', ' '))
+    # A dollar sign would begin a formula.
+    name = self.criterion.replace('_', ' ').replace('$', r'\$')
+    axes.set_ylabel(name)
     if self.rounds:
       axes.legend(title='round', frameon=False)
     return figure

@@ -7,7 +7,18 @@ from typing import Any
 
 from etils import epath
 
+from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.files import parse_json
+from lambda_vit_jax.core.schema import Number, Object, Text
 from lambda_vit_jax.training.trackers import Tracker
+
+_REAL = Number(-1e30, 1e30)
+
+ROW = Object(
+  {'stage': Text(100), 'step': Number(0, 1 << 53, whole=True)},
+  {'loss': _REAL, 'accuracy': _REAL, 'lambda': Number(0, 1)},
+)
+"""Of a line."""
 
 
 class MetricsWriter:
@@ -61,9 +72,25 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | epath.Path) -> list[dict[str, Any]]:
-  """Reads all complete lines; skips the partial one of a killed process."""
-  rows = []
-  for line in epath.Path(path).read_text().splitlines():
-    with contextlib.suppress(ValueError):
-      rows.append(json.loads(line))
-  return rows
+  """Reads all complete lines, each as `ROW` says; skips others."""
+  return read_lines(path)[0]
+
+
+def read_lines(path: str | epath.Path) -> tuple[list[dict[str, Any]], int]:
+  """Reads a `metrics.jsonl`.
+
+  Returns:
+    The rows, and how many lines are damaged. What follows the last newline, as
+    a killed process leaves it, is neither.
+  """
+  *lines, rest = epath.Path(path).read_bytes().split(b'\n')
+  rows: list[dict[str, Any]] = []
+  damaged = 0
+  for line in filter(bytes.strip, lines):
+    try:
+      rows.append(parse_json(line, str(path), ROW))
+    except CheckpointError:
+      damaged += 1
+  with contextlib.suppress(CheckpointError):
+    rows.append(parse_json(rest, str(path), ROW))
+  return rows, damaged

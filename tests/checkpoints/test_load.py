@@ -291,7 +291,7 @@ def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
   [
     ({'architecture': 'resnet50'}, "unknown model variant 'resnet50"),
     ({}, 'names no `architecture`'),
-    ([], 'names no `architecture`'),
+    ([], 'the content is a list of 0, but must be an object'),
     (
       {'architecture': NANO, 'model_args': {'class_token': False}},
       'model_args.class_token is not supported',
@@ -302,7 +302,7 @@ def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
     ),
     (
       {'architecture': NANO, 'pretrained_cfg': {'mean': 'x'}},
-      'not a timm config',
+      "`pretrained_cfg.mean` is 'x', but must be a list of 1 to 64",
     ),
   ],
 )

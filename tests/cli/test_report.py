@@ -1,5 +1,6 @@
 """The report page: its content, and what a real browser makes of it."""
 
+import html
 import json
 import re
 
@@ -7,7 +8,6 @@ import pytest
 
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.report import html as html_lib
-from lambda_vit_jax.core.errors import CheckpointError
 from tests.support import browser
 
 _SCORES = ({0: 0.4, 1: -0.2, 2: 0.1}, {0: 0.5, 2: 0.05})
@@ -34,11 +34,17 @@ FILES = {
   'selection.json': {
     'criterion': _HOSTILE,
     'target': 'logits',
+    'sign': 'signed',
+    'base_entropy': 3.5,
     'num_samples': 2048,
     'order': [1, 2],
     'removed': [1, 2],
     'rounds': [
-      {'scores': {str(k): v for k, v in scores.items()}, 'chosen': chosen}
+      {
+        'scores': {str(k): v for k, v in scores.items()},
+        'chosen': chosen,
+        'seconds': 1.5,
+      }
       for scores, chosen in zip(_SCORES, (1, 2), strict=True)
     ],
   },
@@ -121,11 +127,55 @@ def test_a_page_of_an_empty_workdir(tmp_path):
   assert '<figure>' not in text
 
 
-@pytest.mark.parametrize('text', ['[]', '7', '"x"', '{'])
-def test_a_malformed_file_is_named(tmp_path, text):
-  (tmp_path / 'benchmark.json').write_text(text)
-  with pytest.raises(CheckpointError, match=r'benchmark\.json: (not|holds no)'):
-    build.results_cells(tmp_path)
+DAMAGE = {
+  'benchmark.json': ('[]', '{', '{"batch_size": "\\u001b[2J"}'),
+  'evaluation.json': ('{"dense": {"top1": 2}}', '{"pruned": []}'),
+  'selection.json': ('{"removed": [-1]}', '[' * 9999),
+  'analysis.json': (
+    '{"profile": {"attention_entropy": [1], "mlp_entropy": []}}',
+  ),
+  'config.json': ('7', '{"model": {"variant": 3}}'),
+  'metrics.jsonl': ('{"stage": 3, "step": 1}\n{}\n',),
+  'pictures/0000.png': ('no picture',),
+}
+
+
+@pytest.mark.parametrize(
+  'name, text', [(name, text) for name in DAMAGE for text in DAMAGE[name]]
+)
+def test_a_damaged_part_is_left_out_and_named(tmp_path, name, text):
+  """The rest of the page is there, and both page and terminal say what is not."""
+  for other, value in FILES.items():
+    (tmp_path / other).write_text(json.dumps(value))
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).write_text(text)
+  lines = []
+  page = build.write_report(tmp_path, lines.append).read_text()
+  (line,) = lines
+  assert line.startswith(f'report: left out: {tmp_path / name}: ')
+  assert '<h2>Left out</h2>' in page
+  assert html.escape(line.removeprefix('report: left out: ')) in page
+  for other, words in (
+    ('selection.json', '<h2>Selection</h2>'),
+    ('analysis.json', '<h2>Entropy per layer</h2>'),
+    ('benchmark.json', '<h2>Speed</h2>'),
+  ):
+    assert (words in page) == (name != other)
+
+
+def test_a_whole_workdir_leaves_nothing_out(page):
+  assert 'Left out' not in page.read_text()
+
+
+def test_parts_that_do_not_fit_together_are_dashes(tmp_path):
+  """Scores of another kind, no sizes, classes that one model lacks."""
+  scores = {'dense': {'top1': 0.5}, 'pruned': {'mean_iou': 0.5, 'iou': [0.5]}}
+  (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
+  measured = FILES['benchmark.json'] | {'pruned': {}}
+  (tmp_path / 'benchmark.json').write_text(json.dumps(measured))
+  page = build.write_report(tmp_path, pytest.fail).read_text()
+  assert 'Segmentation' in page
+  build.print_results(tmp_path)
 
 
 def test_tables_sort_by_value_not_by_text():

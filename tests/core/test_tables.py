@@ -85,7 +85,7 @@ def test_a_shown_object_looks_like_its_table():
   pair = Pair()
   assert repr(pair) == str(pair.table()) == 'Pair\n  a  b\n  1  2'
   assert pair._repr_html_() == pair.table()._repr_html_()
-  assert pair.__rich__().title == 'Pair'
+  assert str(pair.__rich__().title) == 'Pair'
 
 
 def test_preprocessing_is_one_line_and_a_table_in_notebooks():

@@ -402,7 +402,7 @@ def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
   # As if interrupted: the set of `first` is rated already, too well.
   files.write_json(run.path('probe.part.json'), {'0@2': 0.0, '0@4': 0.0})
   registry.run_stage(run, 'select')
-  found = files.read_json(run.path('selection.json'))
+  found = json.loads(run.path('selection.json').read_text())
   assert (found['criterion'], found['removed']) == ('probe', [0])
   assert found['set_scores']['0'] == 0.0
   assert not run.path('probe.part.json').exists()

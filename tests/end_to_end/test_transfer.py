@@ -1,5 +1,7 @@
 """A pruned export as the start of another run: what is gone stays gone."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import pretrain, registry
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core import files
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.runtime.progress import Reporter
@@ -77,7 +78,7 @@ def test_fine_tuning_keeps_removed_blocks_removed(source, transferred, stage):
 
 
 def test_nothing_more_is_removed(transferred):
-  found = files.read_json(transferred.path('selection.json'))
+  found = json.loads(transferred.path('selection.json').read_text())
   assert found['removed'] == []
   fine_tuned = transferred.load('pretrain')
   for model in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 
@@ -121,18 +122,33 @@ def test_every_search_has_a_short_repr(found):
 
 
 @pytest.mark.parametrize(
-  'fields',
+  'change, words',
   [
-    {'criterion': 'given'},
-    greedy().to_json() | {'rounds': [{'chosen': 0}]},
-    greedy().to_json() | {'order': 3},
-    exhaustive().to_json() | {'set_scores': {'0,x': 1.0}},
+    ({'rounds': [{'chosen': 0}]}, '`rounds[0].scores` is missing'),
+    ({'order': 3}, '`order` is 3, but must be a list'),
+    ({'set_scores': {'0,x': 1.0}}, '`set_scores.0,x` is no key'),
+    ({'order': [1, 1]}, '`order` holds 1 twice'),
+    (
+      {'rounds': [{'scores': {'1': 0.5}, 'chosen': 0, 'seconds': 1}]},
+      '`rounds[0].scores` has no block 0',
+    ),
+    (
+      {
+        'rounds': [
+          {'scores': {'0': 0.5}, 'chosen': 0, 'seconds': 1, 'agreeing': bits}
+          for bits in ('ff', 'ffff')
+        ]
+      },
+      '`agreeing` and `resamples` differ in length',
+    ),
   ],
-  ids=('missing', 'round', 'order', 'sets'),
+  ids=('round', 'order', 'sets', 'twice', 'chosen', 'agreeing'),
 )
-def test_a_broken_selection_is_refused(fields):
-  with pytest.raises(CheckpointError, match='not a selection') as caught:
+def test_a_broken_selection_is_refused(change, words):
+  fields = json.loads(json.dumps(greedy().to_json())) | change
+  with pytest.raises(CheckpointError) as caught:
     Selection.from_json(fields)
+  assert words in str(caught.value)
   assert '\n' not in str(caught.value)
 
 

@@ -1,17 +1,17 @@
 """Build `report.html` and the results table from the files of a workdir."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from lambda_vit_jax.cli import stage_table
-from lambda_vit_jax.cli.console import print_table
+from lambda_vit_jax.cli.console import print_line, print_table
 from lambda_vit_jax.cli.report import html, plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, cell, escape
+from lambda_vit_jax.cli.report.results import Results, read_results
 from lambda_vit_jax.cli.report.speed_table import si
-from lambda_vit_jax.core import files
-from lambda_vit_jax.training.metrics import read_metrics
 
 # Names of the run's main score in the table and the cards.
 _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
@@ -31,44 +31,32 @@ _FILES = (
   ),
 )
 
+# What a row of `metrics.jsonl` must have to be drawn.
+_CURVES = {'loss', 'accuracy', 'lambda'}
+
 # Most rows in the tables that go with the training plots.
 _MOST_ROWS = 60
 
 
-def _read(workdir: str | epath.Path, name: str) -> dict[str, Any]:
-  """Returns the contents of a result; empty where there is none yet."""
-  path = epath.Path(workdir) / name
-  return files.read_object(path) if path.exists() else {}
-
-
-def _score(evaluation: dict[str, Any]) -> str:
-  """Returns the key of the run's main score."""
-  segments = any('mean_iou' in row for row in evaluation.values())
-  return 'mean_iou' if segments else 'top1'
-
-
-def results_columns(workdir: str | epath.Path) -> tuple[str, ...]:
+def results_columns(results: Results) -> tuple[str, ...]:
   """Heads of the results table."""
-  evaluation = _read(workdir, stage_table.EVALUATION)
-  return ('model', _SCORES[_score(evaluation)], *_FIGURES)
+  return ('model', _SCORES[results.score], *_FIGURES)
 
 
-def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
+def results_cells(results: Results) -> list[tuple[Cell, ...]]:
   """Rows of the results table, in the order of `results_columns`.
 
   A figure that no stage has measured yet is a dash.
   """
-  evaluation = _read(workdir, stage_table.EVALUATION)
-  key = _score(evaluation)
-  measured = _read(workdir, stage_table.BENCHMARK)
   rows: list[tuple[Cell, ...]] = []
   for name in ('dense', 'pruned', 'exported'):
-    score, size = evaluation.get(name, {}), measured.get(name, {})
+    score = results.evaluation.get(name, {})
+    size = results.benchmark.get(name, {})
     speed = size.get('images_per_second', {}).get('median')
     rows.append(
       (
         Cell(name, name),
-        cell(score.get(key), lambda value: f'{100 * value:.2f}'),
+        cell(score.get(results.score), lambda value: f'{100 * value:.2f}'),
         cell(score.get('num_images'), str),
         cell(size.get('parameters'), si),
         cell(size.get('macs'), si),
@@ -81,46 +69,48 @@ def results_cells(workdir: str | epath.Path) -> list[tuple[Cell, ...]]:
 
 def print_results(workdir: str | epath.Path) -> None:
   """The results table and where the page is, on stdout."""
-  rows = html.texts(results_cells(workdir))
-  console = print_table(results_columns(workdir), rows)
-  selected = _read(workdir, stage_table.SELECTION)
-  if selected:
-    dropped = _dropped(workdir)
+  results = read_results(workdir)
+  rows = html.texts(results_cells(results))
+  print_table(results_columns(results), rows)
+  if results.selection:
+    dropped = results.dropped
     if dropped:
-      console.print(f'whole blocks {dropped} dropped')
-    removed = [block for block in selected['removed'] if block not in dropped]
+      print_line(f'whole blocks {dropped} dropped')
+    removed = [
+      block for block in results.selection['removed'] if block not in dropped
+    ]
     if removed or not dropped:
-      console.print(f'attention removed from blocks {removed}')
-  console.print(
-    f'report: {epath.Path(workdir) / stage_table.REPORT}', soft_wrap=True
-  )
+      print_line(f'attention removed from blocks {removed}')
+  print_line(f'report: {results.workdir / stage_table.REPORT}')
 
 
 def print_benchmark(workdir: str | epath.Path) -> None:
   """The table of the stage `benchmark` on stdout, if it has run."""
-  measured = _read(workdir, stage_table.BENCHMARK)
+  measured = read_results(workdir).benchmark
   if measured:
     speed_table.show(measured)
 
 
-def _summary(workdir: epath.Path) -> list[str]:
+def _summary(results: Results) -> list[str]:
   """Shows the main numbers, and how speed was measured."""
-  evaluation = _read(workdir, stage_table.EVALUATION)
-  measured = _read(workdir, stage_table.BENCHMARK)
+  measured, key = results.benchmark, results.score
   figures = []
-  if {'dense', 'pruned'} <= set(evaluation):
-    key = _score(evaluation)
-    dense, pruned = (evaluation[k][key] for k in ('dense', 'pruned'))
+  dense, pruned = (
+    results.evaluation.get(name, {}).get(key) for name in ('dense', 'pruned')
+  )
+  if dense is not None and pruned is not None:
     change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
     figures.append((f'{_SCORES[key]}, dense → pruned', change))
   if measured:
     figures.append(('images per second', f'× {measured["speedup"]:.2f}'))
     for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):
-      share = measured['pruned'][key] / measured['dense'][key] - 1
-      figures.append((name, f'{100 * share:+.1f} %'.replace('-', '−')))
+      before, after = (measured[m].get(key) for m in ('dense', 'pruned'))
+      if before is not None and after is not None:
+        share = f'{100 * (after / before - 1):+.1f} %'
+        figures.append((name, share.replace('-', '−')))
   parts = [html.cards(figures)]
-  columns = results_columns(workdir)
-  parts.append(html.table(columns, results_cells(workdir), 'Results'))
+  columns = results_columns(results)
+  parts.append(html.table(columns, results_cells(results), 'Results'))
   if measured:
     parts.append(
       f'<p class="soft">Speed: batch {escape(measured["batch_size"])}, '
@@ -130,13 +120,12 @@ def _summary(workdir: epath.Path) -> list[str]:
   return parts
 
 
-def _dropped(workdir: str | epath.Path) -> list[int]:
-  """Returns the whole blocks that the pruned network leaves out."""
-  config = _read(workdir, stage_table.CONFIG)
-  if config.get('method') != 'linearize':
+def _problems(lines: Sequence[str]) -> list[str]:
+  """Says which files are left out."""
+  if not lines:
     return []
-  fitted = _read(workdir, stage_table.LINEAR)
-  return list(fitted.get('linearize', {}).get('dropped', ()))
+  items = ''.join(f'<li>{escape(line)}</li>' for line in lines)
+  return ['<h2>Left out</h2>', f'<ul class="left-out">{items}</ul>']
 
 
 def _selection(
@@ -226,23 +215,26 @@ def _speed(measured: dict[str, Any]) -> list[str]:
   ]
 
 
-def _segmentation(workdir: epath.Path) -> list[str]:
+def _segmentation(results: Results) -> list[str]:
   """Pictures of test images, and the scores per class."""
-  evaluation = _read(workdir, stage_table.EVALUATION)
-  if _score(evaluation) != 'mean_iou':
+  evaluation = results.evaluation
+  if results.score != 'mean_iou':
     return []
   models = [k for k in ('dense', 'pruned', 'exported') if k in evaluation]
-  each = zip(*(evaluation[name]['iou'] for name in models), strict=True)
+  each = itertools.zip_longest(
+    *(evaluation[name].get('iou', ()) for name in models)
+  )
   rows = [
     (str(k), *(_number(value) for value in values))
     for k, values in enumerate(each)
   ]
   pictures = [
     html.picture(
-      path.read_bytes(),
-      f'Test image {int(path.stem)}: image, truth, dense, pruned.',
+      picture.png,
+      picture.size,
+      f'Test image {picture.index}: image, truth, dense, pruned.',
     )
-    for path in sorted((workdir / stage_table.PICTURES).glob('*.png'))
+    for picture in results.pictures
   ]
   return [
     '<h2>Segmentation</h2>',
@@ -253,51 +245,55 @@ def _segmentation(workdir: epath.Path) -> list[str]:
   ]
 
 
-def _sections(workdir: epath.Path) -> list[str]:
-  parts = _summary(workdir) + _segmentation(workdir)
-  measured = _read(workdir, stage_table.BENCHMARK)
-  if measured:
-    parts += _speed(measured)
-  analysis = _read(workdir, stage_table.ANALYSIS)
-  selected = _read(workdir, stage_table.SELECTION)
+def _sections(results: Results) -> list[str]:
+  parts = _summary(results) + _problems(results.problems)
+  parts += _segmentation(results)
+  if results.benchmark:
+    parts += _speed(results.benchmark)
+  profile = results.analysis.get('profile', {})
+  selected = results.selection
   if selected:
-    profile = analysis.get('profile', {})
     known = [int(k) for row in selected['rounds'] for k in row['scores']]
     depth = len(profile.get('attention_entropy', ()))
-    dropped = _dropped(workdir)
+    dropped = results.dropped
     last = max((*known, *selected['removed'], *dropped), default=-1)
     parts += _selection(selected, dropped, max(depth, last + 1))
-  if analysis:
-    parts += _analysis(analysis['profile'])
-  if (workdir / stage_table.METRICS).exists():
-    rows = read_metrics(workdir / stage_table.METRICS)
-    for stage in ('pretrain', 'dilute'):
-      curve = [r for r in rows if r['stage'] == stage and 'loss' in r]
-      if curve:
-        parts += _training(stage, curve)
-  there = [name for name in _FILES if (workdir / name).exists()]
+  if profile:
+    parts += _analysis(profile)
+  for stage in ('pretrain', 'dilute'):
+    curve = [
+      row
+      for row in results.metrics
+      if row['stage'] == stage and row.keys() >= _CURVES
+    ]
+    if curve:
+      parts += _training(stage, curve)
+  there = [name for name in _FILES if (results.workdir / name).exists()]
   if there:
     parts += ['<h2>Files of this run</h2>', html.links(there)]
   return parts
 
 
-def write_report(workdir: str | epath.Path) -> epath.Path:
+def write_report(
+  workdir: str | epath.Path, warn: Callable[[str], None] = lambda line: None
+) -> epath.Path:
   """Writes `WORKDIR/report.html` from the results of the stages so far.
 
   Args:
     workdir: of a run, finished or not.
+    warn: takes one line for every damaged file, which the page leaves out.
 
   Returns:
     The page: one file that loads nothing, for screens of any size, light or
     dark. Its links to the files of the run are relative.
   """
-  workdir = epath.Path(workdir)
-  config = _read(workdir, stage_table.CONFIG)
-  variant = config.get('model', {}).get('variant', '')
-  path = workdir / stage_table.REPORT
-  temporary = workdir / '.report.html.part'
-  temporary.write_text(
-    html.page(f'λ-ViT report: {variant}', _sections(workdir))
-  )
+  results = read_results(workdir)
+  for line in results.problems:
+    warn(f'report: left out: {line}')
+  variant = results.config.get('model', {}).get('variant', '')
+  path = results.workdir / stage_table.REPORT
+  temporary = results.workdir / '.report.html.part'
+  page = html.page(f'λ-ViT report: {variant}', _sections(results))
+  temporary.write_bytes(page.encode())
   temporary.replace(path)
   return path

@@ -9,8 +9,9 @@ import base64
 import dataclasses
 import html
 import re
-import struct
 from collections.abc import Callable, Iterable, Sequence
+
+from lambda_vit_jax.core.text import printable
 
 _POLICY = (
   "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -139,7 +140,7 @@ def texts(rows: Iterable[Iterable[Cell]]) -> list[list[str]]:
 
 def escape(value: object) -> str:
   """The text of any value, safe in HTML and in attributes."""
-  return html.escape(str(value))
+  return html.escape(printable(value))
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -239,10 +240,9 @@ def numbers(
   )
 
 
-def picture(png: bytes, caption: str) -> str:
-  """A PNG with its caption, inside the page."""
-  # Size of the image, from the header that every PNG begins with.
-  width, height = struct.unpack('>II', png[16:24])
+def picture(png: bytes, size: tuple[int, int], caption: str) -> str:
+  """A PNG of (width, height) with its caption, inside the page."""
+  width, height = size
   label = escape(caption)
   data = base64.b64encode(png).decode()
   return (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lambda_vit_jax.cli.console import print_table
+from lambda_vit_jax.cli.console import print_line, print_table
 from lambda_vit_jax.cli.report.html import Cell, cell, texts
 
 COLUMNS = (
@@ -83,9 +83,9 @@ def conditions(measured: Mapping[str, Any]) -> str:
 
 def show(measured: Mapping[str, Any]) -> None:
   """Prints the table and its conditions."""
-  console = print_table(COLUMNS, texts(cells(measured)))
-  console.print(conditions(measured), soft_wrap=True)
-  console.print(
+  print_table(COLUMNS, texts(cells(measured)))
+  print_line(conditions(measured))
+  print_line(
     f'pruned over dense at batch {measured["batch_size"]}: '
     f'{measured["speedup"]:.3f}'
   )

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli import result_files, stage_table
 from lambda_vit_jax.cli.stages.export import exported_predict
 from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.evaluation import benchmark
 from lambda_vit_jax.models.model import Model
@@ -14,12 +13,11 @@ from lambda_vit_jax.models.model import Model
 
 def is_finished(run: Run) -> bool:
   """Returns whether every requested batch size is measured; leading process."""
-  path = run.path(stage_table.BENCHMARK)
-  if not path.exists():
-    return False
   try:
-    found = files.read_object(path)
+    found = result_files.read(run.workdir, stage_table.BENCHMARK)
   except CheckpointError:
+    return False
+  if found is None:
     return False
   settings = run.settings.benchmark
   done = {row['batch_size'] for row in found.get('sweep', ())}
@@ -51,14 +49,12 @@ def benchmark_all(run: Run) -> None:
   results = benchmark.compare(
     models, programs, reporter=run.reporter, **dataclasses.asdict(settings)
   )
-  fields = files.read_object(run.path(stage_table.EXPORT))
+  fields = result_files.read(run.workdir, stage_table.EXPORT) or {}
   storage = fields.get('folded', {}).get('dtype', 'float32')
   results['exported']['dtype'] = str(storage)
-  evaluation = run.path(stage_table.EVALUATION)
-  if evaluation.exists():
-    scores = files.read_object(evaluation)
-    for name in ('dense', 'pruned', 'exported'):
-      for key in ('top1', 'mean_iou'):
-        if key in scores[name]:
-          results[name][key] = scores[name][key]
+  scores = result_files.read(run.workdir, stage_table.EVALUATION) or {}
+  for name in ('dense', 'pruned', 'exported'):
+    for key in ('top1', 'mean_iou'):
+      if key in scores.get(name, {}):
+        results[name][key] = scores[name][key]
   run.write_json(stage_table.BENCHMARK, results)

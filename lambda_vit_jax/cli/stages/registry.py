@@ -51,7 +51,7 @@ def _trained(stage: str, total: Callable[[Run], int]) -> Callable[[Run], bool]:
 
 def _report(run: Run) -> None:
   if run.leader:
-    build.write_report(run.workdir)
+    build.write_report(run.workdir, run.reporter.warn)
 
 
 _SPECS = stage_table.STAGES

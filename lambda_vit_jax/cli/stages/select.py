@@ -11,11 +11,11 @@ from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import held_out
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import digests, files
-from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
-from lambda_vit_jax.selection import budget, criteria, nose
+from lambda_vit_jax.selection import budget, criteria, nose, record
 from lambda_vit_jax.selection.options import Progress, SearchOptions
 from lambda_vit_jax.selection.probe import ProbeOptions, select_by_probe
 from lambda_vit_jax.selection.record import Selection
@@ -63,7 +63,8 @@ def _search(
   """Runs NOSE or a static criterion; resumes after the last finished round."""
   settings = run.settings.select
   found = run.read_json(stage_table.PARTIAL_SELECTION)
-  begun = None if found is None else Selection.from_json(found)
+  where = str(run.path(stage_table.PARTIAL_SELECTION))
+  begun = None if found is None else Selection.from_json(found, where)
   with run.reporter.bar('select', 100) as bar:
 
     def show(state: Progress) -> None:
@@ -142,6 +143,9 @@ def _parse(key: str) -> tuple[Trial, int]:
   return tuple(int(layer) for layer in layers.split(',')), int(steps)
 
 
+_LAYERS = Object({'removed': record.SCHEMA.needed['removed']})
+
+
 def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
   """Returns the layers of `selection.json`, checked.
 
@@ -149,12 +153,8 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
     CheckpointError: no usable selection.
   """
   path = run.path(stage_table.SELECTION)
-  found = processes.from_leader(lambda: files.read_object(path))
-  if 'removed' not in found:
-    raise CheckpointError(
-      f'{path}: has no key `removed`; delete it to have '
-      'the stage `select` run again'
-    )
+  # The rest of the file may be missing: layers are also given by hand.
+  found = processes.from_leader(lambda: files.read_json(path, _LAYERS))
   digests.check_seal(
     found,
     str(path),
