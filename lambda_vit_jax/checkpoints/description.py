@@ -21,14 +21,16 @@ from lambda_vit_jax.core.schema import (
   Object,
   Schema,
   Text,
+  shown,
 )
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import DILUTION_PATHS
+from lambda_vit_jax.models.modes import DILUTION_PATHS, removed_layers
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
+from lambda_vit_jax.models.vit import ViT
 
 REMEDY = 'export the model again'
 
@@ -189,6 +191,7 @@ def _rebuild(fields: Mapping[str, Any]) -> Model:
     segmentation=segmentation,
     **(settings | {'merge': tuple(fields['merge'])}),
   )
+  _check_repeated(fields, module)
   return Model(
     module=module,
     params=abstract_params(module),
@@ -201,10 +204,19 @@ def _rebuild(fields: Mapping[str, Any]) -> Model:
 
 def _read_variant(fields: Mapping[str, Any]) -> Variant:
   """The named variant, with the architecture's values in place of its own."""
-  variant = get_variant(fields['variant'])
-  variant = dataclasses.replace(variant, **fields['architecture'])
-  _require(
-    variant.embed_dim % variant.num_heads == 0,
-    f'{variant.num_heads} heads do not divide embed_dim {variant.embed_dim}',
+  return dataclasses.replace(
+    get_variant(fields['variant']), **fields['architecture']
   )
-  return variant
+
+
+def _check_repeated(fields: Mapping[str, Any], module: ViT) -> None:
+  """Refuses entries for readers that are not what the others make."""
+  made = {
+    'image_size': list(module.image_size),
+    'removed_layers': list(removed_layers(module.attention_modes)),
+  }
+  for name, value in made.items():
+    found = fields.get(name, value)
+    _require(
+      found == value, f'`{name}` is {shown(found)}, but the rest says {value}'
+    )

@@ -38,7 +38,8 @@ def download(where: str) -> epath.Path:
   owner, _, name = repository.partition('/')
   if owner == 'timm':
     try:
-      get_variant(name)
+      # New weights of a known architecture bring their own preprocessing.
+      get_variant(name.partition('.')[0])
     except LambdaVitError as error:
       raise CheckpointError(f'{where}: {error}') from None
   try:

@@ -11,7 +11,8 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
@@ -24,12 +25,17 @@ from lambda_vit_jax.checkpoints import (
   timm_config,
 )
 from lambda_vit_jax.checkpoints.readers import WeightFile
-from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.core.files import read_json
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import ATTENTION_PARTS
-from lambda_vit_jax.models.variants import Variant, get_variant
+from lambda_vit_jax.models.variants import (
+  VARIANTS,
+  Variant,
+  get_variant,
+  tags,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,22 +129,100 @@ def _local(path: epath.Path) -> Iterator[pathlib.Path]:
 def _variant_of(
   path: epath.Path, file: WeightFile, variant: str | None
 ) -> Variant:
-  """The variant given, or found out, with the values of `config.json`."""
+  """The variant given, or found out, as the file and `config.json` change it."""
   config = path.parent / 'config.json'
+  found, stated = None, dict[str, Any]()
   if config.exists() and file.rules is convert.TIMM:
     readers.check_link(config)
-    fields = read_json(config, timm_config.SCHEMA, timm_config.REMEDY)
-    found = timm_config.read_variant(fields, str(config))
-    wanted = found.name if variant is None else get_variant(variant).name
-    if wanted.split('.')[0] == found.name.split('.')[0]:
-      return dataclasses.replace(found, name=wanted)
-    raise CheckpointError(
-      f'{config}: describes a {found.name}, not a {variant}; leave the '
-      'variant out, or choose other weights'
-    )
+    found, stated = _read_config(config, variant)
+  if found is None:
+    name = variant or infer.infer_variant(file.shapes, file.rules, file.path)
+    spec = get_variant(name)
+  else:
+    spec = _described(found, stated, variant, str(config))
+  if 'pooling' not in stated:
+    spec = _pooled(spec, file)
+  return dataclasses.replace(spec, **stated)
+
+
+def _read_config(
+  config: epath.Path, variant: str | None
+) -> tuple[str | None, dict[str, Any]]:
+  """The architecture and the fields that a `config.json` of timm's names."""
+  read = read_json(config, timm_config.SCHEMA, timm_config.REMEDY)
+  name = timm_config.architecture(read)
+  if name is not None:
+    return name, timm_config.read_fields(read, str(config))
   if variant is None:
-    variant = infer.infer_variant(file.shapes, file.rules, str(path))
-  return get_variant(variant)
+    raise CheckpointError(
+      f"{config}: names no `architecture`, so it is not timm's; say which it "
+      'is with `variant` (--config.model.variant), or remove the file'
+    )
+  _LOG.warning(
+    "%s: names no `architecture`, so it is not timm's and is left out; images "
+    'are prepared as for %s',
+    config,
+    variant,
+  )
+  return None, {}
+
+
+def _described(
+  found: str, stated: Mapping[str, Any], variant: str | None, where: str
+) -> Variant:
+  """The variant that a `config.json` names.
+
+  Args:
+    found: the architecture, perhaps with a tag.
+    stated: fields that it sets.
+    variant: the one that was asked for, if any.
+    where: the file, for messages.
+
+  Raises:
+    CheckpointError: an unknown architecture, or another than was asked for.
+  """
+  base, _, tag = found.partition('.')
+  known = found in VARIANTS or (base in VARIANTS and tag in tags(base))
+  try:
+    named = get_variant(found if known else base)
+    wanted = named if variant is None else get_variant(variant)
+  except LambdaVitError as error:
+    raise CheckpointError(f'{where}: {error}') from None
+  if wanted.name.partition('.')[0] != base:
+    raise CheckpointError(
+      f'{where}: describes a {found}, not a {variant}; leave the variant out, '
+      'or choose other weights'
+    )
+  if variant is not None and '.' in variant:
+    return wanted
+  if not known and not {'mean', 'std'} <= set(stated):
+    _LOG.warning(
+      '%s: gives no mean and std of the images, and no known tag of the '
+      'weights; those of %s are taken: mean %s, std %s',
+      where,
+      base,
+      named.mean,
+      named.std,
+    )
+  return dataclasses.replace(named, name=wanted.name)
+
+
+def _pooled(spec: Variant, file: WeightFile) -> Variant:
+  """The variant with average pooling, where the file's final norm says so.
+
+  `fc_norm` acts behind the pooling. timm and MAE have it with the mean of the
+  patches only, unless a `config.json` states something else.
+  """
+  found = convert.parameter_shape(file.shapes, 'fc_norm/scale', file.rules)
+  if found is None or not spec.norm_before_pool or spec.distilled:
+    return spec
+  _LOG.warning(
+    '%s: has `fc_norm` in place of `norm`, so it is read as a network with '
+    'average pooling; a config.json with global_pool beside it can say '
+    'otherwise',
+    file.path,
+  )
+  return dataclasses.replace(spec, pooling='avg', norm_before_pool=False)
 
 
 def _model_of(spec: Variant, file: WeightFile) -> Model:
@@ -147,8 +231,6 @@ def _model_of(spec: Variant, file: WeightFile) -> Model:
     convert.parameter_shape, file.shapes, rules=file.rules
   )
   head = shape('head/kernel')
-  if shape('fc_norm/scale') is not None:
-    spec = dataclasses.replace(spec, norm_before_pool=False)
   module = make_module(
     spec,
     num_classes=head[1] if head else 0,

@@ -1,12 +1,12 @@
 """Read and write timm's `config.json`, as on the Hugging Face hub."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
+from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.schema import (
   Bool,
+  Choice,
   List,
   Nullable,
   Number,
@@ -14,7 +14,7 @@ from lambda_vit_jax.core.schema import (
   Text,
 )
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.variants import Variant, get_variant
+from lambda_vit_jax.models.variants import get_variant
 
 _ARGUMENTS = {
   'patch_size': 'patch_size',
@@ -31,13 +31,16 @@ _ARGUMENTS = {
 
 _POSITIVE = Number(0, 1e6, above=True)
 _SIZE = Number(1, 1 << 16, whole=True)
+_POOLING = Choice(('token', 'avg'))
 
 _PREPROCESSING = Object(
   optional={
     'mean': List(Number(-1e6, 1e6), 1, 64),
     'std': List(_POSITIVE, 1, 64),
     'crop_pct': _POSITIVE,
-    'interpolation': Text(100),
+    'interpolation': Choice(('bicubic', 'bilinear')),
+    # Of the square and the border that timm knows besides we have neither.
+    'crop_mode': Choice(('center',)),
     'input_size': List(_SIZE, 3, 3),
     'tag': Nullable(Text(200)),
   },
@@ -47,7 +50,7 @@ _PREPROCESSING = Object(
 SCHEMA = Object(
   optional={
     'architecture': Text(200),
-    'global_pool': Text(100),
+    'global_pool': _POOLING,
     'model_args': Nullable(
       Object(
         optional={
@@ -59,7 +62,8 @@ SCHEMA = Object(
           'init_values': Nullable(_POSITIVE),
           'reg_tokens': Number(0, 1 << 16, whole=True),
           'pre_norm': Bool(),
-          'global_pool': Text(100),
+          'global_pool': _POOLING,
+          'fc_norm': Nullable(Bool()),
           'no_embed_class': Bool(),
         }
       )
@@ -74,21 +78,32 @@ REMEDY = 'get the file again, or load the weights without it'
 # Given elsewhere in the file, or by the arrays themselves.
 _REDUNDANT = ('img_size', 'in_chans', 'num_classes', 'fc_norm')
 
+# Channels of a network of timm's, unless it is told otherwise.
+_COLOURS = 3
 
-def read_variant(config: Mapping[str, Any], where: str) -> Variant:
-  """Returns the variant that a `config.json` describes, with preprocessing.
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+  """Returns the name of the architecture, with the tag of its weights if any.
+
+  None where the JSON is another program's.
+  """
+  name: str | None = config.get('architecture')
+  tag = (config.get('pretrained_cfg') or {}).get('tag')
+  return f'{name}.{tag}' if name and tag else name
+
+
+def read_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns the fields of `Variant` that a `config.json` sets.
+
+  `pooling` and `norm_before_pool` are both there or both missing.
 
   Args:
     config: as `SCHEMA` says.
     where: the file, for messages.
 
   Raises:
-    CheckpointError: another architecture, or an unsupported argument.
+    CheckpointError: an argument that we have no network for.
   """
-  if 'architecture' not in config:
-    raise CheckpointError(
-      f'{where}: names no `architecture`; give the variant yourself'
-    )
   arguments = dict(config.get('model_args') or {})
   if 'global_pool' in config:
     arguments.setdefault('global_pool', config['global_pool'])
@@ -100,33 +115,37 @@ def read_variant(config: Mapping[str, Any], where: str) -> Variant:
       fields[_ARGUMENTS[name]] = value
     elif name not in _REDUNDANT:
       raise CheckpointError(f'{where}: model_args.{name} is not supported')
-  if fields.get('pooling', 'token') not in ('token', 'avg'):
-    raise CheckpointError(
-      f'{where}: global_pool {fields["pooling"]!r} is not supported; known '
-      'are token and avg'
+  if 'global_pool' in arguments or 'fc_norm' in arguments:
+    pooling = fields.setdefault('pooling', 'token')
+    # timm moves the norm behind a mean unless it is told otherwise.
+    behind = arguments.get('fc_norm')
+    fields['norm_before_pool'] = not (
+      pooling == 'avg' if behind is None else behind
     )
-  try:
-    pretrained = config.get('pretrained_cfg') or {}
-    fields |= _read_preprocessing(pretrained)
-    name, tag = config['architecture'], pretrained.get('tag')
-    variant = get_variant(f'{name}.{tag}' if tag else name)
-    return dataclasses.replace(variant, **fields)
-  except LambdaVitError as error:
-    raise CheckpointError(f'{where}: {error}') from None
+  return fields | _read_preprocessing(config.get('pretrained_cfg') or {}, where)
 
 
-def _read_preprocessing(pretrained: Mapping[str, Any]) -> dict[str, Any]:
+def _read_preprocessing(
+  pretrained: Mapping[str, Any], where: str
+) -> dict[str, Any]:
   fields: dict[str, Any] = {}
   for ours in ('mean', 'std'):
     if ours in pretrained:
       fields[ours] = tuple(float(value) for value in pretrained[ours])
   if 'crop_pct' in pretrained:
     fields['crop_ratio'] = float(pretrained['crop_pct'])
-  if pretrained.get('interpolation') in ('bicubic', 'bilinear'):
+  if 'interpolation' in pretrained:
     fields['interpolation'] = pretrained['interpolation']
   if 'input_size' in pretrained:
-    _, height, width = pretrained['input_size']
+    channels, height, width = pretrained['input_size']
+    for name in ('mean', 'std'):
+      if len(fields.get(name, range(channels))) != channels:
+        raise CheckpointError(
+          f'{where}: `{name}` has {len(fields[name])} numbers for the '
+          f'{channels} channels of `input_size`; {REMEDY}'
+        )
     if height == width:
+      # That of other shapes comes from the arrays.
       fields['image_size'] = int(height)
   return fields
 
@@ -147,8 +166,10 @@ def write_config(model: Model) -> dict[str, Any]:
       arguments[argument] = value
   if module.position_on_class != stock.position_on_class:
     arguments['no_embed_class'] = not module.position_on_class
-  if module.pooling == 'avg':
+  if module.pooling == 'avg' or not module.norm_before_pool:
     arguments['fc_norm'] = not module.norm_before_pool
+  if module.in_chans != _COLOURS:
+    arguments['in_chans'] = module.in_chans
   if module.image_size != (stock.image_size, stock.image_size):
     arguments['img_size'] = list(module.image_size)
   # Of a segmentation model timm knows the backbone only.

@@ -16,6 +16,7 @@ The network:
 Models:
 
 - `variants`: table of known architectures by timm's names.
+- `pretrained_tags`: preprocessing of each of timm's weights of a variant.
 - `build`: make, initialise and run the module of a variant.
 - `model`: `Model`, a module with its parameters; `create_model`.
 - `macs`: multiply-accumulates and parameters in closed form.

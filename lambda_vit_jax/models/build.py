@@ -62,6 +62,21 @@ def _check_options(merge: Any, quantization: Any, depth: int) -> None:
     )
 
 
+def _check_architecture(module: ViT) -> ViT:
+  """Returns `module`; raises ModelError for one that cannot be computed."""
+  if module.embed_dim % module.num_heads:
+    raise ModelError(
+      f'{module.num_heads} heads do not divide embed_dim {module.embed_dim}'
+    )
+  whole = module.pooling == 'token' and module.norm_before_pool
+  if module.distilled and not whole:
+    raise ModelError(
+      'a distilled network reads its class and distillation tokens after the '
+      'norm; it has neither average pooling nor fc_norm'
+    )
+  return module
+
+
 def make_module(
   variant: Variant | str,
   *,
@@ -122,7 +137,7 @@ def make_module(
   )
   for name in shared - set(fields) - {'name'}:
     fields[name] = getattr(variant, name)
-  return ViT(**(fields | overrides))
+  return _check_architecture(ViT(**(fields | overrides)))
 
 
 def init_params(module: ViT, seed: int | Array = 0) -> Params:

@@ -50,6 +50,16 @@ class Model(Shown):
   class_names: tuple[str, ...] = ()
   kept_blocks: tuple[int, ...] = ()
 
+  def __post_init__(self):
+    seen = set[str]()
+    for name in self.class_names:
+      if name in seen:
+        raise ModelError(
+          f'class_names: {name!r} stands for two classes; give each its own '
+          'name'
+        )
+      seen.add(name)
+
   @property
   def depth(self) -> int:
     """Number of blocks."""

@@ -13,6 +13,7 @@ from lambda_vit_jax.core.preprocessing import (
   INCEPTION_STD,
   Preprocessing,
 )
+from lambda_vit_jax.models.pretrained_tags import TAGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,15 +229,31 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 def get_variant(name: str) -> Variant:
   """The variant of that name, with or without a tag of timm's (`.fb_in1k`).
 
+  A tag gives the variant the preprocessing and the number of classes of those
+  weights; its name remains that of the architecture.
+
   Raises:
-    ModelError: no such variant; the message names the nearest.
+    ModelError: no such variant, or no such tag; the message names the nearest.
   """
   if name in VARIANTS:
     return VARIANTS[name]
-  base = str(name).split('.')[0]
+  base, _, tag = str(name).partition('.')
   if base not in VARIANTS:
     raise ModelError(
       f'unknown model variant {name!r}{nearest(base, VARIANTS)} '
       '(`lambda-vit models` lists all)'
     )
-  return VARIANTS[base]
+  known = tags(base)
+  if tag and tag not in known:
+    raise ModelError(
+      f'model variant {name!r}: unknown tag {tag!r}{nearest(tag, known)}, '
+      'so the preprocessing of its weights is not known; leave the tag out '
+      f'for that of {VARIANTS[base].weights or base}'
+    )
+  return dataclasses.replace(VARIANTS[base], **known.get(tag, {}))
+
+
+def tags(name: str) -> dict[str, dict[str, Any]]:
+  """Known tags of a variant's weights, with the fields that each changes."""
+  own = VARIANTS[name].weights.partition('.')[2]
+  return ({own: {}} if own else {}) | TAGS.get(name, {})

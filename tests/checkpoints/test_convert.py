@@ -40,7 +40,7 @@ MODES = (('full', 'full'), ('identity', 'full'), ('full', 'linear'))
 
 
 @pytest.mark.parametrize('modes', MODES, ids=str)
-@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.name)
 def test_round_trip_is_bit_equal(member, modes):
   expected = abstract_params(module_of(member, modes))
   params = numbered(expected)

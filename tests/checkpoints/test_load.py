@@ -116,6 +116,16 @@ def test_config_json_beside_the_weights_is_read(nano, path, given):
   assert_same(model.params, nano.params)
 
 
+def test_config_json_without_preprocessing_is_said(path, nano, caplog):
+  fields = timm_config(pretrained_cfg={'tag': 'some_tag'})
+  (path.parent / 'config.json').write_text(json.dumps(fields))
+  with caplog.at_level(logging.WARNING):
+    model = load_pretrained(path)
+  (record,) = caplog.records
+  assert f'those of {NANO} are taken: mean (0.5,)' in record.getMessage()
+  assert model.preprocessing == nano.preprocessing
+
+
 def test_average_pooling_from_config_json(nano, arrays, tmp_path, images):
   config = timm_config(model_args={'global_pool': 'avg'})
   (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -292,23 +302,52 @@ def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
     ({'architecture': 'resnet50'}, "unknown model variant 'resnet50"),
     ({}, 'names no `architecture`'),
     ([], 'the content is a list of 0, but must be an object'),
-    (
-      {'architecture': NANO, 'model_args': {'class_token': False}},
-      'model_args.class_token is not supported',
-    ),
-    (
-      {'architecture': NANO, 'global_pool': 'map'},
-      "global_pool 'map' is not supported",
-    ),
-    (
-      {'architecture': NANO, 'pretrained_cfg': {'mean': 'x'}},
-      "`pretrained_cfg.mean` is 'x', but must be a list of 1 to 64",
+    ({'architecture': ['x']}, '`architecture` is a list of 1, but must be'),
+    ({'model_args': {'class_token': False}}, 'model_args.class_token is not'),
+    ({'model_args': {'num_heads': -3}}, '`model_args.num_heads` is -3'),
+    ({'model_args': {'num_heads': 5}}, '5 heads do not divide embed_dim 24'),
+    ({'model_args': {'patch_size': '2'}}, "`model_args.patch_size` is '2'"),
+    ({'model_args': {'fc_norm': 'yes'}}, "`model_args.fc_norm` is 'yes'"),
+    ({'model_args': {'no_embed_class': 1}}, '`model_args.no_embed_class` is 1'),
+    ({'model_args': [1]}, '`model_args` is a list of 1'),
+    ({'global_pool': 'map'}, "`global_pool` is 'map', but must be one of"),
+    ({'global_pool': ['avg']}, '`global_pool` is a list of 1'),
+    ({'pretrained_cfg': 'x'}, "`pretrained_cfg` is 'x'"),
+    *(
+      ({'pretrained_cfg': timm_config()['pretrained_cfg'] | changes}, words)
+      for changes, words in (
+        ({'mean': 'x'}, "`pretrained_cfg.mean` is 'x', but must be a list of"),
+        ({'mean': [0.5, 0.5]}, 'differ in length'),
+        ({'mean': [0.5] * 3, 'std': [0.5] * 3}, '`mean` has 3 numbers for the'),
+        ({'mean': [float('nan')]}, 'not readable as JSON'),
+        ({'std': [-0.5]}, '`pretrained_cfg.std[0]` is -0.5'),
+        ({'std': [0]}, '`pretrained_cfg.std[0]` is 0'),
+        ({'std': [True]}, '`pretrained_cfg.std[0]` is true'),
+        ({'std': ['0.5']}, "`pretrained_cfg.std[0]` is '0.5'"),
+        ({'crop_pct': -0.9}, '`pretrained_cfg.crop_pct` is -0.9'),
+        ({'crop_mode': 'squash'}, "`pretrained_cfg.crop_mode` is 'squash'"),
+        ({'interpolation': 'nearest'}, 'but must be one of bicubic, bilinear'),
+        ({'input_size': [1, -8, 8]}, '`pretrained_cfg.input_size[1]` is -8'),
+        ({'input_size': [8, 8]}, '`pretrained_cfg.input_size` is a list of 2'),
+        ({'input_size': [3, 8, 8]}, '`mean` has 1 numbers for the 3 channels'),
+      )
     ),
   ],
 )
 def test_config_json_of_something_else(path, config, words):
+  if config and 'architecture' not in config:
+    config = timm_config(**config)
   (path.parent / 'config.json').write_text(json.dumps(config))
   assert words in refused(path)
+
+
+def test_a_config_json_of_another_program_needs_the_variant(path, nano, caplog):
+  (path.parent / 'config.json').write_text('{"model_type": "vit"}')
+  assert 'say which it is with `variant`' in refused(path)
+  model = load_pretrained(path, variant=NANO)
+  assert_same(model.params, nano.params)
+  (record,) = caplog.records
+  assert f'left out; images are prepared as for {NANO}' in record.getMessage()
 
 
 def test_config_json_contradicts_the_variant(path):

@@ -192,7 +192,7 @@ def test_safetensors_opens_where_it_is_alone(exported, tmp_path, pruned):
 
 
 @pytest.mark.parametrize('removed', [(), (0,)], ids=['dense', 'pruned'])
-@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.name)
 def test_safetensors_round_trip_of_every_family(
   member, removed, tmp_path, monkeypatch
 ):
@@ -474,7 +474,7 @@ def test_missing_or_damaged_exports(exported, tmp_path, pruned):
   shutil.copytree(folder / 'params', tmp_path / 'params')
   assert_same(load_export(tmp_path).params, pruned.params)
   # Modes that the parameters do not have, under a digest that fits.
-  fields['attention_modes'] = ['full', 'full', 'full']
+  fields |= {'attention_modes': ['full', 'full', 'full'], 'removed_layers': []}
   fields = digests.seal(fields)
   (tmp_path / 'model.json').write_text(json.dumps(fields))
   with pytest.raises(CheckpointError, match='not the parameters that model'):
@@ -511,6 +511,9 @@ def test_missing_or_damaged_exports(exported, tmp_path, pruned):
     {'class_names': 'abcdefghij'},
     {'class_names': ['a']},
     {'class_names': [1] * 10},
+    {'class_names': ['a', *'abcdefghi']},
+    {'removed_layers': [0]},
+    {'image_size': [16, 16]},
     {'preprocessing': {}},
     {'preprocessing': None},
   ],
@@ -532,6 +535,12 @@ def test_hostile_descriptions_are_one_line(pruned, change):
     ('image_size', [9, 8]),
     ('mean', []),
     ('std', [0.0]),
+    ('std', [-0.5]),
+    ('std', [0.5, 0.5]),
+    ('mean', ['0.5']),
+    ('mean', [True]),
+    ('crop_ratio', '1'),
+    ('image_size', [8, 8, 8]),
     ('crop_ratio', float('nan')),
     ('interpolation', 'lanczos; rm'),
   ],

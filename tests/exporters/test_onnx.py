@@ -25,7 +25,7 @@ from tests.support.onnx_numpy import run_graph
 from tests.support.small_models import with_linear
 
 
-@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.family)
+@pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.name)
 def test_graph_of_every_family_gives_timms_logits(
   member, tmp_path, monkeypatch
 ):

@@ -21,7 +21,7 @@ from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.model import Model, create_model
-from lambda_vit_jax.models.variants import VARIANTS
+from lambda_vit_jax.models.variants import VARIANTS, get_variant
 from tests.parity.make_golden import run, timm_model
 from tests.support.family_members import synthetic_arrays, synthetic_images
 
@@ -93,6 +93,24 @@ def test_variants_agree_with_timm(name):
   assert variant.num_heads == model.blocks[0].attn.num_heads
   if config.hf_hub_id:
     assert variant.weights == f'hf-hub:{config.hf_hub_id}'
+
+
+@pytest.mark.parametrize(
+  'name', [name for name in TIMM_NAMES if '.' not in name]
+)
+def test_tags_agree_with_timm(name):
+  known = timm.list_models(f'{name}.*', pretrained=True)
+  # Of one architecture timm has no weights.
+  assert known or not VARIANTS[name].weights
+  for full in known:
+    variant, config = get_variant(full), timm.models.get_pretrained_cfg(full)
+    assert variant.mean == tuple(config.mean)
+    assert variant.std == tuple(config.std)
+    assert variant.crop_ratio == config.crop_pct
+    assert variant.interpolation == config.interpolation
+    assert variant.num_classes == config.num_classes
+    assert (3, variant.image_size, variant.image_size) == config.input_size
+    assert config.crop_mode == 'center'
 
 
 @pytest.mark.parametrize('name, sizes', FAMILIES, ids=lambda value: str(value))
@@ -197,6 +215,21 @@ def test_own_small_variant_opens_in_timm(tmp_path):
   )
   stock = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
   assert_difference(timm_logits(stock, images), np.asarray(model(images)), 1e-3)
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_stock_timm_loads_average_pooling(before, tmp_path):
+  model = create_model(
+    'vit_small_patch14_reg4_dinov2',
+    num_classes=10,
+    image_size=56,
+    pooling='avg',
+    norm_before_pool=before,
+  )
+  images, logits = images_and_logits(model)
+  export.export(model, tmp_path / 'out', formats=('safetensors',))
+  stock = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True)
+  assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
 def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):

@@ -30,17 +30,20 @@ class Member:
     patch_size: pixels of a patch.
     image_sizes: its own size, then another one to resize to.
     num_classes: of its head, 0 for no head.
+    pooling: `avg` for the mean of the patches, and then `fc_norm`.
   """
 
   family: str
   patch_size: int = 4
   image_sizes: tuple[int, int] = (16, 24)
   num_classes: int = 5
+  pooling: str = 'token'
 
   @property
   def name(self) -> str:
     """Name of the variant."""
-    return f'tiny_{self.family.split(".")[0]}'
+    pooled = '' if self.pooling == 'token' else f'_{self.pooling}'
+    return f'tiny_{self.family.split(".")[0]}{pooled}'
 
   @property
   def variant(self) -> Variant:
@@ -54,6 +57,8 @@ class Member:
       depth=_DEPTH,
       num_heads=_HEADS,
       num_classes=self.num_classes,
+      pooling=self.pooling,
+      norm_before_pool=self.pooling == 'token',
       timm_name=self.family.split('.')[0],
     )
 
@@ -68,6 +73,7 @@ class Member:
       'depth': _DEPTH,
       'num_heads': _HEADS,
       'num_classes': self.num_classes,
+      'global_pool': self.pooling,
     }
 
 
@@ -82,6 +88,14 @@ MEMBERS = (
   Member('deit3_small_patch16_224'),
   Member('vit_small_patch14_dinov2', patch_size=7, image_sizes=(21, 28)),
   Member('vit_small_patch14_reg4_dinov2', patch_size=7, image_sizes=(21, 28)),
+  # A masked autoencoder after fine-tuning.
+  Member('vit_base_patch16_224.mae', pooling='avg'),
+  Member(
+    'vit_small_patch14_reg4_dinov2',
+    patch_size=7,
+    image_sizes=(21, 28),
+    pooling='avg',
+  ),
   Member('vit_base_patch16_clip_224'),
   Member('vit_base_patch16_clip_quickgelu_224'),
 )

@@ -1,0 +1,61 @@
+"""Names of variants, and the preprocessing of each of timm's weights."""
+
+import pytest
+
+from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.preprocessing import (
+  CLIP_MEAN,
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  INCEPTION_MEAN,
+)
+from lambda_vit_jax.models.model import create_model
+from lambda_vit_jax.models.pretrained_tags import TAGS
+from lambda_vit_jax.models.variants import VARIANTS, get_variant, tags
+
+
+@pytest.mark.parametrize(
+  'name, mean, crop_ratio, num_classes',
+  [
+    ('vit_small_patch16_224', INCEPTION_MEAN, 0.9, 1000),
+    ('vit_small_patch16_224.dino', IMAGENET_MEAN, 0.9, 0),
+    ('vit_small_patch16_224.augreg_in21k', INCEPTION_MEAN, 0.9, 21843),
+    ('vit_base_patch16_224.mae', IMAGENET_MEAN, 0.9, 0),
+    ('vit_base_patch16_224.bamboo', CLIP_MEAN, 1.0, 115217),
+    ('deit3_small_patch16_224.fb_in1k', IMAGENET_MEAN, 0.9, 1000),
+    ('deit3_small_patch16_224.fb_in22k_ft_in1k', IMAGENET_MEAN, 1.0, 1000),
+  ],
+)
+def test_weights_have_their_own_preprocessing(
+  name, mean, crop_ratio, num_classes
+):
+  variant = get_variant(name)
+  assert variant.mean == mean
+  assert variant.crop_ratio == crop_ratio
+  assert variant.num_classes == num_classes
+
+
+def test_a_model_of_a_tag_normalises_like_it():
+  model = create_model('vit_small_patch16_224.dino', image_size=16)
+  assert model.preprocessing.mean == IMAGENET_MEAN
+  assert model.preprocessing.std == IMAGENET_STD
+  assert (model.variant, model.num_classes) == ('vit_small_patch16_224', 0)
+
+
+def test_unknown_tags_are_refused():
+  with pytest.raises(
+    ModelError, match=r"unknown tag 'dinoo'; did you mean dino"
+  ):
+    get_variant('vit_small_patch16_224.dinoo')
+  with pytest.raises(ModelError, match="unknown tag 'x'"):
+    get_variant('vit_mini_patch2_8.x')
+
+
+def test_tags_are_of_known_variants():
+  assert set(TAGS) <= set(VARIANTS)
+  # One of each variant's weights is among its tags.
+  assert all(
+    VARIANTS[name].weights.endswith(tuple(tags(name)))
+    for name in VARIANTS
+    if VARIANTS[name].weights
+  )
