@@ -20,6 +20,7 @@ from lambda_vit_jax.cli.flags import is_job, parse
 from lambda_vit_jax.cli.help import COMMANDS, help_of
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
+  PartialError,
   StoppedError,
   UsageError,
 )
@@ -138,7 +139,9 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
   except (LambdaVitError, StoppedError) as error:
     if debug:
       traceback.print_exc()
-    return _fail(argv, str(error), error.exit_code)
+    partial = isinstance(error, PartialError)
+    shown = [] if partial else argv
+    return _fail(shown, str(error), error.exit_code)
   except BrokenPipeError:
     # The reader (`head`, say) has closed the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

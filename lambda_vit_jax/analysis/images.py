@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.images import EXPECTED, model_images, to_array
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 
@@ -122,12 +123,14 @@ def read_images(
   """Reads the images of a search, profile or fit once, and checks them.
 
   Args:
-    batches: an iterable of normalised NHWC arrays, of `(images, labels)`
-      pairs (as a data loader yields them), or of dicts with `image` and
-      optionally `label` and `mask` (False for padding); or one such array or
-      dict. Arrays may be on the host, on a device, over a mesh, or have the
-      leading device axis of `jax.pmap`. In a job of several processes, host
-      arrays are this process's part. The images stay on the host.
+    batches: an iterable of NHWC arrays, of `(images, labels)` pairs (as data
+      loaders yield them), or of dicts with `image` and optionally `label` and
+      `mask` (False for padding); or one such array or dict. Images are
+      normalised floats, or uint8, which is normalised here. Arrays may be on
+      the host, on a device, over a mesh, have the leading device axis of
+      `jax.pmap`, or be tensors of PyTorch, with channels first as well. In a
+      job of several processes, host arrays are this process's part. The images
+      stay on the host.
     model: what the images are for; its image size and channels are expected.
     mesh: devices to use; by default those of the arrays, else one CPU device
       or all accelerators.
@@ -135,14 +138,12 @@ def read_images(
   Raises:
     DataError: no image, images of another shape, or no batches at all.
   """
-  module = model.module
-  shape = (*module.image_size, module.in_chans)
   images, labels = [], []
   for index, batch in enumerate(_iterate(batches)):
     fields = _fields(batch, index)
     if mesh is None:
       mesh = _mesh_of(fields['image'])
-    image = _checked(fields['image'], index, shape)
+    image = _checked(fields['image'], index, model)
     keep: Any = slice(None)
     if fields.get('mask') is not None:
       keep = _local_rows(fields['mask']).reshape(-1).astype(bool)
@@ -160,6 +161,11 @@ def read_images(
     tuple(labels) if labels and len(labels) == len(images) else None,
     Placement(_flat_mesh(mesh)),
   )
+  if isinstance(batches, Iterator) and not images:
+    raise DataError(
+      'the batches are a generator or iterator that is used up, or empty: give '
+      'a list, or make it anew for each call'
+    )
   if not images or not found.total:
     raise DataError(
       'the selection slice is empty: no batch holds an image; keep at least '
@@ -168,19 +174,13 @@ def read_images(
   return found
 
 
-_EXPECTED = (
-  'give an NHWC array, or an iterable of NHWC arrays, of (images, labels) '
-  'pairs or of dicts with image, label and mask'
-)
-
-
 def _iterate(batches: Any) -> Iterator[Any]:
   """The batches of what `read_images` takes."""
   is_array = hasattr(batches, 'shape') and hasattr(batches, 'dtype')
   if isinstance(batches, Mapping) or is_array:
     return iter([batches])
   if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
-    raise DataError(f'batches={batches!r} holds no images; {_EXPECTED}')
+    raise DataError(f'batches={batches!r} holds no images; {EXPECTED}')
   return iter(batches)
 
 
@@ -200,35 +200,16 @@ def _fields(batch: Any, index: int) -> dict[str, Any]:
   return {'image': batch}
 
 
-def _checked(image: Any, index: int, shape: tuple[int, int, int]) -> np.ndarray:
+def _checked(values: Any, index: int, model: Model) -> np.ndarray:
   """This process's images `[n, height, width, channels]` float32."""
-  try:
-    local = np.asarray(_local_rows(image), np.float32)
-  except (TypeError, ValueError) as error:
-    raise DataError(
-      f'batch {index} is no array of numbers of one shape; {_EXPECTED}'
-    ) from error
-  takes = f'the model takes {shape} (height, width, channels)'
-  if local.ndim == 3:
-    raise DataError(
-      f'batch {index} has shape {local.shape}, that of one image: add a batch '
-      'axis, image[None]'
-    )
-  if local.ndim < 3:
-    raise DataError(
-      f'batch {index} has shape {local.shape} and holds no images; {_EXPECTED}'
-    )
-  if local.shape[-3:] != shape:
-    height, width, channels = shape
-    if local.shape[-3:] == (channels, height, width):
-      raise DataError(
-        f'batch {index} has images of shape {local.shape[1:]}, channels first; '
-        f'{takes}: give images.transpose(0, 2, 3, 1)'
-      )
-    raise DataError(
-      f'batch {index} has images of shape {local.shape[1:]}; {takes}'
-    )
-  return local.reshape(-1, *shape)
+  if isinstance(values, jax.Array):
+    values = _local_rows(values)
+  if getattr(values, 'ndim', 0) == 5:
+    # A leading axis of devices.
+    values = values.reshape(-1, *values.shape[2:])
+  shape = (*model.module.image_size, model.module.in_chans)
+  found = model_images(values, model.preprocessing, shape, f'batch {index}')
+  return np.asarray(found, np.float32)
 
 
 def _flat_mesh(mesh: Mesh | None) -> Mesh:
@@ -251,6 +232,7 @@ def _mesh_of(array: Array) -> Mesh | None:
 
 def _local_rows(array: Array) -> np.ndarray:
   """The rows of this process, in order."""
+  array = to_array(array)
   if not isinstance(array, jax.Array) or array.is_fully_addressable:
     return np.asarray(array)
   shards = {

@@ -1,17 +1,19 @@
 """Commands that need no config: `predict`, `models`, `check-data`."""
 
 import argparse
-import io
+import fnmatch
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+import rich.box
 import rich.table
 from etils import epath
 
 from lambda_vit_jax.cli.console import stdout_console
-from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.core.errors import DataError, PartialError, UsageError
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.model import Model
@@ -19,7 +21,8 @@ from lambda_vit_jax.models.variants import VARIANTS
 from lambda_vit_jax.runtime import startup
 from lambda_vit_jax.runtime.progress import Reporter
 
-_TOP = 5
+# Columns of a terminal that the whole table of variants takes.
+_WIDE = 140
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,49 +39,33 @@ class _Parser(argparse.ArgumentParser):
     )
 
 
-def _window(data: bytes, model: Model) -> tuple[np.ndarray, tuple[int, int]]:
-  """The model's input as in evaluation, and (height, width) of its image."""
-  from lambda_vit_jax.data import masks, transforms
+def _images(paths: Sequence[str]) -> list[str]:
+  """The paths, with the images of a folder in its place.
 
-  preprocessing = model.preprocessing
-  window = preprocessing.image_size
-  if model.module.segmentation is None:
-    return transforms.evaluation_array(data, preprocessing), window
-  image = transforms.load(transforms.open_image(data), preprocessing.channels)
-  width, height = masks.scaled(image.size, masks.fitting(image.size, window))
-  pixels = masks.cut(image, (width, height), (0, 0), preprocessing)
-  array = np.empty(pixels.shape, np.float32)
-  transforms.normalise(pixels, preprocessing, array)
-  return array, (height, width)
+  Raises:
+    DataError: a folder without images.
+  """
+  from lambda_vit_jax.data.sources.image_folder import find_images
 
-
-def _read_image(path: str, model: Model) -> tuple[np.ndarray, tuple[int, int]]:
-  from PIL import Image
-
-  from lambda_vit_jax.data.transforms import UndecodableError
-
-  try:
-    data = epath.Path(path).read_bytes()
-  except OSError as error:
-    raise DataError(
-      f'{path}: cannot be read ({error.strerror or error})'
-    ) from error
-  try:
-    found = _window(data, model)
-  except UndecodableError as error:
-    raise DataError(f'{path}: not a readable image ({error})') from error
-  try:
-    # Decoding reads over a PNG's checksums where the pixels suffice.
-    with Image.open(io.BytesIO(data)) as image:
-      image.verify()
-  except Exception as error:
-    # Pillow raises many kinds for what it cannot parse.
-    raise DataError(f'{path}: a damaged image ({error})') from error
+  found = []
+  for path in paths:
+    # A URL is no path; `read_image` says so.
+    folder = None if '://' in path else epath.Path(path).expanduser()
+    if folder is None or not folder.is_dir():
+      found.append(path)
+      continue
+    names = find_images(folder).images
+    if not names:
+      raise DataError(f'{path}: a folder that holds no image')
+    found.extend(str(folder / name) for name in names)
   return found
 
 
 def top_classes(
-  model: Model, images: np.ndarray, size: tuple[int, int] | None = None
+  model: Model,
+  images: np.ndarray,
+  size: tuple[int, int] | None = None,
+  topk: int = 5,
 ) -> list[dict[str, float]]:
   """The most probable classes of each image, best first.
 
@@ -88,9 +75,10 @@ def top_classes(
     images: `[batch, height, width, channels]` float32, normalised.
     size: (height, width) of the pixels that a decoder's shares are of, from
       the first; all of them by default.
+    topk: how many classes.
 
   Returns:
-    Per image at most five `{class name: probability}`.
+    Per image at most `topk` of `{class name: probability}`.
   """
   logits = np.asarray(model(images), np.float64)
   if model.module.segmentation is not None:
@@ -102,7 +90,7 @@ def top_classes(
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities = weights / weights.sum(axis=-1, keepdims=True)
   names = model.class_names or tuple(map(str, range(model.num_classes)))
-  order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :_TOP]
+  order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :topk]
   return [
     {names[k]: float(row[k]) for k in best}
     for row, best in zip(probabilities, order, strict=True)
@@ -110,36 +98,56 @@ def top_classes(
 
 
 def predict(argv: Sequence[str]) -> None:
-  """`predict --model=EXPORT_DIR IMAGE…`: the five best classes per image.
+  """`predict --model=EXPORT_DIR IMAGE…`: the best classes of each image.
 
   Raises:
-    DataError: an image that cannot be read; named.
+    DataError: a folder without images.
+    PartialError: images that cannot be read; the others are answered.
     UsageError: a model without a head, or a wrong command line.
   """
   from lambda_vit_jax.checkpoints.load import load_pretrained
+  from lambda_vit_jax.data.inputs import read_image
 
   parser = _Parser('predict')
   parser.add_argument('--model', required=True)
+  parser.add_argument('--topk', type=int, default=5)
   parser.add_argument('images', nargs='+')
   options = parser.parse_args(argv)
+  if options.topk < 1:
+    raise UsageError(f'--topk={options.topk}: must be at least 1')
   startup.use_cache()
   model = load_pretrained(options.model)
   if not model.num_classes:
     raise UsageError(f'--model={options.model}: has no head to predict with')
-  # Read everything first: a bad name fails before anything is printed.
-  images = [_read_image(path, model) for path in options.images]
+  results: dict[str, Any] = {}
+  failed = []
   # One image at a time: one compilation whatever the number of images.
-  results = {
-    path: top_classes(model, image[None], size)[0]
-    for path, (image, size) in zip(options.images, images, strict=True)
-  }
+  for path in _images(options.images):
+    try:
+      image, size = read_image(path, model)
+    except DataError as error:
+      failed.append(str(error))
+      results[path] = {'error': str(error)}
+      continue
+    results[path] = top_classes(model, image[None], size, options.topk)[0]
+    if not options.json:
+      print(path)
+      for name, probability in results[path].items():
+        print(f'  {100 * probability:6.2f}%  {name}')
   if options.json:
     print(json.dumps(results))
-    return
-  for path, best in results.items():
-    print(path)
-    for name, probability in best.items():
-      print(f'  {100 * probability:6.2f}%  {name}')
+  for line in failed[:-1]:
+    print(f'lambda-vit: {line}', file=sys.stderr)
+  if failed:
+    raise PartialError(failed[-1])
+
+
+def _matching(pattern: str) -> list[str]:
+  """Names of variants with `pattern` in them, in any case, `*` for anything."""
+  if not pattern.strip('*'):
+    return sorted(VARIANTS)
+  wanted = f'*{pattern.lower()}*'
+  return sorted(n for n in VARIANTS if fnmatch.fnmatchcase(n.lower(), wanted))
 
 
 def models(argv: Sequence[str]) -> None:
@@ -152,9 +160,8 @@ def models(argv: Sequence[str]) -> None:
   parser.add_argument('--filter', default='')
   options = parser.parse_args(argv)
   rows: list[dict[str, Any]] = []
-  for name, variant in sorted(VARIANTS.items()):
-    if options.filter not in name:
-      continue
+  for name in _matching(options.filter):
+    variant = VARIANTS[name]
     module = make_module(variant)
     model = Model(module, {}, name, variant.preprocessing(module.image_size))
     rows.append(
@@ -172,21 +179,31 @@ def models(argv: Sequence[str]) -> None:
   if options.json:
     print(json.dumps(rows))
     return
-  heads = ('name', 'parameters', 'MACs', 'pixels', 'tokens', 'weights')
-  table = rich.table.Table(*heads)
+  console = stdout_console()
+  # Names are whole on a terminal of 80 columns; where weights are is for wider
+  # ones, and for --json.
+  wide = console.width >= _WIDE
+  caption = None if wide else 'Where weights are: --json, or a wider terminal.'
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption)
+  table.add_column('name', no_wrap=True)
+  for head in ('parameters', 'MACs', 'pixels', 'tokens'):
+    table.add_column(head, justify='right', no_wrap=True)
+  if wide:
+    table.add_column('weights')
   for row in rows:
+    name, _, _, *rest = map(str, row.values())
     millions = f'{row["parameters"] / 1e6:.2f} M'
     macs = f'{row["macs"] / 1e9:.2f} G'
-    name, _, _, *rest = map(str, row.values())
-    table.add_row(name, millions, macs, *rest)
-  stdout_console().print(table)
+    table.add_row(name, millions, macs, *rest[: 2 + wide])
+  console.print(table)
 
 
 def check_data(argv: Sequence[str]) -> None:
   """`check-data SOURCE`: reads a data set once and reports what it found.
 
   Raises:
-    DataError: a data set that cannot be opened, or one with problems.
+    DataError: a data set that cannot be opened.
+    PartialError: a data set with problems.
     UsageError: a wrong command line.
   """
   from lambda_vit_jax.data import check
@@ -205,7 +222,7 @@ def check_data(argv: Sequence[str]) -> None:
   else:
     stdout_console().print(report)
   if report.problems:
-    raise DataError(
+    raise PartialError(
       f'{options.source}: {len(report.problems)} problems, the first: '
       f'{report.problems[0]}'
     )

@@ -12,7 +12,7 @@ STAGES = {
 """By name, what the help of the whole program prints of each stage."""
 
 COMMANDS = {
-  'predict': '--model=DIR IMAGE...  the five best classes of each image',
+  'predict': '--model=DIR IMAGE...  the best classes of each image',
   'models': '[--filter=TEXT]  the table of variants',
   'check-data': 'SOURCE  reads a data set once and reports what it found',
 }
@@ -137,16 +137,20 @@ far.
 HELP: dict[str, Help] = {
   **{name: _stage(name, block) for name, block in _STAGES.items()},
   'predict': Help(
-    '--model=DIR IMAGE... [--json]',
-    'The five most probable classes of each image. DIR is an export, a\n'
-    'workdir, a weight file, or a name like hf-hub:timm/NAME.',
+    '--model=DIR IMAGE... [--topk=5] [--json]',
+    'The most probable classes of each image, or of each in a folder. DIR is\n'
+    'an export, a workdir, a weight file, or a name like hf-hub:timm/NAME.\n'
+    'An image that cannot be read does not stop the others; the exit code is\n'
+    'then 1.',
     (
       'lambda-vit predict --model=runs/digits/export seven.png',
+      'lambda-vit predict --model=runs/digits/export --topk=2 photos/',
       'lambda-vit predict --model=runs/digits/export --json *.png',
     ),
     """\
   --model=DIR              an export, a workdir, a weight file, builtin:NAME or
                            hf-hub:timm/NAME; needed
+  --topk=N                 how many classes; 5 by default
 """,
   ),
   'models': Help(
@@ -154,7 +158,8 @@ HELP: dict[str, Help] = {
     'The table of variants: sizes, and where their weights are.',
     ('lambda-vit models --filter=dinov2',),
     """\
-  --filter=TEXT            only variants with this in their name
+  --filter=TEXT            only variants with this in their name, in upper or
+                           lower case; * stands for any text
 """,
   ),
   'check-data': Help(

@@ -50,6 +50,7 @@ _SCORES = Object(
     'loss': Nullable(_REAL),
     'num_images': _COUNT,
     'iou': List(Nullable(_SHARE), most=1 << 16),
+    'missing_classes': List(_COUNT, most=1 << 16),
   }
 )
 

@@ -2,7 +2,8 @@
 
 - `errors`: the errors a user can meet, one line each
 - `typing`: arrays, parameter trees, batches, attention modes
-- `preprocessing`: resize, crop and normalise images for a model
+- `preprocessing`: the resize, crop and normalisation that a model expects
+- `images`: bring arrays of other libraries into a model's form
 - `files`: JSON files, and paths, local or remote
 - `schema`: what a JSON value must be, as data
 - `text`: text of unknown origin on one line of a terminal

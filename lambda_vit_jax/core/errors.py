@@ -24,6 +24,13 @@ class DataError(LambdaVitError):
   """A data set that is missing, inconsistent or unreadable."""
 
 
+class PartialError(DataError):
+  """Part of what was asked for failed; stdout has the rest.
+
+  With `--json` what failed is there as well, so that nothing is added to it.
+  """
+
+
 class ModelError(LambdaVitError, ValueError):
   """Invalid sizes, modes or layers of a model."""
 

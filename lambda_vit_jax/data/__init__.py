@@ -1,7 +1,8 @@
 """Data sets, image transforms and batches; no TensorFlow, no models.
 
 - `sources/`: open data sets
-- `transforms`: decode, resize and normalise images
+- `decode`: turn stored bytes into grey or RGB images
+- `transforms`: resize, crop and warp images as a model expects them
 - `augment`: random changes to images, and the recipes for classification
 - `randaugment`: RandAugment and random erasing
 - `masks`: read class indices, cut windows out of images with masks
@@ -9,5 +10,7 @@
 - `readers`: read the images of a chunk with keyed randomness
 - `chunks`: join chunks to batches
 - `pipeline`: run all of this in the background
+- `inputs`: a model's input from files, arrays and folders
+- `first_look`: say before a run what becomes of images and masks
 - `check`: read a data set once and report what is in it
 """

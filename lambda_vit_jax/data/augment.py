@@ -10,7 +10,7 @@ from PIL import Image
 
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data import decode, transforms
 from lambda_vit_jax.data.randaugment import Patch, draw_patch, parse_policy
 from lambda_vit_jax.data.sources.dataset import Record
 
@@ -148,13 +148,13 @@ class Augment:
     rng: np.random.Generator,
   ) -> tuple[np.ndarray, Patch | None, Any]:
     """See `Recipe`; random choices are drawn in a fixed order."""
-    image = transforms.open_image(record['image'])
+    image = decode.open_image(record['image'])
     if self.crop_area is None:
-      image = transforms.load(image, preprocessing.channels)
+      image = decode.load(image, preprocessing.channels)
       image = transforms.resize_and_crop(image, preprocessing)
     else:
       box = transforms.sample_crop(
-        image.size, self.crop_area, self.crop_aspect, rng
+        decode.shown_size(image), self.crop_area, self.crop_aspect, rng
       )
       image = transforms.crop_and_resize(image, box, preprocessing)
     if self.is_affine:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.tables import Shown, Table
+from lambda_vit_jax.data import decode
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.masks import MaskError, MaskRules
-from lambda_vit_jax.data.sources.dataset import Dataset, ImageSource
+from lambda_vit_jax.data.sources.dataset import Dataset, ImageSource, counted
 from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
-from lambda_vit_jax.data.transforms import UndecodableError, load, open_image
 
 # Images handed to the threads at a time, which bounds memory.
 _AT_ONCE = 256
 # Problems named in the table's caption; `problems` has them all.
 _SHOWN_PROBLEMS = 3
-_GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16')
 _LEVELS = np.arange(256) / 255
 
 
@@ -34,7 +34,8 @@ class SplitReport:
     num_images: readable and broken images.
     class_counts: images per class, in the order of the classes; where pixels
       have classes, images in which the class occurs.
-    heights: least, median and greatest height, in pixels.
+    heights: least, median and greatest height, in pixels, of the images as
+      they are shown (turned by their EXIF orientation).
     widths: the same of the widths.
     modes: Pillow's mode (`L`, `RGB`, `RGBA`, …) to number of images.
     broken: `(name, reason)` of every image that cannot be decoded.
@@ -42,6 +43,10 @@ class SplitReport:
       channel if all images are grey, else three.
     std: the same of the standard deviation.
     repeated: images whose bytes occur earlier in this split.
+    few_bits: 16-bit images that come out nearly black, as they hold 12 bits
+      or fewer.
+    name: what the source calls the split.
+    left_out: by ending, how many files are no images.
   """
 
   num_images: int
@@ -53,6 +58,9 @@ class SplitReport:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   repeated: int
+  few_bits: int
+  name: str
+  left_out: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,11 @@ class DataReport(Shown):
       )
       if split.repeated:
         lines.append(f'{split.repeated} images of {where} occur twice or more')
+      if split.few_bits:
+        lines.append(
+          f'{split.few_bits} 16-bit images of {where} have no value above 4095 '
+          'and come out nearly black'
+        )
     if self.leaked:
       lines.append(f'{self.leaked} test images are also in train')
     return tuple(lines)
@@ -106,7 +119,7 @@ class DataReport(Shown):
     rows = [(name, train[name], test[name]) for name in train]
     return Table(
       title=self.name,
-      header=('', 'train', 'test'),
+      header=('', self.train.name, self.test.name),
       rows=(*rows, ('also in train', '', str(self.leaked))),
       caption='; '.join(self.problems[:_SHOWN_PROBLEMS]),
     )
@@ -143,8 +156,8 @@ def check_data(
     if progress is not None:
       progress(done, total)
 
-  train, train_digests = _check_split(source.train, source.num_classes, advance)
-  test, test_digests = _check_split(source.test, source.num_classes, advance)
+  train, train_digests = _check_split(source, 0, advance)
+  test, test_digests = _check_split(source, 1, advance)
   return DataReport(
     name=source.name,
     class_names=source.class_names,
@@ -166,6 +179,7 @@ class _Found:
   size: tuple[int, int] = (0, 0)
   mode: str = ''
   moments: np.ndarray | None = None
+  few_bits: bool = False
   reason: str = ''
 
 
@@ -182,17 +196,18 @@ def _inspect(source: ImageSource, num_classes: int, index: int) -> _Found:
   known: tuple[int, ...] = () if has_mask else (int(label),)
   classes = known
   try:
-    image = open_image(data)
-    size, mode = image.size, image.mode
+    image = decode.open_image(data)
+    size, mode = decode.shown_size(image), image.mode
     if has_mask:
       found = np.unique(MaskRules(num_classes).read(label, size))
       classes = tuple(found[found >= 0].tolist())
-    histogram = np.reshape(load(image, 3).histogram(), (3, 256))
+    histogram = np.reshape(decode.load(image, 3).histogram(), (3, 256))
+    few_bits = decode.has_few_bits(image)
   except (UndecodableError, MaskError) as error:
     return _Found(source.describe(index), known, digest, reason=str(error))
   share = histogram / histogram[0].sum()
   moments = np.stack([share @ _LEVELS, share @ _LEVELS**2])
-  return _Found('', classes, digest, size, mode, moments)
+  return _Found('', classes, digest, size, mode, moments, few_bits)
 
 
 def _scan(source: ImageSource, num_classes: int) -> Iterator[list[_Found]]:
@@ -204,8 +219,12 @@ def _scan(source: ImageSource, num_classes: int) -> Iterator[list[_Found]]:
 
 
 def _check_split(
-  source: ImageSource, num_classes: int, advance: Callable[[int], None]
+  dataset: Dataset, which: int, advance: Callable[[int], None]
 ) -> tuple[SplitReport, collections.Counter[bytes]]:
+  """Reads the training split (0) or the held-out one (1)."""
+  source = (dataset.train, dataset.test)[which]
+  num_classes = dataset.num_classes
+  few_bits = 0
   counts = np.zeros(num_classes, np.int64)
   digests: collections.Counter[bytes] = collections.Counter()
   sizes: collections.Counter[tuple[int, int]] = collections.Counter()
@@ -223,6 +242,7 @@ def _check_split(
       sizes[one.size] += 1
       modes[one.mode] += 1
       moments += one.moments
+      few_bits += one.few_bits
     advance(len(found))
   readable = sizes.total()
   if not readable:
@@ -232,7 +252,7 @@ def _check_split(
     )
   mean, square = moments / readable
   std = np.sqrt(np.maximum(square - mean**2, 0))
-  channels = 1 if all(mode in _GREY_MODES for mode in modes) else 3
+  channels = 1 if all(mode in decode.GREY_MODES for mode in modes) else 3
   report = SplitReport(
     num_images=len(source),
     class_counts=tuple(counts.tolist()),
@@ -243,6 +263,9 @@ def _check_split(
     mean=tuple(mean[:channels].tolist()),
     std=tuple(std[:channels].tolist()),
     repeated=digests.total() - len(digests),
+    few_bits=few_bits,
+    name=dataset.splits[which],
+    left_out=dataset.left_out[which],
   )
   return report, digests
 
@@ -269,7 +292,6 @@ def _column(split: SplitReport, class_names: tuple[str, ...]) -> dict[str, str]:
     f'{counts[place]:,} ({class_names[place]})'
     for place in (int(np.argmin(counts)), int(np.argmax(counts)))
   )
-  modes = (f'{count:,} {mode}' for mode, count in split.modes.items())
   return {
     'images': f'{split.num_images:,}',
     'classes': str(np.count_nonzero(counts)),
@@ -277,9 +299,10 @@ def _column(split: SplitReport, class_names: tuple[str, ...]) -> dict[str, str]:
     'most per class': most,
     'height: least, median, greatest': listed(split.heights),
     'width: least, median, greatest': listed(split.widths),
-    'modes': ', '.join(modes),
+    'modes': counted(split.modes),
     'mean': listed(split.mean, '.4f'),
     'standard deviation': listed(split.std, '.4f'),
     'undecodable': str(len(split.broken)),
     'repeated': str(split.repeated),
+    'files left out': counted(split.left_out) or '0',
   }

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lambda_vit_jax.core.images import normalise
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import transforms
 from lambda_vit_jax.data.randaugment import Patch
 
 Batch = dict[str, np.ndarray]
@@ -53,7 +53,7 @@ def join(chunks: Sequence[Chunk], preprocessing: Preprocessing) -> Batch:
     mask = chunk.get('mask')
     for row, pixels in enumerate(chunk['pixels']):
       if mask is None or mask[row]:
-        transforms.normalise(pixels, preprocessing, part[row])
+        normalise(pixels, preprocessing, part[row])
       else:
         part[row] = 0
     _erase(part, chunk)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
-from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data import decode, transforms
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.sources.dataset import Record
-from lambda_vit_jax.data.transforms import UndecodableError
 
 _LARGEST_CLASS = 1 << 15
 # What most data sets write for a pixel without a class.
@@ -77,9 +77,12 @@ class MaskRules:
     values = _indices(data)
     height, width = values.shape
     if (width, height) != tuple(image_size):
+      remedy = 'a mask needs the size of its image'
+      if (height, width) == tuple(image_size):
+        remedy += ' as it is shown, turned by its EXIF orientation'
       raise MaskError(
         f'its mask has {width} x {height} pixels, the image {image_size[0]} x '
-        f'{image_size[1]}; a mask needs the size of its image'
+        f'{image_size[1]}; {remedy}'
       )
     ignored = values == self.ignore_index
     if self.reduce_zero_label:
@@ -99,17 +102,16 @@ class MaskRules:
     self, record: Record, preprocessing: Preprocessing
   ) -> tuple[Image.Image, np.ndarray]:
     """The decoded image of a record and its classes; raises as `read`."""
-    image = transforms.open_image(record['image'])
-    image = transforms.load(image, preprocessing.channels)
+    image = decode.open_image(record['image'])
+    image = decode.load(image, preprocessing.channels)
     return image, self.read(record['label'], image.size)
 
 
 def _indices(data: bytes | np.ndarray) -> np.ndarray:
   """The stored values as int64 `[height, width]`, not looked up in a palette."""
   try:
-    with transforms.decoding():
-      if not isinstance(data, np.ndarray):
-        data = np.asarray(transforms.open_image(data))
+    if not isinstance(data, np.ndarray):
+      data = np.asarray(decode.upright(decode.open_image(data)))
   except UndecodableError as error:
     raise UndecodableError(f'its mask: {error}') from error
   if data.ndim == 3:

@@ -21,10 +21,10 @@ from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import chunks
 from lambda_vit_jax.data.augment import Recipe
 from lambda_vit_jax.data.chunks import Chunk
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.masks import MaskError
 from lambda_vit_jax.data.randaugment import Patch
 from lambda_vit_jax.data.sources.dataset import ImageSource
-from lambda_vit_jax.data.transforms import UndecodableError
 
 # More undecodable images in a row than this are no accident.
 _MAX_SKIPPED = 100

@@ -1,21 +1,18 @@
 """Decode, resize, crop, warp and normalise images with Pillow.
 
-Images are `PIL.Image` of mode L (grey) or RGB between `open_image` and
-`to_array`. Orientation tags of cameras are not applied, as in the reference
-recipe.
+Images are `PIL.Image` of mode L (grey) or RGB between `load` and `to_pixels`.
+What bytes become pixels, and how, is in `decode.py`.
 """
 
-import contextlib
-import functools
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.images import normalise
 from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.data.decode import load, open_image, shown_size
 
 RESAMPLING = {
   'bilinear': Image.Resampling.BILINEAR,
@@ -27,74 +24,6 @@ _MAX_PROPORTION = 16
 
 Box = tuple[float, float, float, float]
 """A rectangle `(left, top, right, bottom)` in pixels."""
-
-
-class UndecodableError(DataError):
-  """Bytes that are not an image; the message is the reason."""
-
-
-def open_image(data: bytes | np.ndarray) -> Image.Image:
-  """Opens an encoded image (header only) or wraps a uint8 array.
-
-  Args:
-    data: a PNG or JPEG file, or uint8 `[height, width]`, `[.., 1]` or
-      `[.., 3]`.
-
-  Raises:
-    UndecodableError: not an image, or one that Pillow refuses as too large
-      to decode (a decompression bomb).
-  """
-  with decoding():
-    if isinstance(data, np.ndarray):
-      return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
-    return Image.open(io.BytesIO(data))
-
-
-def load(
-  image: Image.Image, channels: int, draft_size: tuple[int, int] | None = None
-) -> Image.Image:
-  """Decodes the pixels as grey (1 channel) or RGB (3 channels).
-
-  Alpha is dropped, palettes are looked up, 16-bit grey keeps its high byte.
-
-  Args:
-    image: as `open_image` returned it.
-    channels: 1 or 3.
-    draft_size: least (width, height) that the caller needs. A JPEG may then
-      be decoded at 1/2, 1/4 or 1/8 of its size.
-
-  Raises:
-    UndecodableError: the pixels are damaged or cut short.
-  """
-  mode = {1: 'L', 3: 'RGB'}[channels]
-  with decoding():
-    if draft_size is not None and image.format == 'JPEG':
-      image.draft(mode, draft_size)
-    image.load()
-    if image.mode == mode:
-      return image
-    if image.mode.startswith('I'):
-      # Pillow would clip 16-bit values at 255 instead of scaling them.
-      high_byte = np.asarray(image).astype(np.uint32) >> 8
-      image = Image.fromarray(high_byte.astype(np.uint8))
-    elif image.mode == 'P' and 'transparency' in image.info:
-      image = image.convert('RGBA')
-    return image.convert(mode)
-
-
-@contextlib.contextmanager
-def decoding() -> Iterator[None]:
-  """While open, any error of a decoder becomes an `UndecodableError`."""
-  try:
-    yield
-  # Decoders raise almost anything on damaged bytes: OSError,
-  # SyntaxError, ValueError, struct.error, bomb errors and warnings.
-  except Exception as error:
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    # Pillow's message has the buffer's address, which is no use to a user.
-    if isinstance(error, Image.UnidentifiedImageError):
-      reason = 'not a known image format'
-    raise UndecodableError(reason) from error
 
 
 def resize_and_crop(
@@ -192,13 +121,13 @@ def crop_and_resize(
 
   Args:
     image: as `open_image` returned it, not yet decoded.
-    box: rectangle in pixels of the full-size image.
+    box: rectangle in pixels of the full-size image, turned as `load` does.
     preprocessing: the model's.
 
   Raises:
     UndecodableError: see `load`.
   """
-  full_width, full_height = image.size
+  full_width, full_height = shown_size(image)
   left, top, right, bottom = box
   height, width = preprocessing.image_size
   needed = (
@@ -257,47 +186,6 @@ def fill_colour(mode: str, mean: Sequence[float]) -> int | tuple[int, ...]:
 def to_pixels(image: Image.Image) -> np.ndarray:
   """A decoded image as uint8 `[height, width, channels]`."""
   return np.asarray(image).reshape(image.height, image.width, -1)
-
-
-def normalise(
-  pixels: np.ndarray,
-  preprocessing: Preprocessing,
-  out: np.ndarray | None = None,
-) -> np.ndarray:
-  """`(pixels / 255 - mean) / std` of one image.
-
-  Args:
-    pixels: uint8 `[height, width, channels]`.
-    preprocessing: the model's.
-    out: float32 of the same shape, contiguous; by default a new array.
-
-  Returns:
-    `out`.
-  """
-  if out is None:
-    out = np.empty(pixels.shape, np.float32)
-  height, width, _ = pixels.shape
-  scale, offset = _normalisation(preprocessing.mean, preprocessing.std, width)
-  # Whole rows at a time; channels as the inner axis would be 7 times slower.
-  rows = out.reshape(height, -1)
-  rows[...] = pixels.reshape(height, -1)
-  rows *= scale
-  rows += offset
-  return out
-
-
-@functools.cache
-def _normalisation(
-  mean: tuple[float, ...], std: tuple[float, ...], width: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scale and offset of 8-bit values, tiled to a row of pixels."""
-  deviation = np.asarray(std, np.float64)
-  scale = 1 / (255 * deviation)
-  offset = -np.asarray(mean, np.float64) / deviation
-  return (
-    np.tile(scale.astype(np.float32), width),
-    np.tile(offset.astype(np.float32), width),
-  )
 
 
 def evaluation_pixels(

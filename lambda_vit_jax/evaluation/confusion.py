@@ -56,7 +56,8 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     `mean_iou`: intersection over union, averaged over the classes that occur
     among true or predicted classes; `pixel_accuracy`: fraction of pixels
     predicted correctly; `iou`: per class, None if it does not occur;
-    `num_pixels`: all pixels counted. Means over nothing are 0.
+    `missing_classes`: those that no true pixel has; `num_pixels`: all pixels
+    counted. Means over nothing are 0.
   """
   correct = np.diagonal(matrix)
   union = matrix.sum(axis=0) + matrix.sum(axis=1) - correct
@@ -69,5 +70,6 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     'mean_iou': float(iou.mean()) if found.any() else 0.0,
     'pixel_accuracy': int(correct.sum()) / total if total else 0.0,
     'iou': [None if np.isnan(v) else float(v) for v in per_class],
+    'missing_classes': np.flatnonzero(matrix.sum(axis=1) == 0).tolist(),
     'num_pixels': total,
   }

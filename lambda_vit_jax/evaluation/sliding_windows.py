@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.images import normalise
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.data import masks, readers, transforms
+from lambda_vit_jax.data import masks, readers
 from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.sources.dataset import ImageSource
 from lambda_vit_jax.evaluation import confusion
@@ -208,7 +209,7 @@ def _batches(
   for canvas in canvases:
     for pixels in canvas.windows:
       owners.append(canvas)
-      windows.append(transforms.normalise(pixels, preprocessing))
+      windows.append(normalise(pixels, preprocessing))
       if len(windows) == batch_size:
         yield np.stack(windows), owners
         owners, windows = [], []

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.images import model_images
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import (
@@ -136,8 +137,23 @@ class Model(Shown):
     return dataclasses.replace(self, **changes)
 
   def __call__(self, images: Array) -> Array:
-    """Normalised NHWC float32 images to logits `[batch, num_classes]`."""
-    return forward(self.module, self.params, jnp.asarray(images))[0]
+    """NHWC images to logits `[batch, num_classes]` float32.
+
+    Args:
+      images: `[batch, height, width, channels]` float32, normalised; or uint8,
+        which is normalised here. `lv.preprocess` makes them from files.
+
+    Raises:
+      DataError: images of another shape.
+    """
+    return forward(self.module, self.params, self._input(images))[0]
+
+  def _input(self, images: Any) -> Array:
+    """The images as the module takes them; see `core.images.model_images`."""
+    shape = (*self.module.image_size, self.module.in_chans)
+    return jnp.asarray(
+      model_images(images, self.preprocessing, shape, 'the batch')
+    )
 
   def apply(
     self,
@@ -148,7 +164,7 @@ class Model(Shown):
     """Logits and the named intermediates of every block.
 
     Args:
-      images: `[batch, height, width, channels]` float32, normalised.
+      images: as in a call of the model.
       attention_modes: one per block, this model's by default; a block without
         attention parameters cannot get a mode that needs them.
       dilution_factor: λ `[depth]`, for blocks in mode `diluted`.
@@ -161,6 +177,7 @@ class Model(Shown):
       `features`, after the final norm.
 
     Raises:
+      DataError: images of another shape.
       ModelError: modes whose parameters are not in the tree, or `diluted`
         without a factor.
     """
@@ -184,7 +201,7 @@ class Model(Shown):
     if dilution_factor is not None:
       dilution_factor = jnp.asarray(dilution_factor, jnp.float32)
     return forward(
-      module, self.params, jnp.asarray(images), dilution_factor, capture=True
+      module, self.params, self._input(images), dilution_factor, capture=True
     )
 
 

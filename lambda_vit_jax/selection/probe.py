@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -72,11 +72,14 @@ def proposals(
   Args:
     model: see `nose.select`. `loss_increase` is left out for a model without
       classes.
-    batches: with labels, read once per criterion: a list, not an iterator.
+    batches: with labels, read once per criterion; an iterator is kept as a list
+      (each search keeps the images on the host anyway).
     options: budget, memory and seed of every search.
     mesh: see `nose.select`.
     warn: takes one line.
   """
+  if isinstance(batches, Iterator):
+    batches = list(batches)
   found = {}
   for name, own in PROPOSERS.items():
     if name == 'loss_increase' and not model.num_classes:

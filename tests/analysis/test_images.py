@@ -6,6 +6,7 @@ import pytest
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError
 from tests.support.search_models import make_images, make_model
+from tests.support.tensors import DataLoader, Tensor
 
 IMAGES = make_images(12)
 LABELS = np.arange(12)
@@ -34,6 +35,13 @@ FORMS = {
   'dicts': ([{'image': IMAGES, 'label': LABELS}], True),
   'pairs in tuples': (Loader(tuple), True),
   'pairs in lists': (Loader(list), True),
+  'a loader of PyTorch': (DataLoader(IMAGES, LABELS), True),
+  'one that learns': (DataLoader(IMAGES, LABELS, requires_grad=True), True),
+  'one tensor': (Tensor(IMAGES, requires_grad=True), False),
+  'tensors in dicts': (
+    [{'image': Tensor(IMAGES), 'label': Tensor(LABELS)}],
+    True,
+  ),
 }
 
 
@@ -74,6 +82,10 @@ REFUSED = {
     r'batch 1 has images of shape \(8, 8, 3\); the model takes \(8, 8, 1\)',
   ),
   'no batch': ([], 'no batch holds an image'),
+  'a generator that is used up': (
+    iter(()),
+    'is used up, or empty: give a list, or make it anew for each call',
+  ),
   'an empty batch': (IMAGES[:0], 'no batch holds an image'),
   'one image': (
     IMAGES[0],
@@ -98,3 +110,33 @@ def test_what_holds_no_images_is_refused_in_one_line(model, form):
   with pytest.raises(DataError, match=message) as caught:
     read_images(batches, model)
   assert '\n' not in str(caught.value)
+
+
+def test_eight_bits_choose_as_normalised_images_do(model):
+  pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1))
+  pixels = pixels.astype(np.uint8)
+  (mean,), (std,) = model.preprocessing.mean, model.preprocessing.std
+  floats = ((pixels / 255 - mean) / std).astype(np.float32)
+  found = read_images([pixels], model)
+  # One float32 product and sum.
+  np.testing.assert_allclose(found.images[0], floats, atol=2e-7)
+  with pytest.warns(UserWarning, match='values from 0 to 255'):
+    read_images([pixels.astype(np.float32)], model)
+
+
+def test_a_model_reads_what_the_functions_read(model):
+  images = IMAGES[:3]
+  expected = np.asarray(model(images))
+  first = images.transpose(0, 3, 1, 2)
+  for given in (Tensor(images, requires_grad=True), Tensor(first)):
+    np.testing.assert_array_equal(model(given), expected)
+    np.testing.assert_array_equal(model.apply(given)[0], expected)
+  for given, message in (
+    (first, 'channels first'),
+    (images[0], 'add a batch axis'),
+    (images[:, :4], 'the model takes'),
+    ('a.png', 'no array of numbers'),
+  ):
+    for call in (model, model.apply):
+      with pytest.raises(DataError, match=message):
+        call(given)

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import rich.console
 from PIL import Image
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
+from lambda_vit_jax.cli import commands
 from lambda_vit_jax.models.variants import VARIANTS
+from tests.support.pictures import STORED, encode, photo, tagged
 from tests.support.small_models import LINEAR, make_segmenter
 
 
@@ -110,6 +113,86 @@ def test_help_lists_the_flags_of_the_command(capsys, command, flag):
   assert flag in listed.partition('environment:')[0]
 
 
+@pytest.fixture
+def album(tmp_path, rng):
+  """A folder of three images, the second of which is broken."""
+  folder = tmp_path / 'album'
+  (folder / 'deep').mkdir(parents=True)
+  for name in ('a.png', 'b.webp', 'deep/c.bmp'):
+    pixels = rng.integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+  (folder / 'b.webp').write_bytes(b'not a picture')
+  (folder / 'notes.txt').write_text('')
+  return folder
+
+
+def test_a_broken_image_does_not_discard_the_others(exported, album, capsys):
+  missing = str(album / 'missing.png')
+  argv = ['predict', f'--model={exported}', '--topk=2', str(album), missing]
+  assert main.main(argv) == 1
+  output, errors = capsys.readouterr()
+  assert output.count('%  digit') == 4
+  assert [line for line in output.splitlines() if line[0] != ' '] == [
+    str(album / 'a.png'),
+    str(album / 'deep/c.bmp'),
+  ]
+  broken, gone = errors.splitlines()
+  assert broken.startswith(f'lambda-vit: {album}/b.webp: not a readable image')
+  assert gone.startswith(f'lambda-vit: {missing}: cannot be read')
+
+
+def test_json_holds_the_answers_and_the_errors(exported, album, capsys):
+  argv = ['predict', f'--model={exported}', '--json', '--topk=3', str(album)]
+  assert main.main(argv) == 1
+  found = json.loads(capsys.readouterr().out)
+  assert [len(found[str(album / n)]) for n in ('a.png', 'deep/c.bmp')] == [3, 3]
+  assert list(found[str(album / 'b.webp')]) == ['error']
+
+
+@pytest.mark.parametrize(
+  'arguments, code, message',
+  [
+    (['https://host/a.png'], 1, 'https://host/a.png: is a URL; download'),
+    (['ftp://host/a.png'], 1, 'is a URL'),
+    (['--topk=0', 'a.png'], 2, '--topk=0: must be at least 1'),
+    (['--topk=many', 'a.png'], 2, 'invalid int value'),
+  ],
+)
+def test_what_predict_cannot_do_is_one_line(
+  exported, arguments, code, message, capsys
+):
+  assert main.main(['predict', f'--model={exported}', *arguments]) == code
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+def test_a_folder_without_images_is_told(exported, tmp_path, capsys):
+  (tmp_path / 'notes.txt').write_text('')
+  assert main.main(['predict', f'--model={exported}', str(tmp_path)]) == 1
+  assert 'a folder that holds no image' in capsys.readouterr().err
+
+
+def test_predict_sees_what_a_viewer_shows(exported, tmp_path, rng, capsys):
+  """Turned, on white where transparent, and floats as grey levels."""
+  shown = np.asarray(photo(20, 14, rng).convert('L'))
+  alpha = np.full_like(shown, 255)
+  alpha[:, :5] = 0
+  white = np.where(alpha, shown, 255)
+  files = {
+    'plain.png': encode(Image.fromarray(white), 'PNG'),
+    'clear.png': encode(Image.fromarray(np.stack([shown, alpha], -1)), 'PNG'),
+    'floats.tif': encode(Image.fromarray((white / 255).astype('f4')), 'TIFF'),
+    **{f'{k}.png': tagged(white, k) for k in STORED},
+  }
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+  paths = [str(tmp_path / name) for name in files]
+  assert main.main(['predict', f'--model={exported}', '--json', *paths]) == 0
+  answers = list(json.loads(capsys.readouterr().out).values())
+  assert all(answer == answers[0] for answer in answers)
+
+
 @pytest.mark.parametrize('name', ['broken.png', 'missing.png'])
 def test_an_unreadable_image_is_named(exported, tmp_path, capsys, name):
   (tmp_path / 'broken.png').write_bytes(b'not a picture')
@@ -128,8 +211,49 @@ def test_models_lists_every_variant(capsys):
   assert main.main(['models', '--filter=nothing']) == 2
 
 
+@pytest.mark.parametrize(
+  'pattern, wanted',
+  [
+    ('DINOv2', lambda name: 'dinov2' in name),
+    ('deit*224', lambda name: name.startswith('deit') and '224' in name),
+    ('*.mae', lambda name: name.endswith('.mae')),
+    ('*', lambda name: True),
+  ],
+)
+def test_filters_ignore_case_and_take_stars(pattern, wanted, capsys):
+  assert main.main(['models', f'--filter={pattern}', '--json']) == 0
+  found = [row['name'] for row in json.loads(capsys.readouterr().out)]
+  assert found == sorted(filter(wanted, VARIANTS))
+
+
+@pytest.mark.parametrize('width', [80, 100, 160])
+def test_names_of_models_are_whole_on_any_terminal(width, capsys, monkeypatch):
+  console = rich.console.Console(width=width)
+  monkeypatch.setattr(commands, 'stdout_console', lambda: console)
+  assert main.main(['models']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert max(map(len, lines)) <= width
+  shown = {line.split()[0] for line in lines if line.strip()}
+  assert set(VARIANTS) <= shown
+  assert any('hf-hub:' in line for line in lines) == (width == 160)
+
+
 def test_check_data_counts_the_digits(capsys):
   assert main.main(['check-data', 'digits', '--json']) == 0
   report = json.loads(capsys.readouterr().out)
   assert report['problems'] == []
   assert main.main(['check-data', 'image_folder:nowhere']) == 1
+
+
+def test_problems_of_the_data_are_within_the_json(tmp_path, rng, capsys):
+  for split in ('train', 'val'):
+    path = tmp_path / split / 'cat'
+    path.mkdir(parents=True)
+    pixels = rng.integers(0, 256, (4, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(path / 'a.png')
+  (tmp_path / 'train/cat/b.png').write_bytes(b'text')
+  source = f'image_folder:{tmp_path}'
+  assert main.main(['check-data', source, '--json']) == 1
+  output, error = capsys.readouterr()
+  assert json.loads(output)['problems']
+  assert 'b.png cannot be decoded' in error

@@ -13,6 +13,7 @@ from lambda_vit_jax.data.check import check_data
 from lambda_vit_jax.data.sources.dataset import Dataset
 from lambda_vit_jax.data.sources.idx_folder import ArraySource
 from lambda_vit_jax.data.sources.registry import open_dataset
+from tests.support.pictures import tagged
 
 
 def _save(path, array, mode=None):
@@ -83,6 +84,25 @@ def test_json_and_table(folder):
   text = console.file.getvalue()
   assert '3 (cat)' in text
   assert '3 RGB, 1 L' in text
+
+
+def test_what_is_turned_dark_or_left_out_is_reported(folder):
+  root, _ = folder
+  (root / 'train/dog/deep').mkdir()
+  (root / 'train/dog/deep/i.jpg').write_bytes(
+    tagged(np.zeros((4, 9, 3), np.uint8), 6, 'JPEG')
+  )
+  dark = np.full((4, 4), 4095, np.uint16)
+  Image.fromarray(dark).save(root / 'train/dog/deep/j.tif')
+  (root / 'train/cat/labels.txt').write_text('')
+  report = check_data(f'image_folder:{root}')
+  # Shown 9 wide and 4 high, stored the other way round.
+  assert (report.train.heights[2], report.train.widths[2]) == (10, 9)
+  assert report.train.left_out == {'.txt': 1}
+  assert (report.train.name, report.test.name) == ('train', 'test')
+  assert report.train.few_bits == 1
+  assert any('1 16-bit images of train' in line for line in report.problems)
+  assert '1 .txt' in str(report.table())
 
 
 def test_grey_sets_have_one_channel(tmp_path):

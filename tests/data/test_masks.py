@@ -14,12 +14,13 @@ from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
 from lambda_vit_jax.data import masks, pipeline
 from lambda_vit_jax.data.check import check_data
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.masks import MaskError, MaskRules
 from lambda_vit_jax.data.pipeline import Loading
 from lambda_vit_jax.data.segment_augment import SegmentAugment, distort
 from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
-from lambda_vit_jax.data.transforms import UndecodableError
 from tests.support.mask_sources import Source, blocks, png
+from tests.support.pictures import STORED, tagged
 
 GREY = Preprocessing((16, 24), (0.5,), (0.5,), 1.0, 'bilinear')
 RULES = MaskRules(4)
@@ -114,6 +115,24 @@ def test_damaged_masks_can_be_skipped(source):
 def test_the_line_about_a_damaged_mask_names_the_mask(data):
   with pytest.raises(UndecodableError, match='its mask: '):
     RULES.read(data, (48, 32))
+
+
+@pytest.mark.parametrize('orientation', STORED)
+def test_a_mask_lies_on_the_picture_as_it_is_shown(orientation, rng):
+  image, labels = blocks(rng, 16, 24)
+  data = tagged(image, orientation)
+  # Drawn on what a viewer shows, or turned in the same way by its own tag.
+  for mask in (png(labels), tagged(labels, orientation)):
+    found, classes = RULES.read_record({'image': data, 'label': mask}, GREY)
+    np.testing.assert_array_equal(classes, labels)
+    np.testing.assert_array_equal(found, 60 * classes + 20)
+
+
+def test_a_mask_of_the_stored_picture_is_told_why_it_does_not_fit(rng):
+  image, labels = blocks(rng, 16, 24)
+  record = {'image': tagged(image, 6), 'label': png(STORED[6](labels))}
+  with pytest.raises(MaskError, match='turned by its EXIF orientation'):
+    RULES.read_record(record, GREY)
 
 
 # --- geometry ---------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.data import decode
 from lambda_vit_jax.data.sources import tfds as tfds_lib
 from lambda_vit_jax.data.sources.dataset import split_holdout
 from lambda_vit_jax.data.sources.registry import open_dataset
@@ -204,6 +206,77 @@ def test_image_folder_takes_test_and_any_case(folder):
   assert (len(dataset.train), len(dataset.test)) == (6, 4)
 
 
+@pytest.mark.parametrize(
+  'ending',
+  ['.webp', '.bmp', '.tif', '.TIFF', '.gif', '.jfif', '.jpe', '.ppm', '.jp2'],
+)
+def test_image_folder_reads_what_pillow_reads(folder, ending):
+  path = folder / f'train/dog/3{ending}'
+  Image.fromarray(np.full((4, 5, 3), 13, np.uint8)).save(path)
+  dataset = open_dataset(f'image_folder:{folder}')
+  assert dataset.train.describe(6) == str(path)
+  image = decode.load(decode.open_image(dataset.train[6]['image']), 3)
+  # JPEG is off by a level.
+  np.testing.assert_allclose(np.asarray(image, int), 13, atol=1)
+
+
+def test_image_folder_walks_subfolders_and_counts_what_it_leaves_out(folder):
+  for name in ('train/cat/z/y/4.png', 'train/cat/a/5.png', 'val/dog/b/6.png'):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_png(np.zeros((4, 5, 3))))
+  (folder / 'train/cat/a/boxes.CSV').write_text('')
+  (folder / 'train/cat/a/.hidden.png').write_text('')
+  (folder / 'train/dog/README').write_text('')
+  dataset = open_dataset(f'image_folder:{folder}')
+  assert [dataset.train.files[k] for k in range(6)] == [
+    'cat/0.png',
+    'cat/1.png',
+    'cat/2.png',
+    'cat/a/5.png',
+    'cat/z/y/4.png',
+    'dog/0.png',
+  ]
+  assert (
+    dataset.train[4]['image'] == (folder / 'train/cat/z/y/4.png').read_bytes()
+  )
+  np.testing.assert_array_equal(dataset.train.labels, [0] * 5 + [1] * 3)
+  np.testing.assert_array_equal(dataset.test.labels, [0, 0, 1, 1, 1])
+  assert dataset.left_out == (
+    {'.txt': 2, '.csv': 1, 'without an ending': 1},
+    {'.txt': 2},
+  )
+  assert dataset.summary() == (
+    '8 images to train on (train), 5 to test on (val), 2 classes; train '
+    'without 2 .txt, 1 .csv, 1 without an ending, val without 2 .txt'
+  )
+
+
+def test_a_link_that_leads_back_up_is_told(folder):
+  (folder / 'train/cat/up').symlink_to(folder / 'train')
+  with pytest.raises(DataError, match='remove links that lead back') as raised:
+    open_dataset(f'image_folder:{folder}')
+  _is_one_line(raised.value)
+
+
+@pytest.mark.parametrize(
+  'others, read',
+  [
+    (['valid'], 'valid'),
+    (['validation', 'test'], 'validation'),
+    (['test', 'val'], 'val'),
+  ],
+)
+def test_names_of_the_held_out_split(folder, others, read):
+  os.rename(folder / 'val', folder / others[0])
+  for other in others[1:]:
+    shutil.copytree(folder / others[0], folder / other)
+  dataset = open_dataset(f'image_folder:{folder}')
+  assert dataset.splits == ('train', read)
+  assert dataset.test.root == str(folder / read)
+  assert f'({read})' in dataset.summary()
+
+
 def _remove_class_images(folder):
   for file in (folder / 'train/dog').glob('*.png'):
     file.unlink()
@@ -221,9 +294,12 @@ def _empty_train(folder):
 @pytest.mark.parametrize(
   'damage, message',
   [
-    (_remove_class_images, 'train/dog has no image'),
+    (_remove_class_images, r'train/dog has no image \(of 1 files none is'),
     (_rename('train/dog', 'train/fox'), 'only train has fox.*dog'),
-    (_rename('val', 'vali'), 'folder val or test; it holds train, vali'),
+    (
+      _rename('val', 'vali'),
+      'one of val, valid, validation, test; it holds train, vali',
+    ),
     (_rename('train', 'training'), 'must hold a folder train'),
     (_empty_train, 'train is empty'),
   ],

@@ -1,44 +1,20 @@
-"""Decoding and geometry against formulas of their own."""
+"""Geometry against formulas of their own."""
 
-import io
 import math
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.images import normalise
 from lambda_vit_jax.core.preprocessing import Preprocessing
-from lambda_vit_jax.data import randaugment, transforms
+from lambda_vit_jax.data import decode, randaugment, transforms
 from lambda_vit_jax.data.augment import Augment
-from lambda_vit_jax.data.transforms import UndecodableError
+from tests.support.pictures import encode, photo
 
 BICUBIC = Image.Resampling.BICUBIC
 RGB = Preprocessing((8, 8), crop_ratio=1.0)
-
-
-def _photo(width, height, rng):
-  """Smooth colours, so that scaling commutes nearly with cropping."""
-  rows, columns = np.mgrid[:height, :width]
-  waves = np.stack(
-    [
-      np.sin(rows / height * 3 + k) + np.cos(columns / width * 4 - k)
-      for k in range(3)
-    ],
-    axis=-1,
-  )
-  noise = rng.normal(0, 2, waves.shape)
-  return Image.fromarray(
-    np.clip(127 + 50 * waves + noise, 0, 255).astype(np.uint8)
-  )
-
-
-def _encode(image, kind, **options):
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  return file.getvalue()
 
 
 # --- evaluation geometry ----------------------------------------------------
@@ -48,7 +24,7 @@ def _training_array(data, preprocessing, augment, rng):
   """A training image, normalised and with the erased part."""
   record = {'image': data, 'label': 0, 'index': 0}
   pixels, patch, _ = augment.training(record, preprocessing, rng)
-  array = transforms.normalise(pixels, preprocessing)
+  array = normalise(pixels, preprocessing)
   if patch is not None:
     patch.paste(array)
   return array
@@ -60,7 +36,7 @@ def _training_array(data, preprocessing, augment, rng):
 )
 @pytest.mark.parametrize('interpolation', ['bicubic', 'bilinear'])
 def test_shorter_side_then_centre(size, interpolation, rng):
-  image = _photo(*size, rng)
+  image = photo(*size, rng)
   preprocessing = Preprocessing(
     (56, 56), crop_ratio=0.875, interpolation=interpolation
   )
@@ -80,12 +56,12 @@ def test_shorter_side_then_centre(size, interpolation, rng):
 @pytest.mark.parametrize('target', [(24, 16), (16, 24), (9, 30)])
 def test_oblong_targets_are_exact_and_covered(size, target, rng):
   preprocessing = Preprocessing(target, crop_ratio=0.9)
-  found = transforms.resize_and_crop(_photo(*size, rng), preprocessing)
+  found = transforms.resize_and_crop(photo(*size, rng), preprocessing)
   assert (found.height, found.width) == target
 
 
 def test_right_size_is_left_alone(rng):
-  image = _photo(8, 8, rng)
+  image = photo(8, 8, rng)
   preprocessing = Preprocessing((8, 8), crop_ratio=1.0)
   assert transforms.resize_and_crop(image, preprocessing) is image
 
@@ -105,80 +81,6 @@ def test_normalisation():
   assert found.shape == (2, 1, 3)
   # A float32 product and sum of numbers below 5.
   np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-# --- decoding ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I;16'])
-@pytest.mark.parametrize('channels', [1, 3])
-def test_modes(mode, channels, rng):
-  grey = rng.integers(0, 2, (5, 4)).astype(np.uint8) * 255
-  if mode == 'I;16':
-    image = Image.fromarray(grey.astype(np.uint16) * 257)
-  else:
-    image = Image.fromarray(grey).convert(mode)
-  data = _encode(image, 'PNG')
-  loaded = transforms.load(transforms.open_image(data), channels)
-  pixels = np.asarray(loaded).reshape(5, 4, channels)
-  for channel in range(channels):
-    np.testing.assert_array_equal(pixels[..., channel], grey)
-
-
-def test_palette_with_transparency(rng):
-  image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), 'P')
-  image.putpalette([10, 20, 30, 200, 100, 50])
-  data = _encode(image, 'PNG', transparency=bytes([0, 255]))
-  loaded = transforms.load(transforms.open_image(data), 3)
-  np.testing.assert_array_equal(
-    np.asarray(loaded)[0], [[10, 20, 30], [200, 100, 50]]
-  )
-
-
-def test_cmyk_jpeg(rng):
-  data = _encode(_photo(16, 16, rng).convert('CMYK'), 'JPEG')
-  assert transforms.load(transforms.open_image(data), 3).mode == 'RGB'
-
-
-@pytest.mark.parametrize('shape', [(4, 5), (4, 5, 1), (4, 5, 3)])
-def test_arrays(shape, rng):
-  array = rng.integers(0, 256, shape).astype(np.uint8)
-  image = transforms.open_image(array)
-  np.testing.assert_array_equal(np.asarray(image).reshape(shape), array)
-
-
-def _bomb() -> bytes:
-  """A PNG whose header claims 50,000 x 50,000 pixels."""
-
-  def chunk(kind, data):
-    body = kind + data
-    return (
-      struct.pack('>I', len(data)) + body + struct.pack('>I', zlib.crc32(body))
-    )
-
-  header = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(b''))
-    + chunk(b'IEND', b'')
-  )
-
-
-@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
-@pytest.mark.parametrize('share', [0.0, 0.02, 0.3, 0.9])
-def test_truncated_files(kind, share, rng):
-  data = _encode(_photo(64, 48, rng), kind)
-  data = data[: int(len(data) * share)]
-  with pytest.raises(UndecodableError) as raised:
-    transforms.evaluation_array(data, RGB)
-  assert '\n' not in str(raised.value)
-
-
-@pytest.mark.parametrize('data', [b'', b'<html>', _bomb()])
-def test_what_is_no_image(data):
-  with pytest.raises(UndecodableError):
-    transforms.evaluation_array(data, RGB)
 
 
 # --- random resized crop ----------------------------------------------------
@@ -222,26 +124,26 @@ def test_crop_that_never_fits_is_the_centre(size, box):
 
 @pytest.mark.parametrize('quality', [95])
 def test_draft_scaling_gives_nearly_the_same_pixels(quality, rng):
-  image = _photo(640, 480, rng)
-  data = _encode(image, 'JPEG', quality=quality)
+  image = photo(640, 480, rng)
+  data = encode(image, 'JPEG', quality=quality)
   box = (100, 60, 500, 420)
-  opened = transforms.open_image(data)
+  opened = decode.open_image(data)
   found = transforms.crop_and_resize(opened, box, Preprocessing((40, 44)))
-  full = transforms.load(transforms.open_image(data), 3)
+  full = decode.load(decode.open_image(data), 3)
   expected = full.crop(box).resize((44, 40), BICUBIC)
   difference = np.asarray(found, float) - np.asarray(expected, float)
   # JPEG's own reduction by 8 against bicubic from the full size.
   assert abs(difference).mean() < 1.5
   # It was not decoded at full size.
-  opened = transforms.open_image(data)
-  transforms.load(opened, 3, draft_size=(71, 54))
+  opened = decode.open_image(data)
+  decode.load(opened, 3, draft_size=(71, 54))
   assert opened.size == (80, 60)
 
 
 def test_draft_never_enlarges(rng):
-  data = _encode(_photo(64, 64, rng), 'JPEG')
-  opened = transforms.open_image(data)
-  transforms.load(opened, 3, draft_size=(50, 50))
+  data = encode(photo(64, 64, rng), 'JPEG')
+  opened = decode.open_image(data)
+  decode.load(opened, 3, draft_size=(50, 50))
   assert opened.size == (64, 64)
 
 
@@ -346,7 +248,7 @@ def test_training_arrays(kind, channels, rng):
   preprocessing = Preprocessing(
     (16, 12), (0.5,) * channels, (0.25,) * channels, 0.9
   )
-  data = _encode(_photo(50, 40, rng), 'JPEG')
+  data = encode(photo(50, 40, rng), 'JPEG')
   augment = Augment.from_config({'kind': kind})
   first, again, other = (
     _training_array(data, preprocessing, augment, np.random.default_rng(seed))

@@ -9,10 +9,10 @@ from PIL import Image
 from sklearn import metrics
 
 from lambda_vit_jax.core.errors import DataError, UsageError
+from lambda_vit_jax.core.images import normalise
 from lambda_vit_jax.core.preprocessing import IGNORED, Preprocessing
-from lambda_vit_jax.data import transforms
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.masks import MaskRules
-from lambda_vit_jax.data.transforms import UndecodableError
 from lambda_vit_jax.evaluation import sliding_windows
 from lambda_vit_jax.evaluation.sliding_windows import Windowing
 from tests.support.mask_sources import Source, blocks, png
@@ -85,7 +85,7 @@ def slowly(source, index, windowing):
   count = np.zeros(total.shape[:2])
   for (left, top), pixels in zip(canvas.corners, canvas.windows, strict=True):
     array = np.empty(pixels.shape, np.float32)
-    transforms.normalise(pixels, SQUARE, array)
+    normalise(pixels, SQUARE, array)
     total[top : top + 24, left : left + 24] += predict(array[None])[0]
     count[top : top + 24, left : left + 24] += 1
   mean = (total / np.maximum(count, 1)[..., None])[:height, :width]
@@ -145,7 +145,7 @@ def test_one_window_is_the_whole_image(source):
     square, 0, SQUARE, RULES, Windowing('whole', (16, 16))
   )
   array = np.empty((1, 24, 24, 1), np.float32)
-  transforms.normalise(canvas.windows[0], SQUARE, array[0])
+  normalise(canvas.windows[0], SQUARE, array[0])
   np.testing.assert_array_equal(whole[0], predict(array)[0].argmax(-1))
   # And of others not.
   oblong = Source([source.records[1]])

@@ -38,9 +38,20 @@ _CURVES = {'loss', 'accuracy', 'lambda'}
 _MOST_ROWS = 60
 
 
+def _head(results: Results) -> str:
+  """Returns the name of the main score; says if the masks lack classes."""
+  head = _SCORES[results.score]
+  for row in results.evaluation.values():
+    if row.get('missing_classes') and 'iou' in row:
+      number = len(row['iou'])
+      held = number - len(row['missing_classes'])
+      return f'{head} (test masks hold {held} of {number} classes)'
+  return head
+
+
 def results_columns(results: Results) -> tuple[str, ...]:
   """Heads of the results table."""
-  return ('model', _SCORES[results.score], *_FIGURES)
+  return ('model', _head(results), *_FIGURES)
 
 
 def results_cells(results: Results) -> list[tuple[Cell, ...]]:
@@ -100,7 +111,7 @@ def _summary(results: Results) -> list[str]:
   )
   if dense is not None and pruned is not None:
     change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
-    figures.append((f'{_SCORES[key]}, dense → pruned', change))
+    figures.append((f'{_head(results)}, dense → pruned', change))
   if measured:
     figures.append(('images per second', f'× {measured["speedup"]:.2f}'))
     for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.data import masks, transforms
-from lambda_vit_jax.data.transforms import UndecodableError
+from lambda_vit_jax.data import decode, masks
+from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.evaluation import confusion, counts, sliding_windows
 from lambda_vit_jax.evaluation.accuracy import counts_everywhere
 from lambda_vit_jax.evaluation.sliding_windows import Canvas, Predict, Windowing
@@ -173,7 +173,7 @@ def _write_pictures(
   rules = task.mask_rules(run.settings.segment, run.dataset.num_classes)
   for index, dense in kept['dense'].items():
     record = run.dataset.test[index]
-    image = transforms.load(transforms.open_image(record['image']), 3)
+    image = decode.load(decode.open_image(record['image']), 3)
     truth = rules.read(record['label'], image.size)
     parts = [np.asarray(image)]
     parts += [colours(x) for x in (truth, dense, kept['pruned'][index])]

@@ -6,6 +6,7 @@ from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.stages.training_job import train
 from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.data import first_look
 from lambda_vit_jax.models.edits import dequantize
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training.dilution import Dilution
@@ -46,7 +47,20 @@ def pretrain(run: Run) -> None:
   """Trains the dense model, or takes the `init` weights as they are."""
   steps = pretrain_steps(run)
   model = run.with_options(starting_model(run))
+  _look_at_data(run, model)
   # Refuses an impossible merging before hours of training.
   run.merge_schedule(model.module, None)
   phases = (Phase(model.module, until=steps),)
   train(run, 'pretrain', model, phases, Dilution())
+
+
+def _look_at_data(run: Run, model: Model) -> None:
+  """Says what is read and how, before anything is made of it."""
+  run.reporter.say(f'pretrain: {run.dataset.summary()}')
+  images = first_look.describe_images(run.dataset.train, model.preprocessing)
+  run.reporter.say(f'pretrain: {images}')
+  if run.settings.segments:
+    rules = task.mask_rules(run.settings.segment, run.dataset.num_classes)
+    warning = first_look.check_classes(run.dataset, rules)
+    if warning is not None:
+      run.reporter.warn(warning)

@@ -1,6 +1,7 @@
 """What every data source provides: two labelled, random-access splits."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -53,17 +54,39 @@ class Dataset:
     class_names: one name per class, in the order of the labels.
     train: the training split.
     test: the held-out split.
+    splits: what the source calls the two.
+    left_out: of each of the two, by ending, how many files are no images.
   """
 
   name: str
   class_names: tuple[str, ...]
   train: ImageSource
   test: ImageSource
+  splits: tuple[str, str] = ('train', 'test')
+  left_out: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
 
   @property
   def num_classes(self) -> int:
     """Number of classes."""
     return len(self.class_names)
+
+  def summary(self) -> str:
+    """One line: the number of images, and the files that are left out."""
+    left_out = ', '.join(
+      f'{name} without {counted(files)}'
+      for name, files in zip(self.splits, self.left_out, strict=True)
+      if files
+    )
+    return (
+      f'{len(self.train):,} images to train on ({self.splits[0]}), '
+      f'{len(self.test):,} to test on ({self.splits[1]}), '
+      f'{self.num_classes} classes' + (f'; {left_out}' if left_out else '')
+    )
+
+
+def counted(files: Mapping[str, int]) -> str:
+  """Numbers of files by ending, as text: `12 .txt, 1 .csv`."""
+  return ', '.join(f'{number:,} {name}' for name, number in files.items())
 
 
 def split_holdout(

@@ -1,17 +1,21 @@
-"""Read image folders: `DIR/{train,val|test}/CLASS/*.{png,jpg,jpeg}`."""
+"""Read image folders: `DIR/{train,val|valid|validation|test}/CLASS/…/FILE`."""
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.data.decode import suffixes
 from lambda_vit_jax.data.sources.dataset import Dataset, Record
 
-SUFFIXES = ('.png', '.jpg', '.jpeg')
-"""Endings of image files, in upper or lower case; others are ignored."""
+TEST_NAMES = ('val', 'valid', 'validation', 'test')
+"""Names of the held-out split; the first that exists is read."""
+
+_DEEPEST = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +65,59 @@ class FolderSource:
       ) from error
 
 
-def image_names(folder: epath.Path) -> list[str]:
-  """Sorted names of the image files in a folder, other than hidden ones."""
-  return sorted(
-    path.name
-    for path in folder.iterdir()
-    if path.name.lower().endswith(SUFFIXES) and not path.name.startswith('.')
-  )
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The files of a folder and its subfolders; hidden ones are passed over.
+
+  Attributes:
+    images: paths below the folder, those of a folder before those of its
+      subfolders, each sorted.
+    left_out: by ending, how many files are no images.
+  """
+
+  images: list[str]
+  left_out: Mapping[str, int]
+
+
+def find_images(folder: epath.Path) -> Found:
+  """Finds files whose ending, in upper or lower case, is that of an image.
+
+  Raises:
+    DataError: a link that leads back up, or folders that are nested as deep.
+  """
+  images: list[str] = []
+  left_out: collections.Counter[str] = collections.Counter()
+
+  def visit(where: epath.Path, prefix: str) -> None:
+    if prefix.count('/') > _DEEPEST:
+      raise DataError(
+        f'{where}: more than {_DEEPEST} folders within each other; remove '
+        'links that lead back up'
+      )
+    subfolders = []
+    for path in sorted(where.iterdir(), key=lambda path: path.name):
+      if path.name.startswith('.'):
+        continue
+      if path.name.lower().endswith(suffixes()):
+        images.append(prefix + path.name)
+      elif path.is_dir():
+        subfolders.append(path)
+      else:
+        left_out[path.suffix.lower() or 'without an ending'] += 1
+    for path in subfolders:
+      visit(path, f'{prefix}{path.name}/')
+
+  visit(folder, '')
+  return Found(images, dict(left_out.most_common()))
 
 
 def open_image_folder(directory: str) -> Dataset:
   """Opens a folder of images; its classes are the sorted folder names.
 
   Args:
-    directory: holds `train` and one of `val` and `test` (`val` if both
-      exist, as `test` seldom has labels), each with one folder per class.
+    directory: holds `train` and one of `TEST_NAMES`, the first that exists
+      (`test` seldom has labels), each with one folder per class. Images may
+      lie in subfolders of a class.
 
   Raises:
     DataError: something is missing or empty, a class has no image, or the
@@ -88,11 +130,12 @@ def open_image_folder(directory: str) -> Dataset:
       'val/CLASS/ (or test/CLASS/)'
     )
   train = root / 'train'
-  test = next((root / n for n in ('val', 'test') if (root / n).is_dir()), None)
+  test = next((root / n for n in TEST_NAMES if (root / n).is_dir()), None)
   if not train.is_dir() or test is None:
     raise DataError(
-      f'image_folder: {root} must hold a folder train and a folder val or '
-      'test; it holds ' + (_some([p.name for p in root.iterdir()]) or 'nothing')
+      f'image_folder: {root} must hold a folder train and one of '
+      f'{", ".join(TEST_NAMES)}; it holds '
+      + (_some([p.name for p in root.iterdir()]) or 'nothing')
     )
   train_names, test_names = _classes(train), _classes(test)
   if train_names != test_names:
@@ -103,11 +146,15 @@ def open_image_folder(directory: str) -> Dataset:
       f'{_some(only_train) or "none"}, only the other {_some(only_test) or "none"}; '
       'both need the same folders'
     )
+  train_source, train_left_out = _open_split(train, train_names)
+  test_source, test_left_out = _open_split(test, test_names)
   return Dataset(
     name=f'image_folder:{directory}',
     class_names=train_names,
-    train=_open_split(train, train_names),
-    test=_open_split(test, test_names),
+    train=train_source,
+    test=test_source,
+    splits=(train.name, test.name),
+    left_out=(train_left_out, test_left_out),
   )
 
 
@@ -124,20 +171,27 @@ def _classes(split: epath.Path) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _open_split(split: epath.Path, names: tuple[str, ...]) -> FolderSource:
+def _open_split(
+  split: epath.Path, names: tuple[str, ...]
+) -> tuple[FolderSource, Mapping[str, int]]:
+  """Returns the split, and by ending the files in it that are no images."""
   files: list[str] = []
   class_numbers: list[int] = []
+  left_out: collections.Counter[str] = collections.Counter()
   for number, name in enumerate(names):
-    found = image_names(split / name)
-    if not found:
+    found = find_images(split / name)
+    if not found.images:
+      holds = sum(found.left_out.values())
       raise DataError(
-        f'image_folder: the class {split / name} has no image '
-        f'({", ".join("*" + suffix for suffix in SUFFIXES)}); add some or '
-        'remove the class from both splits'
+        f'image_folder: the class {split / name} has no image (of {holds} '
+        'files none is of a format that is read, such as PNG, JPEG or WebP); '
+        'add some or remove the class from both splits'
       )
-    files.extend(f'{name}/{file}' for file in found)
-    class_numbers.extend([number] * len(found))
-  return FolderSource(str(split), tuple(files), tuple(class_numbers))
+    files.extend(f'{name}/{file}' for file in found.images)
+    class_numbers.extend([number] * len(found.images))
+    left_out.update(found.left_out)
+  source = FolderSource(str(split), tuple(files), tuple(class_numbers))
+  return source, dict(left_out.most_common())
 
 
 def _some(names: Collection[str]) -> str:

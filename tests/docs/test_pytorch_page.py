@@ -1,0 +1,62 @@
+"""docs/pytorch.md's lines load exports, as far as names and shapes tell."""
+
+import json
+import sys
+
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.checkpoints.convert import encode
+from lambda_vit_jax.checkpoints.timm_config import write_config
+from tests.support import doc_pages, timm_stub
+
+PAGE = doc_pages.ROOT / 'docs' / 'pytorch.md'
+
+
+def test_the_lines_load_an_export_of_the_quickstart(tmp_path, monkeypatch):
+  for name, module in timm_stub.modules().items():
+    monkeypatch.setitem(sys.modules, name, module)
+  monkeypatch.chdir(tmp_path)
+  model = lv.prune(lv.create_model('vit_mini_patch2_8'), (6, 8))
+  lv.export(model, 'export', formats=('safetensors',))
+  scope = {}
+  exec(doc_pages.fences(PAGE, 'python')[0], scope)
+  found = scope['model']
+  epsilons = json.loads((tmp_path / 'export/config.json').read_text())[
+    'norm_eps'
+  ]
+  assert found.norm.eps == epsilons[-1]
+  for index, block in enumerate(found.blocks):
+    assert block.norm2.eps == epsilons[index]
+    assert hasattr(block, 'forward') == (index in (6, 8))
+
+
+@pytest.mark.parametrize(
+  'variant, options',
+  [
+    ('vit_tiny_patch16_224', {}),
+    ('vit_mini_patch4_32', {}),
+    ('vit_nano_patch2_8', {}),
+    ('vit_nano_patch2_8', {'num_classes': 0}),
+    ('vit_nano_patch2_8', {'image_size': (12, 8)}),
+    ('vit_nano_patch2_8', {'pooling': 'avg'}),
+    ('vit_nano_patch2_8', {'pooling': 'avg', 'norm_before_pool': False}),
+    ('vit_nano_patch2_8', {'layer_scale': 1e-5}),
+    ('vit_nano_patch2_8', {'num_registers': 2}),
+    ('vit_nano_patch2_8', {'num_registers': 2, 'position_on_class': False}),
+    ('vit_nano_patch2_8', {'pre_norm': True}),
+  ],
+  ids=str,
+)
+def test_the_arguments_tell_all_that_differs_from_timms(variant, options):
+  model = lv.create_model(variant, **options)
+  if variant == 'vit_nano_patch2_8':
+    # Of another depth than its variant, too.
+    model = lv.drop_blocks(model, (1,))
+  config = write_config(model)
+  stock = timm_stub.create_model(
+    config['architecture'], config['num_classes'], **config['model_args']
+  )
+  state = {n: a.shape for n, a in encode(model.params).items()}
+  assert stock.shapes() == state
+  assert stock.num_heads == model.module.num_heads
