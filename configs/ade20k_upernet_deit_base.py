@@ -10,6 +10,12 @@ dilution, export and measurements. Unpack ADEChallengeData2016.zip first
 Arguments: `:linear` takes one affine map of each token for the decoder;
 `:runlocal` is a smoke run of a few steps on digits laid on textures.
 
+Evaluation differs from the recipe, which runs the network once over each image,
+at 512 px on its shorter side, with position embeddings interpolated to its size.
+Here windows of 512 px slide over the image at that scale, 341 px apart;
+`--config.segment.evaluation=whole` shrinks the image to fit one window. 1,000
+training images are held out for selection.
+
 Hardware and time: written for 8 accelerators of 40 GB or more; not measured.
 Published mean IoU: 45.46 for dense DeiT-B with this decoder after the same
 160,000 steps of 16 images, by the authors of MMSegmentation (with batch norms

@@ -6,6 +6,9 @@ Arguments: `:select` lets NOSE choose the layers on the official weights
 instead of taking the published set; `:short` trains 20 + 10 epochs with
 distillation; `:runlocal` is a smoke run on digits.
 
+As in the recipe, an epoch has 625 steps and mixing draws once per 256 images.
+`:select` holds 10,000 training images out, which leaves 620 steps.
+
 Hardware and time: the authors used 8 GPUs and 400 epochs; here not measured.
 Published top-1: dense 72.2; 72.94 with {0, 2, 4}, 71.90 with {0, 2, 4, 6}. Ours: not verified.
 """

@@ -12,8 +12,9 @@ import rich.box
 import rich.table
 from etils import epath
 
-from lambda_vit_jax.cli.console import stdout_console
+from lambda_vit_jax.cli.console import print_line, stdout_console
 from lambda_vit_jax.core.errors import DataError, PartialError, UsageError
+from lambda_vit_jax.core.text import printable
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.macs import size_of
 from lambda_vit_jax.models.model import Model
@@ -131,13 +132,13 @@ def predict(argv: Sequence[str]) -> None:
       continue
     results[path] = top_classes(model, image[None], size, options.topk)[0]
     if not options.json:
-      print(path)
+      print_line(path)
       for name, probability in results[path].items():
-        print(f'  {100 * probability:6.2f}%  {name}')
+        print_line(f'  {100 * probability:6.2f}%  {name}')
   if options.json:
     print(json.dumps(results))
   for line in failed[:-1]:
-    print(f'lambda-vit: {line}', file=sys.stderr)
+    print(f'lambda-vit: {printable(line)}', file=sys.stderr)
   if failed:
     raise PartialError(failed[-1])
 

@@ -97,6 +97,7 @@ class Training:
   label_smoothing: Number
   mixup: Number
   cutmix: Number
+  mix_size: Positive | None
   drop_path_rate: Number
   ema: Number
   distill: str
@@ -279,6 +280,14 @@ class Settings:
     return read(cls, config)
 
   def __post_init__(self):
+    for stage in ('pretrain', 'dilute'):
+      size = self.training(stage).mix_size
+      if size is not None and size < self.batch_size and self.batch_size % size:
+        raise UsageError(
+          f'config.{stage}.mix_size={size}: does not divide '
+          f'config.batch_size={self.batch_size}; leave it empty for the whole '
+          'batch'
+        )
     if self.segments:
       self._check_segmentation()
     if self.method == 'dilute' and self.dilute.is_warm:

@@ -1,8 +1,11 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) inside the step.
 
 As in timm's batch mode, one draw serves the whole batch, and image i is mixed
-with image batch - 1 - i.
+with image batch - 1 - i; or each group of images is such a batch, as where
+every device draws for its own part.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +21,9 @@ def mix(
   cutmix_alpha: float = 1.0,
   prob: float = 1.0,
   switch_prob: float = 0.5,
+  group_size: int | None = None,
 ) -> tuple[Array, Array]:
-  """Mixes images and targets with those of the reversed batch.
+  """Mixes images and targets with those of the reversed batch, or group.
 
   Targets are weighted by the share of pixels that come from each image, so
   every row keeps its sum. The result is a function of `key`.
@@ -33,12 +37,28 @@ def mix(
     cutmix_alpha: the same for the area that cutmix keeps of it.
     prob: probability that the batch is mixed at all.
     switch_prob: probability of cutmix if both are on.
+    group_size: images that share a draw and mix with each other; the whole
+      batch by default, and if it is no larger; else it must divide it.
 
   Returns:
     Images and targets of the same shapes and dtypes.
   """
   if not mixup_alpha and not cutmix_alpha:
     return images, targets
+  if group_size is not None and group_size < len(images):
+
+    def mix_group(images: Array, targets: Array, key: Array) -> Any:
+      chances = (mixup_alpha, cutmix_alpha, prob, switch_prob)
+      return mix(images, targets, key, *chances)
+
+    number = len(images) // group_size
+    groups = [
+      x.reshape(number, group_size, *x.shape[1:]) for x in (images, targets)
+    ]
+    found = jax.vmap(mix_group)(
+      groups[0], groups[1], jax.random.split(key, number)
+    )
+    return found[0].reshape(images.shape), found[1].reshape(targets.shape)
   height, width = images.shape[-3:-1]
   keys = jax.random.split(key, 5)
   # Weight of the first image per pixel, and its mean.

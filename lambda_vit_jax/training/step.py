@@ -55,6 +55,7 @@ class LossSettings:
     label_smoothing: share of each target that is spread over all classes.
     mixup_alpha: Beta parameter of mixup, 0 for none.
     cutmix_alpha: Beta parameter of cutmix, 0 for none.
+    mix_size: images that share a draw of mixup or cutmix; None for all.
     distill: one of `DISTILLATIONS`: `soft` and `hard` follow the teacher's
       logits, `feature` its pooled features.
     distill_weight: share of the distillation loss in the total.
@@ -65,6 +66,7 @@ class LossSettings:
   label_smoothing: float = 0.0
   mixup_alpha: float = 0.0
   cutmix_alpha: float = 0.0
+  mix_size: int | None = None
   distill: str = 'none'
   distill_weight: float = 0.5
   temperature: float = 1.0
@@ -220,6 +222,7 @@ def _mix(
     key,
     mixup_alpha=settings.mixup_alpha,
     cutmix_alpha=settings.cutmix_alpha,
+    group_size=settings.mix_size,
   )
   return images, functools.partial(losses.cross_entropy, targets=targets)
 

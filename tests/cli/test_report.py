@@ -8,6 +8,7 @@ import pytest
 
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.report import html as html_lib
+from lambda_vit_jax.cli.report.results import read_results
 from tests.support import browser
 
 _SCORES = ({0: 0.4, 1: -0.2, 2: 0.1}, {0: 0.5, 2: 0.05})
@@ -176,6 +177,25 @@ def test_parts_that_do_not_fit_together_are_dashes(tmp_path):
   page = build.write_report(tmp_path, pytest.fail).read_text()
   assert 'Segmentation' in page
   build.print_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'missing, head',
+  [
+    ([], 'mean IoU %'),
+    ([1, 2], 'mean IoU % (test masks hold 1 of 3 classes)'),
+  ],
+)
+def test_classes_that_no_mask_holds_are_told_beside_the_score(
+  tmp_path, missing, head
+):
+  row = {'mean_iou': 1.0, 'iou': [1.0, None, None], 'missing_classes': missing}
+  scores = {'dense': row, 'pruned': row, 'exported': row}
+  (tmp_path / 'evaluation.json').write_text(json.dumps(scores))
+  results = read_results(tmp_path)
+  assert build.results_columns(results)[1] == head
+  build.write_report(tmp_path)
+  assert f'{head}, dense' in (tmp_path / 'report.html').read_text()
 
 
 def test_tables_sort_by_value_not_by_text():

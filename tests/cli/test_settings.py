@@ -119,3 +119,23 @@ def test_a_warm_start_needs_maps(method, refused):
       Settings.from_config(config)
   else:
     assert Settings.from_config(config).dilute.is_warm
+
+
+@pytest.mark.parametrize(
+  'size, batch_size, fits',
+  [
+    (None, 64, True),
+    (16, 64, True),
+    (64, 64, True),
+    (256, 64, True),
+    (24, 64, False),
+  ],
+)
+def test_images_that_mix_are_parts_of_the_batch(size, batch_size, fits):
+  config = copy.deepcopy(BASE) | {'batch_size': batch_size}
+  config['dilute']['mix_size'] = size
+  if fits:
+    assert Settings.from_config(config).dilute.mix_size == size
+    return
+  with pytest.raises(UsageError, match=r'dilute\.mix_size=24: does not divide'):
+    Settings.from_config(config)

@@ -79,3 +79,18 @@ def test_config_has_the_promised_key(name, key):
 def test_docstring_describes_how_to_run_it(name, text):
   module = importlib.import_module(f'lambda_vit_jax.configs.{name}')
   assert text in module.__doc__
+
+
+# Images of ImageNet-1k's training split.
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize('argument, steps', [('', 625), (':select', 620)])
+@pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
+def test_imagenet_recipes_read_and_mix_as_the_authors_do(size, argument, steps):
+  """625 steps an epoch; one draw for the 256 images of a device, of 8."""
+  config = parsed(f'imagenet_deit_{size}', argument)
+  held_out = config.data.holdout_images
+  assert (IMAGENET - held_out) // config.batch_size == steps
+  assert bool(held_out) == (config.select.criterion != 'given')
+  assert config.dilute.mix_size * 8 == config.batch_size

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
@@ -402,6 +403,56 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path, more, message):
     # Most when the run is opened; what needs the data set in the stage.
     registry.run_stage(open_run(tmp_path / 'run', *SMALL, more), 'pretrain')
   assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def write_masks(folder, values):
+  """Images of two classes, written as these numbers."""
+  for split in ('train', 'val'):
+    for kind in ('images', 'masks'):
+      (folder / split / kind).mkdir(parents=True)
+    for index in range(130 if split == 'train' else 2):
+      mask = np.full((8, 8), values[0], np.uint8)
+      mask[:, index % 8 :] = values[1]
+      for kind in ('images', 'masks'):
+        Image.fromarray(mask).save(folder / split / kind / f'{index}.png')
+  return (
+    *SMALL,
+    f'--config.data.source=segmentation_folder:{folder}',
+    '--config.segment.num_classes=2',
+    '--config.data.holdout_images=8',
+  )
+
+
+def test_masks_of_0_and_255_stop_the_run(tmp_path, capfd):
+  """255 is ignored: one class would be left, and every score be perfect."""
+  flags = write_masks(tmp_path / 'data', (0, 255))
+  argv = ['pretrain', f'--config={CONFIG}:linear,runlocal', '--quiet']
+  assert main.main([*argv, f'--workdir={tmp_path}/run', *flags]) == 1
+  error = capfd.readouterr().err
+  assert 'the training masks hold 0, beside 255 for no class' in error
+  assert error.count('\n') == 1
+  assert not (tmp_path / 'run/checkpoints').exists()
+
+
+def test_a_run_says_what_it_reads_and_which_classes_no_mask_has(
+  tmp_path, capfd
+):
+  flags = write_masks(tmp_path / 'data', (0, 1))
+  (tmp_path / 'data/train/images/notes.txt').write_text('')
+  argv = ['pretrain', f'--config={CONFIG}:linear,runlocal']
+  flags = (
+    *flags,
+    '--config.segment.num_classes=3',
+    '--config.pretrain.steps=0',
+  )
+  assert main.main([*argv, f'--workdir={tmp_path}/run', *flags]) == 0
+  lines = capfd.readouterr().err.splitlines()
+  assert (
+    'pretrain: 130 images to train on (train), 2 to test on (val), 3 classes; '
+    'train without 1 .txt'
+  ) in lines
+  assert 'pretrain: images of 8 x 8 pixels, grey, are read as they are' in lines
+  assert 'warning: no training mask holds the class 2' in lines
 
 
 @pytest.mark.parametrize('key, value', [('evaluation', 'both'), ('stride', 9)])

@@ -110,3 +110,11 @@ def test_without_labels_loss_and_accuracy_are_0():
   assert losses.pixel_cross_entropy(logits, nothing) == 0.0
   assert losses.accuracy(logits, nothing) == 0.0
   assert losses.accuracy(logits, logits.argmax(-1)) == 1.0
+
+
+def test_classes_that_no_true_pixel_has_are_missing():
+  # Class 1 is predicted only, class 3 occurs nowhere.
+  matrix = np.array([[5, 1, 0, 0], [0, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]])
+  found = confusion.scores(matrix)
+  assert found['missing_classes'] == [1, 3]
+  assert found['iou'][1:] == [0.0, 1.0, None]

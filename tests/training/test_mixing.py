@@ -172,3 +172,45 @@ def test_dtypes_stay():
   )
   assert mixed[0].dtype == jnp.bfloat16
   assert mixed[1].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('kind', [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_groups_are_batches_of_their_own(kind):
+  images, targets = _batch()
+  key = jax.random.key(3)
+  # Compiled as a whole: rounding would differ from op to op.
+  mix = jax.jit(mixing.mix, static_argnames=('mixup_alpha', 'cutmix_alpha'))
+  alphas = dict(zip(('mixup_alpha', 'cutmix_alpha'), kind, strict=True))
+  grouped = jax.jit(functools.partial(mixing.mix, group_size=2, **alphas))(
+    images, targets, key
+  )
+  for group, own in enumerate(jax.random.split(key, BATCH // 2)):
+    part = slice(2 * group, 2 * group + 2)
+    expected = mix(images[part], targets[part], own, **alphas)
+    for found, wanted in zip(grouped, expected, strict=True):
+      # A product and a sum in float32, fused differently.
+      np.testing.assert_allclose(found[part], wanted, atol=1e-6)
+
+
+def test_groups_draw_for_themselves():
+  images, targets = _batch()
+  _, mixed = mixing.mix(
+    images, targets, jax.random.key(3), 0.8, 0.0, group_size=2
+  )
+  shares = np.diag(mixed)
+  np.testing.assert_array_equal(shares[::2], shares[1::2])
+  assert len(set(shares[::2].tolist())) == BATCH // 2
+  # None is mixed beyond its group.
+  outside = np.kron(np.eye(BATCH // 2), np.ones((2, 2))) == 0
+  assert not np.asarray(mixed)[outside].any()
+
+
+def test_a_group_of_the_whole_batch_is_no_group():
+  images, targets = _batch()
+  key = jax.random.key(3)
+  for found, expected in zip(
+    mixing.mix(images, targets, key, group_size=BATCH),
+    mixing.mix(images, targets, key),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(found, expected)

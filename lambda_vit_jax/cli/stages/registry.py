@@ -64,7 +64,12 @@ STAGES: dict[str, Stage] = {
       pretrain.pretrain,
       is_finished=_trained('pretrain', pretrain.pretrain_steps),
     ),
-    Stage(_SPECS['analyze'], analyze),
+    Stage(
+      _SPECS['analyze'],
+      analyze,
+      # Nothing depends on it.
+      is_needed=lambda run: run.settings.data.holdout_images > 0,
+    ),
     Stage(_SPECS['select'], select),
     Stage(
       _SPECS['linearize'],

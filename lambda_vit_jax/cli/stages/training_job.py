@@ -73,6 +73,7 @@ def _job(
       label_smoothing=settings.label_smoothing,
       mixup_alpha=settings.mixup,
       cutmix_alpha=settings.cutmix,
+      mix_size=settings.mix_size,
       distill=settings.distill,
       distill_weight=settings.distill_weight,
       temperature=settings.distill_temperature,
