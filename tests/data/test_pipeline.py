@@ -152,16 +152,50 @@ def test_a_restart_resumes_where_it_stopped(undisturbed, start):
   _assert_same(undisturbed[start:], _train(5 - start, start_step=start))
 
 
+def _joined(parts):
+  """Batches of several processes, put together."""
+  return [
+    {name: np.concatenate([p[name] for p in step]) for name in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+
+
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_share_the_same_batches(undisturbed, count):
   parts = [
     _train(process_index=index, process_count=count) for index in range(count)
   ]
-  joined = [
-    {name: np.concatenate([p[name] for p in step]) for name in step[0]}
-    for step in zip(*parts, strict=True)
+  _assert_same(undisturbed, _joined(parts))
+
+
+@pytest.mark.parametrize('count', [3, 5, 6])
+def test_processes_that_divide_no_power_of_two(count):
+  """Of 30 images a batch, more than a pass: repeats cross the processes."""
+  loading = {'batch_size': 30, 'repeats': 3}
+  parts = [
+    _train(2, process_index=index, process_count=count, **loading)
+    for index in range(count)
   ]
-  _assert_same(undisturbed, joined)
+  _assert_same(_train(2, **loading), _joined(parts))
+
+
+@pytest.mark.parametrize('count', [3, 5, 6])
+def test_fewer_images_than_processes(count):
+  """Training goes round; evaluation gives some processes padding alone."""
+  source, indices = _source(), np.array([7, 4])
+  sizes = [Loading(count, index, count) for index in range(count)]
+  trained = [
+    _take(train_batches(source, indices, GREY, NONE, size, 0), 2)
+    for size in sizes
+  ]
+  labels = _labels(_joined(trained))
+  for turn in labels[: 2 * count].reshape(-1, 2):
+    assert set(turn.tolist()) == {7, 4}
+  parts = [list(eval_batches(source, indices, GREY, size)) for size in sizes]
+  (batch,) = _joined(parts)
+  np.testing.assert_array_equal(batch['mask'], np.arange(count) < 2)
+  np.testing.assert_array_equal(batch['label'][:2], indices)
+  assert not batch['image'][2:].any()
 
 
 def test_chunks_change_nothing(undisturbed, monkeypatch):
@@ -195,8 +229,18 @@ def test_images_of_one_batch_are_changed_differently():
 # --- evaluation -------------------------------------------------------------
 
 
-@pytest.mark.parametrize('count', [1, 2])
-@pytest.mark.parametrize('batch_size', [4, 6, 24, 64])
+@pytest.mark.parametrize(
+  'batch_size, count',
+  [
+    *itertools.product([4, 6, 24, 64], [1, 2]),
+    (6, 3),
+    (24, 3),
+    (5, 5),
+    (10, 5),
+    (6, 6),
+    (30, 6),
+  ],
+)
 def test_every_image_once_whatever_the_batch_size(batch_size, count):
   source = _source()
   indices = np.arange(NUM_IMAGES)[::-1]
