@@ -22,6 +22,25 @@ def test_schedule_is_linear():
   assert values == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
 
+@pytest.mark.parametrize('step', range(1, 7))
+def test_the_factor_of_a_plan_has_all_digits_of_float32(step):
+  # Sevenths have no short binary form: bfloat16 would be off by 1e-3.
+  plan = dilution.Dilution((1,), steps=7)
+  found = plan.factor(np.int32(step))
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, (7 - step) / 7, rtol=1e-6)
+  factors = plan.block_factors(np.int32(step), ('full', 'diluted', 'full'))
+  np.testing.assert_array_equal(factors, np.float32([1, found, 1]))
+
+
+@pytest.mark.parametrize(
+  'step, factor', [(0, 1), (1, 3 / 4), (4, 1), (5, 5 / 6), (9, 1 / 6), (10, 0)]
+)
+def test_a_warm_start_dilutes_twice(step, factor):
+  plan = dilution.Dilution((1,), steps=10, halfway=4)
+  np.testing.assert_allclose(plan.factor(np.int32(step)), factor, rtol=1e-6)
+
+
 def test_schedule_of_no_steps_is_zero_at_once():
   assert dilution.dilution_schedule(0)(0) == 0.0
 

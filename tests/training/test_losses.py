@@ -56,6 +56,21 @@ def test_cross_entropy_of_random_logits(smoothing, rng):
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.3])
+def test_cross_entropy_of_pixels(smoothing, rng):
+  # Sides of different lengths, so that no other axis can pass for the classes.
+  logits = 3 * rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+  labels = rng.integers(0, 4, (2, 3, 5)).astype(np.int32)
+  labels[0, :, :2] = IGNORED
+  targets = (1 - smoothing) * np.eye(4)[np.maximum(labels, 0) % 4]
+  terms = -((targets + smoothing / 4) * log_softmax(logits)).sum(-1)
+  expected = terms[labels != IGNORED].mean()
+  found = losses.pixel_cross_entropy(logits, labels, smoothing)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  found = losses.label_loss(logits, labels, smoothing)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize('kind', ['soft', 'hard'])
 def test_no_gradient_reaches_the_teacher(kind, rng):
   # Unlike the student: at equal logits the divergence is flat anyway.

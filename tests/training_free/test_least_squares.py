@@ -183,6 +183,24 @@ def test_reduced_rank_is_optimal():
     )
 
 
+@pytest.mark.parametrize('ridge', [0.0, 0.3])
+@pytest.mark.parametrize('rank', [1, 3])
+def test_reduced_rank_regression_by_singular_vectors(ridge, rank):
+  """Eckart and Young on the fitted rows, those of the ridge among them."""
+  x, y = samples(mean=2.0)
+  free, _ = least_squares(x, y, ridge)
+  centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+  scale = np.sqrt(ridge * (centred**2).sum() / INPUTS)
+  rows = np.concatenate([centred, scale * np.eye(INPUTS)])
+  leading = np.linalg.svd(rows @ free)[2][:rank]
+  kernel = free @ leading.T @ leading
+  found = least_squares_lib.solve(moments(x, y), ridge, rank)
+  np.testing.assert_allclose(found.kernel, kernel, **CLOSE)
+  # The mean of the inputs is far from 0: the bias keeps the mean prediction.
+  bias = y.mean(axis=0) - x.mean(axis=0) @ kernel
+  np.testing.assert_allclose(found.bias, bias, rtol=1e-3, atol=1e-3)
+
+
 def test_the_held_out_error_is_measured_on_what_was_held_out():
   x, y = samples()
   folds = [moments(x[i::3], y[i::3], 200) for i in range(3)]

@@ -11,7 +11,11 @@ from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.training_free import cross_validation, mlp_refit
+from lambda_vit_jax.training_free import (
+  cross_validation,
+  least_squares,
+  mlp_refit,
+)
 from tests.support.search_models import (
   batches_of,
   make_images,
@@ -159,6 +163,25 @@ def test_a_closed_layer_scale_is_left_closed(tiny_variant):
   old, new = (m.params['block01']['mlp']['fc2'] for m in (dense, found))
   np.testing.assert_array_equal(old['kernel'][:, 3:5], new['kernel'][:, 3:5])
   assert np.isfinite(new['kernel']).all()
+
+
+def test_the_correction_passes_layer_scale(rng):
+  # γ·(h·(W + ΔW/γ) + b + Δb/γ) is the block's own output plus h·ΔW + Δb.
+  gamma = np.float32([0.1, 2.0, -0.5])
+  kernel, delta = rng.normal(size=(2, 4, 3)).astype(np.float32)
+  bias, shift = rng.normal(size=(2, 3)).astype(np.float32)
+  params = {
+    'ls2': {'gamma': gamma},
+    'mlp': {'fc2': {'kernel': kernel, 'bias': bias}},
+  }
+  correction = least_squares.AffineMap(delta, shift)
+  new = mlp_refit.corrected(params, correction)['mlp']['fc2']
+  hidden = rng.normal(size=(5, 4)).astype(np.float32)
+  before = gamma * (hidden @ kernel + bias)
+  after = gamma * (hidden @ new['kernel'] + new['bias'])
+  # Float32 rounding of sums of four products.
+  expected = before + hidden @ delta + shift
+  np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_as_an_option_of_the_fit(tiny_variant):
