@@ -7,6 +7,7 @@
 - `files`: JSON files, and paths, local or remote
 - `schema`: what a JSON value must be, as data
 - `text`: text of unknown origin on one line of a terminal
+- `growing_file`: files that grow, local or remote
 - `digests`: checksums of JSON objects, files, arrays and trees
 - `tables`: small tables for prompts, terminals and notebooks
 """

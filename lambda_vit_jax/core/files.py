@@ -21,15 +21,32 @@ _DEEPEST = 32
 def absolute(path: str | epath.PathLike) -> epath.Path:
   """Returns an absolute path, as Orbax needs it; `gs://…` is one already."""
   path = epath.Path(path).expanduser()
-  return path if '://' in str(path) else path.absolute()
+  return path if is_remote(path) else path.absolute()
+
+
+def is_remote(path: str | epath.PathLike) -> bool:
+  """Whether a path is on object storage, `gs://…`.
+
+  There, a file appears once it is complete, and is not to be appended to;
+  folders are but parts of names, which cannot be renamed at once.
+  """
+  return '://' in str(path)
+
+
+def write_text(path: str | epath.Path, text: str) -> None:
+  """Writes text atomically: a reader sees the old file or the new one."""
+  path = epath.Path(path)
+  if is_remote(path):
+    path.write_bytes(text.encode())
+    return
+  temporary = path.parent / f'.{path.name}.part'
+  temporary.write_bytes(text.encode())
+  temporary.replace(path)
 
 
 def write_json(path: str | epath.Path, value: Any) -> None:
-  """Writes JSON atomically: a reader sees the old file or the new one."""
-  path = epath.Path(path)
-  temporary = path.parent / f'.{path.name}.part'
-  temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-  temporary.replace(path)
+  """Writes JSON atomically; see `write_text`."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
 def read_json(

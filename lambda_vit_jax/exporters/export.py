@@ -17,7 +17,7 @@ from etils import epath
 
 from lambda_vit_jax import __version__
 from lambda_vit_jax.checkpoints.description import describe
-from lambda_vit_jax.core import digests
+from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   LambdaVitError,
@@ -28,6 +28,7 @@ from lambda_vit_jax.core.errors import (
 from lambda_vit_jax.core.files import write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.exporters import remote_folder
 from lambda_vit_jax.exporters.comparison import Program, compare_with
 from lambda_vit_jax.exporters.formats import ALWAYS, FORMATS
 from lambda_vit_jax.exporters.source import DTYPES, Source, make_source
@@ -178,7 +179,8 @@ def _check_model(model: Model, dtype: str) -> None:
 def _replaced(target: epath.Path) -> Iterator[epath.Path]:
   """Yields an empty folder that takes the place of `target` at the end.
 
-  After an error or a kill `target` is what it was before.
+  After an error or a kill `target` is what it was before; on object storage,
+  killed during the last copy, it is no export (`remote_folder`).
 
   Args:
     target: an older export, an empty folder, or a path that does not exist.
@@ -194,13 +196,17 @@ def _replaced(target: epath.Path) -> Iterator[epath.Path]:
   if target.exists() and not target.is_dir():
     raise LambdaVitError(f'{target}: is a file; choose a folder')
   empty = not target.exists() or not any(target.iterdir())
-  if not empty and not (target / 'model.json').exists():
+  ours = (target / 'model.json', remote_folder.unfinished(target))
+  if not empty and not any(path.exists() for path in ours):
     raise LambdaVitError(
       f'{target}: holds other files and no export; choose another folder'
     )
   try:
     temporary.mkdir(parents=True)
     yield temporary
+    if files.is_remote(target):
+      remote_folder.replace(target, temporary)
+      return
     previous.rmtree(missing_ok=True)
     if target.exists():
       target.rename(previous)

@@ -7,8 +7,10 @@ from typing import Any
 
 from etils import epath
 
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import parse_json
+from lambda_vit_jax.core.growing_file import GrowingFile
 from lambda_vit_jax.core.schema import Number, Object, Text
 from lambda_vit_jax.training.trackers import Tracker
 
@@ -22,7 +24,10 @@ ROW = Object(
 
 
 class MetricsWriter:
-  """Appends to `WORKDIR/metrics.jsonl`, on the leading process only."""
+  """Adds to `WORKDIR/metrics.jsonl`, on the leading process only.
+
+  On object storage lines are written every few seconds, and by `save`.
+  """
 
   def __init__(
     self,
@@ -38,6 +43,7 @@ class MetricsWriter:
       trackers: receive the same values.
     """
     self._path = epath.Path(workdir) / 'metrics.jsonl'
+    self._file = GrowingFile(self._path)
     self._leader = leader
     self._trackers = tuple(trackers) if leader else ()
 
@@ -46,13 +52,20 @@ class MetricsWriter:
     if not self._leader:
       return
     line = json.dumps({'stage': stage, 'step': step, **values})
-    with self._path.open('a') as file:
-      file.write(line + '\n')
+    self._file.write(f'{line}\n'.encode())
+    self._file.flush()
     for tracker in self._trackers:
       tracker.write(step, values)
 
+  def save(self) -> None:
+    """Writes every line, before a checkpoint after which none is repeated."""
+    self._file.save()
+    for tracker in self._trackers:
+      tracker.save()
+
   def close(self) -> None:
-    """Closes the trackers."""
+    """Writes every line and closes the trackers."""
+    self._file.save()
     for tracker in self._trackers:
       tracker.close()
 
@@ -60,15 +73,16 @@ class MetricsWriter:
     """Drops lines of `stage` after `step`: a resumed run repeats them."""
     for tracker in self._trackers:
       tracker.begin(stage, step)
+    self._file.save()
     if not self._leader or not self._path.exists():
       return
     rows = read_metrics(self._path)
     kept = [row for row in rows if row['stage'] != stage or row['step'] <= step]
     if len(kept) == len(rows) and self._path.read_text().endswith('\n'):
       return
-    temporary = self._path.parent / '.metrics.jsonl.part'
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    temporary.replace(self._path)
+    text = ''.join(json.dumps(row) + '\n' for row in kept)
+    files.write_text(self._path, text)
+    self._file = GrowingFile(self._path)
 
 
 def read_metrics(path: str | epath.Path) -> list[dict[str, Any]]:

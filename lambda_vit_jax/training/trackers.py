@@ -2,13 +2,16 @@
 
 import importlib
 import time
+import types
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.growing_file import GrowingFile
 
 
 def _optional_modules(need: str, extra: str, *names: str) -> list[Any]:
@@ -23,7 +26,8 @@ def _optional_modules(need: str, extra: str, *names: str) -> list[Any]:
 class TensorBoardTracker:
   """Writes event files to `WORKDIR/tensorboard/STAGE/`, one run per stage.
 
-  Every line is on disk when `write` returns. A resumed stage starts a new file
+  Every line is on disk when `write` returns (on object storage: after `save`,
+  or a few seconds). A resumed stage starts a new file
   whose first event makes TensorBoard drop the steps that are repeated.
   """
 
@@ -37,10 +41,12 @@ class TensorBoardTracker:
       'tensorboardX.proto.event_pb2',
     )
     self._root = epath.Path(workdir) / 'tensorboard'
-    scheme, separator, _ = str(self._root).partition('://')
-    if separator:
-      self._records.register_writer_factory(scheme, _RemoteFile)
+    if files.is_remote(self._root):
+      scheme = str(self._root).partition('://')[0]
+      factory = types.SimpleNamespace(open=self._open)
+      self._records.register_writer_factory(scheme, factory)
     self._writer: Any = None
+    self._remote_file: GrowingFile | None = None
 
   def begin(self, stage: str, step: int) -> None:
     """Starts a file for what follows `step`."""
@@ -68,31 +74,21 @@ class TensorBoardTracker:
     self._writer.write_event(event)
     self._writer.flush()
 
+  def _open(self, path: str) -> GrowingFile:
+    """For tensorboardX, which cannot write there by itself."""
+    self._remote_file = GrowingFile(path)
+    return self._remote_file
+
+  def save(self) -> None:
+    """Writes every event."""
+    if self._remote_file is not None:
+      self._remote_file.save()
+
   def close(self) -> None:
     """Closes the file of the stage."""
     if self._writer is not None:
       self._writer.close()
       self._writer = None
-
-
-class _RemoteFile:
-  """An event file on remote storage, which cannot append: rewritten whole."""
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-    self._data = bytearray()
-
-  @classmethod
-  def open(cls, path: str) -> '_RemoteFile':
-    return cls(epath.Path(path))
-
-  def write(self, data: bytes) -> None:
-    self._data += data
-
-  def flush(self) -> None:
-    self._path.write_bytes(bytes(self._data))
-
-  close = flush
 
 
 class WandbTracker:
@@ -124,7 +120,7 @@ class WandbTracker:
       path.write_text(f'{self._workdir.name}-{uuid.uuid4().hex[:8]}\n')
     group = path.read_text().strip()
     # W&B writes files of its own, which need a local folder.
-    remote = '://' in str(self._workdir)
+    remote = files.is_remote(self._workdir)
     self._run = self._wandb.init(
       project=self._project,
       group=group,
@@ -138,6 +134,9 @@ class WandbTracker:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Logs the values at `step`."""
     self._run.log(dict(values), step=step)
+
+  def save(self) -> None:
+    """Does nothing: W&B sends by itself."""
 
   def close(self) -> None:
     """Finishes the open run."""

@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 
+from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.models.build import make_module
+from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.modes import modes_without
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training import dilution, optim
@@ -62,7 +64,8 @@ def make_job(variant):
     make_batches=make_batches,
     teacher=None,
     batch_size=8,
-    description={},
+    # Of some network: nothing here rebuilds this one from it.
+    description=describe(create_model('vit_nano_patch2_8')),
     log_every=1,
     checkpoint_every=1,
   )

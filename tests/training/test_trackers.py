@@ -1,41 +1,16 @@
 """TensorBoard event files, read back; Weights & Biases, simulated."""
 
-import pathlib
-import struct
 import sys
 import types
 
 import numpy as np
 import pytest
-from etils.epath import testing
-from tensorboardX.proto import event_pb2
+from etils import epath
 
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.training import trackers
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
-
-
-def _events(data):
-  """The events of a file: length, checksum, message, checksum."""
-  while data:
-    (length,) = struct.unpack('<Q', data[:8])
-    yield event_pb2.Event.FromString(data[12 : 12 + length])
-    data = data[12 + length + 4 :]
-
-
-def _shown(folder):
-  """Scalars by (step, tag) after TensorBoard's rule for restarts."""
-  found = {}
-  for path in sorted(folder.glob('*tfevents*')):
-    events = list(_events(path.read_bytes()))
-    assert events[0].file_version == 'brain.Event:2'
-    for event in events:
-      if event.session_log.status == event_pb2.SessionLog.START:
-        found = {key: v for key, v in found.items() if key[0] < event.step}
-      for value in event.summary.value:
-        assert (event.step, value.tag) not in found
-        found[event.step, value.tag] = value.simple_value
-  return found
+from tests.support import event_files, object_store
 
 
 @pytest.mark.parametrize('value', [0.0, -0.0, 1 / 3, 1e-30, 3e38, np.inf])
@@ -44,29 +19,29 @@ def test_a_value_is_on_disk_when_write_returns(tmp_path, step, value):
   tracker = trackers.TensorBoardTracker(tmp_path)
   tracker.begin('dilute', step - 1)
   tracker.write(step, {'λ': value, 'loss': 1.0})
-  shown = _shown(tmp_path / 'tensorboard' / 'dilute')
+  shown = event_files.shown(tmp_path / 'tensorboard' / 'dilute')
   assert shown == {(step, 'λ'): np.float32(value), (step, 'loss'): 1.0}
   tracker.close()
 
 
-def _train_twice(workdir, local):
+def _train_twice(workdir):
   """Five steps, then from step 4 on to 8; the halves are exact in float32."""
   for start, stop in ((0, 6), (4, 9)):
     writer = MetricsWriter(
-      local, trackers=[trackers.TensorBoardTracker(workdir)]
+      workdir, trackers=[trackers.TensorBoardTracker(workdir)]
     )
     writer.rewind('dilute', start)
     for step in range(start + 1, stop):
       writer.write('dilute', step, loss=start + step / 2)
     writer.close()
-  rows = read_metrics(local / 'metrics.jsonl')
+  rows = read_metrics(workdir / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(1, 9))
   return {(row['step'], 'loss'): row['loss'] for row in rows}
 
 
 def test_a_resumed_stage_shows_each_step_once(tmp_path):
-  rows = _train_twice(tmp_path, tmp_path)
-  assert _shown(tmp_path / 'tensorboard' / 'dilute') == rows
+  rows = _train_twice(tmp_path)
+  assert event_files.shown(tmp_path / 'tensorboard' / 'dilute') == rows
 
 
 def test_a_stage_begun_by_version_0_1_shows_each_step_once(tmp_path):
@@ -82,34 +57,14 @@ def test_a_stage_begun_by_version_0_1_shows_each_step_once(tmp_path):
   tracker.begin('dilute', 1)
   tracker.write(2, {'loss': 3.0})
   tracker.close()
-  assert _shown(folder) == {(1, 'loss'): 9.0, (2, 'loss'): 3.0}
+  assert event_files.shown(folder) == {(1, 'loss'): 9.0, (2, 'loss'): 3.0}
 
 
-def test_remote_files_are_never_appended_to(tmp_path):
-  def local(path):
-    return tmp_path / str(path).removeprefix('gs://')
-
-  def open_whole(original, path, mode='r', **options):
-    del original
-    assert 'a' not in mode or not str(path).startswith('gs://')
-    return pathlib.Path(local(path)).open(mode, **options)
-
-  with testing.mock_epath(
-    open=open_whole,
-    exists=lambda original, path: local(path).exists(),
-    makedirs=lambda original, path, **_: local(path).mkdir(
-      parents=True, exist_ok=True
-    ),
-    mkdir=lambda original, path, **_: local(path).mkdir(
-      parents=True, exist_ok=True
-    ),
-    glob=lambda original, path: [
-      f'gs://{found.relative_to(tmp_path)}'
-      for found in tmp_path.glob(str(path).removeprefix('gs://'))
-    ],
-  ):
-    rows = _train_twice('gs://bucket/run', tmp_path)
-  assert _shown(tmp_path / 'bucket/run/tensorboard/dilute') == rows
+def test_remote_files_are_never_appended_to(tmp_path, monkeypatch):
+  with object_store.serve(monkeypatch):
+    rows = _train_twice(epath.Path('gs://bucket/run'))
+    folder = epath.Path('gs://bucket/run/tensorboard/dilute')
+    assert event_files.shown(folder) == rows
 
 
 class Wandb(types.ModuleType):

@@ -12,6 +12,7 @@ from lambda_vit_jax.cli.report import html, plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, cell, escape
 from lambda_vit_jax.cli.report.results import Results, read_results
 from lambda_vit_jax.cli.report.speed_table import si
+from lambda_vit_jax.core import files
 
 # Names of the run's main score in the table and the cards.
 _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
@@ -303,8 +304,6 @@ def write_report(
     warn(f'report: left out: {line}')
   variant = results.config.get('model', {}).get('variant', '')
   path = results.workdir / stage_table.REPORT
-  temporary = results.workdir / '.report.html.part'
   page = html.page(f'λ-ViT report: {variant}', _sections(results))
-  temporary.write_bytes(page.encode())
-  temporary.replace(path)
+  files.write_text(path, page)
   return path
