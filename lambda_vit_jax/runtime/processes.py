@@ -8,19 +8,28 @@ every function returns at once.
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jaxlib
 
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
-from lambda_vit_jax.runtime import supervise
+from lambda_vit_jax.runtime import interrupts, roll_call, supervise
 
 # A process that the coordinator has not heard from for this long counts as
-# dead. The others then end, well within a minute.
+# dead. The others then end, well within a minute. A thread of JAX's client sends
+# the heartbeats, whatever Python is doing.
 _HEARTBEAT_SECONDS = 20
 _JOIN_SECONDS = 300
-# Waiting is cut into slices, between which signal handlers run.
+# How long a collective waits for a process that lives but does not come.
+_COLLECTIVE_SECONDS = 1200
+_PATIENCE_FLAGS = (
+  'xla_cpu_collective_timeout_seconds',
+  'xla_cpu_collective_call_terminate_timeout_seconds',
+)
+# Waiting is cut into slices, between which signals are looked at.
 _SLICE_MILLISECONDS = 1000
 # How long a process that fails waits for others that fail as well.
 _LEAVE_MILLISECONDS = 3000
@@ -46,19 +55,21 @@ def join(
     UsageError: no job is found.
     LambdaVitError: the others did not come, or the address does not work.
   """
+  os.environ['XLA_FLAGS'] = with_patience(os.environ.get('XLA_FLAGS', ''))
   # We handle signals ourselves (`runtime.signals`).
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   explicit = coordinator is not None
   try:
-    jax.distributed.initialize(
-      coordinator,
-      num_processes,
-      process_id,
-      cluster_detection_method='deactivate' if explicit else None,
-      initialization_timeout=_JOIN_SECONDS,
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-    )
+    with roll_call.watched():
+      jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        cluster_detection_method='deactivate' if explicit else None,
+        initialization_timeout=_JOIN_SECONDS,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      )
   except ValueError as error:
     raise UsageError(
       f'--distributed: no job of several processes is found ({error}); give '
@@ -71,6 +82,22 @@ def join(
       f'{where}: the processes of the job did not find each other ({reason}); '
       'start all of them, with the same --coordinator'
     ) from error
+
+
+def with_patience(flags: str) -> str:
+  """Adds to `XLA_FLAGS` how long collectives on CPUs wait for a slow process.
+
+  XLA waits for 30 seconds, and ends the job if one process reads its data, or
+  compiles, for longer. A process that has died is noticed all the same: by its
+  connections, or by its heartbeats.
+  """
+  # XLA aborts on flags that it does not know; later versions may drop these.
+  if tuple(map(int, jaxlib.__version__.split('.')[:2])) > (0, 10):
+    return flags
+  for name in _PATIENCE_FLAGS:
+    if name not in flags:
+      flags += f' --{name}={_COLLECTIVE_SECONDS}'
+  return flags.strip()
 
 
 def leave(failed: bool = False) -> None:
@@ -152,8 +179,10 @@ def await_value(name: str, stopped: Callable[[], bool] | None = None) -> Any:
 
   Raises:
     LostProcessError: the coordinator is gone.
+    StoppedError: a signal arrived.
   """
   while stopped is None or not stopped():
+    interrupts.check()
     try:
       found = _client().blocking_key_value_get(name, _SLICE_MILLISECONDS)
     except Exception as error:

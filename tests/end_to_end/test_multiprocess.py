@@ -237,6 +237,40 @@ def test_the_coordinator_killed_while_the_others_wait(single, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_process_whose_partner_never_comes_says_who_is_missing(tmp_path):
+  soon = (
+    'import sys\n'
+    'from lambda_vit_jax import main\n'
+    'from lambda_vit_jax.runtime import roll_call\n'
+    'roll_call._EVERY_SECONDS = 0.5\n'
+    'sys.exit(main.main(sys.argv[1:]))\n'
+  )
+  address = launch_local.free_address()
+  alone = subprocess.Popen(
+    [
+      sys.executable,
+      '-c',
+      soon,
+      *arguments('pretrain', tmp_path / 'run'),
+      f'--coordinator={address}',
+      '--num_processes=2',
+      '--process_id=0',
+    ],
+    cwd=ROOT,
+    env=launch_local.environment(0, 1, gpus=False),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  line = alone.stderr.readline()
+  assert 'process 0 of 2: still waiting: process 1 missing' in line
+  # In the middle of a call that takes minutes.
+  alone.terminate()
+  codes, (said,) = finish([alone], timeout=60)
+  assert codes == [143]
+  assert 'interrupted by SIGTERM' in errors(said)[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'own, code, message',
   [
