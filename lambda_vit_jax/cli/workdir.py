@@ -23,6 +23,7 @@ from lambda_vit_jax.cli import (
   workdir_config,
 )
 from lambda_vit_jax.cli.settings import Settings
+from lambda_vit_jax.cli.workdir_lock import WorkdirLock
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.core.preprocessing import Preprocessing
@@ -33,7 +34,7 @@ from lambda_vit_jax.data.sources.dataset import Dataset, split_holdout
 from lambda_vit_jax.models import merge_schedule
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.runtime import processes, sharding
+from lambda_vit_jax.runtime import interrupts, processes, sharding
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training.metrics import MetricsWriter
 from lambda_vit_jax.training.trackers import make_trackers
@@ -57,12 +58,24 @@ class Run:
   """
 
   def __init__(
-    self, config: Mapping[str, Any], workdir: str, reporter: Reporter
+    self,
+    config: Mapping[str, Any],
+    workdir: str,
+    reporter: Reporter,
+    lock: bool = False,
   ):
     """Opens a workdir, or makes it.
 
+    Args:
+      config: with the values of flags.
+      workdir: may be remote.
+      reporter: for this process.
+      lock: keep other jobs out until `close`. Without it, one may be running:
+        its config stays.
+
     Raises:
-      LambdaVitError: the workdir is a file or cannot be written.
+      LambdaVitError: the workdir is a file, cannot be written, or another job
+        uses it.
       UsageError: a value that no stage would take, or another one than results
         in the workdir were made with; names the keys.
       ModelError: sizes that do not make a model.
@@ -79,12 +92,30 @@ class Run:
     config_check.check(self.settings)
     # As `config.json` stores it: tuples are lists.
     stored = json.loads(json.dumps(config))
-    self._new = processes.from_leader(
-      lambda: workdir_config.claim(self.workdir, stored)
-    )
-    self._check_shared(stored)
-    trackers = make_trackers(stored, self.workdir) if self.leader else ()
+    self._lock = WorkdirLock(self.workdir) if lock else None
+    try:
+      self._new = processes.from_leader(
+        lambda: workdir_config.claim(
+          self.workdir, stored, self._lock, replace=lock
+        )
+      )
+      self._check_shared(stored)
+      trackers = make_trackers(stored, self.workdir) if self.leader else ()
+    except BaseException:
+      self._unlock()
+      raise
     self.metrics = MetricsWriter(self.workdir, self.leader, trackers)
+
+  def close(self) -> None:
+    """Closes the trackers and lets other jobs in."""
+    try:
+      self.metrics.close()
+    finally:
+      self._unlock()
+
+  def _unlock(self) -> None:
+    if self._lock is not None:
+      self._lock.release()
 
   def withdraw(self) -> None:
     """Removes the config of a failed command, if that is all there is."""
@@ -241,9 +272,11 @@ class Run:
     alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
     loading = self._loading(alone)
-    return pipeline.eval_batches(
+    for batch in pipeline.eval_batches(
       split, indices, preprocessing, loading, recipe=self.recipe
-    )
+    ):
+      interrupts.check()
+      yield batch
 
   def load(self, stage: str) -> Model:
     """Loads the result of `pretrain` or `dilute`, in the compute dtype.

@@ -10,7 +10,13 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.cli import config_differences, result_files, stage_table
+from lambda_vit_jax.cli import (
+  config_differences,
+  result_files,
+  stage_table,
+  workdir_lock,
+)
+from lambda_vit_jax.cli.workdir_lock import WorkdirLock
 from lambda_vit_jax.configs import common
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
@@ -25,18 +31,26 @@ _LAST = stage_table.results('export', 'evaluate', 'benchmark')
 _ALL = stage_table.results(*(s for s in stage_table.STAGES if s != 'report'))
 
 
-def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
+def claim(
+  workdir: epath.Path,
+  config: Mapping[str, Any],
+  lock: WorkdirLock | None = None,
+  replace: bool = True,
+) -> bool:
   """Stores the config in a workdir, or checks it; leading process only.
 
   Args:
     workdir: a folder, or where to make one.
     config: with JSON values.
+    lock: taken first, if given.
+    replace: store today's values where none of those that differ binds.
 
   Returns:
     Whether the workdir had no config before.
 
   Raises:
-    LambdaVitError: the workdir is a file or cannot be written.
+    LambdaVitError: the workdir is a file, cannot be written, or another job
+      uses it.
     UsageError: results in it were made with other values; names them.
   """
   path = workdir / stage_table.CONFIG
@@ -44,6 +58,8 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
     raise LambdaVitError(f'--workdir={workdir}: is a file; choose a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    if lock is not None:
+      lock.acquire()
     saved = result_files.read(workdir, stage_table.CONFIG)
     if saved is None:
       files.write_json(path, config)
@@ -61,7 +77,7 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
         f'--workdir={workdir}: made with other values: {"; ".join(binding)}; '
         'use a new --workdir, or the old values'
       )
-    if differing:
+    if differing and replace:
       files.write_json(path, config)
   except OSError as error:
     raise LambdaVitError(
@@ -73,7 +89,8 @@ def claim(workdir: epath.Path, config: Mapping[str, Any]) -> bool:
 
 def withdraw(workdir: epath.Path) -> None:
   """Undoes the first `claim` of a workdir that still holds nothing else."""
-  if [path.name for path in workdir.iterdir()] == [stage_table.CONFIG]:
+  names = {path.name for path in workdir.iterdir()}
+  if names - {workdir_lock.NAME} == {stage_table.CONFIG}:
     (workdir / stage_table.CONFIG).unlink()
 
 
