@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ from lambda_vit_jax.core.errors import (
   StoppedError,
   UsageError,
 )
-from lambda_vit_jax.runtime import supervise
+from lambda_vit_jax.runtime import interrupts, supervise
 
 
 def _configure_logging(debug: bool) -> None:
@@ -45,14 +46,15 @@ def _run_stage(
   from lambda_vit_jax.cli import outcome
   from lambda_vit_jax.cli.stages import registry
   from lambda_vit_jax.cli.workdir import Run
-  from lambda_vit_jax.runtime import processes, signals, startup
+  from lambda_vit_jax.runtime import processes, startup
   from lambda_vit_jax.runtime.progress import Reporter
 
-  signals.raise_on_signals()
   startup.keep_memory()
   startup.use_cache()
   reporter = Reporter(values.quiet, processes.is_leader())
-  run = Run(config.to_dict(), values.workdir, reporter)
+  # A report may be looked at while another job is running.
+  alone = stage != 'report'
+  run = Run(config.to_dict(), values.workdir, reporter, lock=alone)
   done = []
   try:
     for name in registry.needed(run) if stage == 'run' else (stage,):
@@ -63,7 +65,7 @@ def _run_stage(
     run.withdraw()
     raise
   finally:
-    run.metrics.close()
+    run.close()
   if run.leader:
     outcome.show(run, stage, done, argv, as_json=values.json)
 
@@ -96,9 +98,7 @@ def _run_in_job(
 def _run_command(name: str, arguments: Sequence[str]) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from lambda_vit_jax.cli import commands
-  from lambda_vit_jax.runtime import signals
 
-  signals.raise_on_signals()
   commands.COMMANDS[name](arguments)
 
 
@@ -134,8 +134,13 @@ def main(argv: Sequence[str]) -> int:
 def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
   """Runs `action`; turns an error into one line and an exit code."""
   debug = '--debug' in argv
+
+  def end(error: StoppedError) -> int:
+    return _fail(argv, str(error), error.exit_code)
+
   try:
-    action()
+    with interrupts.watch(end):
+      action()
   except (LambdaVitError, StoppedError) as error:
     if debug:
       traceback.print_exc()
@@ -193,6 +198,9 @@ def run() -> None:
     # Hides what libraries' threads print after a failed save or on a damaged
     # file; our own error line reports it.
     sys.unraisablehook = lambda _: None
+  # Until our handlers are there, and after them, Ctrl-C ends the process as
+  # SIGTERM does, without a traceback.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   sys.exit(main(sys.argv[1:]))
 
 

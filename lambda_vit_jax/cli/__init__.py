@@ -7,6 +7,7 @@
 - `config_check`: check settings against the model
 - `result_files`: what the JSON files of a workdir hold
 - `config_differences`, `workdir_config`: the values that bind a workdir
+- `workdir_lock`: one job at a time in a workdir
 - `workdir`: `Run`, a workdir with everything that a stage needs
 - `task`: data set, outputs and batches of a task
 - `stages/`: one file per stage

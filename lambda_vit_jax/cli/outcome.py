@@ -44,7 +44,7 @@ def to_json(
     `stage`, `workdir`, `stages` (`stage`, `status`: `done` or `already done`,
     `seconds`), `result` (the content of the stage's file; for `run` one entry
     for each of `select`, `evaluate`, `benchmark`), `report` (a path, or null)
-    and `next` (the first unfinished stage, or null).
+    and `next` (the first unfinished stage after this one, or null).
   """
   page = run.path(stage_table.REPORT)
   return {
@@ -101,14 +101,19 @@ def show(
 
 
 def next_stage(run: Run, stage: str) -> str | None:
-  """Returns the first unfinished stage; None after `report` and `run`."""
+  """Returns the first unfinished stage after one; None after the last.
+
+  Earlier ones that were left out, such as `analyze`, are not named again.
+  """
   if stage in ('run', 'report'):
     return None
+  order = list(registry.STAGES)
+  later = order[order.index(stage) + 1 :]
   try:
     return next(
       name
       for name in registry.needed(run)
-      if not registry.STAGES[name].finished(run)
+      if name in later and not registry.STAGES[name].finished(run)
     )
   except LambdaVitError:
     return None

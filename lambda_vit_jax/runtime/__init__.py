@@ -5,7 +5,9 @@
 - `matmul`: matrix products, split where a CPU is faster with it.
 - `sharding`: the device mesh, and how arrays are sharded over it.
 - `processes`: jobs of several processes.
+- `roll_call`: which processes of a job have not come yet.
 - `supervise`: the work in a child process, so that a crash is reported.
-- `signals`: SIGTERM and Ctrl-C.
+- `interrupts`: SIGTERM and Ctrl-C, noted and never lost.
+- `signals`: SIGTERM and Ctrl-C while training: save first.
 - `progress`: progress bars and messages.
 """

@@ -13,6 +13,7 @@ import rich.console
 import rich.progress
 
 from lambda_vit_jax.core.text import printable
+from lambda_vit_jax.runtime import interrupts
 
 # Seconds between plain progress lines.
 _PLAIN_EVERY = 10.0
@@ -38,13 +39,22 @@ class Bar:
       self._task = progress.add_task(description, total=total, note='')
 
   def update(self, done: int, note: str = '') -> None:
-    """Sets how much is done, and a short note next to it."""
+    """Sets how much is done, and a short note next to it.
+
+    Raises:
+      StoppedError: a signal arrived (`interrupts.check`).
+    """
+    interrupts.check()
+    # The last batch may be padded.
+    done = min(done, self._total)
+    last = done == self._total > self._done
     self._done = done
     if self._progress is not None:
       self._progress.update(self._task, completed=done, note=note)
       return
     now = time.monotonic()
-    if now - self._last >= _PLAIN_EVERY and done < self._total:
+    # The last line always, or a file would never show how a stage ended.
+    if last or (done < self._total and now - self._last >= _PLAIN_EVERY):
       self._last = now
       self._reporter.say(
         f'{self._description}: {done}/{self._total} {note}'.rstrip()

@@ -1,4 +1,4 @@
-"""On SIGTERM or Ctrl-C: finish the step, save, report it, exit 143 or 130.
+"""Training after SIGTERM or Ctrl-C: finish the step, save, exit 143 or 130.
 
 In a job of several processes, a signal to any of them stops all at the same
 step. They agree on it through the coordination service, without a device.
@@ -14,37 +14,28 @@ from typing import Any
 
 import jax
 
-from lambda_vit_jax.core.errors import StoppedError
-from lambda_vit_jax.runtime import processes
+from lambda_vit_jax.runtime import interrupts, processes
 from lambda_vit_jax.runtime.supervise import SIGNALS
-
-# A launcher, its shell and a scheduler may each send the same signal.
-_SAME_SECONDS = 2.0
-
-
-def raise_on_signals() -> None:
-  """Makes a signal raise at once: outside of training nothing has to be saved."""
-
-  def handler(signum: int, frame: FrameType | None) -> None:
-    del frame
-    name = signal.Signals(signum).name
-    raise StoppedError(
-      signum,
-      f'interrupted by {name}; finished stages are kept, run the same '
-      'command again to continue',
-    )
-
-  for signum in SIGNALS:
-    signal.signal(signum, handler)
 
 
 class StopFlag:
-  """Set by a signal; `signum` is 0 until this process receives one."""
+  """Set by a signal.
+
+  Attributes:
+    has_work: whether there is something to save; not before the first step.
+    is_saving: whether a checkpoint is being written.
+  """
 
   def __init__(self) -> None:
-    self.signum = 0
+    self.has_work = False
+    self.is_saving = False
+    self._own = 0
     self._since = 0.0
-    self._saving = False
+
+  @property
+  def signum(self) -> int:
+    """0 until this process receives a signal."""
+    return self._own or interrupts.received()
 
   def receive(self, signum: int) -> bool:
     """Notes a signal; returns whether the process should stop at once.
@@ -52,14 +43,21 @@ class StopFlag:
     That is on a second signal, unless a checkpoint is being saved or the first
     one came only a moment ago.
     """
-    again = self.signum and time.monotonic() - self._since > _SAME_SECONDS
-    if not self.signum:
-      self.signum, self._since = signum, time.monotonic()
-    return bool(again) and not self._saving
+    now = time.monotonic()
+    again = self._own and now - self._since > interrupts.SAME_SECONDS
+    if not self._own:
+      self._own, self._since = signum, now
+    return bool(again) and not self.is_saving
 
   def reached(self, step: int) -> int:
-    """The signal that stops training after `step` steps, 0 to continue."""
+    """The signal that stops training after `step` steps, 0 to continue.
+
+    Raises:
+      LambdaVitError: see `interrupts.fail`.
+    """
     del step
+    self.has_work = True
+    interrupts.check()
     return self.signum
 
   def finish(self) -> int:
@@ -69,11 +67,11 @@ class StopFlag:
   @contextlib.contextmanager
   def saving(self) -> Iterator[None]:
     """While open, further signals are ignored."""
-    self._saving = True
+    self.is_saving = True
     try:
       yield
     finally:
-      self._saving = False
+      self.is_saving = False
 
 
 class SharedStopFlag(StopFlag):
@@ -92,6 +90,8 @@ class SharedStopFlag(StopFlag):
       name: of this stretch of training, the same in all processes.
     """
     super().__init__()
+    # All have to agree on a step, even if one of them has taken none.
+    self.has_work = True
     self._name = f'lambda_vit/stop/{name}'
     self._lock = threading.Lock()
     self._step = 0
@@ -103,6 +103,7 @@ class SharedStopFlag(StopFlag):
     self._thread.start()
 
   def reached(self, step: int) -> int:
+    interrupts.check()
     if self.signum and not self._published:
       self._published = True
       processes.publish(self._name, self.signum)
@@ -135,12 +136,25 @@ class SharedStopFlag(StopFlag):
 
 @contextlib.contextmanager
 def stop_flag(name: str = '') -> Iterator[StopFlag]:
-  """While open, a first signal only sets the flag; a later one raises.
+  """While open, a first signal only sets the flag.
+
+  A second one ends the command, if there is an `interrupts.watch`; else it goes
+  to the handler of before.
 
   Args:
     name: of this stretch of training, the same in all processes of a job.
+
+  Raises:
+    StoppedError: a signal has arrived before.
   """
+  interrupts.check()
   flag = SharedStopFlag(name) if jax.process_count() > 1 else StopFlag()
+  with interrupts.left_to(flag), _handled_by(flag):
+    yield flag
+
+
+@contextlib.contextmanager
+def _handled_by(flag: StopFlag) -> Iterator[None]:
   previous: dict[int, Any] = {
     signum: signal.getsignal(signum) for signum in SIGNALS
   }
@@ -155,10 +169,10 @@ def stop_flag(name: str = '') -> Iterator[StopFlag]:
       signal.signal(signum, handler)
   except ValueError:
     # Not the main thread (a notebook's worker, a test): no handlers there.
-    yield flag
+    yield
     return
   try:
-    yield flag
+    yield
   finally:
     for number, old in previous.items():
       signal.signal(number, old)

@@ -12,5 +12,6 @@ In reading order:
 - `persistence`: save and restore the training state
 - `metrics`: `metrics.jsonl`
 - `trackers`: TensorBoard and Weights & Biases
+- `step_memory`: what a step needs in memory
 - `tracing`: a profile of a few steps
 """

@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.core.errors import LambdaVitError, StoppedError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.runtime import sharding, signals
 from lambda_vit_jax.runtime.progress import Bar, Reporter
-from lambda_vit_jax.training import persistence
+from lambda_vit_jax.training import persistence, step_memory
 from lambda_vit_jax.training.job import Job
 from lambda_vit_jax.training.metrics import MetricsWriter
 from lambda_vit_jax.training.step import (
@@ -27,6 +27,10 @@ from lambda_vit_jax.training.step import (
   make_train_step,
   prune_state,
 )
+
+# The host prepares steps while the device computes, but not dozens of them: each
+# would have to end before a signal is answered, and holds its batch.
+_STEPS_AHEAD = 2
 
 
 class DivergedError(LambdaVitError):
@@ -70,7 +74,8 @@ def fit(
       signals.stop_flag(job.stage) as stop,
       reporter.bar(job.stage, job.total_steps) as bar,
     ):
-      loop = _Loop(job, checkpointer, mesh, _Log(job, metrics, step), bar, stop)
+      log = _Log(job, metrics, step)
+      loop = _Loop(job, checkpointer, mesh, log, bar, stop, reporter)
       try:
         for index in range(len(job.phases)):
           state = loop.run_phase(index, state)
@@ -97,6 +102,7 @@ class _Loop:
   log: '_Log'
   bar: Bar
   stop: signals.StopFlag
+  reporter: Reporter
 
   def run_phase(self, index: int, state: TrainState) -> TrainState:
     """Trains to the end of a phase; returns the state of the next one."""
@@ -118,13 +124,21 @@ class _Loop:
       teacher,
     )
     batches = job.make_batches(step)
+    first = step
     while step < phase.until:
       job.window.before(step)
       batch = sharding.put_batch(next(batches), self.mesh)
+      if step == first:
+        arguments = (state, batch, teacher_params)
+        step_memory.report(
+          job.stage, job.batch_size, train_step, arguments, self.reporter
+        )
       state, values = train_step(state, batch, teacher_params)
       step += 1
       job.window.after(step, values)
       self.log.pending.append(values)
+      if len(self.log.pending) > _STEPS_AHEAD:
+        jax.block_until_ready(self.log.pending[-1 - _STEPS_AHEAD])
       for following in job.begun(step)[index + 1 :]:
         state = prune_state(state, following.removed, following.linear)
       self._after_step(step, state, last=step == phase.until)
@@ -152,6 +166,7 @@ class _Loop:
     if step % job.log_every == 0 or due or scores:
       self.bar.update(step, self.log.flush(step, scores))
     if due:
+      self.log.metrics.save()
       # Only a checkpoint at λ = 0 can be the best one.
       diluted = 'diluted' in job.module_at(step).attention_modes
       metrics = None if diluted else scores or None
@@ -170,8 +185,8 @@ class _Loop:
     if signum:
       raise self._stopped(signum, 'after its last step')
 
-  def _stopped(self, signum: int, when: str) -> signals.StoppedError:
-    return signals.StoppedError(
+  def _stopped(self, signum: int, when: str) -> StoppedError:
+    return StoppedError(
       signum,
       f'{self.job.stage}: interrupted {when}; saved, run the same command '
       'again to continue',

@@ -1,9 +1,11 @@
 """What a person, and a program, read on the terminal."""
 
 import dataclasses
+import gc
 import json
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -100,7 +102,8 @@ def test_json_is_the_whole_of_stdout(argv, pretend, capsys):
   found = json.loads(capsys.readouterr().out)
   assert found['stage'] == 'select'
   assert found['result'] == {'removed': [1]}
-  assert found['next'] == 'analyze'
+  # Not `analyze`, which was left out.
+  assert found['next'] == 'export'
   assert [row['status'] for row in found['stages']] == ['done']
   assert main.main([*argv, '--json']) == 0
   found = json.loads(capsys.readouterr().out)
@@ -123,8 +126,31 @@ def test_the_hint_is_a_command_line_for_the_shell(argv, pretend, capsys):
   captured = capsys.readouterr()
   assert captured.out == ''
   hint = captured.err.splitlines()[-1]
-  assert hint.startswith('next: lambda-vit analyze --config=')
-  assert shlex.split(hint)[2:] == ['analyze', *argv[1:]]
+  assert hint.startswith('next: lambda-vit export --config=')
+  assert shlex.split(hint)[2:] == ['export', *argv[1:]]
+
+
+def test_a_signal_during_garbage_collection_ends_the_command(
+  argv, pretend, monkeypatch, capsys
+):
+  """An exception raised there is ignored, and the command would exit with 0."""
+
+  def collect(run):
+    def callback(phase, info):
+      gc.callbacks.remove(callback)
+      signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(callback)
+    gc.collect()
+    run.path('select.json').write_text('{"removed": [1]}')
+
+  stage = dataclasses.replace(registry.STAGES['select'], run=collect)
+  monkeypatch.setitem(registry.STAGES, 'select', stage)
+  assert main.main(argv) == 143
+  captured = capsys.readouterr()
+  (line,) = [x for x in captured.err.splitlines() if 'lambda-vit:' in x]
+  assert 'interrupted by SIGTERM' in line
+  assert captured.out == ''
 
 
 def test_quiet_says_nothing(argv, pretend, capsys):

@@ -256,6 +256,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils(
         values = values | {'gradient_norm': np.float32(np.inf)}
       return state, values
 
+    run_step.lower = step.lower
     return run_step
 
   monkeypatch.setattr(loop, 'make_train_step', poisoned)

@@ -150,6 +150,33 @@ def test_killed_at_any_moment_ends_with_the_same_bits(
   assert_same_end(workdir, undisturbed, stage)
 
 
+@pytest.mark.parametrize('stage', ['analyze', 'select', 'export'])
+def test_a_signal_ends_a_stage_that_has_nothing_to_save(
+  tmp_path, cache, undisturbed, stage
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  (workdir / 'selection.json').unlink()
+  if stage == 'export':
+    shutil.copy(undisturbed / 'selection.json', workdir)
+  command = subprocess.Popen(
+    [sys.executable, '-m', 'lambda_vit_jax', *arguments(stage, workdir)],
+    env=environment(cache),
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while f'{stage}: starting' not in command.stderr.readline():
+    assert command.poll() is None
+  command.terminate()
+  _, said = command.communicate(timeout=60)
+  assert command.returncode == 143, said
+  (line,) = [x for x in said.splitlines() if x.startswith('lambda-vit:')]
+  assert 'interrupted by SIGTERM' in line
+  # The lock of a process that is gone keeps nobody out.
+  finish(stage, workdir, cache)
+
+
 @pytest.mark.parametrize('moment', [('dilute', '6', 'metrics'), *moments(2)])
 def test_sigterm_saves_and_ends_with_the_same_bits(
   before, cache, undisturbed, moment

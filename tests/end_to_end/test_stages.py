@@ -42,6 +42,18 @@ def copy(finished, tmp_path):
   return tmp_path / 'digits'
 
 
+def test_evaluate_wants_the_export_before_it_measures(copy, monkeypatch):
+  """Not after minutes over every image, which it would then throw away."""
+  shutil.rmtree(copy / 'export')
+
+  def measured(*words, **options):
+    raise AssertionError('measured first')
+
+  monkeypatch.setattr(accuracy, 'evaluate_model', measured)
+  with pytest.raises(CheckpointError, match='export'):
+    registry.STAGES['evaluate'].run(open_run(copy))
+
+
 def read(workdir, name):
   return json.loads((workdir / name).read_text())
 

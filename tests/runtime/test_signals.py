@@ -22,20 +22,6 @@ def clock(monkeypatch):
   return clock
 
 
-def test_outside_of_training_a_signal_raises_with_its_code():
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    signals.raise_on_signals()
-    with pytest.raises(signals.StoppedError, match='SIGTERM') as info:
-      signal.raise_signal(signal.SIGTERM)
-    assert info.value.exit_code == 143
-    # What explains damaged files by catching all errors must not catch it.
-    assert not issubclass(signals.StoppedError, Exception)
-  finally:
-    signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_the_same_signal_sent_twice_by_a_launcher_is_one(clock):
   flag = signals.StopFlag()
   assert not flag.receive(signal.SIGTERM)

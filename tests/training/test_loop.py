@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import re
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.errors import StoppedError, UsageError
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import (
   abstract_params,
@@ -20,7 +21,7 @@ from lambda_vit_jax.models.build import (
 )
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.variants import Variant
-from lambda_vit_jax.runtime import sharding, signals
+from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training import loop, persistence
 from lambda_vit_jax.training.dilution import Dilution
@@ -138,10 +139,54 @@ def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
         signal.raise_signal(signal.SIGTERM)
       yield batch
 
-  with pytest.raises(signals.StoppedError, match='step 2 of 5') as info:
+  with pytest.raises(StoppedError, match='step 2 of 5') as info:
     run(job, tmp_path, mesh, with_signal)
   assert info.value.exit_code == 143
   assert_same(run(job, tmp_path, mesh), undisturbed[0])
+
+
+def test_the_device_is_at_most_two_steps_behind(
+  job, mesh, tmp_path, monkeypatch
+):
+  """Steps that were only asked for would all have to end after a signal."""
+  events = []
+  make, wait = loop.make_train_step, jax.block_until_ready
+
+  def counted(*words, **options):
+    step = make(*words, **options)
+    numbers = itertools.count(1)
+
+    def run_step(state, batch, teacher):
+      state, values = step(state, batch, teacher)
+      number = next(numbers)
+      events.append(f'asked for {number}')
+      return state, values | {'number': number}
+
+    run_step.lower = step.lower
+    return run_step
+
+  def wait_for(values):
+    if isinstance(values, dict) and 'number' in values:
+      events.append(f'waited for {values["number"]}')
+    return wait(values)
+
+  monkeypatch.setattr(loop, 'make_train_step', counted)
+  monkeypatch.setattr(jax, 'block_until_ready', wait_for)
+  whole = dataclasses.replace(job.phases[0], until=5)
+  changed = dataclasses.replace(
+    job, phases=(whole,), log_every=5, checkpoint_every=5
+  )
+  run(changed, tmp_path, mesh)
+  assert events == [
+    'asked for 1',
+    'asked for 2',
+    'asked for 3',
+    'waited for 1',
+    'asked for 4',
+    'waited for 2',
+    'asked for 5',
+    'waited for 3',
+  ]
 
 
 def test_a_nan_names_its_step_and_keeps_the_last_good_state(

@@ -19,7 +19,7 @@ from lambda_vit_jax.cli.stages.export import export_model
 from lambda_vit_jax.cli.stages.linearize import linearize
 from lambda_vit_jax.cli.stages.select import select
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.runtime import processes
+from lambda_vit_jax.runtime import interrupts, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,7 @@ def run_stage(run: Run, name: str) -> bool:
   All processes of a job leave it together, so that none of them reads what
   the leading one has not written yet.
   """
+  interrupts.check()
   stage = STAGES[name]
   if processes.from_leader(lambda: stage.finished(run)):
     run.reporter.say(f'{name}: already done')

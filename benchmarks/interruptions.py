@@ -1,0 +1,394 @@
+"""Signals, kills, two jobs at once, and full disks, at random moments.
+
+  python benchmarks/interruptions.py signals kills pairs disks slow
+
+Every command is a fresh process of `lambda-vit` with a small network on the
+digits, in a workdir in which the stages before are finished. What was
+interrupted is run again until it is done, and has to end with the bits of a run
+that nothing disturbed. `disks` needs to mount a tmpfs (root). `slow` is a job of two
+processes, one of which reads its data for 90 seconds longer. Writes
+docs/benchmarks/interruptions.json; exits 1 if anything was lost.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import common
+
+OUTPUT = common.RESULTS / 'interruptions.json'
+STAGES = (
+  'pretrain',
+  'analyze',
+  'select',
+  'dilute',
+  'export',
+  'evaluate',
+  'benchmark',
+  'report',
+)
+WORDS = (
+  f'--config={common.ROOT}/configs/digits.py',
+  '--config.init=',
+  '--config.model.variant=vit_nano_patch2_8',
+  '--config.batch_size=32',
+  '--config.pretrain.steps=12',
+  '--config.pretrain.warmup_steps=1',
+  '--config.select.num_layers=2',
+  '--config.dilute.warmup_steps=1',
+  '--config.dilute.dilution_steps=6',
+  '--config.dilute.settle_steps=6',
+  '--config.checkpoint_every=3',
+  '--config.log_every=1',
+  '--config.benchmark.rounds=2',
+)
+# What each stage writes.
+RESULTS = {
+  'pretrain': 'checkpoints/pretrain',
+  'analyze': 'analysis.json',
+  'select': 'selection.json',
+  'dilute': 'checkpoints/dilute',
+  'export': 'export',
+  'evaluate': 'evaluation.json',
+  'benchmark': 'benchmark.json',
+  'report': 'report.html',
+}
+_SLOW = """
+import sys, time
+from lambda_vit_jax import main
+from lambda_vit_jax.cli.workdir import Run
+batches = Run.train_batches
+def slow(self, *arguments):
+  for number, batch in enumerate(batches(self, *arguments)):
+    if number == 2 and not self.leader:
+      time.sleep(float(sys.argv[1]))
+    yield batch
+Run.train_batches = slow
+sys.exit(main.main(sys.argv[2:]))
+"""
+
+# Free bytes when a stage starts on a disk that is almost full.
+FREE = (0, 16 << 10, 128 << 10)
+
+
+@dataclasses.dataclass
+class Bench:
+  """What all trials share.
+
+  Attributes:
+    folder: for everything; emptied at the end.
+    rng: draws stages and moments.
+    seconds: how long each stage takes when nothing disturbs it.
+    expected: the results of each stage, see `result_of`.
+  """
+
+  folder: pathlib.Path
+  rng: random.Random
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+  expected: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def reference(self) -> pathlib.Path:
+    """The workdir of the run that nothing disturbed."""
+    return self.folder / 'reference'
+
+  def start(self, stage: str, workdir: pathlib.Path) -> 'subprocess.Popen[str]':
+    """Starts a command."""
+    cache = {'LAMBDA_VIT_CACHE': str(self.folder / 'cache')}
+    return subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'lambda_vit_jax',
+        stage,
+        *WORDS,
+        f'--workdir={workdir}',
+      ],
+      cwd=common.ROOT,
+      env=os.environ | cache | {'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def prepare(self, stage: str, workdir: pathlib.Path) -> None:
+    """Makes a workdir in which the stages before `stage` are finished."""
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir(parents=True)
+    names = [RESULTS[name] for name in STAGES[: STAGES.index(stage)]]
+    for name in ('config.json', 'metrics.jsonl', *names):
+      source = self.reference / name
+      if source.is_dir():
+        shutil.copytree(source, workdir / name)
+      elif source.exists():
+        shutil.copy(source, workdir / name)
+
+  def check(self, stage: str, workdir: pathlib.Path) -> list[str]:
+    """Compares a finished stage; returns what is wrong."""
+    found = result_of(stage, workdir)
+    if found != self.expected[stage]:
+      return [f'{stage}: other bits: {found} for {self.expected[stage]}']
+    left = [
+      path.name
+      for path in workdir.iterdir()
+      if path.name == 'lock.json' or '.part' in path.name
+    ]
+    return [f'{stage}: left behind: {left}'] if left else []
+
+
+def result_of(stage: str, workdir: pathlib.Path) -> Any:
+  """What a stage has computed, without times."""
+  from lambda_vit_jax.checkpoints import load
+  from lambda_vit_jax.core import digests
+  from lambda_vit_jax.training.metrics import read_metrics
+
+  path = workdir / RESULTS[stage]
+  if stage in ('pretrain', 'dilute'):
+    rows = read_metrics(workdir / 'metrics.jsonl')
+    losses = [(r['step'], r['loss']) for r in rows if r['stage'] == stage]
+    params = load.load_stage(workdir, stage, finished=True).params
+    return digests.fingerprint(params), losses
+  if stage == 'export':
+    files = ('model.safetensors', 'model.stablehlo')
+    return [digests.of_file(common_path(path / name)) for name in files]
+  if stage in ('benchmark', 'report'):
+    return path.exists()
+  found = json.loads(path.read_text())
+  found.pop('sha256', None)
+  for row in found.get('rounds', ()):
+    row.pop('seconds', None)
+  return found
+
+
+def common_path(path: pathlib.Path) -> Any:
+  """As the package opens files."""
+  from etils import epath
+
+  return epath.Path(path)
+
+
+def make_reference(bench: Bench) -> None:
+  """Runs every stage twice: to fill the cache, and for its time."""
+  for workdir in (bench.folder / 'first', bench.reference):
+    for stage in STAGES:
+      began = time.monotonic()
+      process = bench.start(stage, workdir)
+      _, said = process.communicate()
+      if process.returncode:
+        raise SystemExit(f'{stage}: {said}')
+      bench.seconds[stage] = time.monotonic() - began
+  bench.expected = {name: result_of(name, bench.reference) for name in STAGES}
+
+
+def lines_of(said: str) -> list[str]:
+  """The lines that report an error."""
+  return [line for line in said.splitlines() if line.startswith('lambda-vit:')]
+
+
+def problems_of(stage: str, said: str) -> list[str]:
+  """Tracebacks, and anything but one line of error."""
+  found = [f'{stage}: a traceback: {said}'] if 'Traceback' in said else []
+  if 'Exception ignored' in said:
+    found.append(f'{stage}: {said}')
+  if len(lines_of(said)) > 1:
+    found.append(f'{stage}: several lines: {lines_of(said)}')
+  return found
+
+
+def interrupt(
+  bench: Bench, count: int, signals: tuple[signal.Signals, ...]
+) -> dict[str, Any]:
+  """Sends signals at random moments, to one stage after the other.
+
+  An interrupted stage is started again in the same workdir, until it ends
+  before its signal; then it is compared, and begins anew.
+  """
+  problems: list[str] = []
+  sent = dict.fromkeys(STAGES, 0)
+  waits, codes, compared = [], dict[str, int](), 0
+  workdirs = {name: bench.folder / f'interrupted-{name}' for name in STAGES}
+  for name in STAGES:
+    bench.prepare(name, workdirs[name])
+  index = 0
+  while sum(sent.values()) < count:
+    stage = STAGES[index % len(STAGES)]
+    index += 1
+    process = bench.start(stage, workdirs[stage])
+    number = bench.rng.choice(signals)
+    moment = bench.rng.uniform(0.2, 1.05 * bench.seconds[stage])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(moment)
+    if process.poll() is None:
+      began = time.monotonic()
+      process.send_signal(number)
+      _, said = process.communicate()
+      waits.append(time.monotonic() - began)
+      sent[stage] += 1
+      # Before the program's handlers are there it ends as by default.
+      good = (-number, 128 + number)
+      if process.returncode not in good:
+        problems.append(f'{stage}: {number.name} at {moment:.2f} s: {said}')
+      name = f'{number.name}: {process.returncode}'
+      codes[name] = codes.get(name, 0) + 1
+      problems += problems_of(stage, said)
+      continue
+    problems += finish(bench, stage, workdirs[stage], process)
+    compared += 1
+    bench.prepare(stage, workdirs[stage])
+  for name in STAGES:
+    problems += finish(bench, name, workdirs[name])
+  return {
+    'sent': sent,
+    'exit_codes': codes,
+    'seconds_to_the_end': common.spread(waits),
+    'runs_compared': compared + len(STAGES),
+    'problems': problems,
+  }
+
+
+def finish(
+  bench: Bench,
+  stage: str,
+  workdir: pathlib.Path,
+  process: 'subprocess.Popen[str] | None' = None,
+) -> list[str]:
+  """Runs a stage to its end and compares it; returns what is wrong."""
+  process = process or bench.start(stage, workdir)
+  _, said = process.communicate()
+  if process.returncode:
+    return [f'{stage}: exit code {process.returncode}: {said}']
+  return problems_of(stage, said) + bench.check(stage, workdir)
+
+
+def run_pairs(bench: Bench, count: int) -> dict[str, Any]:
+  """Starts two jobs at once in one workdir: one is refused, one is right."""
+  problems: list[str] = []
+  for _ in range(count):
+    stage = bench.rng.choice(('pretrain', 'select', 'dilute', 'evaluate'))
+    workdir = bench.folder / 'pair'
+    bench.prepare(stage, workdir)
+    jobs = [bench.start(stage, workdir) for _ in range(2)]
+    said = [job.communicate()[1] for job in jobs]
+    codes = sorted(job.returncode for job in jobs)
+    lines = [line for text in said for line in lines_of(text)]
+    if codes != [0, 1] or len(lines) != 1 or 'another job' not in lines[0]:
+      problems.append(f'{stage}: exit codes {codes}: {said}')
+    problems += bench.check(stage, workdir)
+  return {'pairs': count, 'problems': problems}
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file system of 64 MiB, for root only."""
+  folder.mkdir(exist_ok=True)
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', str(folder)]
+  subprocess.run(mount, check=True)
+  try:
+    yield folder
+  finally:
+    subprocess.run(['umount', str(folder)], check=True)
+
+
+def fill_disks(bench: Bench) -> dict[str, Any]:
+  """Starts every stage on a disk that is almost full, then makes room."""
+  problems: list[str] = []
+  failed = dict.fromkeys(STAGES, 0)
+  for stage in STAGES:
+    for free in FREE:
+      with small_disk(bench.folder / 'disk') as disk:
+        bench.prepare(stage, disk / 'run')
+        filler = disk / 'filler'
+        room = shutil.disk_usage(disk).free - free
+        with filler.open('wb') as file:
+          os.posix_fallocate(file.fileno(), 0, room)
+        process = bench.start(stage, disk / 'run')
+        _, said = process.communicate()
+        problems += problems_of(stage, said)
+        if process.returncode:
+          failed[stage] += 1
+          line = ' '.join(lines_of(said))
+          if process.returncode != 1 or 'No space left' not in line:
+            problems.append(f'{stage}, {free} free: {said}')
+        filler.unlink()
+        problems += finish(bench, stage, disk / 'run')
+  return {'free_bytes': FREE, 'failed': failed, 'problems': problems}
+
+
+def wait_for_slow_host(bench: Bench, seconds: float) -> dict[str, Any]:
+  """Two processes train; one reads its data for so much longer."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    address = f'localhost:{probe.getsockname()[1]}'
+  job = [
+    subprocess.Popen(
+      [
+        *(sys.executable, '-c', _SLOW, str(seconds), 'pretrain', *WORDS),
+        f'--workdir={bench.folder / "slow"}',
+        f'--coordinator={address}',
+        '--num_processes=2',
+        f'--process_id={index}',
+      ],
+      cwd=common.ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate()[1] for process in job]
+  codes = [process.returncode for process in job]
+  problems = [] if codes == [0, 0] else [f'exit codes {codes}: {said}']
+  return {'seconds_longer': seconds, 'problems': problems}
+
+
+def main() -> int:
+  """Runs the parts that are asked for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  names = ('signals', 'kills', 'pairs', 'disks', 'slow')
+  parser.add_argument('parts', nargs='+', choices=names)
+  parser.add_argument('--signals', type=int, default=100)
+  parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--pairs', type=int, default=10)
+  parser.add_argument('--slow', type=float, default=90)
+  parser.add_argument('--seed', type=int, default=0)
+  options = parser.parse_args()
+  lost = 0
+  with tempfile.TemporaryDirectory() as folder:
+    bench = Bench(pathlib.Path(folder), random.Random(options.seed))
+    make_reference(bench)
+    print({name: round(s, 1) for name, s in bench.seconds.items()}, flush=True)
+    for part in options.parts:
+      began = time.monotonic()
+      if part == 'pairs':
+        found = run_pairs(bench, options.pairs)
+      elif part == 'disks':
+        found = fill_disks(bench)
+      elif part == 'slow':
+        found = wait_for_slow_host(bench, options.slow)
+      elif part == 'kills':
+        found = interrupt(bench, options.kills, (signal.SIGKILL,))
+      else:
+        both = (signal.SIGTERM, signal.SIGINT)
+        found = interrupt(bench, options.signals, both)
+      found['seconds'] = round(time.monotonic() - began)
+      print(part, json.dumps(found, indent=2), flush=True)
+      lost += len(found['problems'])
+      common.write_entry(OUTPUT, part, found | common.provenance())
+  return 1 if lost else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
