@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.errors import DataError, ModelError
+from lambda_vit_jax.core.images import model_images
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 
@@ -25,24 +26,25 @@ def compare_with(
 
   Args:
     model: the model to export.
-    images: normalised NHWC images; noise from a fixed seed if None.
+    images: NHWC images, as a call of the model takes them; noise from a fixed
+      seed if None.
 
   Returns:
     A function from a program to the `difference` of its logits.
 
   Raises:
-    ModelError: images of another shape, or logits that are not finite.
+    DataError: images of another shape, or none.
+    ModelError: logits that are not finite.
   """
   module = model.module
   shape = (*module.image_size, module.in_chans)
   if images is None:
     images = np.random.default_rng(0).normal(size=(_NUM_IMAGES, *shape))
-  images = np.asarray(images, np.float32)
-  if images.shape[1:] != shape or not len(images):
-    raise ModelError(
-      f'check_images: shape {images.shape}, the model takes (batch, '
-      f'{", ".join(map(str, shape))})'
-    )
+  images = np.asarray(
+    model_images(images, model.preprocessing, shape, 'check_images'), np.float32
+  )
+  if not len(images):
+    raise DataError('check_images holds no image; give at least one')
 
   def run(program: Program) -> np.ndarray:
     with jax.default_matmul_precision('highest'):

@@ -94,7 +94,8 @@ def export(
       included, is of `models.edits.quantize(model, int8_arithmetic)`.
     zero_fill: write zeroed projections in place of removed attention layers,
       so that stock timm loads `model.safetensors` with `strict=True`.
-    check_images: normalised NHWC images for the comparisons; noise if None.
+    check_images: NHWC images for the comparisons, as a call of the model takes
+      them; noise if None.
     extra: more entries for `model.json`, JSON values.
     int8_arithmetic: `weights` or `dynamic`, see `models.edits.quantize`.
 
@@ -106,6 +107,7 @@ def export(
 
   Raises:
     UsageError: an unknown format or dtype, or options that exclude each other.
+    DataError: `check_images` that are no input of the model.
     ModelError: a model that cannot be exported like that.
     CheckpointError: a written file does not reproduce the model's logits.
     LambdaVitError: the folder is not an export or cannot be written.

@@ -236,6 +236,11 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
       namespace['batches'] = [
         rng.normal(size=shape).astype(np.float32) for _ in range(2)
       ]
+    if "'photos/'" in body:
+      (tmp_path / 'photos').mkdir()
+      for index, pixels in enumerate(rng.integers(0, 256, (128, 8, 8))):
+        image = Image.fromarray(pixels.astype(np.uint8))
+        image.save(tmp_path / f'photos/{index}.jpg')
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
       exec(code, namespace)

@@ -19,6 +19,7 @@ from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import (
   CheckpointError,
+  DataError,
   LambdaVitError,
   ModelError,
   UsageError,
@@ -383,9 +384,10 @@ def test_deit_b_pruned_by_five_is_small_enough():
   [
     ({'formats': ('stablehl',)}, UsageError, 'did you mean stablehlo'),
     ({'dtype': 'int4'}, UsageError, 'known are float32'),
-    ({'check_images': np.zeros((2, 4, 4, 1))}, ModelError, 'check_images'),
+    ({'check_images': np.zeros((2, 4, 4, 1))}, DataError, 'check_images has'),
+    ({'check_images': np.zeros((0, 8, 8, 1))}, DataError, 'holds no image'),
   ],
-  ids=['formats', 'dtype', 'check_images'],
+  ids=['formats', 'dtype', 'another shape', 'no image'],
 )
 def test_bad_arguments(pruned, tmp_path, options, error, message):
   with pytest.raises(error, match=message):
