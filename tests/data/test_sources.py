@@ -228,6 +228,7 @@ def test_image_folder_walks_subfolders_and_counts_what_it_leaves_out(folder):
   (folder / 'train/cat/a/boxes.CSV').write_text('')
   (folder / 'train/cat/a/.hidden.png').write_text('')
   (folder / 'train/dog/README').write_text('')
+  (folder / 'val/stray.jpg').write_text('')
   dataset = open_dataset(f'image_folder:{folder}')
   assert [dataset.train.files[k] for k in range(6)] == [
     'cat/0.png',
@@ -244,11 +245,12 @@ def test_image_folder_walks_subfolders_and_counts_what_it_leaves_out(folder):
   np.testing.assert_array_equal(dataset.test.labels, [0, 0, 1, 1, 1])
   assert dataset.left_out == (
     {'.txt': 2, '.csv': 1, 'without an ending': 1},
-    {'.txt': 2},
+    {'.txt': 2, '.jpg in no class': 1},
   )
   assert dataset.summary() == (
     '8 images to train on (train), 5 to test on (val), 2 classes; train '
-    'without 2 .txt, 1 .csv, 1 without an ending, val without 2 .txt'
+    'without 2 .txt, 1 .csv, 1 without an ending, val without 2 .txt, 1 .jpg '
+    'in no class'
   )
 
 

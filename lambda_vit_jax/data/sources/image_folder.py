@@ -103,12 +103,16 @@ def find_images(folder: epath.Path) -> Found:
       elif path.is_dir():
         subfolders.append(path)
       else:
-        left_out[path.suffix.lower() or 'without an ending'] += 1
+        left_out[_ending(path)] += 1
     for path in subfolders:
       visit(path, f'{prefix}{path.name}/')
 
   visit(folder, '')
   return Found(images, dict(left_out.most_common()))
+
+
+def _ending(path: epath.Path) -> str:
+  return path.suffix.lower() or 'without an ending'
 
 
 def open_image_folder(directory: str) -> Dataset:
@@ -174,10 +178,14 @@ def _classes(split: epath.Path) -> tuple[str, ...]:
 def _open_split(
   split: epath.Path, names: tuple[str, ...]
 ) -> tuple[FolderSource, Mapping[str, int]]:
-  """Returns the split, and by ending the files in it that are no images."""
+  """Returns the split, and by ending the files in it that are not read."""
   files: list[str] = []
   class_numbers: list[int] = []
-  left_out: collections.Counter[str] = collections.Counter()
+  left_out: collections.Counter[str] = collections.Counter(
+    f'{_ending(path)} in no class'
+    for path in split.iterdir()
+    if path.name not in names and not path.name.startswith('.')
+  )
   for number, name in enumerate(names):
     found = find_images(split / name)
     if not found.images:
