@@ -95,10 +95,10 @@ class Watch:
       raise stopped(self.signum)
 
   def _listen(self) -> None:
-    signum = self._read(None)
+    while (signum := self._read(None)) is None:
+      pass
     if signum == _CLOSE:
       return
-    assert signum is not None
     self.signum, first = signum, time.monotonic()
     # Since when nothing holds the process back from ending.
     since = first
@@ -113,9 +113,13 @@ class Watch:
         self._end_now()
 
   def _read(self, timeout: float | None) -> int | None:
-    """The next byte of the pipe, None after `timeout` seconds without one."""
+    """The next signal, or `_CLOSE`; None after `timeout` seconds without one.
+
+    C code also writes the numbers of signals that others handle.
+    """
     ready, _, _ = select.select([self._pipe], [], [], timeout)
-    return os.read(self._pipe, 1)[0] if ready else None
+    number = os.read(self._pipe, 1)[0] if ready else None
+    return number if number in (_CLOSE, *SIGNALS) else None
 
   def _end_now(self) -> None:
     """Ends the process from the thread; never returns."""

@@ -125,6 +125,21 @@ def test_an_error_of_another_thread_is_raised_even_there():
     command(work)
 
 
+def test_signals_of_others_end_nothing():
+  """C code writes their numbers into the same pipe."""
+  handled = []
+  before = signal.signal(signal.SIGUSR1, lambda *words: handled.append(words))
+
+  def work():
+    signal.raise_signal(signal.SIGUSR1)
+    wait_for(lambda: handled)
+
+  try:
+    command(work)
+  finally:
+    signal.signal(signal.SIGUSR1, before)
+
+
 def test_without_a_command_nothing_happens():
   interrupts.check()
   interrupts.fail(LambdaVitError('unseen'))
