@@ -13,13 +13,20 @@ import types
 import pytest
 
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import config_check, config_differences, flags, outcome
+from lambda_vit_jax.cli import (
+  config_check,
+  config_differences,
+  flags,
+  outcome,
+  result_files,
+)
 from lambda_vit_jax.cli import help as help_lib
 from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.cli.stage_table import StageSpec
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.cli.stages.registry import Stage
 from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.core.schema import Object
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = [*flags.STAGES, *flags.COMMANDS]
@@ -51,6 +58,8 @@ def pretend(monkeypatch):
   table = {name: stage(name) for name in ('analyze', 'select', 'export')}
   table['evaluate'] = dataclasses.replace(stage('evaluate'), run=fail)
   monkeypatch.setattr(registry, 'STAGES', table)
+  # What `--json` shows is read as everything is, against a schema.
+  monkeypatch.setitem(result_files.SCHEMAS, 'select.json', Object())
 
 
 @pytest.mark.parametrize('name', NAMES)
