@@ -138,6 +138,21 @@ def test_a_mask_of_the_stored_picture_is_told_why_it_does_not_fit(rng):
 # --- geometry ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize('length', [12, 24, 36, 48, 100])
+def test_labels_are_those_of_the_nearest_pixel_centre(length):
+  """On an axis that shrinks, stays or grows; either one at equal distances."""
+  labels = np.broadcast_to(np.arange(48), (30, 48))
+  for axis, stored in enumerate((labels.T, labels)):
+    canvas = (length, 30) if axis else (30, length)
+    found = masks.cut_labels(stored, canvas, (0, 0), canvas[::-1])
+    chosen = found[0] if axis else found[:, 0]
+    centre = (np.arange(length) + 0.5) * 48 / length
+    distance = abs(np.arange(48) + 0.5 - centre[:, None])
+    np.testing.assert_allclose(
+      distance[np.arange(length), chosen], distance.min(1), atol=1e-9
+    )
+
+
 @given(st.integers(1, 400), st.integers(1, 100), st.integers(1, 100))
 def test_windows_cover_an_axis(length, window, stride):
   stride = min(stride, window)

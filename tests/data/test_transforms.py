@@ -291,6 +291,49 @@ def test_randaugment_fills_with_the_mean_colour(mean, fill, monkeypatch):
   assert seen == [(fill, BICUBIC)] * 2
 
 
+def test_warps_are_drawn_from_their_ranges(monkeypatch):
+  """Six draws, each of its own, uniform; scale and aspect in the logarithm."""
+  seen = []
+  coefficients = transforms.affine_coefficients
+  monkeypatch.setattr(
+    transforms,
+    'affine_coefficients',
+    lambda size, **values: seen.append(values) or coefficients(size, **values),
+  )
+  greatest = {
+    'rotation': 30.0,
+    'shift': 0.2,
+    'scale': 0.3,
+    'aspect': 0.4,
+    'shear': 0.5,
+  }
+  augment, rng = Augment(**greatest), np.random.default_rng(0)
+  preprocessing = Preprocessing((10, 20), (0.5,), (0.25,), 1.0)
+  pixels = np.zeros((10, 20), np.uint8)
+  for _ in range(800):
+    _training_array(pixels, preprocessing, augment, rng)
+  draws = np.array(
+    [
+      (
+        math.degrees(values['angle']) / 30,
+        # Shares of the width and of the height.
+        values['shift'][0] / (0.2 * 20),
+        values['shift'][1] / (0.2 * 10),
+        math.log(values['scale']) / 0.3,
+        math.log(values['aspect']) / 0.4,
+        values['shear'] / 0.5,
+      )
+      for values in seen
+    ]
+  )
+  # Uniform on -1 to 1: deviation 0.577; four standard errors of 800 draws.
+  assert abs(draws).max() <= 1 + 1e-9
+  assert abs(draws.mean(0)).max() < 4 * 0.577 / 800**0.5
+  assert abs(draws.std(0) - 0.577).max() < 0.04
+  correlation = np.corrcoef(draws.T) - np.eye(6)
+  assert abs(correlation).max() < 5 / 800**0.5
+
+
 @pytest.mark.parametrize('field', ['flip', 'erasing'])
 def test_rates_of_flip_and_erasing(field, rng):
   pixels = rng.integers(0, 256, (6, 6)).astype(np.uint8)

@@ -116,6 +116,22 @@ def test_mixups_share_follows_its_beta(many):
   assert abs(share.var() - 1 / (4 * 2.6)) < 0.02
 
 
+def test_cutmix_draws_by_its_own_parameter():
+  """Not by mixup's, with which shares would lie near 0 and 1."""
+  images, targets = _batch()
+
+  @jax.jit
+  @jax.vmap
+  def share(key):
+    # Cutmix always.
+    return mixing.mix(images, targets, key, 0.2, 8.0, 1.0, 1.0)[1][0, 0]
+
+  shares = np.asarray(share(jax.random.split(jax.random.key(5), 512)))
+  # Beta(8, 8) has variance 0.015, Beta(0.2, 0.2) 0.179; whole pixels and the
+  # clipped border add less than 0.02.
+  assert shares.var() < 0.06
+
+
 def _boxes(kept, number=2048):
   keys = jax.random.split(jax.random.key(1), number)
   draw = jax.vmap(lambda key: mixing.box_mask(key, HEIGHT, WIDTH, kept))
