@@ -4,7 +4,9 @@ Nothing heavy is imported before the flags are parsed, so that `--help` and a
 typo are answered at once.
 """
 
+import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -25,12 +27,25 @@ from lambda_vit_jax.core.errors import (
   StoppedError,
   UsageError,
 )
+from lambda_vit_jax.core.text import printable
 from lambda_vit_jax.runtime import interrupts, supervise
+
+
+class _OneLine(logging.Formatter):
+  """Our own messages are one line each, whatever names are in them."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    text = super().format(record)
+    own = record.name.startswith('lambda_vit_jax')
+    return '\n'.join(map(printable, [text] if own else text.splitlines()))
 
 
 def _configure_logging(debug: bool) -> None:
   """Prints our own lines on stderr, and of libraries only errors."""
-  logging.basicConfig(format='%(message)s', level=logging.ERROR)
+  logging.basicConfig(level=logging.ERROR)
+  for handler in logging.getLogger().handlers:
+    if type(handler) is logging.StreamHandler:
+      handler.setFormatter(_OneLine('%(message)s'))
   logging.getLogger('lambda_vit_jax').setLevel(logging.INFO)
   # Orbax logs each failed save with its trace; our line reports it once.
   for name in ('absl', 'asyncio'):
@@ -51,6 +66,7 @@ def _run_stage(
 
   startup.keep_memory()
   startup.use_cache()
+  startup.check_devices()
   reporter = Reporter(values.quiet, processes.is_leader())
   # A report may be looked at while another job is running.
   alone = stage != 'report'
@@ -104,6 +120,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 
 def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
   """Prints an error: a line on stderr, and JSON with --json."""
+  text = printable(text)
   print(f'lambda-vit: {text}', file=sys.stderr)
   if '--json' in argv:
     print(json.dumps({'error': text, 'exit_code': exit_code}))
@@ -113,11 +130,9 @@ def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns the exit code."""
   if not argv:
-    print(help_of(''))
-    return UsageError.exit_code
+    return _guarded(argv, lambda: print(help_of(''))) or UsageError.exit_code
   if any(a in ('--help', '-h', '--helpfull') for a in argv):
-    print(help_of(argv[0]))
-    return 0
+    return _guarded(argv, lambda: print(help_of(argv[0])))
   _configure_logging('--debug' in argv)
   if argv[0] in COMMANDS:
     rest = [a for a in argv[1:] if a != '--debug']
@@ -141,6 +156,7 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
   try:
     with interrupts.watch(end):
       action()
+      _write_out()
   except (LambdaVitError, StoppedError) as error:
     if debug:
       traceback.print_exc()
@@ -149,7 +165,7 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
     return _fail(shown, str(error), error.exit_code)
   except BrokenPipeError:
     # The reader (`head`, say) has closed the pipe.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_output()
     return 1
   except Exception as error:
     if debug:
@@ -157,6 +173,24 @@ def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:
     missing = storage_package(error)
     return _fail(argv, str(missing or _describe(error)), 1)
   return 0
+
+
+def _write_out() -> None:
+  """Writes what is buffered for stdout, while a failure can be reported."""
+  # There is none where it was closed, `>&-`.
+  if sys.stdout is None:
+    return
+  try:
+    sys.stdout.flush()
+  except OSError:
+    _discard_output()
+    raise
+
+
+def _discard_output() -> None:
+  """Sends stdout nowhere: the interpreter writes it out again when it exits."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def storage_package(error: Exception) -> LambdaVitError | None:
@@ -194,6 +228,10 @@ def _describe(error: Exception) -> str:
 
 def run() -> None:
   """The console script."""
+  for stream in (sys.stdout, sys.stderr):
+    # A terminal in ASCII or Latin-1 has no λ: it shows \\u03bb.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   if '--debug' not in sys.argv:
     # Hides what libraries' threads print after a failed save or on a damaged
     # file; our own error line reports it.

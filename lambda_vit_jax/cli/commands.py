@@ -117,6 +117,7 @@ def predict(argv: Sequence[str]) -> None:
   if options.topk < 1:
     raise UsageError(f'--topk={options.topk}: must be at least 1')
   startup.use_cache()
+  startup.check_devices()
   model = load_pretrained(options.model)
   if not model.num_classes:
     raise UsageError(f'--model={options.model}: has no head to predict with')

@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,9 +123,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
     else argument
     for argument in rest
   ]
-  values = _define_flags(rest)
   try:
-    positional = values(['lambda-vit', *rest])[1:]
+    _check_keys(rest)
+    values, positional = _read_flags(rest)
     config = values.config
   except UsageError:
     raise
@@ -140,6 +141,31 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
   _apply_budget_flags(config, rest)
   is_job(values)
   return stage, config, values
+
+
+def _read_flags(
+  arguments: Sequence[str],
+) -> tuple[flags.FlagValues, list[str]]:
+  """Returns the values of the flags, and the arguments that are none."""
+  values = _define_flags(list(arguments))
+  with warnings.catch_warnings():
+    # ml_collections loads config files in the old way.
+    warnings.filterwarnings('ignore', 'the load_module', DeprecationWarning)
+    return values, values(['lambda-vit', *arguments])[1:]
+
+
+def _check_keys(arguments: Sequence[str]) -> None:
+  """Refuses keys that are no names, which ml_collections cannot parse.
+
+  Raises:
+    UsageError: names the key, and the nearest.
+  """
+  for argument in arguments:
+    flag = argument.partition('=')[0]
+    key = flag.removeprefix('--config.')
+    if key != flag and not re.fullmatch(r'[\w.\[\]]+', key):
+      hint = _nearest_keys(key.replace('-', '_'), _full_keys(arguments))
+      raise UsageError(f'{flag}: the config has no key {key!r}{hint}')
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -196,9 +222,9 @@ def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
 def _full_keys(arguments: Sequence[str]) -> list[str]:
   """Returns every full key of the config file, `dilute.settle_steps`."""
   files = [a for a in arguments if a.startswith('--config=')]
-  values = _define_flags(files)
-  values(['lambda-vit', *files])
-  return list(config_differences.flatten(values.config.to_dict()))
+  values, _ = _read_flags(files)
+  config = values.config
+  return list(config_differences.flatten(config.to_dict())) if config else []
 
 
 def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:

@@ -7,11 +7,20 @@
 import difflib
 from collections.abc import Iterable
 
+from lambda_vit_jax.core.text import printable
+
 
 class LambdaVitError(Exception):
-  """Something the user can fix. `str(error)` is one complete line."""
+  """Something the user can fix. `str(error)` is one complete line.
+
+  Names and values of files are part of many messages: `printable` keeps them on
+  that line.
+  """
 
   exit_code = 1
+
+  def __init__(self, message: object = ''):
+    super().__init__(printable(message))
 
 
 class UsageError(LambdaVitError):

@@ -15,6 +15,8 @@ import pathlib
 import platform
 from collections.abc import Iterator, Mapping
 
+from lambda_vit_jax.core.errors import LambdaVitError
+
 VARIABLE = 'LAMBDA_VIT_CACHE'
 """Environment variable: `off` for no cache, or the path of its folder."""
 
@@ -80,6 +82,27 @@ def use_cache() -> pathlib.Path | None:
     'jax_persistent_cache_min_compile_time_secs', _LEAST_SECONDS
   )
   return folder
+
+
+def check_devices() -> None:
+  """Starts the devices that JAX is to use.
+
+  Raises:
+    LambdaVitError: the platform asked for is not there.
+  """
+  import jax
+
+  try:
+    jax.local_devices()
+  except Exception as error:
+    # Plug-ins raise many kinds, some of them without a text.
+    platforms = jax.config.values['jax_platforms']
+    reason = ' '.join(str(error).split())[:120] or type(error).__name__
+    raise LambdaVitError(
+      f'JAX_PLATFORMS={platforms or ""}: JAX cannot start its devices '
+      f"({reason}); install the platform's plugin, such as jax[cuda12], or "
+      'unset the variable'
+    ) from error
 
 
 def _is_private(folder: pathlib.Path) -> bool:

@@ -78,7 +78,7 @@ class MetricsWriter:
       return
     rows = read_metrics(self._path)
     kept = [row for row in rows if row['stage'] != stage or row['step'] <= step]
-    if len(kept) == len(rows) and self._path.read_text().endswith('\n'):
+    if len(kept) == len(rows) and self._path.read_bytes().endswith(b'\n'):
       return
     text = ''.join(json.dumps(row) + '\n' for row in kept)
     files.write_text(self._path, text)

@@ -63,6 +63,16 @@ def test_a_budget_by_flag_clears_the_default_of_the_others():
       r'--config\.dilute\.steps: .*did you mean .*dilute\.settle_steps',
     ),
     ([*GOOD, '--config.batch_size=many'], 'batch_size'),
+    # A dash for an underscore, and what is no name at all.
+    (
+      [*GOOD, '--config.batch-size=4'],
+      r"--config\.batch-size: .*no key 'batch-size'; did you mean batch_size",
+    ),
+    (
+      [*GOOD, '--config.select.num-layers=2'],
+      r'--config\.select\.num-layers: .*did you mean select\.num_layers',
+    ),
+    ([*GOOD, '--config.batch size=4'], "has no key 'batch size'"),
     ([*GOOD, '--wrkdir=x'], 'workdir'),
     ([*GOOD, 'extra'], "unexpected argument 'extra'"),
     (
