@@ -24,6 +24,7 @@ def main() -> int:
   parser.add_argument('--only', default='')
   options = parser.parse_args()
   cases, readable = collections.Counter(), collections.Counter()
+  spent = collections.Counter()
   failures = []
   began = time.perf_counter()
   with tempfile.TemporaryDirectory() as folder:
@@ -36,14 +37,17 @@ def main() -> int:
       if options.only not in target:
         continue
       cases[target] += 1
+      start = time.perf_counter()
       try:
         readable[target] += runner.run(seed)
       except (fuzz.FuzzError, fuzz.Hang) as error:
         failures.append(error)
         print(f'FAILED {error}'[:600], flush=True)
+      spent[target] += time.perf_counter() - start
   seconds = time.perf_counter() - began
   for target, count in cases.items():
-    print(f'{count:5} cases, {readable[target]:4} read  {target}')
+    each = f'{count:5} cases, {readable[target]:4} read, {spent[target]:5.0f} s'
+    print(f'{each}  {target}')
   print(
     f'{cases.total()} cases of {len(cases)} kinds in {seconds:.0f} s: '
     f'{readable.total()} read, '
