@@ -84,10 +84,8 @@ def orientation(image: Image.Image) -> int:
     UndecodableError: the pixels, which precede the tag in some formats, are
       damaged.
   """
-  if image.format == 'TIFF':
-    # Pillow turns these itself, and has their size turned already.
-    return 1
   if image.format not in ('JPEG', 'MPO'):
+    # Pillow turns a TIFF itself as it loads it, and removes the tag.
     with decoding():
       image.load()
   try:

@@ -149,7 +149,9 @@ def test_devices_that_divide_nothing_get_every_image_once(
   model, devices, number
 ):
   """Fewer images than devices, too: the rest is padding, and masked."""
-  batches = [{'image': IMAGES[:number], 'label': LABELS[:number] + 1}]
+  # Batches that end within micro-batches, and beyond them.
+  parts = np.split(np.arange(number), [number // 4, number // 3])
+  batches = [{'image': IMAGES[k], 'label': LABELS[k] + 1} for k in parts]
   found = read_images(batches, model, mesh_of(devices))
   assert found.total == number
   rows = []

@@ -224,6 +224,9 @@ def test_a_crop_of_a_turned_jpeg_is_drafted_alike(orientation, rng):
   difference = np.asarray(found, float) - np.asarray(expected, float)
   # JPEG's own reduction by 8 against bicubic from the full size.
   assert abs(difference).mean() < 1.5
+  # An eighth is decoded, whichever way it lies.
+  image = decode.open_image(data)
+  assert decode.load(image, 3, draft_size=(80, 30)).size == (80, 30)
 
 
 def _exif(tag):

@@ -117,6 +117,7 @@ def test_every_stage_leaves_its_file(finished):
       'mean_iou',
       'pixel_accuracy',
       'iou',
+      'missing_classes',
       'num_pixels',
       'num_images',
     }

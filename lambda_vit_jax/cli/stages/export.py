@@ -18,7 +18,12 @@ def export_model(run: Run) -> None:
   model = pruned_model(run)
   # Logits per pixel take more memory.
   number = 2 if run.settings.segments else 8
-  batch = next(run.holdout_batches(model.preprocessing, number, alone=True))
+  if len(run.holdout_indices(number)):
+    batches = run.holdout_batches(model.preprocessing, number, alone=True)
+  else:
+    # Nothing is held out; programs are only compared on these.
+    batches = run.eval_batches(model.preprocessing)
+  batch = next(batches)
   results = export.export(
     model,
     run.path('export'),
