@@ -75,5 +75,5 @@ def infer_variant(
     )
   raise CheckpointError(
     f'{where}: its arrays fit {", ".join(names)}; say which with `variant` '
-    '(--config.model.variant)'
+    '(a stage: --config.model.variant, predict: --variant)'
   )

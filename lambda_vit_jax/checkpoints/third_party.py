@@ -156,7 +156,8 @@ def _read_config(
   if variant is None:
     raise CheckpointError(
       f"{config}: names no `architecture`, so it is not timm's; say which it "
-      'is with `variant` (--config.model.variant), or remove the file'
+      'is with `variant` (a stage: --config.model.variant, predict: '
+      '--variant), or remove the file'
     )
   _LOG.warning(
     "%s: names no `architecture`, so it is not timm's and is left out; images "

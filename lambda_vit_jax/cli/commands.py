@@ -111,6 +111,7 @@ def predict(argv: Sequence[str]) -> None:
 
   parser = _Parser('predict')
   parser.add_argument('--model', required=True)
+  parser.add_argument('--variant')
   parser.add_argument('--topk', type=int, default=5)
   parser.add_argument('images', nargs='+')
   options = parser.parse_args(argv)
@@ -118,7 +119,7 @@ def predict(argv: Sequence[str]) -> None:
     raise UsageError(f'--topk={options.topk}: must be at least 1')
   startup.use_cache()
   startup.check_devices()
-  model = load_pretrained(options.model)
+  model = load_pretrained(options.model, options.variant)
   if not model.num_classes:
     raise UsageError(f'--model={options.model}: has no head to predict with')
   results: dict[str, Any] = {}

@@ -137,7 +137,7 @@ far.
 HELP: dict[str, Help] = {
   **{name: _stage(name, block) for name, block in _STAGES.items()},
   'predict': Help(
-    '--model=DIR IMAGE... [--topk=5] [--json]',
+    '--model=DIR IMAGE... [--variant=NAME] [--topk=5] [--json]',
     'The most probable classes of each image, or of each in a folder. DIR is\n'
     'an export, a workdir, a weight file, or a name like hf-hub:timm/NAME.\n'
     'An image that cannot be read does not stop the others; the exit code is\n'
@@ -150,6 +150,8 @@ HELP: dict[str, Help] = {
     """\
   --model=DIR              an export, a workdir, a weight file, builtin:NAME or
                            hf-hub:timm/NAME; needed
+  --variant=NAME           a name of `lambda-vit models`, where the weights fit
+                           several
   --topk=N                 how many classes; 5 by default
 """,
   ),

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import rich.console
 from PIL import Image
+from safetensors.numpy import save_file
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import convert, infer
 from lambda_vit_jax.cli import commands
 from lambda_vit_jax.models.variants import VARIANTS
 from tests.support.pictures import STORED, encode, photo, tagged
@@ -199,6 +201,22 @@ def test_an_unreadable_image_is_named(exported, tmp_path, capsys, name):
   path = tmp_path / name
   assert main.main(['predict', f'--model={exported}', str(path)]) == 1
   assert name in capsys.readouterr().err
+
+
+def test_predict_takes_the_variant_that_it_asks_for(
+  tmp_path, monkeypatch, capsys
+):
+  """The advice of a refusal is a flag of the command that refuses."""
+  names = ['vit_nano_patch2_8', 'vit_mini_patch2_8']
+  monkeypatch.setattr(infer, 'candidates', lambda shapes, rules: names)
+  model = lv.create_model(names[0], num_classes=3)
+  save_file(convert.encode(model.params), tmp_path / 'model.safetensors')
+  Image.new('L', (8, 8)).save(tmp_path / 'a.png')
+  argv = ['predict', f'--model={tmp_path}/model.safetensors']
+  argv.append(str(tmp_path / 'a.png'))
+  assert main.main(argv) == 1
+  assert 'predict: --variant' in capsys.readouterr().err
+  assert main.main([*argv, f'--variant={names[0]}']) == 0
 
 
 def test_models_lists_every_variant(capsys):

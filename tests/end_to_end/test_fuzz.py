@@ -1,20 +1,18 @@
 """Damaged and hostile files: refused in one line, or read as they were.
 
-Every case damages one file with a seed of its own and reads it. Allowed are a
-`LambdaVitError`, and a result that equals that of the whole file; a number
-that changed and was computed with is a failure, and so are other exceptions,
-a long wait and a large allocation.
+`tests/support/fuzz.py` damages one file per case with a seed of its own, reads
+it as a user would and judges the outcome; a number that changed and was
+computed with is a failure, and so are other exceptions, a long wait, output
+that moves a cursor and a large allocation.
 """
 
-import dataclasses
-import functools
 import json
+import os
 import pathlib
 import resource
 import shutil
-import signal
 import struct
-import types
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,33 +20,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
-from safetensors.numpy import save_file
 
-import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import convert, orbax_store
-from lambda_vit_jax.checkpoints.description import describe
-from lambda_vit_jax.checkpoints.load import (
-  check_exported,
-  load_pretrained,
-  load_stage,
-)
-from lambda_vit_jax.cli import commands
-from lambda_vit_jax.cli.stages import select
-from lambda_vit_jax.core import digests, files
+from lambda_vit_jax.checkpoints.load import load_pretrained
+from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import LambdaVitError
-from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection.record import Round, Selection
-from tests.support.mutations import damaged, odd_json
+from lambda_vit_jax.data.inputs import read_image
+from tests.support import fuzz, fuzz_files
+from tests.support.mutations import odd_json
 
-NANO = 'vit_nano_patch2_8'
-CASES = 2000
-FAST = 150
-
-# No case takes a second; a minute is a hang.
-_SECONDS = 60
+NANO = fuzz_files.NANO
+# Cases of each kind of file.
+FAST, SLOW = 3, 15
 
 # Nothing here holds more than a megabyte.
 _MAX_GROWTH = 400 * 2**20
@@ -58,217 +42,95 @@ _MAX_GROWTH = 400 * 2**20
 def originals(tmp_path_factory) -> pathlib.Path:
   """One of every file that is read, whole."""
   root = tmp_path_factory.mktemp('fuzz')
-  model = lv.create_model(NANO, seed=3)
-  pruned = lv.prune(model, (1,))
-  lv.export(pruned, root / 'export')
-  shutil.copytree(root / 'export', root / 'parameters')
-  (root / 'alone').mkdir()
-  shutil.copy(root / 'export' / 'model.safetensors', root / 'alone')
-  (root / 'foreign').mkdir()
-  save_file(convert.encode(model.params), root / 'foreign/model.safetensors')
-  (root / 'google').mkdir()
-  np.savez(root / 'google/weights.npz', **_google(model))
-  _write_checkpoint(root / 'run', model)
-  (root / 'picked').mkdir()
-  files.write_json(
-    root / 'picked' / 'selection.json', digests.seal(_selection().to_json())
-  )
-  (root / 'images').mkdir()
-  rng = np.random.default_rng(0)
-  pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
-  Image.fromarray(pixels).save(root / 'images' / 'picture.png')
-  (root / 'photos').mkdir()
-  Image.fromarray(pixels).save(root / 'photos' / 'picture.jpg')
+  fuzz_files.make_originals(root)
   return root
-
-
-def _google(model: Model) -> dict[str, np.ndarray]:
-  """Google's form, with the one head that its arrays are written with."""
-  return convert.encode(model.params, convert.GOOGLE)
-
-
-def _write_checkpoint(workdir: pathlib.Path, model: Model) -> None:
-  checkpointer = orbax_store.Checkpointer(workdir / 'checkpoints' / 'pretrain')
-  meta = {'model': describe(model), 'has_ema': False}
-  checkpointer.save(3, {'params': model.params}, meta)
-  checkpointer.close()
-
-
-def _selection() -> Selection:
-  rows = (
-    Round({0: 0.5, 1: -0.25, 2: 1.5}, 1, 0.1),
-    Round({0: 0.5, 2: 0.1}, 2, 1),
-  )
-  return Selection(
-    'transfer_entropy', 'logits', 'signed', 128, 3.5, (1, 2), (1, 2), rows
-  )
-
-
-def _seen(model: Model) -> Any:
-  """Everything that predictions depend on, in a form that compares."""
-  flat = convert.flatten(model.params)
-  return (
-    model.module,
-    model.preprocessing,
-    model.class_names,
-    {name: np.asarray(leaf).tobytes() for name, leaf in flat.items()},
-  )
-
-
-def _read_folder(folder: pathlib.Path) -> Any:
-  return _seen(load_pretrained(folder))
-
-
-def _read_google(folder: pathlib.Path) -> Any:
-  return _seen(load_pretrained(folder / 'weights.npz', variant=NANO))
-
-
-def _read_checkpoint(folder: pathlib.Path) -> Any:
-  return _seen(load_stage(folder, 'pretrain'))
-
-
-def _read_selection(folder: pathlib.Path) -> Any:
-  run = types.SimpleNamespace(path=lambda name: epath.Path(folder) / name)
-  return select.removed_layers(run, 3)
-
-
-@functools.cache
-def _nano() -> Model:
-  return lv.create_model(NANO)
-
-
-def _read_image(folder: pathlib.Path) -> Any:
-  (path,) = folder.iterdir()
-  array, _ = commands._read_image(str(path), _nano())
-  return array.tobytes()
-
-
-def _read_program(folder: pathlib.Path) -> Any:
-  # The parser of programs is not ours: it never sees a damaged one.
-  check_exported(epath.Path(folder), 'model.stablehlo')
-  return (folder / 'model.stablehlo').read_bytes()
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """A folder of `originals`, the files in it to damage, and its reader."""
-
-  folder: str
-  pattern: str
-  read: Callable[[pathlib.Path], Any]
-  # Whether the format holds a checksum of the numbers.
-  detects: bool = True
-
-
-TARGETS = (
-  Target('export', 'model.json', _read_folder),
-  Target('parameters', 'params/**/*', _read_folder),
-  Target('alone', 'model.safetensors', _read_folder),
-  Target('run', 'checkpoints/pretrain/3/**/*', _read_checkpoint),
-  Target('picked', 'selection.json', _read_selection),
-  Target('images', 'picture.png', _read_image),
-  Target('google', 'weights.npz', _read_google),
-  Target('export', 'model.stablehlo', _read_program),
-  Target('foreign', 'model.safetensors', _read_folder, detects=False),
-  Target('photos', 'picture.jpg', _read_image, detects=False),
-)
-
-
-class _Hang(BaseException):
-  """Beyond every `except Exception`."""
-
-
-def _alarm(signum: int, frame: Any) -> None:
-  raise _Hang('a case took more than a minute')
 
 
 @pytest.fixture
 def guarded() -> Iterator[None]:
-  """Time and memory of a test are bounded."""
+  """Memory of a test is bounded; `fuzz.attempt` bounds its time."""
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  old = signal.signal(signal.SIGALRM, _alarm)
-  try:
-    yield
-  finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, old)
+  yield
   after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   assert (after - before) * 1024 < _MAX_GROWTH
 
 
-def _attempt(read: Callable[[], Any]) -> Any:
-  """What `read` gives, or None for a proper refusal."""
-  signal.setitimer(signal.ITIMER_REAL, _SECONDS)
-  try:
-    return read()
-  except LambdaVitError as error:
-    text = str(error)
-    assert text
-    assert '\n' not in text
-    return None
-  finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+_attempt = fuzz.attempt
 
 
-def _check(originals: pathlib.Path, folder: pathlib.Path, seeds: range) -> None:
-  expected, files = {}, {}
+def _run(originals: pathlib.Path, folder: pathlib.Path, seeds: range) -> None:
+  cases = fuzz.Cases(originals, folder)
   for seed in seeds:
-    target = TARGETS[seed % len(TARGETS)]
-    if target not in files:
-      copy = folder / str(len(files))
-      shutil.copytree(originals / target.folder, copy)
-      found = [p for p in copy.glob(target.pattern) if p.is_file()]
-      files[target] = copy, sorted(found)
-      expected[target] = target.read(copy)
-    copy, paths = files[target]
-    path = paths[seed // len(TARGETS) % len(paths)]
-    whole = path.read_bytes()
-    changed = damaged(whole, seed)
-    path.write_bytes(changed)
-    try:
-      result = _attempt(lambda: target.read(copy))  # noqa: B023
-    except Exception as error:
-      raise AssertionError(f'{seed=} {target.pattern} {path.name}') from error
-    finally:
-      path.write_bytes(whole)
-    if target.detects and result is not None:
-      assert result == expected[target], (
-        f'{seed=}: {path.name} was changed, and read as if it were whole'
-      )
+    cases.run(seed)
 
 
 def test_damaged_files_are_refused_or_read_as_they_were(
   originals, tmp_path, guarded
 ):
-  _check(originals, tmp_path, range(FAST))
+  _run(originals, tmp_path, range(FAST * len(fuzz.TARGETS)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('part', range(4))
-def test_2000_damaged_files(originals, tmp_path, guarded, part):
-  size = CASES // 4
-  _check(originals, tmp_path, range(part * size, (part + 1) * size))
+def test_many_damaged_files(originals, tmp_path, guarded):
+  """`benchmarks/fuzz.py` runs thousands."""
+  count = len(fuzz.TARGETS)
+  _run(originals, tmp_path, range(FAST * count, (FAST + SLOW) * count))
+
+
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.bin', 'weights.npz'])
+def test_a_pickle_is_not_run(tmp_path, monkeypatch, name):
+  """With and without PyTorch; the program would leave a file."""
+  monkeypatch.chdir(tmp_path)
+  program = b'cos\nsystem\n(S"touch executed"\ntR.'
+  if name.endswith('.npz'):
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    header = header.ljust(117) + b'\n'
+    array = b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header
+    with zipfile.ZipFile(name, 'w') as archive:
+      archive.writestr('cls.npy', array + program)
+  else:
+    pathlib.Path(name).write_bytes(program)
+  assert _attempt(lambda: load_pretrained(name, variant=NANO)) is None
+  assert os.listdir() == [name]
+
+
+def test_the_harness_notices(originals, tmp_path):
+  """What a wrong program would do in its cases."""
+
+  def fails(error: Exception) -> Callable[[], Any]:
+    def read() -> Any:
+      raise error
+
+    return read
+
+  with pytest.raises(KeyError):
+    _attempt(fails(KeyError('x')))
+  assert _attempt(fails(LambdaVitError('one line'))) is None
+  raw = LambdaVitError()
+  raw.args = ('two\nlines',)
+  with pytest.raises(fuzz.FuzzError, match='no proper line'):
+    _attempt(fails(raw))
+  with pytest.raises(fuzz.FuzzError, match='made something start'):
+    _attempt(lambda: os.system('true'))
+  with pytest.raises(UserWarning):
+    _attempt(lambda: warnings.warn('x', stacklevel=1))
 
 
 @pytest.mark.parametrize('sealed', [True, False])
 def test_odd_values_in_json(originals, tmp_path, guarded, sealed):
   """With a digest that fits, the validation alone has to hold."""
-  for name, read in (
-    ('export/model.json', _read_folder),
-    ('picked/selection.json', _read_selection),
-  ):
-    source = originals / name
-    copy = tmp_path / source.parent.name
-    shutil.copytree(source.parent, copy)
-    whole = read(copy)
-    for seed in range(40):
-      fields = odd_json(source.read_text(), seed)
-      if sealed:
-        fields = digests.seal(fields)
-      (copy / source.name).write_text(json.dumps(fields))
-      result = _attempt(lambda: read(copy))  # noqa: B023
-      if not sealed and 'sha256' in fields:
-        assert result in (None, whole), seed
+  source = originals / 'export' / 'model.json'
+  copy = tmp_path / 'export'
+  shutil.copytree(source.parent, copy)
+  whole = fuzz.read_folder(copy)
+  for seed in range(40):
+    fields = odd_json(source.read_text(), seed)
+    if sealed:
+      fields = digests.seal(fields)
+    (copy / source.name).write_text(json.dumps(fields))
+    result = _attempt(lambda: fuzz.read_folder(copy))
+    if not sealed and 'sha256' in fields:
+      assert result in (None, whole), seed
 
 
 # --- claims of size ---
@@ -305,7 +167,8 @@ def test_an_npz_header_cannot_make_us_allocate(
   assert _attempt(lambda: load_pretrained(path, variant=NANO)) is None
 
 
-def test_an_image_cannot_make_us_allocate(tmp_path, guarded):
+def test_an_image_cannot_make_us_allocate(originals, tmp_path, guarded):
+  whole = load_pretrained(originals / 'export')
   path = tmp_path / 'images' / 'bomb.png'
   path.parent.mkdir()
   Image.new('L', (8, 8)).save(path)
@@ -315,7 +178,7 @@ def test_an_image_cannot_make_us_allocate(tmp_path, guarded):
 
   data[29:33] = struct.pack('>I', zlib.crc32(bytes(data[12:29])))
   path.write_bytes(bytes(data))
-  assert _attempt(lambda: _read_image(path.parent)) is None
+  assert _attempt(lambda: read_image(str(path), whole)) is None
 
 
 def test_sizes_in_model_json_are_bounded(originals, tmp_path, guarded):
@@ -387,8 +250,8 @@ def test_an_index_file_names_nothing_that_is_opened(originals, tmp_path):
   index = {'weight_map': {'cls_token': '../secret.safetensors'}}
   path = tmp_path / 'given' / 'model.safetensors.index.json'
   path.write_text(json.dumps(index))
-  whole = _seen(load_pretrained(originals / 'foreign'))
-  assert _seen(load_pretrained(tmp_path / 'given')) == whole
+  whole = fuzz.seen(load_pretrained(originals / 'foreign'))
+  assert fuzz.seen(load_pretrained(tmp_path / 'given')) == whole
 
 
 def test_model_json_names_no_file_outside(originals, tmp_path):

@@ -30,6 +30,7 @@ from lambda_vit_jax.checkpoints import convert, load
 from lambda_vit_jax.checkpoints.load import load_pretrained, load_stage
 from lambda_vit_jax.cli import result_files
 from lambda_vit_jax.cli.stages import select
+from lambda_vit_jax.cli.workdir_lock import WorkdirLock
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.core.text import LONGEST_LINE, printable
 from lambda_vit_jax.models.model import Model
@@ -142,6 +143,18 @@ def command(*argv: str) -> str:
   return out.getvalue()
 
 
+def _lock(folder: pathlib.Path) -> Any:
+  """Takes a workdir over from a job that has ended."""
+  owner = (folder / 'lock.json').read_bytes()
+  lock = WorkdirLock(epath.Path(folder))
+  try:
+    lock.acquire()
+  finally:
+    lock.release()
+    (folder / 'lock.json').write_bytes(owner)
+  return True
+
+
 def _report(folder: pathlib.Path) -> Any:
   command('report', f'--config={CONFIG}', f'--workdir={folder}')
   page = (folder / 'report.html').read_text(encoding='utf-8')
@@ -151,8 +164,8 @@ def _report(folder: pathlib.Path) -> Any:
 
 
 @functools.cache
-def _nano(folder: str) -> Model:
-  del folder
+def _nano(where: str, variant: str | None) -> Model:
+  del where, variant
   return load_pretrained(_MODEL[0])
 
 
@@ -235,6 +248,7 @@ TARGETS = (
   Target('workdir', 'linear/model.json', _report, _JSON),
   Target('workdir', 'metrics.jsonl', _report, _LINES),
   Target('workdir', 'pictures/*', _report),
+  Target('locked', 'lock.json', _lock, _JSON),
   # Images, masks and data sets.
   Target('images', 'picture.png', _predict),
   Target('photos', 'picture.jpg', _predict),

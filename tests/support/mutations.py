@@ -152,10 +152,14 @@ def damaged_json(data: bytes, seed: int) -> bytes:
   rng = np.random.default_rng(seed)
   if seed % 3 == 0:
     return damaged(data, int(rng.integers(2**31)))
-  text = data.decode()
-  if seed % 3 == 1:
-    return json.dumps(odd_json(text, seed)).encode()
-  return _odd_form(text, rng)
+  try:
+    text = data.decode()
+    if seed % 3 == 1:
+      return json.dumps(odd_json(text, seed)).encode()
+    return _odd_form(text, rng)
+  except ValueError:
+    # No JSON, or no value in it to replace.
+    return damaged(data, seed)
 
 
 def damaged_lines(data: bytes, seed: int) -> bytes:
