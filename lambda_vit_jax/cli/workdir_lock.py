@@ -207,7 +207,12 @@ def _opened(path: epath.Path) -> Iterator['_LocalFile | _RemoteFile']:
     yield _RemoteFile(path)
     return
   while True:
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+') as file:
+    with open(
+      os.open(path, os.O_RDWR | os.O_CREAT, 0o666),
+      'r+',
+      encoding='utf-8',
+      errors='replace',
+    ) as file:
       # Some network file systems cannot.
       with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -243,7 +248,7 @@ class _RemoteFile:
 
   def read(self) -> dict[str, Any] | None:
     try:
-      return _parse(self._path.read_text())
+      return _parse(self._path.read_bytes().decode(errors='replace'))
     except FileNotFoundError:
       return None
 

@@ -1,5 +1,6 @@
 """Read and write JSON files, local or remote, through etils.epath."""
 
+import collections
 import json
 import math
 from typing import Any
@@ -141,8 +142,8 @@ def _finite_number(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    ((twice, _),) = counts.most_common(1)
     raise ValueError(f'{name_of(twice)} is there twice')
   return found
 

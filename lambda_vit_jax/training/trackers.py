@@ -12,6 +12,7 @@ from etils import epath
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.growing_file import GrowingFile
+from lambda_vit_jax.core.text import printable
 
 
 def _optional_modules(need: str, extra: str, *names: str) -> list[Any]:
@@ -118,7 +119,7 @@ class WandbTracker:
     path = self._workdir / 'wandb_group.txt'
     if not path.exists():
       path.write_text(f'{self._workdir.name}-{uuid.uuid4().hex[:8]}\n')
-    group = path.read_text().strip()
+    group = printable(path.read_bytes().decode(errors='replace').strip(), 100)
     # W&B writes files of its own, which need a local folder.
     remote = files.is_remote(self._workdir)
     self._run = self._wandb.init(
