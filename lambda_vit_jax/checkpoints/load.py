@@ -58,7 +58,7 @@ def load_pretrained(
   if variant is not None:
     get_variant(variant)
   text = str(where)
-  path = epath.Path(where)
+  path = files.user_path(where)
   if text.startswith(_BUILTIN):
     known = _builtins()
     name = text.removeprefix(_BUILTIN)
@@ -103,7 +103,7 @@ def load_export(directory: str | epath.PathLike) -> Model:
   Raises:
     CheckpointError: not an export, or a damaged one.
   """
-  directory = epath.Path(directory)
+  directory = files.user_path(directory)
   path = directory / 'model.json'
   if not path.exists():
     raise CheckpointError(
@@ -209,7 +209,7 @@ def load_stage(
     CheckpointError: no checkpoint of that stage, an unusable one, or an
       unfinished stage with `finished`.
   """
-  directory = epath.Path(workdir) / 'checkpoints' / stage
+  directory = files.user_path(workdir) / 'checkpoints' / stage
   missing = CheckpointError(
     f'{directory}: no finished checkpoint; run the stage `{stage}` first'
   )

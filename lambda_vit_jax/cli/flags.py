@@ -61,6 +61,11 @@ def check_flags(
 def find_config(path: str) -> str:
   """Returns the path of a config file, else of its namesake in the package."""
   name, colon, argument = path.partition(':')
+  if name.startswith('~'):
+    # Not at the top: `--help` is to be answered at once.
+    from lambda_vit_jax.core.files import user_path
+
+    name = str(user_path(name))
   if not pathlib.Path(name).exists():
     package = pathlib.Path(__file__).parents[1]
     packaged = package / 'configs' / name.removeprefix('configs/')
@@ -70,7 +75,7 @@ def find_config(path: str) -> str:
     raise UsageError(
       f'--config={name}: no such file; configs/digits.py is one to start from'
     )
-  return path
+  return f'{name}{colon}{argument}'
 
 
 def _define_flags(arguments: list[str]) -> flags.FlagValues:

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.core.schema import Schema, name_of, shown
 from lambda_vit_jax.core.text import printable
 
@@ -19,9 +19,27 @@ _MOST_DIGITS = 25
 _DEEPEST = 32
 
 
+def user_path(path: str | epath.PathLike) -> epath.Path:
+  """Returns a path that a user gives, with `~` as the home folder.
+
+  Every function and flag that takes a path opens it with this; shells expand
+  `~` themselves only where a word starts with it.
+
+  Raises:
+    UsageError: there is no such home folder.
+  """
+  found = epath.Path(path).expanduser()
+  if str(found).startswith('~'):
+    raise UsageError(
+      f'{path}: the home folder that ~ stands for is not known; give the '
+      'whole path'
+    )
+  return found
+
+
 def absolute(path: str | epath.PathLike) -> epath.Path:
-  """Returns an absolute path, as Orbax needs it; `gs://…` is one already."""
-  path = epath.Path(path).expanduser()
+  """Returns `user_path` from the root, as Orbax needs it, or `gs://…`."""
+  path = user_path(path)
   return path if is_remote(path) else path.absolute()
 
 

@@ -16,6 +16,7 @@ from etils import epath
 from PIL import Image
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.core.images import normalise, to_array
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import decode, masks, transforms
@@ -123,7 +124,7 @@ def image_batches(
     DataError: no folder, fewer images than asked for, or, while iterating, an
       image that cannot be read.
   """
-  root = epath.Path(folder).expanduser()
+  root = user_path(folder)
   if not root.is_dir():
     raise DataError(f'{root}: is not a folder of images')
   files = find_images(root).images
@@ -155,7 +156,7 @@ def read_image(
   """
   if path.startswith(('http://', 'https://', 'ftp://')):
     raise DataError(f'{path}: is a URL; download the image and give its path')
-  file = epath.Path(path).expanduser()
+  file = user_path(path)
   try:
     data = file.read_bytes()
   except OSError as error:

@@ -25,7 +25,7 @@ from lambda_vit_jax.core.errors import (
   UsageError,
   nearest,
 )
-from lambda_vit_jax.core.files import write_json
+from lambda_vit_jax.core.files import user_path, write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import remote_folder
@@ -114,7 +114,7 @@ def export(
   """
   names = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_model(model, dtype)
-  with _replaced(epath.Path(directory)) as folder:
+  with _replaced(user_path(directory)) as folder:
     source = make_source(model, dtype, zero_fill, int8_arithmetic)
     compare = compare_with(source.model, check_images)
     report = _write_formats(folder, source, names, compare)

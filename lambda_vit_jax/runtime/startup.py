@@ -16,6 +16,7 @@ import platform
 from collections.abc import Iterator, Mapping
 
 from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.core.files import user_path
 
 VARIABLE = 'LAMBDA_VIT_CACHE'
 """Environment variable: `off` for no cache, or the path of its folder."""
@@ -40,7 +41,7 @@ def cache_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
   if chosen.lower() in _OFF or environment.get('JAX_COMPILATION_CACHE_DIR'):
     return None
   if chosen:
-    return pathlib.Path(chosen).expanduser()
+    return pathlib.Path(user_path(chosen))
   home = environment.get('XDG_CACHE_HOME') or '~/.cache'
   # A user may have no home.
   with contextlib.suppress(RuntimeError):

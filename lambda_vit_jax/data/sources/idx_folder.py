@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.data.sources.dataset import Dataset, Record
 
 FASHION_CLASSES = (
@@ -65,7 +66,7 @@ def open_idx_folder(directory: str) -> Dataset:
     DataError: a file is missing, cut short or malformed, or images and
       labels do not match.
   """
-  root = epath.Path(directory).expanduser()
+  root = user_path(directory)
   if not root.is_dir():
     raise DataError(
       f'idx_folder: {root} is not a folder; it must hold the four files '

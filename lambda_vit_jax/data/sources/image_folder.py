@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.data.decode import suffixes
 from lambda_vit_jax.data.sources.dataset import Dataset, Record
 
@@ -127,7 +128,7 @@ def open_image_folder(directory: str) -> Dataset:
     DataError: something is missing or empty, a class has no image, or the
       classes differ between the splits.
   """
-  root = epath.Path(directory).expanduser()
+  root = user_path(directory)
   if not root.is_dir():
     raise DataError(
       f'image_folder: {root} is not a folder; it must hold train/CLASS/ and '

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.data.sources.dataset import Dataset
 from lambda_vit_jax.data.sources.image_folder import (
   TEST_NAMES,
@@ -39,7 +40,7 @@ def open_segmentation_folder(
     DataError: something is missing or empty, an image has no mask, or the
       number of classes is unknown or differs from the number of names.
   """
-  root = epath.Path(directory).expanduser()
+  root = user_path(directory)
   train, test = _parts(root, _TRAIN), _parts(root, TEST_NAMES)
   if train is None or test is None:
     raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.data.sources.dataset import Dataset
 
 SOURCES = ('digits', 'image_folder:DIR', 'idx_folder:DIR', 'tfds:NAME')
@@ -108,6 +109,6 @@ def check_masks(source: str) -> tuple[str, str]:
 
 def _cache_dir(cache_dir: str | None) -> epath.Path:
   if cache_dir:
-    return epath.Path(cache_dir).expanduser()
+    return user_path(cache_dir)
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return epath.Path(home).expanduser() / 'lambda_vit_jax'
+  return user_path(home) / 'lambda_vit_jax'
