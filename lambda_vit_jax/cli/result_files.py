@@ -54,9 +54,8 @@ _SCORES = Object(
   }
 )
 
-_EVALUATION = Object(
-  optional=dict.fromkeys(('dense', 'pruned', 'exported'), _SCORES)
-)
+# Of each model.
+_EVALUATION = Object(others=_SCORES)
 
 _SIZE_AND_SPEED = Object(
   optional={

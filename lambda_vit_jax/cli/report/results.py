@@ -64,8 +64,7 @@ class Results:
   @property
   def score(self) -> str:
     """The key of the run's main score in a row of `evaluation`."""
-    rows = self.evaluation.values()
-    segments = any('mean_iou' in row for row in rows if isinstance(row, dict))
+    segments = any('mean_iou' in row for row in self.evaluation.values())
     return 'mean_iou' if segments else 'top1'
 
   @property
