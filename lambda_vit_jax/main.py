@@ -121,7 +121,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
   """Prints an error: a line on stderr, and JSON with --json."""
   text = printable(text)
-  print(f'lambda-vit: {text}', file=sys.stderr)
+  print(printable(f'lambda-vit: {text}'), file=sys.stderr)
   if '--json' in argv:
     print(json.dumps({'error': text, 'exit_code': exit_code}))
   return exit_code

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax.numpy as jnp
 import numpy as np
 import rich.box
 import rich.table
@@ -81,7 +82,9 @@ def top_classes(
   Returns:
     Per image at most `topk` of `{class name: probability}`.
   """
-  logits = np.asarray(model(images), np.float64)
+  # A `jax.Array` is taken as normalised; of others the range is looked at, and
+  # that of a bright picture may be 0 to 1.
+  logits = np.asarray(model(jnp.asarray(images)), np.float64)
   if model.module.segmentation is not None:
     height, width = size or images.shape[1:3]
     best = logits[:, :height, :width].argmax(axis=-1)
@@ -140,7 +143,7 @@ def predict(argv: Sequence[str]) -> None:
   if options.json:
     print(json.dumps(results))
   for line in failed[:-1]:
-    print(f'lambda-vit: {printable(line)}', file=sys.stderr)
+    print(printable(f'lambda-vit: {line}'), file=sys.stderr)
   if failed:
     raise PartialError(failed[-1])
 

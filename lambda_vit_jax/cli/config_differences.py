@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lambda_vit_jax.core.text import printable
+
 # Keys that may change between two runs in one workdir: none of them alters a
 # result that an earlier stage wrote.
 _OPERATIONAL = (
@@ -34,6 +36,8 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 _MISSING = object()
+# Characters of a value in a message.
+_MOST_SHOWN = 60
 
 
 def differences(
@@ -58,7 +62,9 @@ def differences(
   old = flatten(defaults or {}) | old
 
   def shown(flat: Mapping[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else 'not there'
+    return (
+      printable(repr(flat[key]), _MOST_SHOWN) if key in flat else 'not there'
+    )
 
   return {
     key: f'{key} was {shown(old, key)}, is {shown(new, key)}'

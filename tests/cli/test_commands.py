@@ -203,6 +203,17 @@ def test_an_unreadable_image_is_named(exported, tmp_path, capsys, name):
   assert name in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('levels', [(0, 40), (128, 256)])
+def test_predict_does_not_warn_of_its_own_images(
+  exported, tmp_path, rng, levels
+):
+  """A dark or bright picture, normalised, may lie within 0 to 1."""
+  pixels = rng.integers(*levels, (8, 8), dtype=np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'a.png')
+  argv = ['predict', f'--model={exported}', str(tmp_path / 'a.png')]
+  assert main.main(argv) == 0
+
+
 def test_predict_takes_the_variant_that_it_asks_for(
   tmp_path, monkeypatch, capsys
 ):

@@ -27,3 +27,11 @@ def test_a_key_that_an_earlier_version_lacked_had_its_default():
     'gone',
     'model.merge',
   ]
+
+
+def test_a_value_is_short_and_printable():
+  """Both values of a file that somebody else has written."""
+  saved = {'a': 'x' * 5000, 'b': '\x1b[2J\n'}
+  found = config_differences.differences(saved, {'a': 1, 'b': 2})
+  assert len(found['a']) < 100
+  assert all(text.isprintable() for text in found.values())
