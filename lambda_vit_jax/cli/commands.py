@@ -14,7 +14,7 @@ import rich.table
 
 from lambda_vit_jax.cli.console import print_line, stdout_console
 from lambda_vit_jax.core.errors import DataError, PartialError, UsageError
-from lambda_vit_jax.core.files import user_path
+from lambda_vit_jax.core.files import is_url, user_path
 from lambda_vit_jax.core.text import printable
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.macs import size_of
@@ -51,8 +51,8 @@ def _images(paths: Sequence[str]) -> list[str]:
 
   found = []
   for path in paths:
-    # A URL is no path; `read_image` says so.
-    folder = None if '://' in path else user_path(path)
+    # `read_image` refuses a URL, without the other images.
+    folder = None if is_url(path) else user_path(path)
     if folder is None or not folder.is_dir():
       found.append(path)
       continue

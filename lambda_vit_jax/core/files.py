@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from lambda_vit_jax.core.errors import CheckpointError, UsageError
+from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.core.schema import Schema, name_of, shown
 from lambda_vit_jax.core.text import printable
 
@@ -26,8 +26,11 @@ def user_path(path: str | epath.PathLike) -> epath.Path:
   `~` themselves only where a word starts with it.
 
   Raises:
+    DataError: it is the address of a web page.
     UsageError: there is no such home folder.
   """
+  if is_url(path):
+    raise DataError(f'{path}: is a URL; download it and give the path')
   found = epath.Path(path).expanduser()
   if str(found).startswith('~'):
     raise UsageError(
@@ -35,6 +38,11 @@ def user_path(path: str | epath.PathLike) -> epath.Path:
       'whole path'
     )
   return found
+
+
+def is_url(path: str | epath.PathLike) -> bool:
+  """Whether this is the address of a web page, which is no path."""
+  return str(path).lower().startswith(('http://', 'https://', 'ftp://'))
 
 
 def absolute(path: str | epath.PathLike) -> epath.Path:

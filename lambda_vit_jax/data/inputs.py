@@ -92,7 +92,7 @@ class ImageBatches:
 
   def __iter__(self) -> Iterator[np.ndarray]:
     root = epath.Path(self.folder)
-    paths = [str(root / file) for file in self.files]
+    paths = [str(root / name) for name in self.files]
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(paths), self.batch_size):
         part = paths[start : start + self.batch_size]
@@ -110,7 +110,7 @@ def image_batches(
 
   Args:
     folder: any folder, local or `gs://…`; images may lie in subfolders, such as
-      one per class.
+      one per class. Of a data set, give the training split.
     model: whose image size and normalisation are used.
     num_images: only this many, spread evenly over the sorted files, so that
       every class has its share; all of them by default.
@@ -127,18 +127,18 @@ def image_batches(
   root = user_path(folder)
   if not root.is_dir():
     raise DataError(f'{root}: is not a folder of images')
-  files = find_images(root).images
-  count = len(files) if num_images is None else num_images
-  if not 1 <= count <= len(files):
+  names = find_images(root).images
+  count = len(names) if num_images is None else num_images
+  if not 1 <= count <= len(names):
     raise DataError(
-      f'{root}: has {len(files)} images; num_images={num_images} must be from 1 '
+      f'{root}: has {len(names)} images; num_images={num_images} must be from 1 '
       'to that number'
     )
   if batch_size < 1:
     raise DataError(f'batch_size={batch_size}: must be at least 1')
-  chosen = np.linspace(0, len(files) - 1, count).round().astype(int)
+  chosen = np.linspace(0, len(names) - 1, count).round().astype(int)
   return ImageBatches(
-    str(root), tuple(files[k] for k in chosen), model, batch_size
+    str(root), tuple(names[k] for k in chosen), model, batch_size
   )
 
 
@@ -154,8 +154,6 @@ def read_image(
   Raises:
     DataError: no file, or not an image; names it.
   """
-  if path.startswith(('http://', 'https://', 'ftp://')):
-    raise DataError(f'{path}: is a URL; download the image and give its path')
   file = user_path(path)
   try:
     data = file.read_bytes()

@@ -129,8 +129,8 @@ def album(tmp_path, rng):
 
 
 def test_a_broken_image_does_not_discard_the_others(exported, album, capsys):
-  missing = str(album / 'missing.png')
-  argv = ['predict', f'--model={exported}', '--topk=2', str(album), missing]
+  missing = 'https://host/missing.png'
+  argv = ['predict', f'--model={exported}', '--topk=2', missing, str(album)]
   assert main.main(argv) == 1
   output, errors = capsys.readouterr()
   assert output.count('%  digit') == 4
@@ -138,9 +138,9 @@ def test_a_broken_image_does_not_discard_the_others(exported, album, capsys):
     str(album / 'a.png'),
     str(album / 'deep/c.bmp'),
   ]
-  broken, gone = errors.splitlines()
+  gone, broken = errors.splitlines()
+  assert gone.startswith(f'lambda-vit: {missing}: is a URL')
   assert broken.startswith(f'lambda-vit: {album}/b.webp: not a readable image')
-  assert gone.startswith(f'lambda-vit: {missing}: cannot be read')
 
 
 def test_json_holds_the_answers_and_the_errors(exported, album, capsys):

@@ -72,7 +72,7 @@ def test_what_segments_sees_the_whole_image(grey):
   'given, message',
   [
     ([], 'the list is empty'),
-    ('https://host/a.png', 'is a URL; download the image'),
+    ('https://host/a.png', 'is a URL; download it'),
     ('nowhere.png', r'nowhere\.png: cannot be read'),
     ([np.zeros((4, 4)), 3], 'image 1: is no path, bytes'),
     ([b'text'], 'image 0: not a known image format'),
@@ -132,6 +132,7 @@ def test_batches_of_a_folder_are_what_functions_take(folder, model):
   'name, options, message',
   [
     ('nowhere', {}, 'is not a folder of images'),
+    ('https://host/photos', {}, 'is a URL'),
     ('', {'num_images': 13}, 'has 12 images; num_images=13'),
     ('', {'num_images': 0}, 'num_images=0'),
     ('empty', {}, 'has 0 images'),
@@ -141,7 +142,7 @@ def test_batches_of_a_folder_are_what_functions_take(folder, model):
 def test_folders_that_do_not_do(name, options, message, folder, model):
   (folder / 'empty').mkdir()
   with pytest.raises(DataError, match=message):
-    lv.image_batches(folder / name, model, **options)
+    lv.image_batches(name if ':' in name else folder / name, model, **options)
 
 
 def test_a_broken_file_is_named(folder, model):

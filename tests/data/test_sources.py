@@ -22,7 +22,7 @@ from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.data import decode
 from lambda_vit_jax.data.sources import tfds as tfds_lib
 from lambda_vit_jax.data.sources.dataset import split_holdout
-from lambda_vit_jax.data.sources.registry import open_dataset
+from lambda_vit_jax.data.sources.registry import open_dataset, open_masks
 
 
 def _png(pixels) -> bytes:
@@ -169,6 +169,14 @@ def test_unknown_source_lists_the_known(source):
   with pytest.raises(UsageError, match='image_folder:DIR') as raised:
     open_dataset(source)
   assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize('open_one', [open_dataset, open_masks])
+@pytest.mark.parametrize('kind', ['image_folder', 'segmentation_folder'])
+def test_a_url_is_no_folder(open_one, kind):
+  with pytest.raises(DataError, match='is a URL; download it') as raised:
+    open_one(f'{kind}:https://host/photos')
+  _is_one_line(raised.value)
 
 
 # --- image folders ----------------------------------------------------------
