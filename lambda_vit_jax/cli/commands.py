@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import jax.numpy as jnp
 import numpy as np
 import rich.box
 import rich.table
@@ -82,9 +81,7 @@ def top_classes(
   Returns:
     Per image at most `topk` of `{class name: probability}`.
   """
-  # A `jax.Array` is taken as normalised; of others the range is looked at, and
-  # that of a bright picture may be 0 to 1.
-  logits = np.asarray(model(jnp.asarray(images)), np.float64)
+  logits = np.asarray(model(images), np.float64)
   if model.module.segmentation is not None:
     height, width = size or images.shape[1:3]
     best = logits[:, :height, :width].argmax(axis=-1)

@@ -21,6 +21,8 @@ EXPECTED = (
 # Values this many times the range of normalised images beside it are no
 # outliers: noise of erasing lies within one, 8-bit values beyond ten.
 _FAR = 4.0
+# A batch of so many images without a pixel darker than medium grey is none.
+_MANY = 8
 # Black in the least of a model's channels below which values in [0, 1] are
 # suspicious: zero is then a medium grey.
 _BLACK = -0.5
@@ -204,7 +206,7 @@ def _warn_of_range(images: np.ndarray, preprocessing: Preprocessing) -> None:
   least, most = float(images.min()), float(images.max())
   width = white - black
   far = most > white + _FAR * width or least < black - _FAR * width
-  unit = 0 <= least < most <= 1 and black < _BLACK
+  unit = len(images) >= _MANY and 0 <= least < most <= 1 and black < _BLACK
   if far or unit:
     warnings.warn(
       f'images have values from {least:.4g} to {most:.4g}, normalised ones lie '

@@ -24,7 +24,7 @@ def _read(values, preprocessing=RGB):
 
 @pytest.fixture
 def pixels(rng):
-  return rng.integers(0, 256, (2, *SHAPE)).astype(np.uint8)
+  return rng.integers(0, 256, (8, *SHAPE)).astype(np.uint8)
 
 
 @pytest.fixture
@@ -124,6 +124,8 @@ def test_normalised_floats_are_not_warned_about(floats, rng):
     _read(floats)
     _read(erased)
     _read(np.zeros_like(floats))
+    # A few bright pictures.
+    _read(rng.random((7, *SHAPE)))
     _read(np.zeros((0, *SHAPE)))
     # Values in [0, 1] are what this model takes.
     _read(rng.random(floats.shape), unit)
