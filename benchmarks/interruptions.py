@@ -2,8 +2,9 @@
 
   python benchmarks/interruptions.py signals kills pairs disks slow
 
-Every command is a fresh process of `lambda-vit` with a small network on the
-digits, in a workdir in which the stages before are finished. What was
+Every command of `lambda-vit` is a process forked from one that has imported the
+package (so that moments fall on its work, not on imports), with a small network
+on the digits, in a workdir in which the stages before are finished. What was
 interrupted is run again until it is done, and has to end with the bits of a run
 that nothing disturbed. `disks` needs to mount a tmpfs (root). `slow` is a job of two
 processes, one of which reads its data for 90 seconds longer. Writes
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -84,6 +86,51 @@ sys.exit(main.main(sys.argv[2:]))
 FREE = (0, 16 << 10, 128 << 10)
 
 
+# Imports the package, and forks.
+_FORKS = multiprocessing.get_context('forkserver')
+_FORKS.set_forkserver_preload(
+  ['lambda_vit_jax.cli.stages.registry', 'lambda_vit_jax.main']
+)
+
+
+class Command:
+  """A running command."""
+
+  def __init__(self, argv: list[str]):
+    """Starts it; what it prints on stderr goes to a file."""
+    self._said = pathlib.Path(tempfile.mkstemp()[1])
+    self._process = _FORKS.Process(target=_work, args=(argv, str(self._said)))
+    self._process.start()
+
+  def ended(self, seconds: float) -> bool:
+    """Waits for so long at most; returns whether it has ended."""
+    self._process.join(seconds)
+    return self._process.exitcode is not None
+
+  def send_signal(self, number: signal.Signals) -> None:
+    """Sends a signal."""
+    assert self._process.pid is not None
+    os.kill(self._process.pid, number)
+
+  def finish(self) -> tuple[int, str]:
+    """Waits for its end; returns the exit code and what it printed."""
+    self._process.join()
+    said = self._said.read_text()
+    self._said.unlink()
+    assert self._process.exitcode is not None
+    return self._process.exitcode, said
+
+
+def _work(argv: list[str], said: str) -> None:
+  """The command, in the forked process."""
+  os.dup2(os.open(said, os.O_WRONLY), 2)
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+  from lambda_vit_jax import main
+
+  sys.argv = ['lambda-vit', *argv]
+  main.run()
+
+
 @dataclasses.dataclass
 class Bench:
   """What all trials share.
@@ -105,24 +152,9 @@ class Bench:
     """The workdir of the run that nothing disturbed."""
     return self.folder / 'reference'
 
-  def start(self, stage: str, workdir: pathlib.Path) -> 'subprocess.Popen[str]':
+  def start(self, stage: str, workdir: pathlib.Path) -> Command:
     """Starts a command."""
-    cache = {'LAMBDA_VIT_CACHE': str(self.folder / 'cache')}
-    return subprocess.Popen(
-      [
-        sys.executable,
-        '-m',
-        'lambda_vit_jax',
-        stage,
-        *WORDS,
-        f'--workdir={workdir}',
-      ],
-      cwd=common.ROOT,
-      env=os.environ | cache | {'JAX_PLATFORMS': 'cpu'},
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    return Command([stage, *WORDS, f'--workdir={workdir}'])
 
   def prepare(self, stage: str, workdir: pathlib.Path) -> None:
     """Makes a workdir in which the stages before `stage` are finished."""
@@ -185,9 +217,8 @@ def make_reference(bench: Bench) -> None:
   for workdir in (bench.folder / 'first', bench.reference):
     for stage in STAGES:
       began = time.monotonic()
-      process = bench.start(stage, workdir)
-      _, said = process.communicate()
-      if process.returncode:
+      code, said = bench.start(stage, workdir).finish()
+      if code:
         raise SystemExit(f'{stage}: {said}')
       bench.seconds[stage] = time.monotonic() - began
   bench.expected = {name: result_of(name, bench.reference) for name in STAGES}
@@ -226,26 +257,24 @@ def interrupt(
   while sum(sent.values()) < count:
     stage = STAGES[index % len(STAGES)]
     index += 1
-    process = bench.start(stage, workdirs[stage])
+    command = bench.start(stage, workdirs[stage])
     number = bench.rng.choice(signals)
     moment = bench.rng.uniform(0.2, 1.05 * bench.seconds[stage])
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(moment)
-    if process.poll() is None:
+    if not command.ended(moment):
       began = time.monotonic()
-      process.send_signal(number)
-      _, said = process.communicate()
+      command.send_signal(number)
+      code, said = command.finish()
       waits.append(time.monotonic() - began)
       sent[stage] += 1
       # Before the program's handlers are there it ends as by default.
       good = (-number, 128 + number)
-      if process.returncode not in good:
+      if code not in good:
         problems.append(f'{stage}: {number.name} at {moment:.2f} s: {said}')
-      name = f'{number.name}: {process.returncode}'
+      name = f'{number.name}: {code}'
       codes[name] = codes.get(name, 0) + 1
       problems += problems_of(stage, said)
       continue
-    problems += finish(bench, stage, workdirs[stage], process)
+    problems += finish(bench, stage, workdirs[stage], command)
     compared += 1
     bench.prepare(stage, workdirs[stage])
   for name in STAGES:
@@ -263,13 +292,12 @@ def finish(
   bench: Bench,
   stage: str,
   workdir: pathlib.Path,
-  process: 'subprocess.Popen[str] | None' = None,
+  command: Command | None = None,
 ) -> list[str]:
   """Runs a stage to its end and compares it; returns what is wrong."""
-  process = process or bench.start(stage, workdir)
-  _, said = process.communicate()
-  if process.returncode:
-    return [f'{stage}: exit code {process.returncode}: {said}']
+  code, said = (command or bench.start(stage, workdir)).finish()
+  if code:
+    return [f'{stage}: exit code {code}: {said}']
   return problems_of(stage, said) + bench.check(stage, workdir)
 
 
@@ -281,10 +309,13 @@ def run_pairs(bench: Bench, count: int) -> dict[str, Any]:
     workdir = bench.folder / 'pair'
     bench.prepare(stage, workdir)
     jobs = [bench.start(stage, workdir) for _ in range(2)]
-    said = [job.communicate()[1] for job in jobs]
-    codes = sorted(job.returncode for job in jobs)
+    codes, said = zip(*(job.finish() for job in jobs), strict=True)
     lines = [line for text in said for line in lines_of(text)]
-    if codes != [0, 1] or len(lines) != 1 or 'another job' not in lines[0]:
+    if (
+      sorted(codes) != [0, 1]
+      or len(lines) != 1
+      or 'another job' not in lines[0]
+    ):
       problems.append(f'{stage}: exit codes {codes}: {said}')
     problems += bench.check(stage, workdir)
   return {'pairs': count, 'problems': problems}
@@ -314,13 +345,12 @@ def fill_disks(bench: Bench) -> dict[str, Any]:
         room = shutil.disk_usage(disk).free - free
         with filler.open('wb') as file:
           os.posix_fallocate(file.fileno(), 0, room)
-        process = bench.start(stage, disk / 'run')
-        _, said = process.communicate()
+        code, said = bench.start(stage, disk / 'run').finish()
         problems += problems_of(stage, said)
-        if process.returncode:
+        if code:
           failed[stage] += 1
           line = ' '.join(lines_of(said))
-          if process.returncode != 1 or 'No space left' not in line:
+          if code != 1 or 'No space left' not in line:
             problems.append(f'{stage}, {free} free: {said}')
         filler.unlink()
         problems += finish(bench, stage, disk / 'run')
@@ -367,6 +397,8 @@ def main() -> int:
   options = parser.parse_args()
   lost = 0
   with tempfile.TemporaryDirectory() as folder:
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['LAMBDA_VIT_CACHE'] = f'{folder}/cache'
     bench = Bench(pathlib.Path(folder), random.Random(options.seed))
     make_reference(bench)
     print({name: round(s, 1) for name, s in bench.seconds.items()}, flush=True)

@@ -28,9 +28,10 @@ from lambda_vit_jax.training.step import (
   prune_state,
 )
 
-# The host prepares steps while the device computes, but not dozens of them: each
-# would have to end before a signal is answered, and holds its batch.
-_STEPS_AHEAD = 2
+# The host prepares a step while the device computes the one before, but not
+# dozens of them: all would have to end before a signal is answered, and each
+# holds its batch.
+_STEPS_AHEAD = 1
 
 
 class DivergedError(LambdaVitError):

@@ -150,7 +150,7 @@ def test_killed_at_any_moment_ends_with_the_same_bits(
   assert_same_end(workdir, undisturbed, stage)
 
 
-@pytest.mark.parametrize('stage', ['analyze', 'select', 'export'])
+@pytest.mark.parametrize('stage', ['select', 'export'])
 def test_a_signal_ends_a_stage_that_has_nothing_to_save(
   tmp_path, cache, undisturbed, stage
 ):
