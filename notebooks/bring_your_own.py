@@ -43,6 +43,7 @@ NEEDED = [
   'rich>=13',
   'safetensors>=0.5',
   'scikit-learn>=1.5',
+  'scipy>=1.13',
   'tensorflow-datasets>=4.9.9,<5',
 ]
 

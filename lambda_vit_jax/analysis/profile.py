@@ -22,6 +22,8 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
+from lambda_vit_jax.core.figures import axes_to_draw_in
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -111,12 +113,14 @@ class EntropyProfile(Shown):
       caption=caption,
     )
 
-  def plot(self) -> Any:
-    """Both entropies and the cosine over depth, as a matplotlib `Figure`."""
-    import matplotlib.figure
+  def plot(self, ax: Any = None) -> Any:
+    """Both entropies and the cosine over depth, as a matplotlib `Figure`.
 
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
-    axes = figure.add_subplot()
+    Args:
+      ax: axes to draw in, which get a second scale on the right; those of a
+        new figure by default.
+    """
+    figure, (axes, *_) = axes_to_draw_in(ax)
     blocks = range(len(self.mlp_entropy))
     axes.plot(
       blocks, np.asarray(self.attention_entropy, float), 'o-', label='attention'
@@ -133,6 +137,7 @@ class EntropyProfile(Shown):
     return figure
 
 
+@check_keywords
 def entropy_profile(
   model: Model,
   batches: Batches,

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import Batches, Placement, read_images
+from lambda_vit_jax.core.figures import axes_to_draw_in
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -128,16 +130,20 @@ class Spectrum(Shown):
     )
 
   def plot(
-    self, *others: 'Spectrum', labels: Sequence[str] = ('dense', 'pruned')
+    self,
+    *others: 'Spectrum',
+    labels: Sequence[str] = ('dense', 'pruned'),
+    ax: Any = None,
   ) -> Any:
     """A `Figure`: the last block's spectrum, and the highest frequency by depth.
 
-    Draws `others` beside this one; `labels` are of all of them.
+    Args:
+      *others: spectra to draw beside this one.
+      labels: of this one and the others.
+      ax: two axes to draw in, or one for the last block's spectrum alone;
+        those of a new figure by default.
     """
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(8.0, 3.4), layout='constrained')
-    last, depth = figure.subplots(1, 2)
+    figure, (last, *depth) = axes_to_draw_in(ax, columns=2, size=(8.0, 3.4))
     for index, spectrum_ in enumerate((self, *others)):
       label = labels[index] if index < len(labels) else str(index)
       last.plot(
@@ -146,16 +152,19 @@ class Spectrum(Shown):
         marker='.',
         label=label,
       )
-      depth.plot(spectrum_.high_frequency, marker='.', label=label)
+      for axes in depth[:1]:
+        axes.plot(spectrum_.high_frequency, marker='.', label=label)
     last.set_xlabel('frequency (π per token)')
     last.set_ylabel('relative log amplitude, last block')
-    depth.set_xlabel('block')
-    depth.set_ylabel('at the highest frequency')
+    for axes in depth[:1]:
+      axes.set_xlabel('block')
+      axes.set_ylabel('at the highest frequency')
     if others:
       last.legend(frameon=False)
     return figure
 
 
+@check_keywords
 def spectrum(
   model: Model,
   batches: Batches,

@@ -18,6 +18,7 @@ from lambda_vit_jax.checkpoints import (
 )
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.core.errors import CheckpointError, nearest
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.models import adapt
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
@@ -27,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 _BUILTIN = 'builtin:'
 
 
+@check_keywords
 def load_pretrained(
   where: str | epath.PathLike,
   variant: str | None = None,
@@ -90,6 +92,7 @@ def load_pretrained(
   return adapt.with_num_classes(model, num_classes)
 
 
+@check_keywords
 def load_export(directory: str | epath.PathLike) -> Model:
   """Loads an `export/` folder, from `params/` and `model.json` alone.
 

@@ -1,6 +1,7 @@
 """What all of the package uses: errors, types, files and tables.
 
 - `errors`: the errors a user can meet, one line each
+- `keywords`: misspelt keywords of public functions
 - `typing`: arrays, parameter trees, batches, attention modes
 - `preprocessing`: the resize, crop and normalisation that a model expects
 - `images`: bring arrays of other libraries into a model's form
@@ -10,4 +11,5 @@
 - `growing_file`: files that grow, local or remote
 - `digests`: checksums of JSON objects, files, arrays and trees
 - `tables`: small tables for prompts, terminals and notebooks
+- `figures`: figures that notebooks show as pictures
 """

@@ -18,6 +18,7 @@ from PIL import Image
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.core.images import normalise, to_array
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import decode, masks, transforms
 from lambda_vit_jax.data.decode import UndecodableError
@@ -34,6 +35,7 @@ class TakesImages(Protocol):
   def module(self) -> Any: ...
 
 
+@check_keywords
 def preprocess(images: Any, model: TakesImages) -> np.ndarray:
   """Makes a batch for a model: decoded, resized, cropped and normalised.
 
@@ -100,6 +102,7 @@ class ImageBatches:
         yield np.stack(list(found))
 
 
+@check_keywords
 def image_batches(
   folder: str | os.PathLike[str],
   model: TakesImages,

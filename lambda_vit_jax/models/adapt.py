@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import quantization, resampling
 from lambda_vit_jax.models.build import init_head, is_head, size_pair
@@ -13,6 +14,7 @@ from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 
 
+@check_keywords
 def with_decoder(
   model: Model, decoder: Decoder, num_classes: int, seed: int = 0
 ) -> Model:
@@ -44,6 +46,7 @@ def with_decoder(
   )
 
 
+@check_keywords
 def backbone(model: Model) -> Model:
   """The model without head or decoder.
 

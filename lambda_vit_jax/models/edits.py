@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import AttentionMode
 from lambda_vit_jax.models import merge_schedule, quantization, surgery
 from lambda_vit_jax.models.decoders import Decoder
@@ -26,6 +27,7 @@ from lambda_vit_jax.models.modes import (
 )
 
 
+@check_keywords
 def prune(
   model: Model, layers: Layers, mode: AttentionMode = 'identity'
 ) -> Model:
@@ -59,6 +61,7 @@ def prune(
   )
 
 
+@check_keywords
 def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
@@ -85,6 +88,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   return model.replace(module=module.clone(merge=schedule))
 
 
+@check_keywords
 def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   """The model with its matrices as 8-bit integers, one scale per channel.
 
@@ -115,6 +119,7 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   )
 
 
+@check_keywords
 def dequantize(model: Model) -> Model:
   """The float32 model with the rounded matrices of a quantised one.
 
@@ -132,6 +137,7 @@ def dequantize(model: Model) -> Model:
   )
 
 
+@check_keywords
 def fold(model: Model) -> Model:
   """The same function as a plain ViT, without the factors 2.
 
@@ -159,6 +165,7 @@ def fold(model: Model) -> Model:
   )
 
 
+@check_keywords
 def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
   """The network without some of its blocks, attention and MLP.
 

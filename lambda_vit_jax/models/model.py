@@ -1,6 +1,7 @@
 """`Model`: a frozen pair of a Flax module and its parameters."""
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.images import model_images
+from lambda_vit_jax.core.keywords import KeywordError, unknown_keyword
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import (
@@ -123,12 +125,10 @@ class Model(Shown):
       rows.append(('merged tokens', ' '.join(map(str, module.merge_counts))))
     if module.quantization != 'none':
       rows.append(('int8 arithmetic', module.quantization))
-    macs, unit = self.macs() / 1e6, 'M'
-    if macs >= 1e3:
-      macs, unit = macs / 1e3, 'G'
     rows += [
       ('parameters', f'{self.num_parameters:,}'),
-      ('MACs per image', f'{macs:.4g} {unit}'),
+      ('MACs per image', _millions(self.macs())),
+      ('of these executed', _millions(self.macs(executed=True))),
     ]
     return Table(f'Model {self.variant}', ('', ''), rows)
 
@@ -205,6 +205,13 @@ class Model(Shown):
     )
 
 
+def _millions(number: int) -> str:
+  """A number of operations as `5.977 M` or `4.6 G`."""
+  if number >= 1e9:
+    return f'{number / 1e9:.4g} G'
+  return f'{number / 1e6:.4g} M'
+
+
 def _ranges(indices: Sequence[int]) -> str:
   """Ascending indices as text: `0-2, 5`."""
   runs = []
@@ -213,6 +220,22 @@ def _ranges(indices: Sequence[int]) -> str:
     run = [index for _, index in group]
     runs.append(str(run[0]) if len(run) == 1 else f'{run[0]}-{run[-1]}')
   return ', '.join(runs)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+  """Refuses keywords of `create_model` that it does not pass on."""
+  # timm's keyword for weights from its hub.
+  if options.pop('pretrained', False):
+    raise KeywordError(
+      'create_model() starts from random numbers; load_pretrained(NAME) loads '
+      'trained ones'
+    )
+  own = inspect.signature(create_model).parameters
+  fields = ViT.__dataclass_fields__.keys() - {'parent', 'name'}
+  known = (*list(own)[:-1], 'drop_path_rate', *sorted(fields - own.keys()))
+  for keyword in options:
+    if keyword not in known:
+      raise unknown_keyword('create_model', keyword, known)
 
 
 def create_model(
@@ -239,7 +262,9 @@ def create_model(
 
   Raises:
     ModelError: unknown variant, sizes or layers that do not fit.
+    UsageError: a keyword that is no option; the message names the nearest.
   """
+  _check_options(options)
   spec = get_variant(variant)
   modes = options.pop('attention_modes', ('full',) * spec.depth)
   module = make_module(

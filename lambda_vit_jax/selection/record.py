@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.figures import axes_to_draw_in
 from lambda_vit_jax.core.files import check_json
 from lambda_vit_jax.core.schema import List, Nullable, Number, Object, Text
 from lambda_vit_jax.core.tables import Shown, Table
@@ -67,8 +68,8 @@ class Round:
     scores: per candidate; nats for `transfer_entropy` and `loss_increase`.
     chosen: the block that was removed.
     seconds: wall time.
-    intervals: 95% interval per candidate: the score ± 1.96 standard errors of
-      the bootstrap; may be empty.
+    intervals: 95% interval per candidate, symmetric about the score (see
+      `bootstrap.half_width`); may be empty.
     indistinguishable: candidates whose distance to the chosen one has a 95%
       interval that contains zero.
     suggested_images: images that would separate them; None where unknown or
@@ -135,8 +136,9 @@ class Selection(Shown):
   Attributes:
     criterion: `transfer_entropy`, or another name of the config's
       `select.criterion`.
-    target: `logits` or `features`.
-    sign: `signed` or `absolute`.
+    target: `logits` or `features`; `loss` for `loss_increase` and `probe`.
+    sign: `signed` or `absolute`, as the search ran: criteria other than
+      `transfer_entropy` and `loss_increase` are always `signed`.
     num_samples: images that the scores were measured on, 0 for none.
     base_entropy: entropy of the unmodified model's target in nats, or None.
     order: blocks in the order in which they were chosen.
@@ -301,12 +303,13 @@ class Selection(Shown):
       for blocks in ranking[:_MOST_SETS_SHOWN]
     ]
 
-  def plot(self) -> Any:
-    """Scores of every round over the blocks, as a matplotlib `Figure`."""
-    import matplotlib.figure
+  def plot(self, ax: Any = None) -> Any:
+    """Scores of every round over the blocks, as a matplotlib `Figure`.
 
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
-    axes = figure.add_subplot()
+    Args:
+      ax: axes to draw in; those of a new figure by default.
+    """
+    figure, (axes, *_) = axes_to_draw_in(ax)
     for index, row in enumerate(self.rounds):
       blocks = sorted(row.scores)
       values = [row.scores[block] for block in blocks]

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.blocks import check_finished
 from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import modes, surgery
@@ -81,6 +82,7 @@ class LinearFit(Shown):
     )
 
 
+@check_keywords
 def linearize(
   model: Model,
   batches: Batches,

@@ -27,6 +27,7 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -57,6 +58,7 @@ class MlpFit:
   residual: float
 
 
+@check_keywords
 def refit(
   model: Model,
   dense: Model,

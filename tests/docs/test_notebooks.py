@@ -7,9 +7,10 @@ import pathlib
 import re
 import runpy
 import subprocess
-import sys
 import tomllib
 
+import nbclient
+import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,20 +103,28 @@ def test_defines_no_class_and_imports_the_public_face(path):
 
 @pytest.mark.slow
 @each_notebook
-def test_runs_from_top_to_bottom(path, tmp_path):
-  script = '\n\n'.join(map(source, cells(path)))
+def test_runs_from_top_to_bottom_and_shows_its_plots(
+  path, tmp_path, monkeypatch
+):
+  """As Jupyter runs it: a figure that is only text is no plot."""
+  monkeypatch.setenv('JUPYTER_RUNTIME_DIR', str(tmp_path))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     # Compiled as for users, because the notebooks train.
     'XLA_FLAGS': '',
-    'MPLBACKEND': 'agg',
     'TMPDIR': str(tmp_path),
   }
-  done = subprocess.run(
-    [sys.executable, '-c', script],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-    env=environment,
+  environment.pop('MPLBACKEND', None)
+  notebook = nbformat.read(path, as_version=4)
+  client = nbclient.NotebookClient(
+    notebook, resources={'metadata': {'path': str(tmp_path)}}
   )
-  assert done.returncode == 0, done.stderr
+  client.execute(env=environment)
+  for cell in notebook.cells:
+    plots = cell.source.count('.plot(') if cell.cell_type == 'code' else 0
+    pictures = [
+      output
+      for output in cell.get('outputs', ())
+      if 'image/png' in output.get('data', {})
+    ]
+    assert len(pictures) == plots, cell.source
