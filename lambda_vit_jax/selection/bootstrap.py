@@ -5,6 +5,7 @@ the shards takes no further forward pass. Everything is float64.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,9 +14,6 @@ from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.selection.options import Sign
 from lambda_vit_jax.selection.record import Round
-
-# Two-sided 95% of a normal distribution.
-_NORMAL_95 = 1.959964
 
 # Candidates that need more images than this are as good as equal.
 _MOST_IMAGES = 10_000_000
@@ -66,9 +64,24 @@ def resampled_entropy(
   return entropy.gaussian_entropy(std, exclude)
 
 
+def half_width(shards: int) -> float:
+  """Half a 95% interval, in standard deviations of the resamples.
+
+  With n shards, resampling understates a standard error by √((n − 1)/n); and
+  as the error is estimated from n shards, the distance to the true score
+  follows Student's t with n − 1 degrees of freedom.
+  """
+  # A part of JAX's own installation; loaded only where it is used.
+  import scipy.special
+
+  quantile = float(scipy.special.stdtrit(shards - 1, 0.975))
+  return quantile * math.sqrt(shards / (shards - 1))
+
+
 def certainty(
   row: Round,
   resampled: Mapping[int, np.ndarray],
+  shards: int,
   num_images: int,
   sign: Sign = 'signed',
 ) -> Round:
@@ -79,6 +92,7 @@ def certainty(
   Args:
     row: scores and the chosen block.
     resampled: `[resamples]` scores per candidate.
+    shards: how many were resampled, at least two.
     num_images: images that the scores were measured on.
     sign: `absolute` if the score of least magnitude was chosen.
   """
@@ -87,14 +101,15 @@ def certainty(
   key = np.abs if sign == 'absolute' else np.asarray
   table = {block: key(resampled[block]) for block in blocks}
   choices = np.asarray(blocks)[np.stack(list(table.values())).argmin(axis=0)]
+  width = half_width(shards)
   intervals, alike, needed = {}, [], [2.0]
   for block in blocks:
-    error = _NORMAL_95 * resampled[block].std()
+    error = width * resampled[block].std()
     intervals[block] = (scores[block] - error, scores[block] + error)
     if block == chosen:
       continue
     distance = float(key(scores[block]) - key(scores[chosen]))
-    spread = _NORMAL_95 * (table[block] - table[chosen]).std()
+    spread = width * (table[block] - table[chosen]).std()
     if distance <= spread:
       alike.append(block)
     # Standard errors fall with the root of the number of images.

@@ -1,5 +1,9 @@
 """Number of attention layers to remove, from a count, a ratio or a speedup."""
 
+import math
+import numbers
+from typing import TypeGuard
+
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
@@ -34,18 +38,23 @@ def resolve_num_layers(
     )
   gone = len(model.removed_layers)
   left = model.depth - gone
+  if not left:
+    raise UsageError(
+      'no block has attention: there is nothing to remove; start from a model '
+      'that has'
+    )
   if target_speedup is not None:
     return _layers_for_speedup(model, target_speedup)
   if removal_ratio is not None:
-    if not 0.0 <= removal_ratio < 1.0:
+    if not _is_number(removal_ratio) or not 0.0 <= removal_ratio < 1.0:
       raise UsageError(
-        f'select.removal_ratio={removal_ratio}: a share of the blocks, at '
+        f'select.removal_ratio={removal_ratio!r}: a share of the blocks, at '
         'least 0 and less than 1'
       )
     number = max(round(removal_ratio * model.depth) - gone, 0)
   else:
     number = DEFAULT_LAYERS if num_layers is None else num_layers
-    if isinstance(number, bool) or int(number) != number or number < 0:
+    if not _is_number(number) or number % 1 or number < 0:
       raise UsageError(
         f'select.num_layers={num_layers!r}: a whole number of layers'
       )
@@ -59,8 +68,8 @@ def resolve_num_layers(
 
 
 def _layers_for_speedup(model: Model, target: float) -> int:
-  if target < 1.0:
-    raise UsageError(f'select.target_speedup={target}: at least 1')
+  if not _is_number(target) or target < 1.0:
+    raise UsageError(f'select.target_speedup={target!r}: at least 1')
   candidates = with_attention(model)
   dense = model.macs()
   best = 1.0
@@ -72,6 +81,12 @@ def _layers_for_speedup(model: Model, target: float) -> int:
     f'select.target_speedup={target} is out of reach: with one attention '
     f'layer left the model needs {best:.3f} times fewer multiply-accumulates'
   )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    return False
+  return math.isfinite(value)
 
 
 def with_attention(model: Model) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria, exhaustive
 from lambda_vit_jax.selection.budget import resolve_num_layers, with_attention
+from lambda_vit_jax.selection.options import canonical
 from lambda_vit_jax.selection.record import Selection
 
 # With fewer images the choice is hardly better than chance.
@@ -32,7 +33,7 @@ def check_names(target: str, sign: str, trial: str, criterion: str) -> None:
       raise UsageError(
         f'select.{key}={value!r} is not known; use {" or ".join(known)}'
       )
-  if trial != 'skip' and criterion not in criteria.MEASURED:
+  if trial != 'skip' and canonical(criterion) not in criteria.MEASURED:
     raise UsageError(
       f'select.trial={trial} needs select.criterion='
       f'{" or ".join(criteria.MEASURED)}; {criterion} makes no '

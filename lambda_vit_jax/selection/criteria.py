@@ -16,7 +16,7 @@ from lambda_vit_jax.analysis.moments import HostMoments
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
-from lambda_vit_jax.selection.options import OnImages
+from lambda_vit_jax.selection.options import OnImages, canonical
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
 MEASURED = ('transfer_entropy', 'loss_increase')
@@ -40,6 +40,7 @@ class Scores:
     dead_channels: constant channels of the target, left out in this round.
     base_entropy: entropy of the unmodified model in nats, where measured.
     block_evaluations: blocks run per image.
+    shards: of the images, which the bootstrap resamples.
   """
 
   values: dict[Any, float]
@@ -47,6 +48,7 @@ class Scores:
   dead_channels: tuple[int, ...] = ()
   base_entropy: float | None = None
   block_evaluations: int = 0
+  shards: int = 0
 
 
 Criterion = Callable[[Trial, Sequence[int], OnImages | None], Scores]
@@ -106,9 +108,8 @@ class TrialCriterion:
     if self._base is None:
       self._base = found[()]
     kept = self._base.count > 0
-    weights = bootstrap.resample_weights(
-      int(kept.sum()), self.resamples, self.seed
-    )
+    shards = int(kept.sum())
+    weights = bootstrap.resample_weights(shards, self.resamples, self.seed)
     score = (
       _loss_increase if self.criterion == 'loss_increase' else _transfer_entropy
     )
@@ -118,7 +119,9 @@ class TrialCriterion:
       weights,
     )
     return dataclasses.replace(
-      scores, block_evaluations=self.runner.block_evaluations - before
+      scores,
+      block_evaluations=self.runner.block_evaluations - before,
+      shards=shards,
     )
 
 
@@ -219,6 +222,8 @@ def layer_scores(
 def check_criterion(criterion: str) -> tuple[str, str]:
   """Splits `exhaustive:loss_increase` into the search and its score.
 
+  `nose` is taken for `transfer_entropy` (`options.canonical`).
+
   Returns:
     The criterion and its score: the same name, except that `exhaustive` has
     `transfer_entropy` by default.
@@ -226,7 +231,7 @@ def check_criterion(criterion: str) -> tuple[str, str]:
   Raises:
     UsageError: an unknown name.
   """
-  name, _, score = criterion.partition(':')
+  name, _, score = canonical(criterion).partition(':')
   if name == 'probe':
     raise UsageError(
       'select.criterion=probe trains, which this function cannot: use the '

@@ -11,9 +11,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import Batches, ImageSet
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.selection.bootstrap import certainty
@@ -27,6 +30,7 @@ from lambda_vit_jax.selection.options import (
   OnRound,
   SearchOptions,
   Sign,
+  canonical,
   round_listener,
 )
 from lambda_vit_jax.selection.record import Round, Selection
@@ -44,7 +48,6 @@ def greedy_search(
   candidates: Sequence[int],
   num_layers: int,
   *,
-  sign: Sign = 'signed',
   on_round: OnRound | None = None,
   on_progress: OnProgress | None = None,
   warn: Callable[[str], None] = _warn,
@@ -53,10 +56,11 @@ def greedy_search(
 
   Args:
     criterion: scores the remaining candidates, given the layers removed.
-    start: a selection without layers, or an interrupted one to resume from.
+    start: a selection without layers, or an interrupted one to resume from;
+      its sign decides: `signed` takes the least score, `absolute` the least
+      magnitude.
     candidates: blocks that may be chosen.
     num_layers: layers to choose, those of `start` included.
-    sign: `signed` takes the least score, `absolute` the least magnitude.
     on_round: called after every round with the selection so far, to save it.
     on_progress: called within rounds.
     warn: takes one line.
@@ -69,13 +73,16 @@ def greedy_search(
       on_progress, len(found.order), num_layers, len(remaining)
     )
     scores = criterion(found.removed, remaining, listener)
-    chosen = criteria.choose(scores.values, sign)
+    chosen = criteria.choose(scores.values, found.sign)
     seconds = time.perf_counter() - began
     row = Round(
       scores.values, chosen, seconds, dead_channels=scores.dead_channels
     )
     if scores.resampled:
-      row = certainty(row, scores.resampled, found.num_samples, sign)
+      sign = cast(Sign, found.sign)
+      row = certainty(
+        row, scores.resampled, scores.shards, found.num_samples, sign
+      )
     dead = row.dead_channels
     # Once for each set of channels.
     if dead and all(dead != old.dead_channels for old in found.rounds):
@@ -118,9 +125,8 @@ def select(
   num_layers = checks.check_budget(
     model, name, options.layers, **options.budget
   )
+  options = _as_run(options, name, score)
   candidates = options.layers if name == 'given' else with_attention(model)
-  if name == 'exhaustive':
-    options = dataclasses.replace(options, resamples=0)
   images = None
   if name in criteria.NEEDS_IMAGES:
     images = checks.enough_images(model, batches, mesh, warn)
@@ -136,23 +142,51 @@ def select(
   if resume is not None:
     start = checks.check_resumed(start, resume, num_layers)
 
-  if name == 'exhaustive':
-    trials = _trial_criterion(model, cast(ImageSet, images), score, options)
-    return exhaustive_search(
-      trials, start, candidates, num_layers, on_progress=on_progress
-    )
   if len(start.order) == num_layers:
     return start
-  return greedy_search(
-    _criterion(name, model, images, candidates, options),
-    start,
-    candidates,
-    num_layers,
-    sign=options.sign if name == 'transfer_entropy' else 'signed',
-    on_round=on_round,
-    on_progress=on_progress,
-    warn=warn,
+  model = _in_float32(model)
+  # Products too: accelerators round their float32 factors by default.
+  with jax.default_matmul_precision('highest'):
+    if name == 'exhaustive':
+      trials = _trial_criterion(model, cast(ImageSet, images), score, options)
+      return exhaustive_search(
+        trials, start, candidates, num_layers, on_progress=on_progress
+      )
+    return greedy_search(
+      _criterion(name, model, images, candidates, options),
+      start,
+      candidates,
+      num_layers,
+      on_round=on_round,
+      on_progress=on_progress,
+      warn=warn,
+    )
+
+
+def _as_run(options: SearchOptions, name: str, score: str) -> SearchOptions:
+  """The options that take effect, so that the record says what was run.
+
+  Only scores that are measured have a sign to choose and are resampled. The
+  others are ranks, or never negative.
+  """
+  measured = score in criteria.MEASURED
+  return dataclasses.replace(
+    options,
+    criterion=canonical(options.criterion),
+    target='loss' if score == 'loss_increase' else options.target,
+    sign=options.sign if measured else 'signed',
+    resamples=options.resamples if measured and name != 'exhaustive' else 0,
   )
+
+
+def _in_float32(model: Model) -> Model:
+  """The model that computes in float32, or wider.
+
+  In bfloat16, rounding moves scores by as much as their intervals are wide.
+  """
+  if jnp.finfo(model.module.dtype).bits >= 32:
+    return model
+  return model.replace(module=model.module.clone(dtype=jnp.float32))
 
 
 def _criterion(
@@ -176,11 +210,12 @@ def _criterion(
 def _trial_criterion(
   model: Model, images: ImageSet, score: str, options: SearchOptions
 ) -> TrialCriterion:
-  target = 'loss' if score == 'loss_increase' else options.target
-  runner = TrialRunner(model, images, cast(Target, target), options.memory_gib)
+  target = cast(Target, options.target)
+  runner = TrialRunner(model, images, target, options.memory_gib)
   return TrialCriterion(score, runner, options.resamples, options.seed)
 
 
+@check_keywords
 def nose(
   model: Model,
   batches: Batches | None,

@@ -11,6 +11,18 @@ Sign = Literal['signed', 'absolute']
 NUM_RESAMPLES = 1000
 
 
+def canonical(criterion: str) -> str:
+  """The name of a criterion; `nose` is the search that takes `transfer_entropy`.
+
+  >>> canonical('exhaustive:nose')
+  'exhaustive:transfer_entropy'
+  """
+  words = criterion.split(':')
+  return ':'.join(
+    'transfer_entropy' if w.lower() == 'nose' else w for w in words
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
   """What to search for: keywords of `nose.nose`, config keys `select.*`."""

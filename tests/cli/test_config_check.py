@@ -19,7 +19,7 @@ WRONG = [
   ('select.num_layers', -1, 'select.num_layers=-1 must be at least 0'),
   ('select.num_layers', 12, 'one must stay'),
   ('select.removal_ratio', 0.5, 'num_layers and removal_ratio set'),
-  ('select.criterion', 'nose', "select.criterion='nose' is not known"),
+  ('select.criterion', 'noise', "select.criterion='noise' is not known"),
   ('select.criterion', 'given', 'needs select.layers'),
   ('select.criterion', 'random:x', 'only exhaustive takes a score'),
   ('select.target', 'pixels', "select.target='pixels' is not known"),
@@ -90,6 +90,8 @@ def test_a_wrong_value_is_refused_at_once(key, value, message):
   'key, value',
   [
     ('select.criterion', 'probe'),
+    ('select.criterion', 'nose'),
+    ('select.criterion', 'exhaustive:nose'),
     ('select.criterion', 'exhaustive:loss_increase'),
     ('model.merge', 'decreasing:1'),
     ('export.dtype', 'int8'),

@@ -87,8 +87,13 @@ def three(rng):
   return scores, resampled
 
 
-def certainty(scores, resampled, chosen, **options):
-  return bootstrap.certainty(Round(scores, chosen, 0.0), resampled, **options)
+# So many that Student's t is the normal distribution.
+MANY = 10**6
+
+
+def certainty(scores, resampled, chosen, shards=MANY, **options):
+  row = Round(scores, chosen, 0.0)
+  return bootstrap.certainty(row, resampled, shards, **options)
 
 
 def same_choice(row):
@@ -137,3 +142,44 @@ def test_equal_candidates_are_never_told_apart(three):
   )
   assert found.indistinguishable == (7,)
   assert found.suggested_images is None
+
+
+@pytest.mark.parametrize(
+  'shards, quantile', [(2, 12.706), (11, 2.228), (32, 2.0395), (MANY, 1.96)]
+)
+def test_an_interval_allows_for_few_shards(shards, quantile):
+  """The quantiles are those of printed tables of Student's t."""
+  correction = (shards / (shards - 1)) ** 0.5
+  assert bootstrap.half_width(shards) == pytest.approx(
+    quantile * correction, rel=1e-4
+  )
+
+
+def test_all_of_a_round_uses_the_width_of_its_shards(three):
+  """Intervals, who is told apart, and how many images would be needed."""
+  scores, resampled = three
+  resampled = resampled | {7: resampled[9] + 3.0 + np.linspace(-3.0, 3.0, 500)}
+  scores = scores | {7: 3.0}
+  many, few = (
+    certainty(scores, resampled, 9, shards, num_images=100)
+    for shards in (MANY, 4)
+  )
+  wider = bootstrap.half_width(4) / bootstrap.half_width(MANY)
+  for block, (low, high) in few.intervals.items():
+    assert (low + high) / 2 == pytest.approx(scores[block])
+    narrow = np.subtract(*many.intervals[block])
+    assert low - high == pytest.approx(wider * narrow)
+  # Block 7 is 3 away, with a deviation of √3: 1.96 of them, but not 3.67.
+  assert (
+    7
+    not in certainty(
+      scores,
+      {**resampled, 7: resampled[9] + 3.0 + np.linspace(-2, 2, 500)},
+      9,
+      num_images=100,
+    ).indistinguishable
+  )
+  assert few.indistinguishable == (4, 7)
+  assert few.suggested_images == pytest.approx(
+    wider**2 * many.suggested_images, rel=1e-3
+  )

@@ -49,10 +49,15 @@ def test_the_least_number_that_reaches_a_speedup(model, number):
     ({'num_layers': 2.5}, 'whole number'),
     ({'num_layers': True}, 'whole number'),
     ({'num_layers': -1}, 'whole number'),
+    ({'num_layers': 'five'}, 'whole number'),
+    ({'num_layers': float('nan')}, 'whole number'),
+    ({'num_layers': float('inf')}, 'whole number'),
     ({'removal_ratio': 0.99}, 'at most 11'),
     ({'removal_ratio': 1.5}, 'share'),
+    ({'removal_ratio': '40%'}, 'share'),
     ({'target_speedup': 9.0}, 'out of reach'),
     ({'target_speedup': 0.5}, 'at least 1'),
+    ({'target_speedup': float('nan')}, 'at least 1'),
     ({'num_layers': 2, 'removal_ratio': 0.5}, 'more than one budget'),
   ],
   ids=str,
@@ -60,3 +65,14 @@ def test_the_least_number_that_reaches_a_speedup(model, number):
 def test_impossible_budgets(model, budget, words):
   with pytest.raises(UsageError, match=words):
     resolve_num_layers(model, **budget)
+
+
+@pytest.mark.parametrize(
+  'budget', [{}, {'num_layers': 0}, {'target_speedup': 2.0}], ids=str
+)
+def test_nothing_is_left_to_remove(model, budget):
+  """The message does not offer "at most -1", or a speedup with "one left"."""
+  module = model.module.clone(attention_modes=('absent',) * 12)
+  pruned = model.replace(module=module)
+  with pytest.raises(UsageError, match='no block has attention'):
+    resolve_num_layers(pruned, **budget)

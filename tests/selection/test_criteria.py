@@ -8,8 +8,9 @@ from benchmarks.plain_loop import plain_loop
 from lambda_vit_jax.analysis import entropy
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.analysis.moments import HostMoments
-from lambda_vit_jax.selection import criteria
+from lambda_vit_jax.selection import bootstrap, criteria
 from lambda_vit_jax.selection.nose import nose
+from lambda_vit_jax.selection.record import Round
 from tests.support.search_models import labelled_batches, make_images
 
 IMAGES = make_images(130)
@@ -188,3 +189,50 @@ def test_the_base_is_measured_once(samples):
   assert (first.block_evaluations, second.block_evaluations) == (3, 1)
   assert second.values == {0: first.values[1]}
   assert second.base_entropy == first.base_entropy
+
+
+@SCORES
+def test_shards_without_an_image_are_not_resampled(samples, score):
+  """As when there are fewer images than shards."""
+
+  class Sparse(Recorded):
+    def evaluate(self, variants, on_progress=None):
+      found = super().evaluate(variants, on_progress)
+      # Shards without images are in between, as turns are concatenated.
+      return {
+        variant: HostMoments(
+          np.insert(moments.count, (1, 1, 3), 0.0),
+          np.insert(moments.mean, (1, 1, 3), 7.0, axis=0),
+          np.insert(moments.m2, (1, 1, 3), 0.0, axis=0),
+        )
+        for variant, moments in found.items()
+      }
+
+  few = {variant: values[:5] for variant, values in samples.items()}
+  whole, sparse = (
+    criteria.TrialCriterion(score, runner(few), 50, 0)((), (0, 1))
+    for runner in (Recorded, Sparse)
+  )
+  assert whole.shards == sparse.shards == 5
+  for block in (0, 1):
+    assert sparse.values[block] == pytest.approx(whole.values[block])
+    np.testing.assert_allclose(sparse.resampled[block], whole.resampled[block])
+
+
+def test_an_interval_covers_the_true_score(rng):
+  """95% of 1,200 searches; ± 1.96 deviations over 32 shards cover 93%."""
+  searches, covered = 1200, 0
+  for seed in range(searches):
+    # As correlated as a network with and without one layer; the score is 0.
+    base = rng.normal(size=(NUM_SHARDS, 8, 1))
+    trial = 0.8 * base + 0.6 * rng.normal(size=base.shape)
+    scorer = criteria.TrialCriterion(
+      'transfer_entropy', Recorded({(): base, (0,): trial}), 200, seed
+    )
+    found = scorer((), (0,))
+    row = Round(found.values, 0, 0.0)
+    row = bootstrap.certainty(row, found.resampled, found.shards, 256)
+    low, high = row.intervals[0]
+    covered += low <= 0.0 <= high
+  # A share of 1,200 is known to 0.6%.
+  assert covered / searches == pytest.approx(0.95, abs=0.01)

@@ -47,9 +47,7 @@ def search(scores, candidates, number, sign='signed', order=(), **listeners):
     found = scores(removed, remaining)
     return found if isinstance(found, Scores) else Scores(found)
 
-  return greedy_search(
-    criterion, start, candidates, number, sign=sign, **listeners
-  )
+  return greedy_search(criterion, start, candidates, number, **listeners)
 
 
 def additive(values):
@@ -139,7 +137,7 @@ def test_the_sign_decides_what_the_bootstrap_compares():
   }
   rows = {
     sign: search(
-      lambda *_: Scores({0: -5.0, 1: 1.0, 2: 4.0}, resampled),
+      lambda *_: Scores({0: -5.0, 1: 1.0, 2: 4.0}, resampled, shards=32),
       range(3),
       1,
       sign,

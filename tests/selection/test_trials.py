@@ -122,7 +122,12 @@ def test_features_and_loss(tiny_variant):
   np.testing.assert_allclose(loss.mean[0], exact.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize('devices', [2, 8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  'devices', [2, 3, pytest.param(5, marks=SLOW), pytest.param(6, marks=SLOW), 8]
+)
 def test_same_values_on_any_number_of_devices(tiny_variant, devices):
   model = make_model(tiny_variant)
   expected = TrialRunner(model, image_set(model)).evaluate(VARIANTS[:4])
@@ -131,11 +136,25 @@ def test_same_values_on_any_number_of_devices(tiny_variant, devices):
   assert_same_entropies(found, expected, 10)
   # Images that are already over a mesh bring their devices with them.
   sharding = NamedSharding(mesh, PartitionSpec('data'))
-  there = [jax.device_put(IMAGES[:64], sharding), IMAGES[64:]]
+  most = 64 // devices * devices
+  there = [jax.device_put(IMAGES[:most], sharding), IMAGES[most:]]
   images = image_set(model, batches=there)
   assert images.placement.mesh.size == devices
   found = TrialRunner(model, images).evaluate(VARIANTS[:4])
   assert_same_entropies(found, expected, 10)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_fewer_images_than_shards_or_devices(tiny_variant, devices):
+  """Shards and devices without an image change nothing."""
+  model = make_model(tiny_variant)
+  few = image_set(model, mesh_of(devices), [IMAGES[:5]])
+  found = TrialRunner(model, few).evaluate([(), (1,)])
+  expected = plain_loop(model, few, [(), (1,)], one_program=True)
+  assert_same_entropies(found, expected, 10)
+  for moments in found.values():
+    assert moments.count.sum() == 5
+    assert (moments.count > 0).sum() == 5
 
 
 def test_images_with_a_device_axis_and_a_mask(tiny_variant):

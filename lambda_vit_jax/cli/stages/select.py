@@ -16,7 +16,7 @@ from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.selection import budget, criteria, nose, record
-from lambda_vit_jax.selection.options import Progress, SearchOptions
+from lambda_vit_jax.selection.options import Progress, SearchOptions, canonical
 from lambda_vit_jax.selection.probe import ProbeOptions, select_by_probe
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.selection.short_dilution import ShortDilution
@@ -29,7 +29,7 @@ def select(run: Run) -> None:
   dense = run.load('pretrain')
   model = task.searched(dense)
   size = _budget(settings, dense)
-  name = settings.criterion
+  name = canonical(settings.criterion)
   if name == 'probe':
     chosen = _probe(run, dense, size)
   elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
