@@ -39,12 +39,13 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def cutting(monkeypatch) -> None:
-  """Lets programs cut products, which they do on a single device only."""
+  """Lets programs cut small products too, which one device alone does."""
   from lambda_vit_jax.runtime import compilation
 
   if not compilation.compiler_options():
     pytest.skip('this processor or compiler has no options to test')
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  monkeypatch.setattr(compilation, '_LEAST_WIDTH', 1)
 
 
 @pytest.fixture(scope='session')

@@ -18,7 +18,9 @@ from lambda_vit_jax.runtime import compilation, startup
 
 
 @pytest.fixture
-def numbers():
+def numbers(monkeypatch):
+  """Small factors that are compiled with the options all the same."""
+  monkeypatch.setattr(compilation, '_LEAST_WIDTH', 1)
   rng = np.random.default_rng(0)
   return (
     jnp.asarray(rng.normal(size=(70, 40)), jnp.float32),
@@ -101,7 +103,7 @@ def pieces_within(
     found.append(rule(rows, columns, dtype))
     return x
 
-  program_type(trace)(0.0)
+  program_type(trace)(jnp.zeros((2, 2)))
   return found[0]
 
 
@@ -153,7 +155,8 @@ def test_hidden_layers_are_cut_where_rows_are_longer_than_a_page(
   assert pieces_within(jax.jit, *shape, rule) == 1
 
 
-def test_nothing_is_cut_where_there_are_several_devices():
+def test_nothing_is_cut_where_there_are_several_devices(monkeypatch):
+  monkeypatch.setattr(compilation, '_LEAST_WIDTH', 1)
   assert jax.device_count() > 1
   assert pieces_within(compilation.Program, 197, 3072, jnp.float32) == 1
   rule = compilation.hidden_pieces
@@ -181,6 +184,52 @@ def test_pieces_of_weights_are_not_all_kept_at_once(cutting, monkeypatch):
   whole = temporary()
   one_matrix = 4 * 256 * 1024
   assert pieces <= whole + one_matrix
+
+
+@pytest.mark.parametrize(
+  ('shapes', 'tuned'),
+  [
+    ([(256, 256)], True),
+    ([(10,), (16, 256, 1024)], True),
+    # The digits' network, DeiT-T, images, a vector.
+    ([(48, 192), (192, 48)], False),
+    ([(192, 576), (768, 192), (16, 197, 192)], False),
+    ([(16, 224, 224, 3)], False),
+    ([(4096,)], False),
+    ([], False),
+  ],
+)
+def test_options_are_for_wide_matrices(shapes, tuned):
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  found = compilation.options_for({'params': arguments})
+  assert found == (compilation.compiler_options() if tuned else {})
+
+
+@pytest.mark.parametrize(
+  ('name', 'tuned'),
+  [
+    ('vit_mini_patch2_8', False),
+    ('deit_tiny_patch16_224', False),
+    ('deit_small_patch16_224', True),
+  ],
+)
+def test_a_network_and_its_export_are_compiled_alike_where_small(name, tuned):
+  """The exported program has no options; a small network has none either."""
+  if not compilation.compiler_options():
+    pytest.skip('this processor or compiler has no options to test')
+  module = make_module(dataclasses.replace(VARIANTS[name], depth=1))
+  params = abstract_params(module)
+  images = jax.ShapeDtypeStruct(
+    (2, *module.image_size, module.in_chans), jnp.float32
+  )
+
+  def logits(params, images):
+    return apply_module(module, params, images, capture=False)[0]
+
+  ours = compilation.Program(logits).lower(params, images).compile()
+  exported = jax.jit(logits).lower(params, images).compile()
+  same = ours.as_text().count('__ynn') == exported.as_text().count('__ynn')
+  assert same is not tuned
 
 
 def test_options_are_off_where_a_user_chose(monkeypatch):
