@@ -130,10 +130,11 @@ def _placement(devices):
 _pooled = jax.jit(pooled_moments, static_argnums=2)
 
 
-@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize('devices', [1, 2, 3, 5, 6, 8])
 def test_same_over_a_mesh_with_a_ragged_last_batch(rng, devices):
-  features = (100 + 0.1 * rng.normal(size=(16, 3, 5))).astype(np.float32)
-  mask = np.arange(16) < 13
+  rows = -(-14 // devices) * devices
+  features = (100 + 0.1 * rng.normal(size=(rows, 3, 5))).astype(np.float32)
+  mask = np.arange(rows) < 13
   placement = _placement(devices)
   split = jax.device_put((features, mask), placement.batch)
   found = _statistics(_pooled(*split, placement))

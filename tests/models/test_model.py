@@ -11,6 +11,7 @@ from jax import export
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.models import layers, surgery
+from lambda_vit_jax.models.block import mix
 from lambda_vit_jax.models.build import (
   abstract_params,
   apply_module,
@@ -317,6 +318,7 @@ def test_the_table_of_a_model():
     ('kept', 'of', 'the', 'variant', 'blocks', '0-2,', '4'),
     ('parameters', f'{model.num_parameters:,}'),
     ('MACs', 'per', 'image', f'{model.macs() / 1e6:.4g}', 'M'),
+    ('of', 'these', 'executed', f'{model.macs(executed=True) / 1e6:.4g}', 'M'),
   } == lines
   assert 'array' not in text.lower()
   html = model._repr_html_()
@@ -390,16 +392,40 @@ def test_bfloat16_stays_near_float32(model):
   np.testing.assert_allclose(half(IMAGES), model(IMAGES), atol=0.15)
 
 
-def test_factor_is_not_rounded_to_bfloat16(model):
-  """bfloat16 has 8 bits: 0.995 and 0.997 would be the same."""
+def test_neither_scale_is_rounded_to_bfloat16(rng):
+  """bfloat16 has 8 bits: λ = 0.9951 would be 0.9961, and 2 - λ 1.0078."""
+  factor = 0.9951
+  x, branch = (jnp.asarray(rng.normal(size=300), jnp.bfloat16) for _ in 'xb')
+  r, a = np.float32(2 - factor), np.float32(factor)
+
+  def exact(r, a):
+    wide = np.asarray(x, float) * r + np.asarray(branch, float) * a
+    return np.asarray(wide.astype(jnp.bfloat16), np.float32)
+
+  def half(value):
+    return float(jnp.bfloat16(value))
+
+  found = jax.jit(mix)(x, branch, r, a)
+  assert found.dtype == jnp.bfloat16
+  share = (np.asarray(found, np.float32) == exact(r, a)).mean()
+  # Sums on the edge between two numbers of bfloat16 may go either way.
+  assert share > 0.98
+  for wrong in ((r, half(a)), (half(r), a)):
+    assert (exact(*wrong) == exact(r, a)).mean() < 0.95
+
+
+def test_a_network_in_bfloat16_has_more_than_eight_bits_of_lambda(model):
+  """0.9951 and 0.9969 are one number in bfloat16."""
   half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
   modes = ('diluted', 'full', 'full')
-
-  def after(factor):
-    _, taps = half.apply(IMAGES, modes, jnp.asarray([factor, 1, 1]))
-    return taps['block00']['after_attention']
-
-  assert (after(0.9951) != after(0.9969)).any()
+  first, second = (
+    half.apply(IMAGES, modes, jnp.asarray([factor, 1, 1]))[1]
+    for factor in (0.9951, 0.9969)
+  )
+  found, other = (
+    taps['block00']['after_attention'] for taps in (first, second)
+  )
+  assert (found != other).any()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_the_best_span_by_its_definition(tiny_variant, number):
   assert rest == list(range(first + 1, first + number))
 
 
+def test_the_first_of_equal_spans_is_chosen(tiny_variant, monkeypatch):
+  model = make_model(tiny_variant, depth=5)
+  distances = np.full((6, 6), 0.5)
+  # Spans of two blocks from 1, 2 and 3 on.
+  distances[1, 3] = distances[2, 4] = distances[3, 5] = 0.25
+  monkeypatch.setattr(block_spans, 'angles', lambda *_: distances)
+  assert block_spans.choose_blocks(model, [make_images(2)], 2) == (1, 2)
+
+
 def test_the_attention_that_a_selection_removes_does_not_count(tiny_variant):
   model = make_model(tiny_variant)
   selection = lv.Selection('given', 'logits', 'signed', 0, None, removed=(0, 1))
