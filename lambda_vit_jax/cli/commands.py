@@ -172,6 +172,7 @@ def models(argv: Sequence[str]) -> None:
         'name': name,
         'parameters': size_of(module),
         'macs': model.macs(),
+        'macs_executed': model.macs(executed=True),
         'image_size': variant.image_size,
         'tokens': module.num_tokens,
         'weights': variant.weights,
@@ -183,8 +184,8 @@ def models(argv: Sequence[str]) -> None:
     print(json.dumps(rows))
     return
   console = stdout_console()
-  # Names are whole on a terminal of 80 columns; where weights are is for wider
-  # ones, and for --json.
+  # Names are whole on a terminal of 80 columns; what runs and where weights are
+  # is for wider ones, and for --json.
   wide = console.width >= _WIDE
   caption = None if wide else 'Where weights are: --json, or a wider terminal.'
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption)
@@ -192,12 +193,16 @@ def models(argv: Sequence[str]) -> None:
   for head in ('parameters', 'MACs', 'pixels', 'tokens'):
     table.add_column(head, justify='right', no_wrap=True)
   if wide:
+    table.add_column('MACs executed', justify='right')
     table.add_column('weights')
   for row in rows:
-    name, _, _, *rest = map(str, row.values())
+    name, _, _, _, pixels, tokens, weights = map(str, row.values())
     millions = f'{row["parameters"] / 1e6:.2f} M'
-    macs = f'{row["macs"] / 1e9:.2f} G'
-    table.add_row(name, millions, macs, *rest[: 2 + wide])
+    macs, executed = (
+      f'{row[key] / 1e9:.2f} G' for key in ('macs', 'macs_executed')
+    )
+    more = (executed, weights) if wide else ()
+    table.add_row(name, millions, macs, pixels, tokens, *more)
   console.print(table)
 
 

@@ -21,6 +21,7 @@ _COUNT = Number(0, 1 << 53, whole=True)
 _SHARE = Number(0, 1)
 _REAL = Number(-1e30, 1e30)
 _POSITIVE = Number(0, 1e30, above=True)
+_INTERVAL = List(_POSITIVE, 2, 2)
 _PER_BLOCK = List(Nullable(_REAL), most=256)
 
 _CONFIG = Object(
@@ -67,6 +68,9 @@ _SIZE_AND_SPEED = Object(
     'images_per_second': Object(
       dict.fromkeys(('min', 'median', 'max'), _POSITIVE)
     ),
+    'images_per_second_interval': _INTERVAL,
+    'speedup': _POSITIVE,
+    'speedup_interval': _INTERVAL,
     'flops_per_second': _POSITIVE,
     'fraction_of_matmul': _POSITIVE,
     'compile_seconds': Nullable(Number(0, 1e9)),
@@ -88,6 +92,7 @@ _BENCHMARK = Object(
   {
     'attention_kernel': Text(100),
     'rounds': _COUNT,
+    'speedup_interval': _INTERVAL,
     'versions': Object(others=Text(100)),
     'sweep': List(Object({'batch_size': _COUNT}, _MODELS), most=1000),
   },

@@ -220,7 +220,9 @@ class Benchmark:
 
   batch_size: Positive
   batch_sizes: Annotated[tuple[int, ...], values.sizes]
-  rounds: Positive
+  rounds: Positive | None
+  seconds: Number
+  precision: Number
 
 
 @dataclasses.dataclass(frozen=True)

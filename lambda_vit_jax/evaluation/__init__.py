@@ -4,5 +4,6 @@
 - `accuracy`: add them up over a split
 - `confusion`: turn a confusion matrix into IoU
 - `sliding_windows`: segment images of any size
-- `benchmark`: time programs in turn
+- `timing`: time programs in turn, until a ratio is known
+- `benchmark`: compare sizes and speed of models
 """

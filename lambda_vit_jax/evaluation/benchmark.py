@@ -1,9 +1,7 @@
-"""Compare the sizes and speed of compiled models, timed in interleaved rounds.
+"""Compare the sizes and speed of compiled models.
 
-Used by the stage `benchmark`. Each round calls every program once, A B C A B C
-…, so that a slowdown of the machine affects all of them; ratios are of medians
-of the same run. A call is timed until its result is ready, and warm-up calls
-are discarded.
+Used by the stage `benchmark`. Programs are timed in turn until the ratio of
+pruned and dense is known (`timing`).
 """
 
 import contextlib
@@ -22,15 +20,22 @@ import numpy as np
 
 from lambda_vit_jax import __version__
 from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.evaluation.timing import (
+  Estimate,
+  Limits,
+  measure,
+  ratio,
+  time_in_turn,
+)
 from lambda_vit_jax.models.attention import resolve_attention_kernel
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.quantization import Matrix, product
 from lambda_vit_jax.runtime import compilation, startup
-from lambda_vit_jax.runtime.progress import Bar, Reporter
+from lambda_vit_jax.runtime.progress import Reporter
 
-_WARM_UP = 2
 _MATMUL_SIDE = 2048
+_MATMUL_ROUNDS = 5
 
 OF_MODEL = ('parameters', 'macs', 'macs_executed', 'weight_bytes')
 """Fields that do not depend on the batch size."""
@@ -40,6 +45,9 @@ _OF_BATCH = (
   'temp_bytes',
   'compile_seconds',
   'images_per_second',
+  'images_per_second_interval',
+  'speedup',
+  'speedup_interval',
   'flops_per_second',
   'fraction_of_matmul',
 )
@@ -56,23 +64,6 @@ class ExportedProgram:
 
   run: Callable[[Array], Array]
   sizes: Mapping[str, Any]
-
-
-def time_in_turn(
-  calls: Mapping[str, Callable[[], Any]],
-  rounds: int,
-  advance: Callable[[int], None] = lambda done: None,
-) -> dict[str, list[float]]:
-  """Seconds of every call in every round, without the warm-up rounds."""
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for round_index in range(_WARM_UP + rounds):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      if round_index >= _WARM_UP:
-        seconds[name].append(time.perf_counter() - start)
-    advance(1)
-  return seconds
 
 
 def compile_model(
@@ -137,7 +128,7 @@ def compare(
   programs: Mapping[str, ExportedProgram],
   *,
   batch_size: int,
-  rounds: int,
+  limits: Limits,
   reporter: Reporter,
   batch_sizes: Sequence[int] = (),
 ) -> dict[str, Any]:
@@ -147,7 +138,7 @@ def compare(
     models: `dense` and `pruned`.
     programs: `exported`.
     batch_size: images per call.
-    rounds: counted calls of each.
+    limits: how long to measure each batch size.
     reporter: shows progress.
     batch_sizes: further batch sizes, each timed separately in the same way.
 
@@ -159,21 +150,20 @@ def compare(
   """
   sizes = dict.fromkeys((batch_size, *batch_sizes))
   found: dict[int, dict[str, Any]] = {}
-  with reporter.bar('benchmark', (_WARM_UP + rounds) * len(sizes)) as bar:
-    for size in sizes:
-      found[size] = _time_batch_size(models, programs, size, rounds, bar)
-  module = next(iter(models.values())).module
+  for size in sizes:
+    found[size] = _time_batch_size(models, programs, size, limits, reporter)
+  first = next(iter(models.values()))
+  module = first.module
   results = {
     'device': describe_device(),
     'dtype': jnp.dtype(module.dtype).name,
     'batch_size': batch_size,
-    'rounds': rounds,
     'attention_kernel': resolve_attention_kernel(
       module.attention_kernel,
       module.embed_dim // module.num_heads,
       module.dtype,
     ),
-    'compiler_options': compilation.compiler_options(),
+    'compiler_options': compilation.options_for(first.params),
     'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
     'versions': versions(),
     **found[batch_size],
@@ -199,8 +189,8 @@ def _time_batch_size(
   models: Mapping[str, Model],
   programs: Mapping[str, ExportedProgram],
   batch_size: int,
-  rounds: int,
-  bar: Bar,
+  limits: Limits,
+  reporter: Reporter,
 ) -> dict[str, Any]:
   """A row for each program, the matrix product's rate, and `speedup`."""
   module = next(iter(models.values())).module
@@ -213,28 +203,48 @@ def _time_batch_size(
     calls[name], rows[name] = compile_model(model, images)
   for name, program in programs.items():
     calls[name], rows[name] = compile_program(program, images)
-  square = jnp.asarray(
-    rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), module.dtype
-  )
-  # The same product that the models use.
-  multiply = compilation.Program(lambda x, y: product(x, Matrix(y)))
-  calls['matmul'] = lambda: multiply(square, square)
-
-  seconds = time_in_turn(calls, rounds, bar.advance)
-  matmul = 2 * _MATMUL_SIDE**3 / float(np.median(seconds['matmul']))
-  medians: dict[str, float] = {}
+  matmul = _matmul_rate(module.dtype)
+  with reporter.bar(f'benchmark of batch {batch_size}', 100) as bar:
+    seconds = measure(
+      calls,
+      limits,
+      ('dense', 'pruned'),
+      lambda share: bar.update(round(100 * share), '%'),
+    )
   for name, row in rows.items():
-    rates = batch_size / np.asarray(seconds[name])
-    medians[name] = float(np.median(rates))
+    times = seconds[name]
+    # The same images in every round: the interval is that of the seconds.
+    rate = ratio([batch_size] * len(times), times)
     row['images_per_second'] = {
-      'min': float(rates.min()),
-      'median': medians[name],
-      'max': float(rates.max()),
+      'min': batch_size / max(times),
+      'median': rate.value,
+      'max': batch_size / min(times),
     }
-    row['flops_per_second'] = 2 * row['macs_executed'] * medians[name]
+    row['images_per_second_interval'] = rate.interval
+    row['flops_per_second'] = 2 * row['macs_executed'] * rate.value
     row['fraction_of_matmul'] = row['flops_per_second'] / matmul
-  speedup = medians['pruned'] / medians['dense']
-  return {'matmul_flops_per_second': matmul, **rows, 'speedup': speedup}
+    row |= _speedup(ratio(seconds['dense'], times))
+  return {
+    'rounds': len(seconds['dense']),
+    'matmul_flops_per_second': matmul,
+    **rows,
+    **_speedup(ratio(seconds['dense'], seconds['pruned'])),
+  }
+
+
+def _speedup(estimate: Estimate) -> dict[str, Any]:
+  return {'speedup': estimate.value, 'speedup_interval': estimate.interval}
+
+
+def _matmul_rate(dtype: Any) -> float:
+  """Operations per second of a large matrix product, as the models use it."""
+  rng = np.random.default_rng(0)
+  square = jnp.asarray(rng.normal(size=(_MATMUL_SIDE, _MATMUL_SIDE)), dtype)
+  multiply = compilation.Program(lambda x, y: product(x, Matrix(y)))
+  seconds = time_in_turn(
+    {'matmul': lambda: multiply(square, square)}, _MATMUL_ROUNDS
+  )
+  return 2 * _MATMUL_SIDE**3 / float(np.median(seconds['matmul']))
 
 
 def describe_device() -> str:

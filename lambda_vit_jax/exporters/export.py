@@ -26,6 +26,7 @@ from lambda_vit_jax.core.errors import (
   nearest,
 )
 from lambda_vit_jax.core.files import user_path, write_json
+from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import remote_folder
@@ -69,6 +70,7 @@ class ExportReport(Shown, dict[str, Any]):
     )
 
 
+@check_keywords
 def export(
   model: Model,
   directory: str | epath.PathLike,
@@ -298,6 +300,7 @@ def _write_model_json(
     },
     'num_parameters': source.unquantized.num_parameters,
     'macs': source.model.macs(),
+    'macs_executed': source.model.macs(executed=True),
     'formats': list(names),
     'versions': {
       'lambda_vit_jax': __version__,

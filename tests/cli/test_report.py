@@ -222,15 +222,15 @@ const cut = [...document.querySelectorAll('body *')].filter(node =>
   && node.clientWidth && node.scrollWidth > node.clientWidth + 1
 ).map(node => node.outerHTML.slice(0, 80));
 const table = document.querySelector('table.sortable');
-const column = () => [...table.tBodies[0].rows].map(r => r.cells[6].textContent);
-const button = table.tHead.rows[0].cells[6].querySelector('button');
+const column = () => [...table.tBodies[0].rows].map(r => r.cells[7].textContent);
+const button = table.tHead.rows[0].cells[7].querySelector('button');
 button.focus();
 const focused = document.activeElement === button;
 button.click(); const up = column();
 button.click(); const down = column();
 return {problems: window.problems, scroll: root.scrollWidth,
   client: root.clientWidth, drawn, cut, up, down, focused,
-  sort: table.tHead.rows[0].cells[6].getAttribute('aria-sort')};
+  sort: table.tHead.rows[0].cells[7].getAttribute('aria-sort')};
 """
 
 needs_chromium = pytest.mark.skipif(

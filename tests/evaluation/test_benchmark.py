@@ -13,6 +13,7 @@ from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.cli.stages import benchmark as stage
 from lambda_vit_jax.core import files
 from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.evaluation.timing import Limits
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.edits import prune, quantize
 from lambda_vit_jax.models.model import create_model
@@ -23,19 +24,12 @@ OF_BATCH = {
   'temp_bytes',
   'compile_seconds',
   'images_per_second',
+  'images_per_second_interval',
+  'speedup',
+  'speedup_interval',
   'flops_per_second',
   'fraction_of_matmul',
 }
-
-
-def test_calls_take_turns_and_the_first_rounds_do_not_count():
-  made = []
-  calls = {name: lambda name=name: made.append(name) for name in 'abc'}
-  seconds = benchmark.time_in_turn(calls, rounds=3)
-  assert ''.join(made) == 'abc' * (benchmark._WARM_UP + 3)
-  assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(
-    'abc', 3
-  )
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +52,7 @@ def measured():
       {'dense': dense, 'pruned': pruned},
       {'exported': program},
       batch_size=2,
-      rounds=3,
+      limits=Limits(rounds=3),
       reporter=Reporter(quiet=True),
       # One size twice, and the one that is measured anyway.
       batch_sizes=(2, 1, 1),
@@ -76,6 +70,7 @@ def test_every_row_has_what_is_known_of_it(measured):
     'versions',
     'matmul_flops_per_second',
     'speedup',
+    'speedup_interval',
   } <= set(measured)
   assert {'lambda_vit_jax', 'jax', 'jaxlib'} <= set(measured['versions'])
   for name in ('dense', 'pruned', 'exported'):
@@ -83,6 +78,10 @@ def test_every_row_has_what_is_known_of_it(measured):
     assert OF_BATCH | set(benchmark.OF_MODEL) <= set(row)
     rates = row['images_per_second']
     assert 0 < rates['min'] <= rates['median'] <= rates['max']
+    low, high = row['images_per_second_interval']
+    assert rates['min'] <= low <= rates['median'] <= high <= rates['max']
+    low, high = row['speedup_interval']
+    assert low <= row['speedup'] <= high
     # From the operations executed, and this run's matrix product.
     assert row['flops_per_second'] == pytest.approx(
       2 * row['macs_executed'] * rates['median']
@@ -97,6 +96,9 @@ def test_every_row_has_what_is_known_of_it(measured):
   assert dense['peak_bytes'] > pruned['peak_bytes'] > pruned['weight_bytes']
   rates = [row['images_per_second']['median'] for row in (dense, pruned)]
   assert measured['speedup'] == pytest.approx(rates[1] / rates[0])
+  assert measured['speedup'] == pruned['speedup']
+  assert dense['speedup_interval'] == [1.0, 1.0]
+  assert measured['rounds'] == 3
 
 
 def test_the_sweep_has_each_size_once_in_the_order_asked_for(measured):
@@ -119,8 +121,12 @@ def test_table_and_page_show_every_size(measured, tmp_path, capsys):
   assert [(row[0].text, row[1].text) for row in rows] == [
     (name, size) for size in '12' for name in ('dense', 'pruned', 'exported')
   ]
-  assert rows[0][3].value <= rows[0][2].value <= rows[0][4].value
-  assert rows[2][7].text == '–'
+  low, high = measured['dense']['images_per_second_interval']
+  batch_two = rows[3]
+  assert batch_two[3].text == f'[{low:.1f}, {high:.1f}]'
+  # Dense over dense is no figure, and the program's memory is not known.
+  assert batch_two[4].text == rows[5][7].text == '–'
+  assert rows[4][4].text.startswith(f'{measured["speedup"]:.2f} [')
   files.write_json(tmp_path / 'benchmark.json', measured)
   build.print_benchmark(tmp_path)
   shown = capsys.readouterr().out
@@ -134,15 +140,59 @@ def test_a_file_of_an_earlier_version_is_shown_with_dashes():
   row = {'images_per_second': {'min': 1.0, 'median': 2.0, 'max': 3.0}}
   old = {'batch_size': 16, 'device': 'd', 'dtype': 'float32', 'date': 'today'}
   (cells,) = speed_table.cells(old | {'dense': row})
-  assert [cell.text for cell in cells[2:6]] == ['2.0', '1.0', '3.0', '–']
+  assert [cell.text for cell in cells[2:6]] == ['2.0', '–', '–', '–']
   assert speed_table.conditions(old) == 'd, float32, today'
+
+
+@pytest.mark.parametrize(
+  'interval, text',
+  [
+    ([1.08, 1.35], '1.20 [1.08, 1.35]'),
+    ([0.95, 1.40], '1.20 [0.95, 1.40], not told apart'),
+    ([1.0, 1.40], '1.20 [1.00, 1.40], not told apart'),
+    (None, '1.20'),
+  ],
+)
+def test_a_speedup_says_how_sure_it_is(interval, text, capsys, tmp_path):
+  """On the terminal, in the table and in the report's first cards."""
+  speed = {'speedup': 1.2}
+  if interval:
+    speed['speedup_interval'] = interval
+  assert speed_table.speedup(speed) == text
+  assert speed_table.over_dense('pruned', speed).text == text
+  assert speed_table.over_dense('dense', speed).text == '–'
+  rates = {'images_per_second': {'min': 1.0, 'median': 2.0, 'max': 3.0}}
+  sizes = {'macs': 100, 'macs_executed': 80}
+  files.write_json(
+    tmp_path / 'benchmark.json',
+    {
+      'batch_size': 16,
+      'device': 'd',
+      'dtype': 'float32',
+      'date': 'today',
+      'dense': rates | sizes,
+      'pruned': rates | speed | {'macs': 85, 'macs_executed': 48},
+      'exported': rates,
+      **speed,
+    },
+  )
+  build.print_benchmark(tmp_path)
+  shown = ' '.join(capsys.readouterr().out.split())
+  assert f'at batch 16: {text} times the images per second' in shown
+  page = build.write_report(tmp_path).read_text()
+  assert f'<dd>× {text}</dd>' in page
+  # The headline is of what runs: 48 of 80, not 85 of 100.
+  assert '<dt>MACs executed</dt><dd>−40.0 %</dd>' in page
+  assert '−15.0 %' not in page
 
 
 def pretend_run(tmp_path, **settings):
   config = common.base().to_dict()
   config['benchmark'] |= settings
   return types.SimpleNamespace(
-    settings=Settings.from_config(config), path=lambda name: tmp_path / name
+    settings=Settings.from_config(config),
+    path=lambda name: tmp_path / name,
+    workdir=tmp_path,
   )
 
 
@@ -158,7 +208,16 @@ def pretend_run(tmp_path, **settings):
 def test_a_size_that_was_not_measured_is_still_to_do(
   tmp_path, settings, finished
 ):
-  found = {'batch_size': 16, 'sweep': [{'batch_size': 1}, {'batch_size': 4}]}
+  rows = {'dense': {}, 'pruned': {}, 'exported': {}}
+  found = {
+    'device': 'd',
+    'dtype': 'float32',
+    'date': 'today',
+    'batch_size': 16,
+    'speedup': 1.2,
+    **rows,
+    'sweep': [{'batch_size': size} | rows for size in (1, 4)],
+  }
   files.write_json(tmp_path / 'benchmark.json', found)
   run = pretend_run(tmp_path, **settings)
   assert stage.is_finished(run) is finished

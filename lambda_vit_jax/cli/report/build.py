@@ -18,7 +18,15 @@ from lambda_vit_jax.core import files
 _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
 
 # Columns after `model` and the score.
-_FIGURES = ('images', 'parameters', 'MACs', 'weights', 'images/s')
+_FIGURES = (
+  'images',
+  'parameters',
+  'MACs',
+  'MACs executed',
+  'weights',
+  'images/s',
+  'times dense',
+)
 
 # Files that the page links to, where they are there.
 _FILES = (
@@ -72,8 +80,10 @@ def results_cells(results: Results) -> list[tuple[Cell, ...]]:
         cell(score.get('num_images'), str),
         cell(size.get('parameters'), si),
         cell(size.get('macs'), si),
+        cell(size.get('macs_executed'), si),
         cell(size.get('weight_bytes'), lambda value: si(value, 'B')),
         cell(speed, lambda value: f'{value:.1f}'),
+        speed_table.over_dense(name, size),
       )
     )
   return rows
@@ -114,8 +124,13 @@ def _summary(results: Results) -> list[str]:
     change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
     figures.append((f'{_head(results)}, dense → pruned', change))
   if measured:
-    figures.append(('images per second', f'× {measured["speedup"]:.2f}'))
-    for key, name in (('parameters', 'parameters'), ('macs', 'MACs')):
+    speed = f'× {speed_table.speedup(measured)}'
+    figures.append(('images per second', speed))
+    for key, name in (
+      ('parameters', 'parameters'),
+      # What runs, which is what the speed can follow.
+      ('macs_executed', 'MACs executed'),
+    ):
       before, after = (measured[m].get(key) for m in ('dense', 'pruned'))
       if before is not None and after is not None:
         share = f'{100 * (after / before - 1):+.1f} %'

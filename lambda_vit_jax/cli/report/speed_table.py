@@ -1,6 +1,6 @@
 """Show `benchmark.json` as a table, on a terminal and on the report page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lambda_vit_jax.cli.console import print_line, print_table
@@ -10,8 +10,8 @@ COLUMNS = (
   'model',
   'batch',
   'images/s',
-  'least',
-  'most',
+  'images/s, 95%',
+  'times dense',
   'GFLOP/s',
   'of matrix product',
   'peak memory',
@@ -43,18 +43,41 @@ def cells(measured: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
   ]
 
 
+def interval(ends: Sequence[float], digits: int = 2) -> str:
+  """`[1.02, 1.31]`."""
+  low, high = (f'{end:.{digits}f}' for end in ends)
+  return f'[{low}, {high}]'
+
+
+def told_apart(row: Mapping[str, Any]) -> bool:
+  """Whether a speedup's interval leaves out 1; true where none was measured."""
+  low, high = row.get('speedup_interval', (0.0, 0.0))
+  return not low <= 1.0 <= high
+
+
+def speedup(row: Mapping[str, Any]) -> str:
+  """A speedup with its interval: `1.21 [1.18, 1.25]`."""
+  text = f'{row["speedup"]:.2f}'
+  if 'speedup_interval' in row:
+    text += f' {interval(row["speedup_interval"])}'
+  return text if told_apart(row) else f'{text}, not told apart'
+
+
+def over_dense(name: str, row: Mapping[str, Any]) -> Cell:
+  """How many times as fast as `dense` a model is."""
+  ratio = None if name == 'dense' else row.get('speedup')
+  return cell(ratio, lambda _: speedup(row))
+
+
 def _row(name: str, size: int, row: Mapping[str, Any]) -> tuple[Cell, ...]:
-  rates = row.get('images_per_second', {})
-
-  def rate(which: str) -> Cell:
-    return cell(rates.get(which), lambda value: f'{value:.1f}')
-
+  speed = row.get('images_per_second', {}).get('median')
+  ends = row.get('images_per_second_interval')
   return (
     Cell(name, name),
     Cell(str(size), size),
-    rate('median'),
-    rate('min'),
-    rate('max'),
+    cell(speed, lambda value: f'{value:.1f}'),
+    Cell('–') if ends is None else Cell(interval(ends, 1), ends[0]),
+    over_dense(name, row),
     cell(row.get('flops_per_second'), lambda value: f'{value / 1e9:.2f}'),
     cell(row.get('fraction_of_matmul'), lambda value: f'{100 * value:.1f} %'),
     cell(row.get('peak_bytes'), lambda value: si(value, 'B')),
@@ -87,5 +110,5 @@ def show(measured: Mapping[str, Any]) -> None:
   print_line(conditions(measured))
   print_line(
     f'pruned over dense at batch {measured["batch_size"]}: '
-    f'{measured["speedup"]:.3f}'
+    f'{speedup(measured)} times the images per second'
   )

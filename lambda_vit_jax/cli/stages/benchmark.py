@@ -1,13 +1,11 @@
 """Stage `benchmark`: sizes and speed of dense, pruned and exported models."""
 
-import dataclasses
-
 from lambda_vit_jax.cli import result_files, stage_table
 from lambda_vit_jax.cli.stages.export import exported_predict
 from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.evaluation import benchmark
+from lambda_vit_jax.evaluation import benchmark, timing
 from lambda_vit_jax.models.model import Model
 
 
@@ -47,7 +45,12 @@ def benchmark_all(run: Run) -> None:
     }
     programs['exported'] = benchmark.ExportedProgram(exported, sizes)
   results = benchmark.compare(
-    models, programs, reporter=run.reporter, **dataclasses.asdict(settings)
+    models,
+    programs,
+    batch_size=settings.batch_size,
+    limits=timing.Limits(settings.rounds, settings.seconds, settings.precision),
+    reporter=run.reporter,
+    batch_sizes=settings.batch_sizes,
   )
   fields = result_files.read(run.workdir, stage_table.EXPORT) or {}
   storage = fields.get('folded', {}).get('dtype', 'float32')
