@@ -2,7 +2,6 @@
 
 import matplotlib.figure
 import pytest
-from IPython.core.formatters import DisplayFormatter
 
 from lambda_vit_jax.analysis.profile import EntropyProfile
 from lambda_vit_jax.analysis.spectrum import Spectrum
@@ -34,6 +33,8 @@ def own_axes(columns=1):
 @each
 def test_jupyter_shows_a_picture(shown):
   """As text, a figure is only `<Figure size 640x360 with 1 Axes>`."""
+  from IPython.core.formatters import DisplayFormatter
+
   data, _ = DisplayFormatter().format(shown.plot())
   assert data['image/png'].startswith(b'\x89PNG')
 

@@ -9,8 +9,6 @@ import runpy
 import subprocess
 import tomllib
 
-import nbclient
-import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,6 +105,9 @@ def test_runs_from_top_to_bottom_and_shows_its_plots(
   path, tmp_path, monkeypatch
 ):
   """As Jupyter runs it: a figure that is only text is no plot."""
+  import nbclient
+  import nbformat
+
   monkeypatch.setenv('JUPYTER_RUNTIME_DIR', str(tmp_path))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
