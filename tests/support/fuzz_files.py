@@ -145,6 +145,9 @@ def _write_workdir(folder: pathlib.Path, export: pathlib.Path) -> None:
     'weight_bytes': 80_000,
     'peak_bytes': 100_000,
     'images_per_second': {'min': 9.0, 'median': 10.0, 'max': 12.0},
+    'images_per_second_interval': [9.5, 10.5],
+    'speedup': 1.25,
+    'speedup_interval': [0.9, 1.5],
     'flops_per_second': 6e6,
     'fraction_of_matmul': 0.25,
     'compile_seconds': 0.5,
@@ -155,6 +158,7 @@ def _write_workdir(folder: pathlib.Path, export: pathlib.Path) -> None:
     'batch_size': 64,
     'date': '2026-01-01',
     'speedup': 1.25,
+    'speedup_interval': [1.2, 1.3],
     'versions': {'jax': '0.10', 'jaxlib': '0.10'},
     **dict.fromkeys(names, speed),
   }
