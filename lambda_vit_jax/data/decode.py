@@ -98,9 +98,9 @@ def orientation(image: Image.Image) -> int:
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
   """The (width, height) of an opened image when it is `upright`."""
-  width, height = image.size
+  # First, as it may load the image, which turns a TIFF.
   lying = orientation(image) >= _LYING
-  return (height, width) if lying else (width, height)
+  return image.size[::-1] if lying else image.size
 
 
 def upright(image: Image.Image) -> Image.Image:
