@@ -99,8 +99,12 @@ class Command:
   def __init__(self, argv: list[str]):
     """Starts it; what it prints on stderr goes to a file."""
     self._said = pathlib.Path(tempfile.mkstemp()[1])
-    self._process = _FORKS.Process(target=_work, args=(argv, str(self._said)))
+    begun = _FORKS.Event()
+    self._process = _FORKS.Process(
+      target=_work, args=(argv, str(self._said), begun)
+    )
     self._process.start()
+    begun.wait()
 
   def ended(self, seconds: float) -> bool:
     """Waits for so long at most; returns whether it has ended."""
@@ -121,13 +125,16 @@ class Command:
     return self._process.exitcode, said
 
 
-def _work(argv: list[str], said: str) -> None:
+def _work(argv: list[str], said: str, begun: Any) -> None:
   """The command, in the forked process."""
+  # As at a shell's prompt; shells start what is in the background without it.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   os.dup2(os.open(said, os.O_WRONLY), 2)
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   from lambda_vit_jax import main
 
   sys.argv = ['lambda-vit', *argv]
+  begun.set()
   main.run()
 
 

@@ -7,10 +7,12 @@ one by one, so that reading a model never reads its optimizer state.
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import inspect
 import operator
+import os
 import sys
 import threading
 import time
@@ -217,15 +219,21 @@ class Checkpointer:
     try:
       yield
     except (OSError, ValueError) as error:
-      reason = ' '.join(str(error).split())
-      if len(reason) > 200:
-        # The failure comes first, the cause last, and paths in between.
-        reason = f'{reason[:60]} … {reason[-140:]}'
       step = self._manager.latest_step() if step is None else step
       raise CheckpointError(
-        f'{self.directory}: saving step {step} failed ({reason}); earlier '
+        f'{self.directory}: saving step {step} failed ({_reason(error)}); earlier '
         'checkpoints are intact, free some space and run the command again'
       ) from error
+
+
+def _reason(error: Exception) -> str:
+  """Why something could not be written, in a few words."""
+  text = ' '.join(str(error).split())
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if os.strerror(number) in text:
+      return os.strerror(number)
+  # The failure comes first, the cause last, and paths in between.
+  return text if len(text) <= 200 else f'{text[:60]} … {text[-140:]}'
 
 
 class Source(NamedTuple):
@@ -270,13 +278,21 @@ def on_first_device(tree: Any) -> Any:
 
 
 def save_tree(path: epath.Path, tree: Any) -> None:
-  """Writes a tree of arrays as one Orbax folder, by this process alone."""
+  """Writes a tree of arrays as one Orbax folder, by this process alone.
+
+  Raises:
+    OSError: it cannot be written: the disk is full, say.
+  """
   # As numpy: Orbax takes no `jax.Array` of one process in a job of several.
   arrays = jax.tree.map(np.asarray, tree)
-  with orbax().StandardCheckpointer(
-    multiprocessing_options=alone()
-  ) as checkpointer:
-    checkpointer.save(absolute(path), arrays)
+  try:
+    with orbax().StandardCheckpointer(
+      multiprocessing_options=alone()
+    ) as checkpointer:
+      checkpointer.save(absolute(path), arrays)
+  except ValueError as error:
+    # As which tensorstore reports what the system says.
+    raise OSError(_reason(error)) from error
 
 
 def restore_tree(path: epath.Path, abstract: Any) -> Any:

@@ -1,5 +1,6 @@
 """Orbax folders: whole or refused in one line, and nothing printed after it."""
 
+import resource
 import sys
 
 import numpy as np
@@ -28,6 +29,19 @@ def test_a_tree_comes_back(saved, tree):
   assert found.keys() == tree.keys()
   for name, layer in tree.items():
     np.testing.assert_array_equal(found[name]['kernel'], layer['kernel'])
+
+
+def test_a_full_disk_is_an_error_of_the_system(rng, tmp_path):
+  """Tensorstore raises a ValueError of several hundred characters."""
+  tree = {'kernel': rng.normal(size=(256, 256)).astype(np.float32)}
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # Room for what Orbax says of the arrays, but not for them.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+  try:
+    with pytest.raises(OSError, match=r'^File too large$'):
+      orbax_store.save_tree(tmp_path / 'params', tree)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize('keep', [0.0, 0.5])
