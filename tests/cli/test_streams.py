@@ -143,7 +143,9 @@ def test_class_names_do_not_reach_the_terminal_raw(
   names = (HOSTILE, 'x' * 5000, '[red]')
   model = lv.create_model('vit_nano_patch2_8', num_classes=3)
   monkeypatch.setattr(
-    load, 'load_pretrained', lambda where: model.replace(class_names=names)
+    load,
+    'load_pretrained',
+    lambda where, variant: model.replace(class_names=names),
   )
   Image.new('L', (8, 8)).save(tmp_path / 'a.png')
   assert main.main(['predict', '--model=x', str(tmp_path / 'a.png')]) == 0
