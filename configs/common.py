@@ -195,14 +195,14 @@ def base() -> ml_collections.ConfigDict:
   analyze.num_images = free()
 
   config.select = select = ml_collections.ConfigDict()
-  # transfer_entropy (NOSE), loss_increase, cosine, affine, random, first,
+  # transfer_entropy (or nose), loss_increase, cosine, affine, random, first,
   # last, given (select.layers), probe (short dilutions), exhaustive or
   # exhaustive:SCORE.
   select.criterion = 'transfer_entropy'
   # The output whose entropy is measured: logits or features.
   select.target = 'logits'
   # signed removes the layer with the least score, absolute the one whose score
-  # has the least magnitude.
+  # has the least magnitude; for transfer_entropy and loss_increase.
   select.sign = 'signed'
   # What transfer_entropy and loss_increase try instead of an attention layer:
   # skip leaves it out, linear fits an affine map.

@@ -6,9 +6,9 @@ are faster by a quarter to a half. Reductions stay with YNNPACK, and so do a
 softmax and the products before and after it, which YNNPACK fuses into one pass
 (`benchmarks/products.py`).
 
-Small networks are faster without the options, by a quarter on digits, and those
-of width 192 no slower: a program is compiled with them if one of its arguments,
-such as a weight, is at least 256 wide both ways (`options_for`).
+Small networks gain nothing from the options, and on digits lose up to a quarter
+(`benchmarks/compiler_options.py`): a program is compiled with them if one of its
+arguments, such as a weight, is at least 256 wide both ways (`options_for`).
 
 Eigen is slow in three more cases. If the rows of a matrix are a multiple of 4 KiB
 long, the rows of a tile compete for the same cache lines: such a product is

@@ -247,11 +247,11 @@ def nose(
       None will do for criteria that use no images.
     num_layers: layers to remove; 5 where no other budget is given.
     target: `logits` or `features` (of the class token).
-    criterion: `transfer_entropy`, or to compare `loss_increase` (needs
-      labels), `cosine`, `affine`, `random`, `first`, `last`, `given`,
+    criterion: `transfer_entropy` (or `nose`), or to compare `loss_increase`
+      (needs labels), `cosine`, `affine`, `random`, `first`, `last`, `given`,
       `exhaustive`, `exhaustive:loss_increase`.
-    sign: `signed` removes the layer of least transfer entropy, `absolute` of
-      least magnitude.
+    sign: `signed` removes the layer of least transfer entropy (or increase of
+      the loss), `absolute` of least magnitude.
     trial: `skip` scores a layer by leaving it out, `linear` by fitting an
       affine map in its place.
     removal_ratio: the budget as a share of the blocks, in [0, 1).
