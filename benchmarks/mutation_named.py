@@ -39,9 +39,21 @@ _SQUARES = 'training_free/least_squares.py'
 CHANGES = [
   Change(
     _STEP,
-    'ema, 1.0 - settings.ema_decay',
-    'ema, settings.ema_decay',
+    'jnp.where(begun, 1.0 - settings.ema_decay, 1.0)',
+    'jnp.where(begun, settings.ema_decay, 1.0)',
     'the rate of the average is inverted',
+  ),
+  Change(
+    _STEP,
+    'begun = state.step >= settings.ema_start',
+    'begun = state.step >= 0',
+    'the average is not begun anew',
+  ),
+  Change(
+    _STEP,
+    'begun = state.step >= settings.ema_start',
+    'begun = state.step > settings.ema_start',
+    'the average begins a step late',
   ),
   Change(
     _STEP,

@@ -71,6 +71,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 
   if chosen['runlocal']:
     common.smoke(config)
+    config.init = ''
     config.model.variant = 'vit_nano_patch2_8'
     config.model.image_size = 24
     segment.channels = 16

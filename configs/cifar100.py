@@ -63,10 +63,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
 
   if chosen['runlocal']:
     common.smoke(config)
-    config.init = 'builtin:vit_mini_patch2_8_digits'
     config.data.augment.crop_area = (0.8, 1.0)
-    config.model.variant = 'vit_mini_patch2_8'
-    config.model.image_size = 8
     config.pretrain.steps = 4
     config.pretrain.warmup_steps = 1
   if chosen['pruned']:

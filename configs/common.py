@@ -283,6 +283,17 @@ def base() -> ml_collections.ConfigDict:
   export.int8_arithmetic = 'weights'
   # Write zeros for removed attention layers, so that stock timm loads the file.
   export.zero_fill = False
+  # Where dilute.ema keeps an average: `ema` exports the average, `raw` the
+  # parameters themselves. Both are evaluated. The average starts anew at λ = 0.
+  export.weights = 'ema'
+  # Of `dilute`: `last`, or `best` for the checkpoint at λ = 0 with the highest
+  # accuracy on held-out images (see eval_every).
+  export.checkpoint = 'last'
+
+  config.evaluate = evaluate = ml_collections.ConfigDict()
+  # Also train the dense model for the steps of `dilute`, for a comparison of
+  # networks that have seen as many images; takes longer than `dilute` itself.
+  evaluate.baseline = True
 
   config.benchmark = benchmark = ml_collections.ConfigDict()
   # Images per call.
@@ -310,7 +321,8 @@ def base() -> ml_collections.ConfigDict:
   config.log_every = 50
   # Steps between two checkpoints.
   config.checkpoint_every = 500
-  # How many of a stage's newest checkpoints are kept, besides the best one.
+  # How many of a stage's newest checkpoints are kept, besides the best one (see
+  # export.checkpoint).
   config.keep_checkpoints = 2
   # Steps between evaluations on the held-out images, which decide what is best;
   # every checkpoint when empty, 0 for never.
@@ -324,14 +336,21 @@ def base() -> ml_collections.ConfigDict:
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
-  """Shrinks a recipe to a few steps on digits, for `:runlocal`."""
+  """Shrinks a recipe to a few steps on digits, for `:runlocal`.
+
+  The network is the one that ships with the package; it has 12 blocks, too.
+  """
   config.batch_size = 8
-  config.init = ''
+  config.init = 'builtin:vit_mini_patch2_8_digits'
   config.data.source = 'digits'
   config.data.holdout_images = min(config.data.holdout_images, 128)
   config.data.workers = 0
+  config.model.variant = 'vit_mini_patch2_8'
+  config.model.image_size = 8
   config.model.dtype = 'float32'
   config.dilute.mix_size = None
+  # A rate for such a small batch would be below that of the last step.
+  config.dilute.scale_by_batch = False
   config.dilute.warmup_steps = 1
   config.dilute.dilution_steps = config.dilute.settle_steps = 2
   config.log_every = config.checkpoint_every = 2
@@ -382,6 +401,8 @@ def imagenet_deit(
   config.dilute.mix_size = 256
   config.dilute.drop_path_rate = 0.1
   config.dilute.ema = 0.99996
+  # The authors evaluate the parameters themselves.
+  config.export.weights = 'raw'
   if chosen['short']:
     config.dilute.dilution_steps = '20ep'
     config.dilute.settle_steps = '10ep'

@@ -20,7 +20,7 @@ from lambda_vit_jax.configs import common
 
 import lambda_vit_jax
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli import flags, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'reference.md'
@@ -54,7 +54,8 @@ _KEYS = """## Config keys
 
 `--config.KEY=VALUE` sets one. Every config file has all of them; an unknown
 key is an error. A duration is a number of steps (`1000`) or of epochs (`30ep`).
-Where the default is empty, the last column describes what is used.
+Where the default is empty, the last column describes what is used. A number
+out of its range is refused before anything is computed.
 """
 
 
@@ -157,17 +158,27 @@ def _cell(text: str) -> str:
 def _key_tables() -> str:
   meanings = key_meanings()
   defaults = flatten(common.base().to_dict())
+  ranges = {key: str(found) for key, found in settings.number_ranges().items()}
+  augment = importlib.import_module('lambda_vit_jax.data.augment')
+  for name, greatest in augment.GREATEST.items():
+    ranges[f'data.augment.{name}'] = f'from 0 to {greatest}'
   pages: dict[str, list[str]] = {}
   for key, value in defaults.items():
     section = key.rpartition('.')[0]
-    row = f'| `{key}` | {_shown(value)} | {_cell(meanings.get(key, ""))} |'
+    cells = (
+      f'`{key}`',
+      _shown(value),
+      ranges.get(key, ''),
+      _cell(meanings.get(key, '')),
+    )
+    row = f'| {" | ".join(cells)} |'
     pages.setdefault(section, []).append(row)
   parts = []
   # Keys without a section sort first.
   for section, rows in sorted(pages.items()):
     title = f'`{section}`' if section else 'Top level'
-    parts += [f'### {title}', '', '| key | default | meaning |']
-    parts += ['|---|---|---|', *rows, '']
+    parts += [f'### {title}', '', '| key | default | range | meaning |']
+    parts += ['|---|---|---|---|', *rows, '']
   return '\n'.join(parts)
 
 

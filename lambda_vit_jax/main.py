@@ -58,7 +58,7 @@ def _run_stage(
   stage: str, config: Any, values: flags.FlagValues, argv: Sequence[str]
 ) -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  from lambda_vit_jax.cli import outcome
+  from lambda_vit_jax.cli import outcome, training_check
   from lambda_vit_jax.cli.stages import registry
   from lambda_vit_jax.cli.workdir import Run
   from lambda_vit_jax.runtime import processes, startup
@@ -73,7 +73,9 @@ def _run_stage(
   run = Run(config.to_dict(), values.workdir, reporter, lock=alone)
   done = []
   try:
-    for name in registry.needed(run) if stage == 'run' else (stage,):
+    names = registry.needed(run) if stage == 'run' else (stage,)
+    training_check.check(run, names)
+    for name in names:
       start = time.perf_counter()
       ran = registry.run_stage(run, name)
       done.append((name, ran, time.perf_counter() - start))

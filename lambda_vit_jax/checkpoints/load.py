@@ -5,7 +5,7 @@ import importlib.resources
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -193,48 +193,82 @@ def load_stage(
   stage: str,
   best: bool = False,
   finished: bool = False,
+  weights: Literal['raw', 'ema'] = 'ema',
 ) -> Model:
-  """Loads the newest checkpoint of a training stage.
+  """Loads a checkpoint of a training stage, the newest by default.
 
   Each process of a job reads it on its own, onto its first device.
 
   Args:
     workdir: a run's folder.
-    stage: `pretrain` or `dilute`.
+    stage: `pretrain`, `dilute` or `baseline`.
     best: take the checkpoint with the highest accuracy on held-out images;
       there is one only at λ = 0.
     finished: refuse a stage that has not reached its last step.
-
-  Returns:
-    A model with the averaged parameters where the stage kept an average.
+    weights: `ema` for the averaged parameters where the stage kept an
+      average, `raw` for the parameters themselves.
 
   Raises:
     CheckpointError: no checkpoint of that stage, an unusable one, or an
       unfinished stage with `finished`.
   """
-  directory = files.user_path(workdir) / 'checkpoints' / stage
-  missing = CheckpointError(
-    f'{directory}: no finished checkpoint; run the stage `{stage}` first'
-  )
-  if not directory.exists():
-    raise missing
-  checkpointer = orbax_store.Checkpointer(directory, reader=True)
-  with contextlib.closing(checkpointer):
-    step = checkpointer.best_step() if best else checkpointer.latest_step()
-    if step is None:
-      raise missing
+  with _opened(workdir, stage) as checkpointer:
+    directory = checkpointer.directory
+    if finished:
+      newest = _find_step(checkpointer, stage)
+      total = checkpointer.read_meta(newest).get('total_steps', newest)
+      if newest < total:
+        raise CheckpointError(
+          f'{directory}: is at step {newest} of {total}; run the stage '
+          f'`{stage}` to its end first'
+        )
+    step = _find_step(checkpointer, stage, best)
     meta = checkpointer.read_meta(step)
-    total = meta.get('total_steps', step)
-    if finished and step < total:
-      raise CheckpointError(
-        f'{directory}: is at step {step} of {total}; run the stage `{stage}` '
-        'to its end first'
-      )
     model = description.rebuild(meta.get('model'), str(directory / str(step)))
-    item = 'ema' if meta.get('has_ema') else 'params'
+    item = 'ema' if meta.get('has_ema') and weights == 'ema' else 'params'
     abstract = orbax_store.on_first_device(model.params)
     params = checkpointer.restore(step, {item: abstract})[item]
   return model.replace(params=params)
+
+
+def stage_step(
+  workdir: str | epath.PathLike, stage: str, best: bool = False
+) -> int:
+  """Returns the step of the checkpoint that `load_stage` loads; raises alike."""
+  with _opened(workdir, stage) as checkpointer:
+    return _find_step(checkpointer, stage, best)
+
+
+def _opened(
+  workdir: str | epath.PathLike, stage: str
+) -> 'contextlib.closing[orbax_store.Checkpointer]':
+  directory = files.user_path(workdir) / 'checkpoints' / stage
+  if not directory.exists():
+    raise _missing(directory, stage)
+  return contextlib.closing(orbax_store.Checkpointer(directory, reader=True))
+
+
+def _find_step(
+  checkpointer: orbax_store.Checkpointer, stage: str, best: bool = False
+) -> int:
+  newest, directory = checkpointer.latest_step(), checkpointer.directory
+  if newest is None:
+    raise _missing(directory, stage)
+  if not best:
+    return newest
+  step = checkpointer.best_step()
+  if step is None:
+    raise CheckpointError(
+      f'{directory}: no checkpoint at λ = 0 was evaluated on held-out images; '
+      'set config.export.checkpoint=last'
+    )
+  return step
+
+
+def _missing(directory: epath.Path, stage: str) -> CheckpointError:
+  return CheckpointError(
+    f'{directory}: no finished checkpoint; run the stage `{stage}` first'
+  )
 
 
 def _offer(text: str) -> str:

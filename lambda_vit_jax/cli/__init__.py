@@ -3,8 +3,10 @@
 - `stage_table`: the stages in order, and the files that each one writes
 - `help`: the texts of `--help`
 - `flags`: parse a command line
-- `config_values`, `settings`: read a config into typed dataclasses
+- `config_values`: readers of single values, with their ranges as data
+- `setting_types`, `training_settings`, `settings`: a config as typed dataclasses
 - `config_check`: check settings against the model
+- `training_check`: check training against the data set and the devices
 - `result_files`: what the JSON files of a workdir hold
 - `config_differences`, `workdir_config`: the values that bind a workdir
 - `workdir_lock`: one job at a time in a workdir

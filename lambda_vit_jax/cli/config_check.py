@@ -5,8 +5,6 @@ before a workdir takes the config as its own. What depends on the data set, the
 weights or the devices is left to the stages.
 """
 
-import dataclasses
-
 from etils import epath
 
 from lambda_vit_jax.cli import task
@@ -52,7 +50,7 @@ def check(settings: Settings) -> None:
     optim.check_frozen(training.frozen, stage)
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
-  export.check_settings(**dataclasses.asdict(settings.export))
+  export.check_settings(**settings.export.options)
 
 
 def _check_model(settings: Settings) -> Model:

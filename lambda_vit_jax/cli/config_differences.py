@@ -18,6 +18,8 @@ _OPERATIONAL = (
   'mesh',
   'metrics',
   'benchmark',
+  # Adds a model to compare with.
+  'evaluate',
   'data.workers',
   'data.cache_dir',
   'select.memory_gib',

@@ -117,9 +117,16 @@ digits_onnx --config.export.formats="('orbax', 'safetensors', 'onnx')"
 digits_bf16 --config.export.dtype=bfloat16
 digits_int8 --config.export.dtype=int8 --config.export.int8_arithmetic=dynamic
 """,
+  'baseline': """
+Trains the dense model for the steps of dilute, with its settings, so
+that evaluate compares networks that have seen as many images.
+With --config.evaluate.baseline=False, `run` leaves it out.
+
+digits_plain --config.evaluate.baseline=False
+""",
   'evaluate': """
-Exact accuracy of the dense, the pruned and the exported model over
-every test image.
+Exact accuracy of the dense, the pruned and the exported model, and of
+the baseline, over every test image.
 """,
   'benchmark': """
 Parameters, MACs, bytes, memory and images per second, dense against

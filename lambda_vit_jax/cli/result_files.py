@@ -26,6 +26,7 @@ _PER_BLOCK = List(Nullable(_REAL), most=256)
 
 _CONFIG = Object(
   optional={
+    'init': Text(10_000),
     'method': Text(100),
     'model': Object(optional={'variant': Text(200)}),
     'select': Object(optional={'criterion': Text(200)}),
@@ -50,6 +51,7 @@ _SCORES = Object(
     'pixel_accuracy': _SHARE,
     'loss': Nullable(_REAL),
     'num_images': _COUNT,
+    'steps': _COUNT,
     'iou': List(Nullable(_SHARE), most=1 << 16),
     'missing_classes': List(_COUNT, most=1 << 16),
   }

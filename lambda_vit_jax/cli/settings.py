@@ -1,9 +1,11 @@
 """A config as typed, frozen dataclasses: `Settings.from_config`.
 
 One class for each section of `configs/common.py`, where each key is explained.
-A field's type decides how its value is read and checked. Values that only make
-sense together are checked here too; what depends on the model or on other
-rooms' tables is checked by `config_check.py`.
+A field's type decides how its value is read, and has the range of every number
+as data (`config_values.Whole`, `Real`, `Steps`); `data.augment` has its own in
+`data/augment.py`. Values that only make sense together are checked here too;
+what depends on the model or on other rooms' tables is checked by
+`config_check.py`, what depends on the data set by `training_check.py`.
 """
 
 import dataclasses
@@ -14,18 +16,31 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from lambda_vit_jax.cli import config_values as values
+from lambda_vit_jax.cli.config_values import (
+  ImageSize,
+  ListOf,
+  OrWord,
+  Real,
+  Steps,
+  Whole,
+)
+from lambda_vit_jax.cli.setting_types import (
+  GREATEST_SIDE,
+  Block,
+  Blocks,
+  Flag,
+  Names,
+  Natural,
+  Part,
+  Positive,
+  Probability,
+  Side,
+)
+from lambda_vit_jax.cli.training_settings import Dilute, Pretrain, Training
 from lambda_vit_jax.core.errors import UsageError
 
 BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 """Keys of `select`, exactly one of which sets how many layers go."""
-
-Natural = Annotated[int, values.integer]
-Positive = Annotated[int, values.positive]
-Number = Annotated[float, values.number]
-Flag = Annotated[bool, values.flag]
-Duration = Annotated[values.Duration, values.duration]
-Names = Annotated[tuple[str, ...], values.sequence]
-Layers = Annotated[tuple[int, ...], values.sequence]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +51,9 @@ class Data:
   train_images: Positive | None
   holdout_images: Natural
   skip_undecodable: Flag
-  workers: Natural
+  workers: Annotated[int, Whole(0, 1024)]
   cache_dir: str
-  repeats: Positive
+  repeats: Annotated[int, Whole(1, 1024)]
   # Read by data.augment.Augment.
   augment: Mapping[str, Any]
 
@@ -48,13 +63,15 @@ class Architecture:
   """Section `model`: the network and its arithmetic."""
 
   variant: str
-  image_size: Annotated[int | tuple[int, int], values.image_size] | None
-  crop_ratio: Annotated[float, values.share] | None
+  image_size: (
+    Annotated[int | tuple[int, int], ImageSize(Whole(1, GREATEST_SIDE))] | None
+  )
+  crop_ratio: Annotated[float, Real(0, 1, above=True)] | None
   dtype: Annotated[str, values.one_of('float32', 'bfloat16')]
   remat: Flag
   # Read by models.merge_schedule.
   merge: Any
-  merge_start: Natural
+  merge_start: Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,82 +79,20 @@ class Segment:
   """Section `segment`: the decoder, masks, and windows of evaluation."""
 
   decoder: str
-  blocks: Annotated[tuple[int, ...], values.tuple_of(values.integer)]
-  channels: Natural
-  dropout: Number
-  num_classes: Natural | None
-  ignore_index: Natural
+  blocks: Blocks
+  channels: Side
+  dropout: Part
+  num_classes: Side | None
+  # -1 for no such number.
+  ignore_index: Annotated[int, Whole(-1, GREATEST_SIDE)]
   reduce_zero_label: Flag
-  scale: Annotated[tuple[float, ...], values.tuple_of(values.number)]
-  most_of_one: Number
-  flip: Number
-  photometric: Number
+  scale: Annotated[tuple[float, ...], ListOf(Real(0.05, 20))]
+  most_of_one: Probability
+  flip: Probability
+  photometric: Probability
   evaluation: str
-  stride: Natural | None
+  stride: Side | None
   pictures: Natural
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-  """What the sections `pretrain` and `dilute` share."""
-
-  learning_rate: Number
-  scale_by_batch: Flag
-  final_learning_rate: Number
-  schedule: str
-  poly_power: Number
-  warmup_steps: Duration
-  weight_decay: Number
-  b1: Number
-  b2: Number
-  clip_norm: Number
-  layer_decay: Number
-  frozen: str
-  accumulate_steps: Positive
-  label_smoothing: Number
-  mixup: Number
-  cutmix: Number
-  mix_size: Positive | None
-  drop_path_rate: Number
-  ema: Number
-  distill: str
-  distill_weight: Number
-  distill_temperature: Number
-
-  def peak_learning_rate(self, batch_size: int) -> float:
-    """`learning_rate`, times batch_size / 512 with `scale_by_batch`."""
-    if self.scale_by_batch:
-      return self.learning_rate * batch_size / 512
-    return self.learning_rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrain(Training):
-  """Section `pretrain`."""
-
-  steps: Duration
-
-  def __post_init__(self):
-    if self.distill != 'none':
-      raise UsageError(
-        f'config.pretrain.distill={self.distill!r}: this stage has no teacher; '
-        'only `dilute` has one, the dense model'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class Dilute(Training):
-  """Section `dilute`."""
-
-  dilution_steps: Duration
-  settle_steps: Duration
-  compensation: Flag
-  start: Annotated[str, values.one_of('attention', 'linear')]
-
-  @property
-  def is_warm(self) -> bool:
-    """Whether dilution goes through the maps that `linearize` fitted."""
-    return self.start == 'linear'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +110,13 @@ class Select:
   target: str
   sign: Literal['signed', 'absolute']
   trial: str
-  num_layers: Natural | None
-  removal_ratio: Number | None
-  target_speedup: Number | None
-  layers: Layers
+  num_layers: Block | None
+  removal_ratio: Part | None
+  target_speedup: Annotated[float, Real(1, 1000)] | None
+  layers: Blocks
   num_images: Positive | None
-  memory_gib: Number | None
-  probe_steps: Annotated[int, functools.partial(values.integer, least=2)]
+  memory_gib: Annotated[float, Real(0, 1e6, above=True)] | None
+  probe_steps: Annotated[int, Whole(2)]
 
   def __post_init__(self):
     given = [key for key in BUDGETS if getattr(self, key) is not None]
@@ -184,17 +139,16 @@ class Linearize:
   """Section `linearize`: what replaces attention layers without training."""
 
   num_images: Positive | None
-  # Read by training_free.least_squares.
-  ridge: Any
-  rank: Positive | None
+  ridge: Annotated[float | str, OrWord(Real(0, 1e6), 'auto')]
+  rank: Side | None
   sequential: Flag
   inputs: Names
   target: Annotated[str, values.one_of('stream', 'attention')]
   recentre: Flag
   refit: Flag
   maps: Flag
-  num_drop_blocks: Natural
-  drop_blocks: Layers
+  num_drop_blocks: Block
+  drop_blocks: Blocks
 
   def __post_init__(self):
     if self.num_drop_blocks and self.drop_blocks:
@@ -212,6 +166,28 @@ class Export:
   dtype: str
   int8_arithmetic: str
   zero_fill: Flag
+  weights: Literal['raw', 'ema']
+  checkpoint: Annotated[str, values.one_of('last', 'best')]
+
+  def __post_init__(self):
+    values.one_of('raw', 'ema')(self.weights, 'export.weights')
+
+  @property
+  def options(self) -> dict[str, Any]:
+    """What `exporters.export` reads: all but the choice of parameters."""
+    chosen = dataclasses.asdict(self)
+    return {
+      name: value
+      for name, value in chosen.items()
+      if name not in ('weights', 'checkpoint')
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Section `evaluate`: what the pruned model is compared with."""
+
+  baseline: Flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,17 +195,17 @@ class Benchmark:
   """Section `benchmark`: what is timed."""
 
   batch_size: Positive
-  batch_sizes: Annotated[tuple[int, ...], values.sizes]
+  batch_sizes: Annotated[tuple[int, ...], ListOf(Whole(1), or_one=True)]
   rounds: Positive | None
-  seconds: Number
-  precision: Number
+  seconds: Annotated[float, Real(0, 1e6, above=True)]
+  precision: Annotated[float, Real(0, 1, above=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
   """Section `mesh`: how parameters are split over devices."""
 
-  fsdp: Positive
+  fsdp: Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +220,8 @@ class Metrics:
 class Settings:
   """All of a run's settings."""
 
-  seed: Natural
+  # JAX's keys drop higher bits.
+  seed: Annotated[int, Whole(0, 2**32 - 1)]
   batch_size: Positive
   init: str
   task: Annotated[str, values.one_of('classify', 'segment')]
@@ -258,6 +235,7 @@ class Settings:
   linearize: Linearize
   dilute: Dilute
   export: Export
+  evaluate: Evaluate
   benchmark: Benchmark
   mesh: Mesh
   metrics: Metrics
@@ -294,16 +272,28 @@ class Settings:
       self._check_segmentation()
     if self.method == 'dilute' and self.dilute.is_warm:
       self._check_warm_start()
+    for stage in self.training_stages:
+      self.training(stage).check(stage, self.batch_size)
 
   @property
   def segments(self) -> bool:
     """Whether the run is about classes of pixels, not of images."""
     return self.task == 'segment'
 
+  @property
+  def training_stages(self) -> tuple[str, ...]:
+    """The sections of `Training` that this config uses."""
+    return ('pretrain', 'dilute') if self.method == 'dilute' else ('pretrain',)
+
   def training(self, stage: str) -> Training:
-    """Returns the section of a stage that trains."""
-    section: Training = getattr(self, stage)
-    return section
+    """Returns the section of a stage that trains; `baseline` has dilute's."""
+    return self.pretrain if stage == 'pretrain' else self.dilute
+
+  @property
+  def has_baseline(self) -> bool:
+    """Whether the dense model is trained as long as the pruned one."""
+    trains = any(part.length for part in self.dilute.lengths)
+    return self.method == 'dilute' and trains and self.evaluate.baseline
 
   def _check_segmentation(self) -> None:
     for stage in ('pretrain', 'dilute'):
@@ -340,8 +330,32 @@ _T = TypeVar('_T')
 
 def read(cls: type[_T], config: Mapping[str, Any], section: str = '') -> _T:
   """Reads a dataclass of this file from a mapping; `section` is for errors."""
-  hints = typing.get_type_hints(cls, include_extras=True).items()
+  hints = field_types(typing.cast(Any, cls)).items()
   return cls(**{k: _value(t, config[k], section + k) for k, t in hints})
+
+
+@functools.cache
+def field_types(cls: Any) -> dict[str, Any]:
+  """Returns the fields of a dataclass of this file, with their readers."""
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+def number_ranges(
+  cls: type = Settings, section: str = ''
+) -> dict[str, Whole | Real | Steps]:
+  """Returns the range of each key that is a number, or a list of numbers."""
+  found: dict[str, Whole | Real | Steps] = {}
+  for name, hint in field_types(cls).items():
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+      found |= number_ranges(hint, f'{section}{name}.')
+      continue
+    for part in (hint, *typing.get_args(hint)):
+      for reader in getattr(part, '__metadata__', ()):
+        while hasattr(reader, 'item'):
+          reader = reader.item
+        if isinstance(reader, Whole | Real | Steps):
+          found[section + name] = reader
+  return found
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:

@@ -16,6 +16,7 @@ PARTIAL_SELECTION = 'selection.part.json'
 PARTIAL_PROBE = 'probe.part.json'
 LINEAR = 'linear/model.json'
 DILUTED = 'checkpoints/dilute/'
+BASELINE = 'checkpoints/baseline/'
 EXPORT = 'export/model.json'
 EVALUATION = 'evaluation.json'
 PICTURES = 'pictures/'
@@ -32,8 +33,8 @@ class StageSpec:
     help: its line in `lambda-vit --help`.
     writes: its results; the first is written last, and is there once the
       stage is finished. Some depend on the config.
-    reads: results of earlier stages that it needs; of `linearize` and
-      `dilute`, those that the config asks for.
+    reads: results of earlier stages that it needs; of `linearize`, `dilute`
+      and `baseline`, those that the config asks for.
     partial: files that an unfinished stage resumes from.
   """
 
@@ -101,10 +102,16 @@ STAGES: dict[str, StageSpec] = {
       reads=(DILUTED, LINEAR),
     ),
     StageSpec(
+      'baseline',
+      'the dense model, trained for the same steps as the pruned one',
+      writes=(BASELINE,),
+      reads=(PRETRAINED,),
+    ),
+    StageSpec(
       'evaluate',
-      'exact accuracy of dense, pruned and exported',
+      'exact accuracy of dense, baseline, pruned and exported',
       writes=(EVALUATION, PICTURES),
-      reads=(PRETRAINED, DILUTED, LINEAR, EXPORT),
+      reads=(PRETRAINED, BASELINE, DILUTED, LINEAR, EXPORT),
     ),
     StageSpec(
       'benchmark',

@@ -63,14 +63,17 @@ def decoder(segment: Segment, depth: int) -> Decoder:
 def with_outputs(settings: Settings, model: Model, dataset: Dataset) -> Model:
   """Returns `model` with the task's outputs; a decoder that fits is kept.
 
-  A model with a decoder gets a head on the mean of its patch tokens where the
-  task is to classify: no decoder has trained the class token.
+  A head for as many classes is kept, too. A model with a decoder gets a head on
+  the mean of its patch tokens where the task is to classify: no decoder has
+  trained the class token.
   """
   number, seed = dataset.num_classes, settings.seed
   if settings.segments:
     model = _with_decoder(settings.segment, model, number, seed)
   elif model.module.segmentation is not None:
     model = adapt.with_num_classes(adapt.backbone(model), number, seed)
+  elif model.num_classes != number:
+    model = adapt.with_num_classes(model, number)
   return model.replace(class_names=dataset.class_names)
 
 

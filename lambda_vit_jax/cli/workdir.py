@@ -4,7 +4,7 @@ import functools
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from absl import flags
 from etils import epath
 
 from lambda_vit_jax.analysis.memory import default_gib
-from lambda_vit_jax.checkpoints import orbax_store
-from lambda_vit_jax.checkpoints.load import load_stage
+from lambda_vit_jax.checkpoints import load, orbax_store
 from lambda_vit_jax.cli import (
   config_check,
   config_differences,
@@ -278,13 +277,35 @@ class Run:
       interrupts.check()
       yield batch
 
-  def load(self, stage: str) -> Model:
-    """Loads the result of `pretrain` or `dilute`, in the compute dtype.
+  def load(self, stage: str, weights: Literal['raw', 'ema'] = 'ema') -> Model:
+    """Loads the result of a training stage, in the compute dtype.
+
+    Of `pretrain` that is the last checkpoint, of `dilute` and `baseline` the
+    one of `export.checkpoint`.
+
+    Args:
+      stage: its name.
+      weights: as in `load_stage`.
 
     Raises:
       CheckpointError: the stage is not finished, or see `load_stage`.
     """
-    return self.with_options(load_stage(self.workdir, stage, finished=True))
+    model = load.load_stage(
+      self.workdir,
+      stage,
+      best=self._takes_best(stage),
+      finished=True,
+      weights=weights,
+    )
+    return self.with_options(model)
+
+  def trained_steps(self, stage: str) -> int:
+    """Optimisation steps of the checkpoint that `load` loads; raises alike."""
+    return load.stage_step(self.workdir, stage, self._takes_best(stage))
+
+  def _takes_best(self, stage: str) -> bool:
+    # What selection reads and dilution starts from is the last one.
+    return stage != 'pretrain' and self.settings.export.checkpoint == 'best'
 
   def with_options(self, model: Model) -> Model:
     """`model` with the config's dtype and rematerialisation."""

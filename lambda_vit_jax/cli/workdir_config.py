@@ -24,6 +24,8 @@ from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 _SEARCH = stage_table.results('select')
 _LINEAR = stage_table.results('linearize')
 _DILUTED = stage_table.results('dilute')
+# Trained with the section `dilute`, from the dense model.
+_BASELINE = stage_table.results('baseline')
 # `benchmark` copies the scores of `evaluate`.
 _SCORES = stage_table.results('evaluate', 'benchmark')
 _LAST = stage_table.results('export', 'evaluate', 'benchmark')
@@ -124,6 +126,7 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
     'dilute': (
       *(_SEARCH if probing else ()),
       *_DILUTED,
+      *_BASELINE,
       *(() if linear else _LAST),
     ),
     'model.merge': (*_DILUTED, *_LAST),

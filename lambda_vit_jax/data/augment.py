@@ -14,7 +14,7 @@ from lambda_vit_jax.data import decode, transforms
 from lambda_vit_jax.data.randaugment import Patch, draw_patch, parse_policy
 from lambda_vit_jax.data.sources.dataset import Record
 
-_GREATEST = {
+GREATEST = {
   'rotation': 360,
   'shift': 1,
   'scale': 3,
@@ -23,6 +23,10 @@ _GREATEST = {
   'flip': 1,
   'erasing': 1,
 }
+"""The range of each field that is one number: from 0 to this."""
+
+# Of the width / height of a crop.
+_WIDEST = 100
 
 
 class Recipe(Protocol):
@@ -91,7 +95,7 @@ class Augment:
   erasing: float = 0.0
 
   def __post_init__(self):
-    for name, greatest in _GREATEST.items():
+    for name, greatest in GREATEST.items():
       value = getattr(self, name)
       number = isinstance(value, (int, float))
       _check(name, value, number and 0 <= value <= greatest)
@@ -99,7 +103,9 @@ class Augment:
       low, high = self.crop_area
       _check('crop_area', self.crop_area, 0 < low <= high <= 1)
     low, high = self.crop_aspect
-    _check('crop_aspect', self.crop_aspect, 0 < low <= high < math.inf)
+    _check(
+      'crop_aspect', self.crop_aspect, 1 / _WIDEST <= low <= high <= _WIDEST
+    )
     policy = self.randaugment
     _check('randaugment', policy, isinstance(policy, str))
     if policy:

@@ -1,5 +1,6 @@
 """Check the options, images and resumed state of a search."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,4 +125,5 @@ def check_resumed(
       f'the interrupted search chose {len(resume.order)} layers already, more '
       f'than {number}; delete the old selection to start again'
     )
-  return resume
+  # Files of earlier versions do not name the layers that were gone.
+  return dataclasses.replace(resume, removed_before=start.removed_before)

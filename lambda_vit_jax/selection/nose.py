@@ -138,6 +138,7 @@ def select(
     base_entropy=None,
     resamples=options.resamples,
     trial=options.trial,
+    removed_before=model.removed_layers,
   )
   if resume is not None:
     start = checks.check_resumed(start, resume, num_layers)

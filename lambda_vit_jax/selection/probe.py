@@ -146,5 +146,6 @@ def select_by_probe(
     base_entropy=None,
     order=best,
     removed=best,
+    removed_before=model.removed_layers,
     set_scores=dict(pair for rung in rungs for pair in rung.scores.items()),
   )

@@ -50,6 +50,7 @@ SCHEMA = Object(
     'resamples': Number(0, 1 << 20, whole=True),
     'block_evaluations': _COUNT,
     'trial': Text(100),
+    'removed_before': List(_BLOCK, distinct=True),
   },
 )
 """Of `selection.json`."""
@@ -149,6 +150,7 @@ class Selection(Shown):
     block_evaluations: blocks run per image.
     trial: what replaced a candidate's attention while it was scored: nothing
       (`skip`) or an affine map fitted for it (`linear`).
+    removed_before: blocks of the given model that had no attention already.
   """
 
   criterion: str
@@ -165,6 +167,12 @@ class Selection(Shown):
   resamples: int = 0
   block_evaluations: int = 0
   trial: str = 'skip'
+  removed_before: tuple[int, ...] = ()
+
+  @property
+  def all_removed(self) -> tuple[int, ...]:
+    """Blocks without attention once `removed` is gone too, ascending."""
+    return tuple(sorted({*self.removed, *self.removed_before}))
 
   def with_round(
     self,
@@ -205,6 +213,7 @@ class Selection(Shown):
         for blocks, value in self.set_scores.items()
       },
       'agreement': self.agreement,
+      'all_removed': list(self.all_removed),
     }
 
   @classmethod
@@ -237,6 +246,7 @@ class Selection(Shown):
       resamples=fields.get('resamples', 0),
       block_evaluations=fields.get('block_evaluations', 0),
       trial=fields.get('trial', 'skip'),
+      removed_before=tuple(fields.get('removed_before', ())),
     )
     if problem := found.contradiction():
       raise CheckpointError(f'{where}: {problem}; {_REMEDY}')
@@ -256,6 +266,8 @@ class Selection(Shown):
     """One row per round, or per set of layers: the best ones."""
     agreement = self.agreement
     captions = [f'{self.num_samples} images']
+    if self.removed_before:
+      captions.append(f'gone before: {list(self.removed_before)}')
     if self.trial != 'skip':
       captions.append(f'{self.trial} trials')
     if agreement is not None:

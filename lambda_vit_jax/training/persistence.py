@@ -17,6 +17,9 @@ from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training.job import Job
 from lambda_vit_jax.training.step import TrainState, init_state, prune_state
 
+TRAINING_STAGES = ('pretrain', 'dilute', 'baseline')
+"""Stages with checkpoints."""
+
 
 def restore_or_init(
   job: Job,
@@ -92,7 +95,7 @@ def _check_start(job: Job, source: orbax_store.Checkpointer, step: int) -> None:
   if found.get('has_ema') != expected['has_ema']:
     raise CheckpointError(
       f'{where}: only one of it and this stage keeps an average; set '
-      f'config.{job.stage}.ema as it was'
+      'the key `ema` of its section as it was'
     )
 
 
@@ -122,7 +125,7 @@ def find(where: str, stage: str) -> orbax_store.Source | None:
   Args:
     where: a workdir, or the folder of a stage, `WORKDIR/checkpoints/STAGE`, for
       the newest checkpoint; or a checkpoint in it, `…/STEP`. Empty for none.
-    stage: `pretrain` or `dilute`.
+    stage: one of `TRAINING_STAGES`.
 
   Returns:
     None if `where` has checkpoints of another stage only.
@@ -133,7 +136,7 @@ def find(where: str, stage: str) -> orbax_store.Source | None:
   if not where:
     return None
   path = files.absolute(where)
-  found = {name: _source(path, name) for name in ('pretrain', 'dilute')}
+  found = {name: _source(path, name) for name in TRAINING_STAGES}
   if not any(found.values()):
     raise CheckpointError(
       f'config.resume_from={where}: no checkpoint there; give a workdir, or '

@@ -61,6 +61,9 @@ class LossSettings:
     distill_weight: share of the distillation loss in the total.
     temperature: softmax temperature of `soft`.
     ema_decay: decay of the average of the parameters, 0 for no average.
+    ema_start: updates before the average begins; until then it is the
+      parameters themselves. With λ = 0 from there on, no parameters of a
+      network with attention are in it.
   """
 
   label_smoothing: float = 0.0
@@ -71,6 +74,7 @@ class LossSettings:
   distill_weight: float = 0.5
   temperature: float = 1.0
   ema_decay: float = 0.0
+  ema_start: int = 0
 
   def __post_init__(self):
     if self.distill not in DISTILLATIONS:
@@ -185,9 +189,7 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      ema = optax.incremental_update(params, ema, 1.0 - settings.ema_decay)
+    ema = _average(state, params, settings)
     metrics = {
       'loss': loss,
       'accuracy': losses.accuracy(logits, batch['label']),
@@ -201,6 +203,17 @@ def make_train_step(
     donate_argnums=0,
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
+
+
+def _average(
+  state: TrainState, params: Params, settings: LossSettings
+) -> Params | None:
+  """The average after an update to `params`, None where none is kept."""
+  if state.ema is None:
+    return None
+  begun = state.step >= settings.ema_start
+  share = jnp.where(begun, 1.0 - settings.ema_decay, 1.0)
+  return optax.incremental_update(params, state.ema, share)
 
 
 def _mix(

@@ -13,7 +13,7 @@ from tests.support.stage_runs import open_run
 
 OPTIONS = (
   '--config.method=linearize',
-  '--config.pretrain.steps=0',
+  '--config.pretrain.steps=2',
   '--config.select.criterion=first',
   '--config.export.formats=("safetensors",)',
   '--config.linearize.inputs=("token", "class_map")',
@@ -223,7 +223,7 @@ def test_dilution_by_way_of_the_maps(tmp_path):
   run = open_run(
     tmp_path / 'warm',
     '--config.dilute.start=linear',
-    '--config.pretrain.steps=0',
+    '--config.pretrain.steps=2',
     '--config.select.criterion=first',
   )
   assert {'linearize', 'dilute'} <= set(registry.needed(run))

@@ -106,6 +106,51 @@ def test_the_page_loads_nothing_and_links_are_relative(page):
     assert '://' not in name
 
 
+def write_files(workdir, **changes):
+  for name, value in FILES.items():
+    value = value | changes.get(name.partition('.')[0], {})
+    (workdir / name).write_text(json.dumps(value))
+
+
+def test_a_comparison_is_of_networks_that_have_seen_as_many_steps(
+  tmp_path, capsys
+):
+  scores = {
+    name: FILES['evaluation.json'][name] | {'steps': steps}
+    for name, steps in (('dense', 0), ('pruned', 450), ('exported', 450))
+  }
+  write_files(tmp_path, evaluation=scores, config={'init': 'there'})
+  text = build.write_report(tmp_path).read_text()
+  assert 'top-1 %, dense → pruned' in text
+  assert 'pruned was trained 450 steps more than dense' in text
+  scores['baseline'] = scores['pruned'] | {'top1': 0.801}
+  write_files(tmp_path, evaluation=scores, config={'init': 'there'})
+  text = build.write_report(tmp_path).read_text()
+  assert '<dt>top-1 %, baseline → pruned</dt><dd>80.10 → 80.30</dd>' in text
+  assert '450 steps more' not in text
+  rows = html_lib.texts(build.results_cells(read_results(tmp_path)))
+  assert [row[:3] for row in rows] == [
+    ['dense', '79.90', 'init'],
+    ['baseline', '80.10', 'init + 450'],
+    ['pruned', '80.30', 'init + 450'],
+    ['exported', '80.30', 'init + 450'],
+  ]
+  build.print_results(tmp_path)
+  assert 'baseline: the dense model' in capsys.readouterr().out
+
+
+def test_layers_that_were_gone_before_are_named(tmp_path, capsys):
+  write_files(tmp_path, selection={'removed_before': [0, 4]})
+  text = build.write_report(tmp_path).read_text()
+  assert 'Gone before: 0, 4. Without attention in all: 0, 1, 2, 4.' in text
+  assert text.count('class="gone"') == 4
+  assert 'aria-label="block 4, attention gone before"' in text
+  build.print_results(tmp_path)
+  out = capsys.readouterr().out
+  assert 'attention removed from blocks [1, 2]' in out
+  assert 'gone before from blocks [0, 4]; in all [0, 1, 2, 4]' in out
+
+
 def test_every_plot_has_words_and_numbers(page):
   figures = re.findall(r'<figure>.*?</figure>', page.read_text(), re.DOTALL)
   assert len(figures) == 6
@@ -222,15 +267,15 @@ const cut = [...document.querySelectorAll('body *')].filter(node =>
   && node.clientWidth && node.scrollWidth > node.clientWidth + 1
 ).map(node => node.outerHTML.slice(0, 80));
 const table = document.querySelector('table.sortable');
-const column = () => [...table.tBodies[0].rows].map(r => r.cells[7].textContent);
-const button = table.tHead.rows[0].cells[7].querySelector('button');
+const column = () => [...table.tBodies[0].rows].map(r => r.cells[8].textContent);
+const button = table.tHead.rows[0].cells[8].querySelector('button');
 button.focus();
 const focused = document.activeElement === button;
 button.click(); const up = column();
 button.click(); const down = column();
 return {problems: window.problems, scroll: root.scrollWidth,
   client: root.clientWidth, drawn, cut, up, down, focused,
-  sort: table.tHead.rows[0].cells[7].getAttribute('aria-sort')};
+  sort: table.tHead.rows[0].cells[8].getAttribute('aria-sort')};
 """
 
 needs_chromium = pytest.mark.skipif(

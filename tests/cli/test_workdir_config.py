@@ -55,6 +55,7 @@ def saved(workdir):
     ({'select__num_layers': 6}, 'selection.json'),
     ({'dilute__settle_steps': 9}, 'checkpoints/dilute/9'),
     ({'model__merge': 2}, 'checkpoints/dilute/9'),
+    ({'evaluate__baseline': False}, None),
     ({'export__dtype': 'int8'}, 'export/model.json'),
     ({'method': 'linearize'}, 'export/model.json'),
     ({'segment__channels': 9}, 'checkpoints/pretrain/9'),
@@ -131,6 +132,9 @@ def test_a_deleted_result_still_binds_by_what_was_made_from_it(tmp_path):
       'export/model.json',
       False,
     ),
+    # The dense model that it is compared with is trained in the same way.
+    ({}, {'dilute__settle_steps': 1}, 'checkpoints/baseline/9', True),
+    ({}, {'select__num_layers': 4}, 'checkpoints/baseline/9', False),
     # Criterion `probe` dilutes.
     ({}, {'dilute__settle_steps': 1}, 'selection.json', False),
     (

@@ -2,19 +2,12 @@
 
 import functools
 import importlib
-import pathlib
 
 import pytest
 
 from lambda_vit_jax.cli import flags
 from lambda_vit_jax.models.build import make_module
 from tests.support import settings
-
-NAMES = sorted(
-  path.stem
-  for path in (pathlib.Path(__file__).parents[2] / 'configs').glob('*.py')
-  if path.stem not in ('__init__', 'common')
-)
 
 # Keys that users and scripts rely on.
 PROMISED = (
@@ -44,7 +37,7 @@ PROMISED = (
 )
 
 
-each_config = pytest.mark.parametrize('name', NAMES)
+each_config = pytest.mark.parametrize('name', settings.CONFIG_NAMES)
 each_form = pytest.mark.parametrize('argument', ['', ':runlocal'])
 
 

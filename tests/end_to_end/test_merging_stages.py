@@ -12,7 +12,7 @@ from lambda_vit_jax.exporters.formats import read_stablehlo
 from tests.support.stage_runs import open_run
 
 OPTIONS = (
-  '--config.pretrain.steps=0',
+  '--config.pretrain.steps=2',
   '--config.select.criterion=first',
   '--config.model.merge=4',
 )

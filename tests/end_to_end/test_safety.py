@@ -117,10 +117,11 @@ def test_readers_give_what_they_promise_or_a_usage_error(value):
     found = _attempt(call)
     assert found is None or isinstance(found, kind)
 
-  attempt(lambda: config_values.integer(value, 'key'), int)
-  attempt(lambda: config_values.number(value, 'key'), float)
-  attempt(lambda: config_values.duration(value, 'key').steps(7), int)
-  attempt(lambda: config_values.image_size(value, 'key'), int | tuple)
+  attempt(lambda: config_values.Whole()(value, 'key'), int)
+  attempt(lambda: config_values.Real(-1e9, 1e9)(value, 'key'), float)
+  attempt(lambda: config_values.Steps()(value, 'key').steps(7), int)
+  size = config_values.ImageSize(config_values.Whole(1))
+  attempt(lambda: size(value, 'key'), int | tuple)
   select = SELECT | {'num_layers': value}
   attempt(lambda: settings.read(settings.Select, select).budget, dict)
 

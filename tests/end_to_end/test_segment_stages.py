@@ -378,7 +378,7 @@ def test_a_speedup_is_of_the_network_and_its_decoder(tmp_path):
   run = open_run(
     tmp_path / 'run',
     *SMALL,
-    '--config.pretrain.steps=0',
+    '--config.pretrain.steps=2',
     '--config.select.criterion=first',
     f'--config.select.target_speedup={(whole + part) / 2}',
   )
@@ -444,7 +444,7 @@ def test_a_run_says_what_it_reads_and_which_classes_no_mask_has(
   flags = (
     *flags,
     '--config.segment.num_classes=3',
-    '--config.pretrain.steps=0',
+    '--config.pretrain.steps=2',
   )
   assert main.main([*argv, f'--workdir={tmp_path}/run', *flags]) == 0
   lines = capfd.readouterr().err.splitlines()

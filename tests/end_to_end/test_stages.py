@@ -11,7 +11,9 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
+from lambda_vit_jax.checkpoints import load, orbax_store
 from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli.stages import finished as finished_stages
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import (
@@ -20,8 +22,10 @@ from lambda_vit_jax.core.errors import (
   UsageError,
 )
 from lambda_vit_jax.evaluation import accuracy
+from lambda_vit_jax.training import loop
 from lambda_vit_jax.training.metrics import read_metrics
 from tests.support.stage_runs import arguments, open_run
+from tests.support.trees import assert_same
 
 
 def run_stages(run):
@@ -32,7 +36,7 @@ def run_stages(run):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run') / 'digits'
-  run_stages(open_run(workdir))
+  run_stages(open_run(workdir, '--config.evaluate.baseline=True'))
   return workdir
 
 
@@ -74,6 +78,7 @@ def read(workdir, name):
     'export/params',
     'checkpoints/pretrain/6',
     'checkpoints/dilute/7',
+    'checkpoints/baseline/7',
   ],
 )
 def test_every_stage_leaves_its_file(finished, name):
@@ -117,9 +122,9 @@ def test_files_have_the_fields_of_the_contract(finished):
   } <= set(selection)
   assert {'scores', 'chosen', 'seconds'} <= set(selection['rounds'][0])
   evaluation = read(finished, 'evaluation.json')
-  assert set(evaluation) == {'dense', 'pruned', 'exported'}
+  assert list(evaluation) == ['dense', 'baseline', 'pruned', 'exported']
   for row in evaluation.values():
-    assert set(row) == {'top1', 'top5', 'loss', 'num_images'}
+    assert set(row) == {'top1', 'top5', 'loss', 'num_images', 'steps'}
     assert row['num_images'] == 360
   benchmark = read(finished, 'benchmark.json')
   assert {'device', 'dtype', 'batch_size', 'speedup'} <= set(benchmark)
@@ -137,8 +142,8 @@ def test_files_have_the_fields_of_the_contract(finished):
       'max',
     }
   assert benchmark['exported']['dtype'] == 'float32'
-  for name, score in evaluation.items():
-    assert benchmark[name]['top1'] == score['top1']
+  for name in ('dense', 'pruned', 'exported'):
+    assert benchmark[name]['top1'] == evaluation[name]['top1']
   row = read_metrics(finished / 'metrics.jsonl')[-1]
   assert {
     'stage',
@@ -155,6 +160,80 @@ def test_files_have_the_fields_of_the_contract(finished):
 def test_pruned_and_exported_agree(finished):
   evaluation = read(finished, 'evaluation.json')
   assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+
+
+def test_every_row_says_how_many_steps_it_has_seen(finished):
+  steps = {k: v['steps'] for k, v in read(finished, 'evaluation.json').items()}
+  assert steps == {'dense': 6, 'baseline': 13, 'pruned': 13, 'exported': 13}
+
+
+def test_the_baseline_goes_on_where_it_was_interrupted(copy):
+  before = load.load_stage(copy, 'baseline').params
+  (copy / 'evaluation.json').unlink()
+  shutil.rmtree(copy / 'checkpoints' / 'baseline' / '7')
+  run = open_run(copy, '--config.evaluate.baseline=True')
+  assert registry.run_stage(run, 'baseline')
+  assert_same(load.load_stage(copy, 'baseline').params, before)
+  assert not registry.run_stage(run, 'baseline')
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_accuracy(finished):
+  rows = [
+    row
+    for row in read_metrics(finished / 'metrics.jsonl')
+    # Checkpoints of every second step, and the last; λ is 0 from step 4 on.
+    if row['stage'] == 'dilute' and row['step'] in (4, 6, 7)
+  ]
+  best = max(row['holdout_accuracy'] for row in rows)
+  steps = [row['step'] for row in rows if row['holdout_accuracy'] == best]
+  assert load.stage_step(finished, 'dilute', best=True) in steps
+  assert load.stage_step(finished, 'dilute') == 7
+  load.load_stage(finished, 'dilute', best=True, finished=True)
+
+
+def test_without_a_baseline_its_row_is_missing_and_that_is_said(
+  copy, monkeypatch
+):
+  shutil.rmtree(copy / 'checkpoints' / 'baseline')
+  run = open_run(copy, '--config.evaluate.baseline=True')
+  lines = []
+  monkeypatch.setattr(run.reporter, 'warn', lines.append)
+  assert list(finished_stages.compared_models(run)) == ['dense', 'pruned']
+  assert 'dense has trained fewer steps than pruned' in lines[0]
+
+
+def test_the_best_checkpoint_can_be_exported(copy, monkeypatch):
+  for name in ('evaluation.json', 'benchmark.json'):
+    (copy / name).unlink()
+  shutil.rmtree(copy / 'export')
+  run = open_run(copy, '--config.export.checkpoint=best')
+  # Step 6 is there as the one before the last.
+  monkeypatch.setattr(orbax_store.Checkpointer, 'best_step', lambda self: 6)
+  assert run.trained_steps('dilute') == 6
+  best = finished_stages.pruned_model(run)
+  last = load.load_stage(copy, 'dilute')
+  assert np.any(best.params['head']['kernel'] != last.params['head']['kernel'])
+  # What dilution starts from does not depend on it.
+  assert run.trained_steps('pretrain') == 6
+  monkeypatch.setattr(orbax_store.Checkpointer, 'best_step', lambda self: None)
+  with pytest.raises(CheckpointError, match='no checkpoint at λ = 0 was'):
+    run.load('dilute')
+
+
+@pytest.mark.parametrize(
+  'stage, start', [('pretrain', 0), ('dilute', 4), ('baseline', 4)]
+)
+def test_an_average_begins_where_the_factor_is_0(
+  finished, monkeypatch, stage, start
+):
+  jobs = []
+
+  def fit(job, *arguments):
+    jobs.append(job)
+
+  monkeypatch.setattr(loop, 'fit', fit)
+  registry.STAGES[stage].run(open_run(finished))
+  assert [job.loss.ema_start for job in jobs] == [start]
 
 
 def test_a_finished_run_does_nothing_again(finished):
@@ -418,3 +497,49 @@ def test_probe_is_a_criterion_and_goes_on_where_it_was(tmp_path):
   assert (found['criterion'], found['removed']) == ('probe', [0])
   assert found['set_scores']['0'] == 0.0
   assert not run.path('probe.part.json').exists()
+
+
+def test_a_pruned_model_is_pruned_again(finished, tmp_path, monkeypatch):
+  """Every layer that is gone is named, and which were gone before."""
+  (before,) = read(finished, 'selection.json')['removed']
+  run = open_run(
+    tmp_path / 'again',
+    f'--config.init={finished / "export"}',
+    '--config.pretrain.steps=0',
+    '--config.select.criterion=last',
+  )
+  lines = []
+  monkeypatch.setattr(run.reporter, 'say', lines.append)
+  for stage in ('pretrain', 'select'):
+    registry.run_stage(run, stage)
+  new = max({0, 1, 2} - {before})
+  everything = sorted([before, new])
+  selection = read(run.workdir, 'selection.json')
+  assert selection['removed'] == [new]
+  assert selection['removed_before'] == [before]
+  assert selection['all_removed'] == everything
+  assert (
+    f'select: attention removed from [{new}]; gone before: [{before}]; in all '
+    f'{everything} of 3 blocks'
+  ) in lines
+
+
+@pytest.mark.slow
+def test_the_baseline_is_dilution_of_no_layer(tmp_path):
+  """Same images, same random choices, same rates: the same bits."""
+  run = open_run(
+    tmp_path / 'none',
+    '--config.select.num_layers=0',
+    '--config.select.criterion=first',
+    '--config.dilute.drop_path_rate=0.2',
+    '--config.dilute.mixup=0.8',
+    '--config.dilute.ema=0.5',
+  )
+  for stage in ('pretrain', 'select', 'dilute', 'baseline'):
+    assert registry.run_stage(run, stage)
+  for weights in ('raw', 'ema'):
+    stages = [
+      load.load_stage(run.workdir, stage, weights=weights).params
+      for stage in ('dilute', 'baseline')
+    ]
+    assert_same(*stages)

@@ -8,6 +8,7 @@ import pytest
 
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.tables import MOST_LINES
+from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.selection.record import Round, Selection
 from tests.support.search_models import make_images
@@ -71,6 +72,18 @@ def test_it_shows_itself(model):
   assert {'scores', 'chosen', 'seconds'} <= set(json_fields['rounds'][0])
   assert set(json_fields['rounds'][0]['scores']) == {'0', '1', '2', '3'}
   assert dataclasses.replace(found, rounds=()).plot() is not None
+
+
+@pytest.mark.parametrize('criterion', ['last', 'exhaustive'])
+def test_layers_that_were_gone_before_are_named(model, criterion):
+  pruned = prune(model, (1,))
+  found = nose(pruned, [IMAGES], criterion=criterion, num_layers=1)
+  assert found.removed_before == (1,)
+  assert found.all_removed == tuple(sorted((1, *found.removed)))
+  assert len(found.removed) == 1
+  assert 'gone before: [1]' in repr(found)
+  assert found.to_json()['all_removed'] == list(found.all_removed)
+  assert Selection.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_greedy_search_shows_its_rounds():

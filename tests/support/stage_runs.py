@@ -26,6 +26,7 @@ OVERRIDES = (
   '--config.checkpoint_every=2',
   '--config.log_every=1',
   '--config.benchmark.rounds=2',
+  '--config.evaluate.baseline=False',
 )
 
 
@@ -40,7 +41,19 @@ def arguments(stage, workdir, *more):
 
 
 def open_run(workdir, *more):
-  _, config, _ = flags.parse(arguments('run', workdir, *more))
+  """A run of the digits with `OVERRIDES`, on two devices."""
+  return _open(arguments('run', workdir, *more), workdir)
+
+
+def open_config(config, workdir):
+  """A run of a shipped config, `imagenet_deit_tiny:runlocal`, on two devices."""
+  name, _, argument = config.partition(':')
+  path = f'--config={ROOT}/configs/{name}.py:{argument}'
+  return _open(['run', path, f'--workdir={workdir}'], workdir)
+
+
+def _open(argv, workdir):
+  _, config, _ = flags.parse(argv)
   run = Run(config.to_dict(), str(workdir), Reporter(quiet=True))
   # Two of the eight devices: programs for fewer devices compile faster.
   grid = np.asarray(jax.devices()[:2]).reshape(2, 1)

@@ -32,18 +32,6 @@ def test_smoothed_targets_in_full(smoothing):
   np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
-def test_smoothed_targets_sum_to_one():
-  targets = losses.smooth_one_hot(jnp.array([0, 3]), 5, 0.1)
-  np.testing.assert_allclose(targets.sum(-1), 1.0, rtol=1e-6)
-  np.testing.assert_allclose(targets[1, 3], 0.9 + 0.1 / 5, rtol=1e-6)
-
-
-def test_cross_entropy_of_uniform_logits_is_log_classes():
-  targets = losses.smooth_one_hot(jnp.arange(4), 4, 0.0)
-  loss = losses.cross_entropy(jnp.zeros((4, 4)), targets)
-  np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
-
-
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_cross_entropy_of_random_logits(smoothing, rng):
   logits = 3 * rng.normal(size=(6, 4)).astype(np.float32)
@@ -106,12 +94,6 @@ def test_accuracy_counts_the_labelled_ones():
   logits = np.float32([[0, 1], [1, 0], [0, 1], [0, 1]])
   labels = np.int32([1, 1, 1, IGNORED])
   assert losses.accuracy(logits, labels) == np.float32(2 / 3)
-
-
-def test_soft_distillation_of_equal_logits_is_zero(rng):
-  logits = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
-  # A difference of equal float32 numbers, summed over four classes.
-  assert abs(losses.distillation_loss(logits, logits, 'soft', 3.0)) < 1e-6
 
 
 def test_feature_distillation_is_one_minus_the_correlation(rng):

@@ -23,6 +23,7 @@ from lambda_vit_jax.training.step import (
   init_state,
   make_train_step,
 )
+from tests.support.trees import assert_same
 
 LAYERS = (0, 2)
 # At step 1 of 4, λ = 3/4: in neither branch of the schedule's ends.
@@ -197,6 +198,28 @@ def test_average_starts_at_the_parameters_and_decays(module, params):
   results = run_steps(module, params, LossSettings(ema_decay=decay), count=3)
   average = params
   for state, _ in results:
+    average = jax.tree.map(
+      lambda e, p: decay * np.float64(e) + (1 - decay) * np.float64(p),
+      average,
+      state.params,
+    )
+    # A few float32 roundings per step.
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+      state.ema,
+      average,
+    )
+
+
+def test_average_begins_anew_at_its_step(module, params):
+  """Until then it is the parameters: none of an earlier network stay in it."""
+  decay, start = 0.9, STEP + 2
+  settings = LossSettings(ema_decay=decay, ema_start=start)
+  results = run_steps(module, params, settings, count=4)
+  for state, _ in results[:2]:
+    assert_same(state.ema, state.params)
+  average = results[1][0].params
+  for state, _ in results[2:]:
     average = jax.tree.map(
       lambda e, p: decay * np.float64(e) + (1 - decay) * np.float64(p),
       average,

@@ -1,12 +1,21 @@
-"""What a step needs is said before it runs."""
+"""What a step needs is estimated, and said before it runs."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from lambda_vit_jax.runtime import compilation
+from lambda_vit_jax.models.build import init_params, make_module
+from lambda_vit_jax.runtime import compilation, sharding
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training import step_memory
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.step import (
+  LossSettings,
+  init_state,
+  make_train_step,
+)
+from tests.support.training_jobs import make_job
 
 KIB = 256
 
@@ -57,3 +66,45 @@ def test_this_machine_has_some_memory():
   free, where = step_memory.free_bytes()
   assert where == 'here'
   assert free is None or free > 2**20
+
+
+@pytest.mark.parametrize('ema, fsdp', [(0.0, 1), (0.5, 2)])
+def test_copies_of_the_parameters(tiny_variant, ema, fsdp):
+  """Without images: parameters, gradients, two moments and the average."""
+  module = make_module(tiny_variant)
+  number = sum(leaf.size for leaf in jax.tree.leaves(init_params(module, 0)))
+  found = step_memory.estimate(module, 0, fsdp, with_ema=ema > 0)
+  assert found == 4 * (4 + (ema > 0)) * number // fsdp
+
+
+def test_the_estimate_is_a_lower_bound_of_what_the_compiler_plans(tiny_variant):
+  job = make_job(tiny_variant)
+  module, images = make_module(tiny_variant), 64
+  grid = np.asarray(jax.devices()[:1]).reshape(1, 1)
+  mesh = jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+  state = jax.eval_shape(
+    lambda: init_state(init_params(module, 0), job.optimizer, with_ema=False)
+  )
+  step = make_train_step(
+    module,
+    job.optimizer,
+    LossSettings(),
+    Dilution(),
+    0,
+    mesh,
+    sharding.tree_shardings(state, mesh),
+  )
+  batch = {
+    'image': jax.ShapeDtypeStruct((images, 8, 8, 1), jnp.float32),
+    'label': jax.ShapeDtypeStruct((images,), jnp.int32),
+  }
+  planned = step.lower(state, batch, None).compile().memory_analysis()
+  total = planned.temp_size_in_bytes + planned.argument_size_in_bytes
+  estimate = step_memory.estimate(module, images)
+  assert total / 3 < estimate < total
+
+
+def test_rematerialisation_takes_less(tiny_variant):
+  module = make_module(tiny_variant)
+  less = step_memory.estimate(module.clone(remat=True), 64)
+  assert less < step_memory.estimate(module, 64)

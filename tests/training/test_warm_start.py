@@ -14,35 +14,42 @@ from lambda_vit_jax.training.dilution import Dilution
 from tests.support.search_models import make_images, make_model
 
 IMAGES = make_images()
-LAYERS = (0, 2)
 
 # Equal but for fusion: products with exactly 1 and 0.
 SAME_SUMS = {'rtol': 1e-5, 'atol': 1e-5}
 
 
-@pytest.fixture(
-  scope='module', params=[('token',), ('token', 'mean', 'class_map')]
-)
+CASES = [
+  (('token',), (0, 2), ()),
+  (('token', 'mean', 'class_map'), (0, 2), ()),
+  # Pruned before: its first block doubles the stream and stays so.
+  (('token',), (2,), (0,)),
+]
+
+
+@pytest.fixture(scope='module', params=CASES, ids=str)
 def models(request, tiny_variant):
-  """The dense model, and one with affine maps for two attention layers."""
-  dense = make_model(tiny_variant, layer_scale=0.5)
-  return dense, lv.linearize(dense, [IMAGES], LAYERS, inputs=request.param)
+  """The given model, one with affine maps instead of attention, and where."""
+  inputs, layers, before = request.param
+  given = make_model(tiny_variant, layer_scale=0.5)
+  given = lv.prune(given, before) if before else given
+  return given, lv.linearize(given, [IMAGES], layers, inputs=inputs), layers
 
 
 def phase_logits(models, index, factor):
   """Logits of the network of a phase, with the parameters of its state."""
-  dense, fitted = models
+  dense, fitted, layers = models
   phases = dilute.warm_phases(
-    dense.module, fitted.module, LAYERS, halfway=4, diluting=10, total=12
+    dense.module, fitted.module, layers, halfway=4, diluting=10, total=12
   )
-  params = dilute.with_maps(dense.params, fitted.params, LAYERS)
+  params = dilute.with_maps(dense.params, fitted.params, layers)
   for phase in phases[: index + 1]:
     params = surgery.keep_maps(params, phase.linear)
     params = surgery.prune_tree(params, phase.removed)
   module = phases[index].module
   shapes = abstract_params(module)
   assert jax.tree.structure(shapes) == jax.tree.structure(params)
-  vector = dilution.factor_vector(factor, LAYERS, dense.depth)
+  vector = dilution.factor_vector(factor, layers, dense.depth)
   return forward(module, params, IMAGES, vector)[0]
 
 
@@ -64,7 +71,7 @@ def test_is_the_linear_model_halfway(models, index, factor):
 def test_ends_as_the_identity_model(models, index):
   np.testing.assert_allclose(
     phase_logits(models, index, 0.0),
-    lv.prune(models[0], LAYERS)(IMAGES),
+    lv.prune(models[0], models[2])(IMAGES),
     **SAME_SUMS,
   )
 
@@ -78,9 +85,9 @@ def test_factor_is_a_pure_function_of_the_step():
 def test_a_model_in_warm_start_can_be_described(models):
   from lambda_vit_jax.checkpoints.description import describe, rebuild
 
-  dense, fitted = models
+  dense, fitted, layers = models
   phases = dilute.warm_phases(
-    dense.module, fitted.module, LAYERS, halfway=4, diluting=10, total=12
+    dense.module, fitted.module, layers, halfway=4, diluting=10, total=12
   )
   for phase in phases[:2]:
     model = dense.replace(module=phase.module, variant='vit_nano_patch2_8')

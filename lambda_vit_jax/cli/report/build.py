@@ -19,6 +19,7 @@ _SCORES = {'top1': 'top-1 %', 'mean_iou': 'mean IoU %'}
 
 # Columns after `model` and the score.
 _FIGURES = (
+  'steps',
   'images',
   'parameters',
   'MACs',
@@ -27,6 +28,14 @@ _FIGURES = (
   'images/s',
   'times dense',
 )
+
+# Rows of the results table that are there only if they were evaluated.
+_EXTRA = {
+  'baseline': 'the dense model, trained for as many steps as the pruned one',
+  'pruned_raw': 'the parameters that pruned averages',
+  'pruned_ema': 'the moving average of the parameters of pruned',
+}
+_ROWS = ('dense', 'baseline', 'pruned', 'pruned_raw', 'pruned_ema', 'exported')
 
 # Files that the page links to, where they are there.
 _FILES = (
@@ -68,8 +77,9 @@ def results_cells(results: Results) -> list[tuple[Cell, ...]]:
 
   A figure that no stage has measured yet is a dash.
   """
+  start = 'init' if results.config.get('init') else ''
   rows: list[tuple[Cell, ...]] = []
-  for name in ('dense', 'pruned', 'exported'):
+  for name in _rows(results):
     score = results.evaluation.get(name, {})
     size = results.benchmark.get(name, {})
     speed = size.get('images_per_second', {}).get('median')
@@ -77,6 +87,7 @@ def results_cells(results: Results) -> list[tuple[Cell, ...]]:
       (
         Cell(name, name),
         cell(score.get(results.score), lambda value: f'{100 * value:.2f}'),
+        cell(score.get('steps'), lambda value: _steps(value, start)),
         cell(score.get('num_images'), str),
         cell(size.get('parameters'), si),
         cell(size.get('macs'), si),
@@ -89,11 +100,35 @@ def results_cells(results: Results) -> list[tuple[Cell, ...]]:
   return rows
 
 
+def _rows(results: Results) -> list[str]:
+  return [
+    name for name in _ROWS if name not in _EXTRA or name in results.evaluation
+  ]
+
+
+def _steps(number: float, start: str) -> str:
+  """Training steps, after those that the weights `start` have seen."""
+  return ' + '.join(filter(None, (start, str(number) if number else ''))) or '0'
+
+
+def _comparison(results: Results) -> list[str]:
+  """Says what the rows are, and whether they have seen as many steps."""
+  rows = results.evaluation
+  lines = [f'{name}: {what}' for name, what in _EXTRA.items() if name in rows]
+  steps = [rows.get(k, {}).get('steps', 0) for k in ('dense', 'pruned')]
+  if 'baseline' not in rows and steps[1] > steps[0]:
+    more = steps[1] - steps[0]
+    lines.append(f'pruned was trained {more} steps more than dense')
+  return lines
+
+
 def print_results(workdir: str | epath.Path) -> None:
   """The results table and where the page is, on stdout."""
   results = read_results(workdir)
   rows = html.texts(results_cells(results))
   print_table(results_columns(results), rows)
+  for line in _comparison(results):
+    print_line(line)
   if results.selection:
     dropped = results.dropped
     if dropped:
@@ -103,6 +138,11 @@ def print_results(workdir: str | epath.Path) -> None:
     ]
     if removed or not dropped:
       print_line(f'attention removed from blocks {removed}')
+    if results.gone_before:
+      print_line(
+        f'attention gone before from blocks {results.gone_before}; in all '
+        f'{results.gone}'
+      )
   print_line(f'report: {results.workdir / stage_table.REPORT}')
 
 
@@ -117,12 +157,14 @@ def _summary(results: Results) -> list[str]:
   """Shows the main numbers, and how speed was measured."""
   measured, key = results.benchmark, results.score
   figures = []
-  dense, pruned = (
-    results.evaluation.get(name, {}).get(key) for name in ('dense', 'pruned')
+  # Networks that have seen as many steps, where both are there.
+  start = 'baseline' if 'baseline' in results.evaluation else 'dense'
+  before, after = (
+    results.evaluation.get(name, {}).get(key) for name in (start, 'pruned')
   )
-  if dense is not None and pruned is not None:
-    change = f'{100 * dense:.2f} → {100 * pruned:.2f}'
-    figures.append((f'{_head(results)}, dense → pruned', change))
+  if before is not None and after is not None:
+    change = f'{100 * before:.2f} → {100 * after:.2f}'
+    figures.append((f'{_head(results)}, {start} → pruned', change))
   if measured:
     speed = f'× {speed_table.speedup(measured)}'
     figures.append(('images per second', speed))
@@ -138,6 +180,9 @@ def _summary(results: Results) -> list[str]:
   parts = [html.cards(figures)]
   columns = results_columns(results)
   parts.append(html.table(columns, results_cells(results), 'Results'))
+  parts += [
+    f'<p class="soft">{escape(line)}.</p>' for line in _comparison(results)
+  ]
   if measured:
     parts.append(
       f'<p class="soft">Speed: batch {escape(measured["batch_size"])}, '
@@ -155,15 +200,15 @@ def _problems(lines: Sequence[str]) -> list[str]:
   return ['<h2>Left out</h2>', f'<ul class="left-out">{items}</ul>']
 
 
-def _selection(
-  selected: dict[str, Any], dropped: Sequence[int], depth: int
-) -> list[str]:
+def _selection(results: Results, depth: int) -> list[str]:
   """Shows which blocks lost their attention, and the scores."""
+  selected, dropped = results.selection, results.dropped
+  before = results.gone_before
   removed = [block for block in selected['order'] if block not in dropped]
   blocks = ', '.join(map(str, removed)) or 'none'
   parts = [
     '<h2>Selection</h2>',
-    html.blocks(depth, selected['removed'], dropped),
+    html.blocks(depth, selected['removed'], dropped, before),
     *(
       [f'<p>Whole blocks dropped: {escape(", ".join(map(str, dropped)))}.</p>']
       if dropped
@@ -174,6 +219,12 @@ def _selection(
     f'<code>{escape(selected["target"])}</code> of '
     f'{escape(selected["num_samples"])} images.</p>',
   ]
+  if before:
+    gone, everything = (', '.join(map(str, x)) for x in (before, results.gone))
+    parts.append(
+      f'<p>Gone before: {escape(gone)}. Without attention in all: '
+      f'{escape(everything)}.</p>'
+    )
   scored = [row for row in selected['rounds'] if row['scores']]
   if scored:
     rows = [
@@ -247,7 +298,7 @@ def _segmentation(results: Results) -> list[str]:
   evaluation = results.evaluation
   if results.score != 'mean_iou':
     return []
-  models = [k for k in ('dense', 'pruned', 'exported') if k in evaluation]
+  models = [name for name in _ROWS if name in evaluation]
   each = itertools.zip_longest(
     *(evaluation[name].get('iou', ()) for name in models)
   )
@@ -282,12 +333,11 @@ def _sections(results: Results) -> list[str]:
   if selected:
     known = [int(k) for row in selected['rounds'] for k in row['scores']]
     depth = len(profile.get('attention_entropy', ()))
-    dropped = results.dropped
-    last = max((*known, *selected['removed'], *dropped), default=-1)
-    parts += _selection(selected, dropped, max(depth, last + 1))
+    last = max((*known, *results.gone, *results.dropped), default=-1)
+    parts += _selection(results, max(depth, last + 1))
   if profile:
     parts += _analysis(profile)
-  for stage in ('pretrain', 'dilute'):
+  for stage in ('pretrain', 'dilute', 'baseline'):
     curve = [
       row
       for row in results.metrics

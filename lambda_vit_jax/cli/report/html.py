@@ -195,10 +195,14 @@ def cards(figures: Iterable[tuple[str, str]]) -> str:
 
 
 def blocks(
-  depth: int, removed: Iterable[int], dropped: Iterable[int] = ()
+  depth: int,
+  removed: Iterable[int],
+  dropped: Iterable[int] = (),
+  before: Iterable[int] = (),
 ) -> str:
   """The row of blocks, those without attention or dropped struck out."""
-  state = dict.fromkeys(removed, ', attention removed')
+  state = dict.fromkeys(before, ', attention gone before')
+  state |= dict.fromkeys(removed, ', attention removed')
   state |= dict.fromkeys(dropped, ', dropped')
   struck = ' class="gone"'
   inner = ''.join(

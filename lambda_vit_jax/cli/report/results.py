@@ -68,6 +68,16 @@ class Results:
     return 'mean_iou' if segments else 'top1'
 
   @property
+  def gone_before(self) -> list[int]:
+    """Blocks whose attention was gone before the search."""
+    return list(self.selection.get('removed_before', ()))
+
+  @property
+  def gone(self) -> list[int]:
+    """All blocks whose attention is gone, ascending."""
+    return sorted({*self.gone_before, *self.selection.get('removed', ())})
+
+  @property
   def dropped(self) -> list[int]:
     """The whole blocks that the pruned network leaves out."""
     if self.config.get('method') != 'linearize':

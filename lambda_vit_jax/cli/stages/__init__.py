@@ -2,6 +2,7 @@
 
 - `registry`: the stages in order, with their functions
 - `pretrain`, `analyze`, `select`, `linearize`, `dilute`: stages that make a model
+- `baseline`: the dense model trained for as many steps
 - `export`, `evaluate`, `benchmark`: stages that write and measure it
 - `training_job`: what `pretrain` and `dilute` share
 - `held_out`: held-out images for analyze, select and linearize

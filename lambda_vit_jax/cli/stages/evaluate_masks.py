@@ -114,7 +114,7 @@ def evaluate(
 
   Args:
     run: its settings define how images become windows.
-    models: `dense` and `pruned`.
+    models: `dense`, `pruned` and others.
     exported: a program that takes a batch of windows.
     advance: called with the number of images done.
 

@@ -1,6 +1,5 @@
 """Stage `export`: write the pruned model in the formats of the config."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ def export_model(run: Run) -> None:
     model,
     run.path('export'),
     check_images=batch['image'][:number],
-    **dataclasses.asdict(run.settings.export),
+    **run.settings.export.options,
   )
   for line in results.get('warnings', ()):
     run.reporter.warn(line)

@@ -1,21 +1,30 @@
-"""Load the pruned model of a finished run."""
+"""Load the pruned model of a finished run, and what it is compared with."""
+
+from typing import Literal
 
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import stage_table
-from lambda_vit_jax.cli.workdir import Run
+from lambda_vit_jax.cli.workdir import Run, finished_step
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.model import Model
 
 
-def pruned_model(run: Run) -> Model:
+def pruned_model(
+  run: Run, weights: Literal['raw', 'ema'] | None = None
+) -> Model:
   """Loads the model that is exported, evaluated and timed.
+
+  Args:
+    run: the workdir.
+    weights: other parameters of `dilute` than those of `export.weights`.
 
   Raises:
     CheckpointError: the stage that makes it has not run.
     ModelError: `model.merge` is more than the tokens allow.
   """
   if run.settings.method == 'dilute':
-    model, dropped = run.load('dilute'), []
+    weights = weights or run.settings.export.weights
+    model, dropped = run.load('dilute', weights), []
   else:
     model = load_linear(run)
     fields = run.read_json(stage_table.LINEAR) or {}
@@ -28,6 +37,36 @@ def pruned_model(run: Run) -> Model:
   merge = tuple(r for index, r in enumerate(merge) if index not in dropped)
   merge = merge if any(merge) else ()
   return model.replace(module=model.module.clone(merge=merge))
+
+
+def compared_models(run: Run) -> dict[str, tuple[Model, int]]:
+  """Loads every model that is scored, with the steps it was trained.
+
+  Returns:
+    By name, in the order of tables: `dense`; `baseline`, the dense model
+    trained as long as the pruned one, if the config asks for it and it is
+    there; `pruned`; and, if `dilute` kept an average, `pruned_raw` or `pruned_ema`, whichever
+    is not exported.
+  """
+  settings = run.settings
+  weights = settings.export.weights
+  steps = run.trained_steps('pretrain')
+  found = {'dense': (run.load('pretrain'), steps)}
+  if settings.has_baseline and finished_step(run.workdir, 'baseline') is None:
+    run.reporter.warn(
+      'evaluate: without a baseline, dense has trained fewer steps than pruned; '
+      'run the stage `baseline` before for one'
+    )
+  elif settings.has_baseline:
+    more = run.trained_steps('baseline')
+    found['baseline'] = run.load('baseline', weights), steps + more
+  dilutes = settings.method == 'dilute'
+  total = steps + (run.trained_steps('dilute') if dilutes else 0)
+  found['pruned'] = pruned_model(run), total
+  if dilutes and settings.dilute.ema:
+    other: Literal['raw', 'ema'] = 'ema' if weights == 'raw' else 'raw'
+    found[f'pruned_{other}'] = pruned_model(run, other), total
+  return found
 
 
 def load_linear(run: Run) -> Model:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from lambda_vit_jax.cli import stage_table, workdir
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stage_table import StageSpec
-from lambda_vit_jax.cli.stages import benchmark, dilute, pretrain
+from lambda_vit_jax.cli.stages import baseline, benchmark, dilute, pretrain
 from lambda_vit_jax.cli.stages.analyze import analyze
 from lambda_vit_jax.cli.stages.evaluate import evaluate_all
 from lambda_vit_jax.cli.stages.export import export_model
@@ -47,6 +47,15 @@ class Stage:
 
 def _trained(stage: str, total: Callable[[Run], int]) -> Callable[[Run], bool]:
   return lambda run: workdir.finished_step(run.workdir, stage) == total(run)
+
+
+def _baseline_is_finished(run: Run) -> bool:
+  """Also where scores are there: those of an earlier version have no such row."""
+  total = sum(dilute.dilution_steps(run))
+  return (
+    workdir.finished_step(run.workdir, 'baseline') == total
+    or run.path(stage_table.EVALUATION).exists()
+  )
 
 
 def _report(run: Run) -> None:
@@ -87,6 +96,12 @@ STAGES: dict[str, Stage] = {
       is_needed=lambda run: run.settings.method == 'dilute',
     ),
     Stage(_SPECS['export'], export_model),
+    Stage(
+      _SPECS['baseline'],
+      baseline.baseline,
+      is_finished=_baseline_is_finished,
+      is_needed=lambda run: run.settings.has_baseline,
+    ),
     Stage(_SPECS['evaluate'], evaluate_all),
     Stage(
       _SPECS['benchmark'],

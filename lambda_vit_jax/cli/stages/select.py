@@ -41,7 +41,23 @@ def select(run: Run) -> None:
   if run.leader:
     for partial in stage_table.STAGES['select'].partial:
       run.path(partial).unlink(missing_ok=True)
-  run.reporter.say(f'select: attention removed from {list(chosen.removed)}')
+  run.reporter.say(f'select: {_in_words(chosen, dense)}')
+
+
+def _in_words(chosen: Selection, dense: Model) -> str:
+  """Names every layer that is gone, and which ones were gone before."""
+  text = f'attention removed from {list(chosen.removed)}'
+  if chosen.removed_before:
+    text += (
+      f'; gone before: {list(chosen.removed_before)}; in all '
+      f'{list(chosen.all_removed)} of {dense.depth} blocks'
+    )
+  if dense.kept_blocks:
+    text += (
+      f'; whole blocks were dropped before: blocks 0 to {dense.depth - 1} are '
+      f'those that were called {list(dense.kept_blocks)}'
+    )
+  return text
 
 
 def _budget(settings: Select, dense: Model) -> dict[str, Any]:

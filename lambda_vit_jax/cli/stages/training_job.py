@@ -1,4 +1,4 @@
-"""Run the training job of a config section, `pretrain` or `dilute`."""
+"""Run the training job of a stage with the values of its config section."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def train(
   plan: Dilution,
   teacher: Model | None = None,
 ) -> None:
-  """Trains `model` as the config section named like the stage asks for."""
+  """Trains `model` as the config section of the stage asks for."""
   job = _job(run, stage, model, phases, plan)
   if teacher is not None and run.settings.training(stage).distill != 'none':
     job = dataclasses.replace(job, teacher=(teacher.module, teacher.params))
@@ -78,6 +78,8 @@ def _job(
       distill_weight=settings.distill_weight,
       temperature=settings.distill_temperature,
       ema_decay=settings.ema,
+      # At λ = 0: an average over networks with attention would lag.
+      ema_start=plan.steps,
     ),
     dilution=plan,
     seed=run.settings.seed,
