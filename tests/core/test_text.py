@@ -1,6 +1,5 @@
 """`printable`: one line of a terminal, whatever the text holds."""
 
-import sys
 import unicodedata
 
 import pytest
@@ -26,8 +25,8 @@ def test_text_becomes_one_line(text, line):
 
 
 def test_no_control_character_passes():
-  """All of Unicode, 1,024 characters at a time."""
-  for start in range(0, sys.maxunicode + 1, 1 << 10):
+  """Of the planes that have any, 1,024 characters at a time."""
+  for start in (*range(0, 0x20000, 1 << 10), 0xE0000):
     part = map(chr, range(start, start + (1 << 10)))
     line = printable(''.join(part), 1 << 14)
     assert '…' not in line[-1:]
