@@ -120,6 +120,7 @@ def test_every_stage_leaves_its_file(finished):
       'missing_classes',
       'num_pixels',
       'num_images',
+      'steps',
     }
     assert row['num_images'] == 360
     # At the size of the stored scenes, whatever the network's.
