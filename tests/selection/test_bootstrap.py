@@ -183,3 +183,18 @@ def test_all_of_a_round_uses_the_width_of_its_shards(three):
   assert few.suggested_images == pytest.approx(
     wider**2 * many.suggested_images, rel=1e-3
   )
+
+
+def test_magnitudes_are_compared_by_their_own_spread(rng):
+  """Scores of opposite sign that drift apart are of equal distance to zero."""
+  drift = rng.normal(0.0, 0.2, 500)
+  found = certainty(
+    {4: 1.5, 9: -1.0},
+    {4: 1.5 - drift, 9: -1.0 + drift},
+    chosen=9,
+    num_images=100,
+    sign='absolute',
+  )
+  assert found.indistinguishable == ()
+  # No more than the two images that any deviation needs.
+  assert found.suggested_images == 2
