@@ -124,8 +124,16 @@ class Checkpointer:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step with the best metric, or None."""
-    return self._manager.best_step()
+    """The step with the best accuracy, or None.
+
+    Raises:
+      CheckpointError: the scores of a step hold none.
+    """
+    return _read(
+      self._manager.best_step,
+      f'{self.directory}: a step has no score, so the best is not known',
+      'remove its folder `metrics`',
+    )
 
   def save(
     self,

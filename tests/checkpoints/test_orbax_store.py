@@ -1,5 +1,6 @@
 """Orbax folders: whole or refused in one line, and nothing printed after it."""
 
+import contextlib
 import resource
 import sys
 
@@ -84,3 +85,16 @@ def test_other_reports_pass_the_hook(saved, tree, monkeypatch):
   assert orbax_store.restore_tree(saved, tree) is restored
   (report,) = reports
   assert str(report.exc_value) == 'ours'
+
+
+def test_scores_that_hold_no_accuracy_are_one_line(tree, tmp_path):
+  writer = orbax_store.Checkpointer(tmp_path, keep_best=True)
+  for step in (1, 2):
+    writer.save(step, {'params': tree}, {'model': {}}, {'accuracy': 0.5})
+  writer.close()
+  (tmp_path / '2/metrics/metrics').write_text('{}')
+  reader = orbax_store.Checkpointer(tmp_path, reader=True)
+  with contextlib.closing(reader), pytest.raises(CheckpointError) as error:
+    reader.best_step()
+  assert 'the best is not known' in str(error.value)
+  assert 'metrics' in str(error.value)
