@@ -94,6 +94,21 @@ def test_a_greedy_search_shows_its_rounds():
   assert lines[4:] == ['130 images']
 
 
+def test_agreement_is_of_all_rounds():
+  """Resamples that choose the same blocks in both: 2 of 5, not of 8 bits."""
+  found = Selection(
+    'transfer_entropy', 'logits', 'signed', 130, None, resamples=5
+  )
+  for chosen, bits in enumerate(('11010000', '01110000')):
+    agreeing = f'{int(bits, 2):02x}'
+    row = Round({0: 0.0, 1: 1.0}, chosen, 0.0, agreeing=agreeing)
+    found = found.with_round(row)
+  assert found.agreement == 2 / 5
+  assert found.to_json()['agreement'] == 2 / 5
+  assert '40% of 5 resamples choose alike' in repr(found)
+  assert found.with_round(Round({0: 0.0}, 0, 0.0)).agreement is None
+
+
 def test_an_exhaustive_search_shows_its_best_sets():
   lines = repr(exhaustive()).splitlines()
   assert lines[0] == 'exhaustive on logits: removed [3, 4, 5]'
