@@ -38,10 +38,12 @@ STAGES = (
   'select',
   'dilute',
   'export',
+  'baseline',
   'evaluate',
   'benchmark',
   'report',
 )
+TRAINED = ('pretrain', 'dilute', 'baseline')
 WORDS = (
   f'--config={common.ROOT}/configs/digits.py',
   '--config.init=',
@@ -64,6 +66,7 @@ RESULTS = {
   'select': 'selection.json',
   'dilute': 'checkpoints/dilute',
   'export': 'export',
+  'baseline': 'checkpoints/baseline',
   'evaluate': 'evaluation.json',
   'benchmark': 'benchmark.json',
   'report': 'report.html',
@@ -195,7 +198,7 @@ def result_of(stage: str, workdir: pathlib.Path) -> Any:
   from lambda_vit_jax.training.metrics import read_metrics
 
   path = workdir / RESULTS[stage]
-  if stage in ('pretrain', 'dilute'):
+  if stage in TRAINED:
     rows = read_metrics(workdir / 'metrics.jsonl')
     losses = [(r['step'], r['loss']) for r in rows if r['stage'] == stage]
     params = load.load_stage(workdir, stage, finished=True).params
