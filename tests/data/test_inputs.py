@@ -40,7 +40,19 @@ def grey(rng):
     lambda x: encode(Image.fromarray(x), 'PNG'),
     lambda x: tagged(x, 6),
   ],
-  ids=str,
+  ids=[
+    'grey',
+    'one channel',
+    'RGB',
+    'float64 in 0 to 1',
+    'float32 in a batch of one',
+    'int32',
+    'jax',
+    'channels first',
+    'Pillow',
+    'PNG',
+    'turned by EXIF',
+  ],
 )
 def test_an_image_of_any_kind_is_read_as_in_evaluation(kind, grey, model):
   expected = transforms.evaluation_array(grey, model.preprocessing)
