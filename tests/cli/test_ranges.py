@@ -131,3 +131,29 @@ def test_an_integer_is_not_taken_for_a_switch():
     with pytest.raises(UsageError):
       reader(True, 'key')
   assert config_values.Whole(0, 1)(1, 'key') == 1
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('dilute.learning_rate', -1),
+    ('dilute.ema', 2),
+    # Neither would ever change.
+    ('dilute.ema', 1),
+    ('pretrain.b1', 1),
+    ('pretrain.b2', 1),
+    ('dilute.b1', 3),
+    # Nothing of the label, or of the branch, would be left.
+    ('pretrain.label_smoothing', 1),
+    ('dilute.label_smoothing', 5),
+    ('pretrain.drop_path_rate', 1),
+    ('dilute.drop_path_rate', 2),
+    ('dilute.distill_temperature', 0),
+    ('data.workers', -1),
+    ('seed', 2**32),
+  ],
+)
+def test_values_that_train_nothing_sensible(key, value):
+  """By value, so that a range that was widened by mistake is noticed."""
+  with pytest.raises(UsageError, match=rf'config\.{re.escape(key)}='):
+    check(changed('digits', key, value))
