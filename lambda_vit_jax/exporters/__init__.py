@@ -1,6 +1,7 @@
 """Weights out: one folder with every format, each checked against the model.
 
 - `export`: write the folder in one step, with every format compared
+- `replaced_folder`: write beside the folder that is replaced at the end
 - `remote_folder`: its last step where folders cannot be renamed
 - `formats`: the table of formats, with the writer and the reader of each
 - `onnx`: the ONNX graph of a ViT, node by node

@@ -5,22 +5,19 @@ then is the folder renamed. A failed or killed export leaves the one before it
 as it was.
 """
 
-import contextlib
 import importlib.metadata
 import math
 import platform
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
 from lambda_vit_jax import __version__
 from lambda_vit_jax.checkpoints.description import describe
-from lambda_vit_jax.core import digests, files
+from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import (
   CheckpointError,
-  LambdaVitError,
   ModelError,
   UsageError,
   nearest,
@@ -29,7 +26,7 @@ from lambda_vit_jax.core.files import user_path, write_json
 from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.exporters import remote_folder
+from lambda_vit_jax.exporters import replaced_folder
 from lambda_vit_jax.exporters.comparison import Program, compare_with
 from lambda_vit_jax.exporters.formats import ALWAYS, FORMATS
 from lambda_vit_jax.exporters.source import DTYPES, Source, make_source
@@ -74,7 +71,7 @@ class ExportReport(Shown, dict[str, Any]):
 def export(
   model: Model,
   directory: str | epath.PathLike,
-  formats: Iterable[str] = ('orbax', 'safetensors', 'stablehlo'),
+  formats: str | Iterable[str] = ('orbax', 'safetensors', 'stablehlo'),
   dtype: str = 'float32',
   zero_fill: bool = False,
   check_images: Array | None = None,
@@ -116,7 +113,7 @@ def export(
   """
   names = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_model(model, dtype)
-  with _replaced(user_path(directory)) as folder:
+  with replaced_folder.replaced(user_path(directory)) as folder:
     source = make_source(model, dtype, zero_fill, int8_arithmetic)
     compare = compare_with(source.model, check_images)
     report = _write_formats(folder, source, names, compare)
@@ -125,7 +122,10 @@ def export(
 
 
 def check_settings(
-  formats: Iterable[str], dtype: str, zero_fill: bool, int8_arithmetic: str
+  formats: str | Iterable[str],
+  dtype: str,
+  zero_fill: bool,
+  int8_arithmetic: str,
 ) -> tuple[str, ...]:
   """Checks options against each other; see `export`.
 
@@ -135,7 +135,7 @@ def check_settings(
   Raises:
     UsageError: an unknown format or dtype, or options that exclude each other.
   """
-  chosen = tuple(formats)
+  chosen = (formats,) if isinstance(formats, str) else tuple(formats)
   for name in chosen:
     if name not in FORMATS:
       raise UsageError(
@@ -177,52 +177,6 @@ def _check_model(model: Model, dtype: str) -> None:
       f'the model is quantised, which export.dtype={dtype} is not; take int8,'
       ' or dequantize(model) first'
     )
-
-
-@contextlib.contextmanager
-def _replaced(target: epath.Path) -> Iterator[epath.Path]:
-  """Yields an empty folder that takes the place of `target` at the end.
-
-  After an error or a kill `target` is what it was before; on object storage,
-  killed during the last copy, it is no export (`remote_folder`).
-
-  Args:
-    target: an older export, an empty folder, or a path that does not exist.
-
-  Raises:
-    LambdaVitError: `target` holds something else, or cannot be written.
-  """
-  previous = target.parent / f'.{target.name}.previous'
-  temporary = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}.part'
-  if previous.exists() and not target.exists():
-    # Killed between the two renames below.
-    previous.rename(target)
-  if target.exists() and not target.is_dir():
-    raise LambdaVitError(f'{target}: is a file; choose a folder')
-  empty = not target.exists() or not any(target.iterdir())
-  ours = (target / 'model.json', remote_folder.unfinished(target))
-  if not empty and not any(path.exists() for path in ours):
-    raise LambdaVitError(
-      f'{target}: holds other files and no export; choose another folder'
-    )
-  try:
-    temporary.mkdir(parents=True)
-    yield temporary
-    if files.is_remote(target):
-      remote_folder.replace(target, temporary)
-      return
-    previous.rmtree(missing_ok=True)
-    if target.exists():
-      target.rename(previous)
-    temporary.rename(target)
-    previous.rmtree(missing_ok=True)
-  except OSError as error:
-    raise LambdaVitError(
-      f'{target}: cannot write the export ({error.strerror or error}); choose '
-      'another folder or free some space'
-    ) from error
-  finally:
-    temporary.rmtree(missing_ok=True)
 
 
 def _write_formats(

@@ -23,7 +23,8 @@ from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.checkpoints.timm_config import write_config
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
-from lambda_vit_jax.core.files import write_json
+from lambda_vit_jax.core.files import parse_json, write_json
+from lambda_vit_jax.core.schema import Anything
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.exporters.comparison import Program
 from lambda_vit_jax.exporters.onnx import graph, vit
@@ -68,10 +69,27 @@ def write_safetensors(folder: epath.Path, source: Source) -> None:
       readers.DIGEST_KEY: digest,
     },
   )
-  (folder / 'model.safetensors').write_bytes(data)
+  _write_in_fixed_order(folder / 'model.safetensors', data)
   ours = ('attention_modes', 'norm_eps', 'zero_filled', 'quantization')
   config = write_config(model) | {n: fields[n] for n in ours}
   write_json(folder / 'config.json', config)
+
+
+def _write_in_fixed_order(path: epath.Path, data: bytes) -> None:
+  """Writes a safetensors file with its metadata sorted by name.
+
+  The library's order differs from call to call; two exports of one model are
+  to be the same bytes.
+  """
+  size = int.from_bytes(data[:8], 'little')
+  header = parse_json(data[8 : 8 + size], str(path), Anything())
+  header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+  text = json.dumps(header, separators=(',', ':')).encode()
+  # Arrays begin at a multiple of 8 bytes.
+  text = text.ljust(-(-len(text) // 8) * 8)
+  with path.open('wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    file.write(memoryview(data)[8 + size :])
 
 
 def _zero_filled(model: Model) -> Params:

@@ -183,6 +183,31 @@ def test_safetensors_reloads_folded_with_its_epsilons(exported, pruned):
   assert_same(model.params, folded.params)
 
 
+def test_two_exports_are_the_same_bytes(tmp_path, pruned):
+  """The library orders the metadata in one of six ways, by chance."""
+  source = make_source(pruned, 'float32', False, 'weights')
+  found = set()
+  for index in range(8):
+    folder = tmp_path / str(index)
+    folder.mkdir()
+    write_safetensors(folder, source)
+    found.add((folder / 'model.safetensors').read_bytes())
+  (data,) = found
+  # As the format asks: padded with spaces to a multiple of eight.
+  size = int.from_bytes(data[:8], 'little')
+  assert size % 8 == 0
+  assert list(json.loads(data[8 : 8 + size])['__metadata__']) == [
+    'format',
+    'lambda_vit_jax',
+    'sha256',
+  ]
+
+
+def test_one_format_may_be_a_string(tmp_path, pruned):
+  report = export(pruned, tmp_path / 'out', formats='safetensors')
+  assert set(report['bytes']) == {'params', 'model.safetensors', 'config.json'}
+
+
 def test_safetensors_opens_where_it_is_alone(exported, tmp_path, pruned):
   folder, _ = exported
   path = tmp_path / 'moved.safetensors'
