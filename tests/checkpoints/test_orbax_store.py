@@ -1,7 +1,9 @@
 """Orbax folders: whole or refused in one line, and nothing printed after it."""
 
 import contextlib
+import logging
 import resource
+import shutil
 import sys
 
 import numpy as np
@@ -98,3 +100,40 @@ def test_scores_that_hold_no_accuracy_are_one_line(tree, tmp_path):
     reader.best_step()
   assert 'the best is not known' in str(error.value)
   assert 'metrics' in str(error.value)
+
+
+@pytest.fixture
+def scored(tmp_path, tree):
+  """A stage's folder with two steps and their accuracies."""
+  checkpointer = orbax_store.Checkpointer(tmp_path, keep_best=True)
+  for step, accuracy in ((1, 0.5), (2, 0.25)):
+    checkpointer.save(step, {'params': tree}, {}, {'accuracy': accuracy})
+  checkpointer.close()
+  return tmp_path
+
+
+@pytest.mark.parametrize('options', [{'reader': True}, {'keep_best': True}])
+@pytest.mark.parametrize('text', ['', '{"accuracy": ', '\ud800'])
+def test_damaged_scores_are_one_line_that_names_them(scored, text, options):
+  path = scored / '2' / 'metrics' / 'metrics'
+  path.write_bytes(text.encode('utf-8', 'surrogatepass'))
+  with pytest.raises(CheckpointError) as error:
+    orbax_store.Checkpointer(scored, **options)
+  assert str(error.value).startswith(f'{path}: ')
+  assert '\n' not in str(error.value)
+  # The remedy that it gives.
+  assert f'remove the folder {path.parent}, ' in str(error.value)
+  shutil.rmtree(path.parent)
+  checkpointer = orbax_store.Checkpointer(scored, **options)
+  assert (checkpointer.latest_step(), checkpointer.best_step()) == (2, 1)
+
+
+def test_reading_logs_nothing(scored, caplog):
+  with caplog.at_level(logging.DEBUG, 'absl'):
+    with contextlib.closing(orbax_store.Checkpointer(scored, reader=True)):
+      pass
+    noise = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert not noise
+    # Other lines of the library are not held back.
+    logging.getLogger('absl').warning('disk is slow')
+  assert 'disk is slow' in caplog.text

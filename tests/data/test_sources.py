@@ -523,3 +523,31 @@ def _files(directory) -> list[pathlib.Path]:
 def _is_one_line(error: Exception) -> None:
   assert '\n' not in str(error)
   assert not str(error).endswith('.')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda data: b'',
+    lambda data: data[:40],
+    lambda data: data[:-4],
+    lambda data: data.replace(b"'descr'", b"'d]scr\xff"),
+    lambda data: data.replace(b'(3,)', b'(2,)'),
+    lambda data: data.replace(b'<i4', b'<f4'),
+    lambda data: data.replace(b'<i4', b'|O '),
+  ],
+)
+def test_a_damaged_cache_of_labels_is_read_again(tmp_path, damage):
+  records = [{'image': b'', 'label': label} for label in (2, 0, 1)]
+  path = tmp_path / 'labels' / 'x.npy'
+
+  def split():
+    return tfds_lib.TfdsSource('x', records, 'image', 'label', str(path))
+
+  np.testing.assert_array_equal(split().labels, [2, 0, 1])
+  whole = path.read_bytes()
+  damaged = damage(whole)
+  assert damaged != whole
+  path.write_bytes(damaged)
+  np.testing.assert_array_equal(split().labels, [2, 0, 1])
+  assert path.read_bytes() == whole

@@ -90,9 +90,9 @@ class TfdsSource:
     if self.has_masks:
       return np.zeros(len(self), np.int32)
     cached = epath.Path(self.labels_file) if self.labels_file else None
-    if cached is not None and cached.exists():
-      with cached.open('rb') as file:
-        return np.load(file, allow_pickle=False)
+    found = None if cached is None else _cached_labels(cached)
+    if found is not None and found.shape == (len(self),):
+      return found
     labels = np.fromiter(
       (self._read(index)[self.label_key] for index in range(len(self))),
       np.int32,
@@ -105,6 +105,17 @@ class TfdsSource:
         np.save(file, labels)
       unfinished.replace(cached)
     return labels
+
+
+def _cached_labels(path: epath.Path) -> np.ndarray | None:
+  """What an earlier run has cached, or None to read the labels again."""
+  try:
+    with path.open('rb') as file:
+      found = np.load(file, allow_pickle=False)
+  except Exception:
+    # Missing or damaged: numpy raises many types for a header.
+    return None
+  return found if getattr(found, 'dtype', None) == np.int32 else None
 
 
 def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
