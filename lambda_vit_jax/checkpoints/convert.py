@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
@@ -21,6 +22,9 @@ from lambda_vit_jax.models.quantization import SCALE
 Shape = tuple[int, ...]
 
 _STRIP = 128
+
+# Names of each kind in the line of an error; one may stand for many blocks.
+_MOST_NAMES = 3
 
 
 class Transform(NamedTuple):
@@ -239,15 +243,47 @@ def decode(
       first = transform.encode(np.broadcast_to(np.float32(0), wanted))[0]
       found_shape, shape = _text(shapes[names[0]]), _text(first.shape)
       wrong.append(f'{names[0]} is {found_shape}, expected {shape}')
-  report = [
-    f'{title}: {", ".join(grouped(names))}'
-    for title, names in (('missing', missing), ('unexpected', unexpected))
-    if names
-  ]
-  report += [f'wrong shape: {", ".join(wrong)}'] if wrong else []
-  if report:
-    raise CheckpointError(f'{where}: {"; ".join(report)}{hint}')
+  report = {
+    'missing': grouped(missing),
+    'unexpected': grouped(unexpected),
+    'wrong shape': wrong,
+  }
+  if any(report.values()):
+    raise _misfit(report, where, hint)
+  return unflatten(_converted(plan, leaves, read, where, place))
 
+
+def _misfit(
+  report: Mapping[str, list[str]], where: str, hint: str
+) -> CheckpointError:
+  """The error for arrays that are not those of the network.
+
+  Its line has the first names of each kind; its note, which `--debug` shows,
+  has all.
+  """
+
+  def text(most: int | None) -> str:
+    parts = []
+    for title, names in report.items():
+      shown = ', '.join(names[:most])
+      left = len(names) - len(names[:most])
+      more = f' and {left} more' if left else ''
+      parts += [f'{title}: {shown}{more}'] if names else []
+    return '; '.join(parts)
+
+  error = CheckpointError(f'{where}: {text(_MOST_NAMES)}{hint}')
+  error.add_note(text(None))
+  return error
+
+
+def _converted(
+  plan: Mapping[str, tuple[tuple[str, ...], Transform]],
+  leaves: Mapping[str, Any],
+  read: Callable[[str], np.ndarray],
+  where: str,
+  place: Callable[[np.ndarray], Any],
+) -> dict[str, Any]:
+  """Reads and converts the arrays of every parameter; see `decode`."""
   flat: dict[str, Any] = {}
   broken: list[str] = []
   for path, (names, transform) in plan.items():
@@ -260,6 +296,11 @@ def decode(
         f'{where}: {names[0]} is {array.dtype}, expected int8; export the '
         'model again'
       )
+    if not integers and not jnp.issubdtype(array.dtype, jnp.floating):
+      raise CheckpointError(
+        f'{where}: {names[0]} is {array.dtype}, expected floats; convert the '
+        'weights to float32 where they were made'
+      )
     array = _contiguous(array, dtype)
     broken += [] if np.isfinite(array).all() else names
     flat[path] = place(array)
@@ -268,7 +309,7 @@ def decode(
       f'{where}: NaN or infinite numbers in {", ".join(grouped(broken))}; '
       'the weights are damaged, get the file again'
     )
-  return unflatten(flat)
+  return flat
 
 
 def _contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

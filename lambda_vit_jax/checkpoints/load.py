@@ -3,6 +3,7 @@
 import contextlib
 import importlib.resources
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from etils import epath
 from lambda_vit_jax.checkpoints import (
   description,
   hub,
+  in_memory,
   orbax_store,
   readers,
   third_party,
@@ -21,7 +23,7 @@ from lambda_vit_jax.core.errors import CheckpointError, nearest
 from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.models import adapt
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.variants import VARIANTS, get_variant
+from lambda_vit_jax.models.variants import VARIANTS, get_variant, tags
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ _BUILTIN = 'builtin:'
 
 @check_keywords
 def load_pretrained(
-  where: str | epath.PathLike,
+  where: str | epath.PathLike | Any,
   variant: str | None = None,
   num_classes: int | None = None,
   image_size: int | Sequence[int] | None = None,
@@ -42,6 +44,7 @@ def load_pretrained(
       where there is one), `hf-hub:timm/NAME`, a `.pth` of DeiT (read by
       PyTorch without running it), a `.npz` of Google's, an `export/` folder,
       a workdir, or `builtin:NAME` for weights that come with the package.
+      Also timm's `VisionTransformer` itself, or a state dict with its names.
     variant: a name of `lambda-vit models`; by default read from the files
       beside the weights, or from the arrays' shapes if they fit only one.
     num_classes: the weights' own by default. Another number gives a newly
@@ -59,6 +62,14 @@ def load_pretrained(
   """
   if variant is not None:
     get_variant(variant)
+  if in_memory.is_network(where):
+    model = in_memory.load_network(where, variant)
+    return _adapted(model, 'the network', num_classes, image_size)
+  if not isinstance(where, str | os.PathLike):
+    raise CheckpointError(
+      f'load_pretrained: {type(where).__name__} is no path, no network of '
+      "timm's and no state dict; give one of these"
+    )
   text = str(where)
   path = files.user_path(where)
   if text.startswith(_BUILTIN):
@@ -78,6 +89,16 @@ def load_pretrained(
     model = third_party.load_file(path, variant)
   else:
     raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
+  return _adapted(model, text, num_classes, image_size)
+
+
+def _adapted(
+  model: Model,
+  where: str,
+  num_classes: int | None,
+  image_size: int | Sequence[int] | None,
+) -> Model:
+  """`model` for other images and classes; see `load_pretrained`."""
   if image_size is not None:
     model = adapt.with_image_size(model, image_size)
   if num_classes is None or num_classes == model.num_classes:
@@ -85,7 +106,7 @@ def load_pretrained(
   if num_classes:
     _LOG.warning(
       '%s: the head for %d classes is newly initialised (the weights have %d)',
-      text,
+      where,
       num_classes,
       model.num_classes,
     )
@@ -273,9 +294,13 @@ def _missing(directory: epath.Path, stage: str) -> CheckpointError:
 
 def _offer(text: str) -> str:
   """Suggests the nearest names for a path that does not exist."""
-  base = pathlib.PurePath(text).name.split('.')[0]
+  name = pathlib.PurePath(text).name
+  base, _, tag = name.partition('.')
   if base in _builtins():
     return f'; did you mean {_BUILTIN}{base}?'
   if base in VARIANTS and VARIANTS[base].weights:
-    return f'; did you mean {VARIANTS[base].weights}?'
+    weights = VARIANTS[base].weights
+    repository = weights.partition('.')[0]
+    other = f'{repository}.{tag}' if tag in tags(base) else weights
+    return f'; did you mean {other}?'
   return nearest(base, VARIANTS)

@@ -11,7 +11,6 @@ import errno
 import gc
 import importlib
 import inspect
-import logging
 import operator
 import os
 import sys
@@ -24,10 +23,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from lambda_vit_jax.checkpoints import description
+from lambda_vit_jax.checkpoints import description, orbax_folder
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.core.files import absolute, check_json, read_json
+from lambda_vit_jax.core.files import absolute, check_json
 from lambda_vit_jax.core.schema import Bool, Number, Object, Text
 
 # The key in `meta`. Earlier versions wrote `fingerprints`, sums that do not
@@ -43,9 +42,6 @@ META = Object(
   },
 )
 """Of the item `meta` of a training checkpoint."""
-
-_SCORES = Object({'accuracy': Number()})
-"""Of a step's item `metrics`, in steps that were evaluated."""
 
 _REMEDY = 'remove that folder to resume from the one before'
 
@@ -115,7 +111,7 @@ class Checkpointer:
         'multiprocessing_options': alone(),
       }
     try:
-      with _without_reader_notes():
+      with orbax_folder.without_notes():
         self._manager = orbax().CheckpointManager(
           self.directory, options=orbax().CheckpointManagerOptions(**options)
         )
@@ -126,7 +122,7 @@ class Checkpointer:
       ) from error
     except Exception as error:
       # Orbax reads the scores of all steps, and raises what it meets.
-      _check_scores(self.directory)
+      orbax_folder.check_scores(self.directory)
       reason = ' '.join(str(error).split())[:200]
       raise CheckpointError(
         f'{self.directory}: its checkpoints cannot be listed ({reason}); '
@@ -256,32 +252,6 @@ def _reason(error: Exception) -> str:
       return os.strerror(number)
   # The failure comes first, the cause last, and paths in between.
   return text if len(text) <= 200 else f'{text[:60]} … {text[-140:]}'
-
-
-def _check_scores(directory: epath.Path) -> None:
-  """Refuses a step whose file of scores is damaged, and names the file."""
-  for path in sorted(directory.glob('*/metrics/metrics')):
-    read_json(
-      path,
-      _SCORES,
-      f'remove the folder {path.parent}, which holds nothing else',
-    )
-
-
-@contextlib.contextmanager
-def _without_reader_notes() -> Iterator[None]:
-  """Leaves out what Orbax logs whenever a folder is opened to be read."""
-
-  def is_news(record: logging.LogRecord) -> bool:
-    return 'directory is read only' not in str(record.msg)
-
-  # Also the logger of absl is reached by its name.
-  logger = logging.getLogger('absl')
-  logger.addFilter(is_news)
-  try:
-    yield
-  finally:
-    logger.removeFilter(is_news)
 
 
 class Source(NamedTuple):

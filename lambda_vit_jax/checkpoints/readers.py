@@ -20,6 +20,7 @@ from lambda_vit_jax.checkpoints import convert, description
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import parse_json
+from lambda_vit_jax.core.images import to_array
 
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
 """Suffixes of weight files."""
@@ -107,15 +108,20 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       names = file.keys()
-      shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+      slices = {name: file.get_slice(name) for name in names}
+      shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
+      dtypes = {name: x.get_dtype() for name, x in slices.items()}
       metadata = file.metadata() or {}
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise CheckpointError(
       f'{path}: not a complete safetensors file ({error}); get it again'
     ) from error
+  for name, dtype in dtypes.items():
+    if re.fullmatch('F[468](_.*)?', dtype):
+      raise _narrow(path, name, dtype)
   text = metadata.get(METADATA_KEY)
   if text is None:
-    return WeightFile(str(path), shapes, read)
+    return _with_timm_names(WeightFile(str(path), shapes, read))
   digest = metadata.get(DIGEST_KEY)
   found = parse_json(
     text, f'{path}: {METADATA_KEY}', description.SCHEMA, description.REMEDY
@@ -133,6 +139,27 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
       'content); export the model again'
     )
   return WeightFile(str(path), shapes, read, description=found)
+
+
+def _narrow(path: object, name: str, dtype: object) -> CheckpointError:
+  """The error for weights that mean nothing without scales."""
+  return CheckpointError(
+    f'{path}: {name} is {dtype}, whose scales we do not know; convert the '
+    'weights to float16, bfloat16 or float32 where they were made'
+  )
+
+
+def _with_timm_names(file: WeightFile) -> WeightFile:
+  """Names LayerScale as timm does, which DeiT III calls `gamma_1`."""
+  names = {
+    re.sub(r'\.gamma_([12])$', r'.ls\1.gamma', name): name
+    for name in file.shapes
+  }
+  return dataclasses.replace(
+    file,
+    shapes={new: file.shapes[old] for new, old in names.items()},
+    read=lambda name: file.read(names[name]),
+  )
 
 
 def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
@@ -189,8 +216,7 @@ def _open_pickle(path: pathlib.Path) -> WeightFile:
     raise CheckpointError(
       f'{path}: a PyTorch pickle, which only PyTorch can read safely; '
       "install it (pip install 'lambda_vit_jax[torch]'), or convert the file "
-      'where PyTorch is: safetensors.torch.save_file(torch.load(path, '
-      "weights_only=True)['model'], 'model.safetensors')"
+      'where PyTorch is, by the lines of docs/pytorch.md#convert-a-pth-file'
     ) from None
   try:
     loaded = torch.load(path, map_location='cpu', weights_only=True)
@@ -199,22 +225,45 @@ def _open_pickle(path: pathlib.Path) -> WeightFile:
     reason = ' '.join(str(error).split())[:160]
     raise CheckpointError(
       f'{path}: not a plain PyTorch state dict, refused without running it '
-      f'({reason})'
+      f'({reason}); docs/pytorch.md#convert-a-pth-file says how to convert it'
     ) from error
+  return of_tensors(loaded, str(path))
+
+
+def of_tensors(loaded: Any, where: str) -> WeightFile:
+  """The state dict in what PyTorch has loaded, or in a model's own.
+
+  Args:
+    loaded: names to tensors (of any float type, on any device) or arrays;
+      perhaps in an entry `model` or `state_dict`.
+    where: for messages.
+
+  Raises:
+    CheckpointError: something else.
+  """
   for key in ('model', 'state_dict'):
     if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
       loaded = loaded[key]
   if not isinstance(loaded, Mapping) or not all(
-    isinstance(value, torch.Tensor) for value in loaded.values()
+    hasattr(value, 'shape') and hasattr(value, 'dtype')
+    for value in loaded.values()
   ):
-    raise CheckpointError(f'{path}: holds no state dict of tensors')
-  # timm renames the LayerScale of DeiT III files, `gamma_1`, in the same way.
-  tensors = {
-    re.sub(r'\.gamma_([12])', r'.ls\1.gamma', str(name)): value
-    for name, value in loaded.items()
-  }
-  return WeightFile(
-    str(path),
-    {name: tuple(value.shape) for name, value in tensors.items()},
-    lambda name: tensors[name].float().numpy(),
-  )
+    raise CheckpointError(f'{where}: holds no state dict of tensors')
+  tensors = {str(name): value for name, value in loaded.items()}
+  for name, value in tensors.items():
+    if re.search('float[468](_|$)', str(value.dtype)):
+      raise _narrow(where, name, value.dtype)
+
+  def read(name: str) -> np.ndarray:
+    try:
+      return np.asarray(to_array(tensors[name]))
+    except (RuntimeError, TypeError) as error:
+      # Sparse, quantised or without storage.
+      reason = ' '.join(str(error).split())[:100]
+      raise CheckpointError(
+        f'{where}: {name} is no plain array of numbers ({reason}); convert it '
+        'where it was made'
+      ) from error
+
+  shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+  return _with_timm_names(WeightFile(where, shapes, read))

@@ -11,7 +11,7 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,25 +91,48 @@ def load_file(path: epath.Path, variant: str | None) -> Model:
       own = check_variant(own, variant, str(path))
       file = _without_zero_fill(file, own)
       hint = '; the file is damaged, export the model again'
-    else:
-      spec = _variant_of(path, file, variant)
-      file = _without_old_head(file)
-      own = _model_of(spec, file)
-      others = [
-        name
-        for name in infer.candidates(file.shapes, file.rules)
-        if name != spec.name
-      ]
-      hint = f'; its arrays fit {", ".join(others)}' if others else ''
-    params = convert.decode(
-      file.shapes,
-      file.read,
-      own.params,
-      f'{path} as {own.variant}',
-      file.rules,
-      hint,
-      place=jnp.asarray,
-    )
+      return _filled(own, file, hint)
+    return load_weights(file, _variant_of(path, file, variant))
+
+
+def load_weights(
+  file: WeightFile,
+  spec: Variant,
+  image_size: int | Sequence[int] | None = None,
+) -> Model:
+  """The model of another program's arrays.
+
+  Args:
+    file: an open file, or a state dict in memory.
+    spec: what the arrays are of.
+    image_size: that of the weights; by default from the number of positions.
+
+  Raises:
+    CheckpointError: not exactly the arrays that the variant has.
+  """
+  file = _without_old_head(file)
+  own = _model_of(spec, file, image_size)
+  others = [
+    name
+    for name in infer.candidates(file.shapes, file.rules)
+    if name != spec.name
+  ]
+  return _filled(
+    own, file, f'; its arrays fit {", ".join(others)}' if others else ''
+  )
+
+
+def _filled(own: Model, file: WeightFile, hint: str) -> Model:
+  """`own` with the arrays of the file as parameters; see `convert.decode`."""
+  params = convert.decode(
+    file.shapes,
+    file.read,
+    own.params,
+    f'{file.path} as {own.variant}',
+    file.rules,
+    hint,
+    place=jnp.asarray,
+  )
   return own.replace(params=params)
 
 
@@ -139,9 +162,9 @@ def _variant_of(
     name = variant or infer.infer_variant(file.shapes, file.rules, file.path)
     spec = get_variant(name)
   else:
-    spec = _described(found, stated, variant, str(config))
+    spec = described(found, stated, variant, str(config))
   if 'pooling' not in stated:
-    spec = _pooled(spec, file)
+    spec = pooled(spec, file)
   return dataclasses.replace(spec, **stated)
 
 
@@ -168,7 +191,7 @@ def _read_config(
   return None, {}
 
 
-def _described(
+def described(
   found: str, stated: Mapping[str, Any], variant: str | None, where: str
 ) -> Variant:
   """The variant that a `config.json` names.
@@ -208,7 +231,7 @@ def _described(
   return dataclasses.replace(named, name=wanted.name)
 
 
-def _pooled(spec: Variant, file: WeightFile) -> Variant:
+def pooled(spec: Variant, file: WeightFile) -> Variant:
   """The variant with average pooling, where the file's final norm says so.
 
   `fc_norm` acts behind the pooling. timm and MAE have it with the mean of the
@@ -226,7 +249,9 @@ def _pooled(spec: Variant, file: WeightFile) -> Variant:
   return dataclasses.replace(spec, pooling='avg', norm_before_pool=False)
 
 
-def _model_of(spec: Variant, file: WeightFile) -> Model:
+def _model_of(
+  spec: Variant, file: WeightFile, image_size: int | Sequence[int] | None
+) -> Model:
   """The model of another program's file, with shapes for parameters."""
   shape = functools.partial(
     convert.parameter_shape, file.shapes, rules=file.rules
@@ -235,7 +260,7 @@ def _model_of(spec: Variant, file: WeightFile) -> Model:
   module = make_module(
     spec,
     num_classes=head[1] if head else 0,
-    image_size=_image_size(spec, shape('pos_embed')),
+    image_size=image_size or _image_size(spec, shape('pos_embed')),
   )
   return Model(
     module=module,

@@ -278,6 +278,47 @@ def test_damaged_numbers(arrays, tmp_path):
   assert 'NaN or infinite numbers in head.bias' in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'dtype, words',
+  [
+    (ml_dtypes.float8_e4m3fn, 'head.bias is F8_E4M3, whose scales we do not'),
+    (ml_dtypes.float8_e5m2, 'head.bias is F8_E5M2, whose scales we do not'),
+    (np.int8, 'head.bias is int8, expected floats'),
+    (np.bool_, 'head.bias is bool, expected floats'),
+  ],
+)
+def test_numbers_that_are_no_weights(arrays, tmp_path, dtype, words):
+  arrays['head.bias'] = arrays['head.bias'].astype(dtype)
+  save_file(arrays, tmp_path / 'model.safetensors')
+  assert words in refused(tmp_path)
+
+
+def test_many_missing_names_are_one_short_line(tmp_path, arrays):
+  save_file({'a' * 10: arrays['head.bias']}, tmp_path / 'model.safetensors')
+  with pytest.raises(CheckpointError) as error:
+    load_pretrained(tmp_path / 'model.safetensors', variant=NANO)
+  text = message(error)
+  assert len(text.removeprefix(str(tmp_path))) < 300
+  assert 'missing: cls_token, ' in text
+  assert ' more; unexpected: aaaaaaaaaa' in text
+  # `--debug` shows them all.
+  (note,) = error.value.__notes__
+  assert 'blocks.{0-2}.mlp.fc2.bias' in note
+
+
+def test_the_names_of_deit3_are_read_from_any_file(tmp_path, arrays):
+  model = create_model(NANO, layer_scale=0.5)
+  named = {
+    name.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2'): array
+    for name, array in convert.encode(model.params).items()
+  }
+  assert 'blocks.0.gamma_1' in named
+  save_file(named, tmp_path / 'model.safetensors')
+  fields = timm_config(model_args={'init_values': 0.5})
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  assert_same(load_pretrained(tmp_path).params, model.params)
+
+
 def test_a_folder_with_two_weight_files(path):
   (path.parent / 'other.safetensors').write_bytes(path.read_bytes())
   assert 'holds 2 weight files (model.safetensors, other' in refused(
@@ -359,6 +400,8 @@ def test_config_json_contradicts_the_variant(path):
 def test_unknown_names_offer_the_nearest(tmp_path):
   text = refused('deit_smal_patch16_224')
   assert 'no such file or folder; did you mean deit_small_patch16' in text
+  text = refused('vit_small_patch16_224.dino')
+  assert 'did you mean hf-hub:timm/vit_small_patch16_224.dino?' in text
   text = refused('deit_small_patch16_224')
   assert 'did you mean hf-hub:timm/deit_small_patch16_224.fb_in1k?' in text
   with pytest.raises(ModelError, match='did you mean deit_small_patch16_224'):

@@ -204,7 +204,7 @@ def test_two_exports_are_the_same_bytes(tmp_path, pruned):
 
 
 def test_one_format_may_be_a_string(tmp_path, pruned):
-  report = export(pruned, tmp_path / 'out', formats='safetensors')
+  report = export.export(pruned, tmp_path / 'out', formats='safetensors')
   assert set(report['bytes']) == {'params', 'model.safetensors', 'config.json'}
 
 
@@ -337,6 +337,38 @@ def test_half_precision(pruned, tmp_path, dtype, formats, bound):
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found.params))
   # What we ship for ourselves is as trained.
   assert_same(load_export(tmp_path / 'out').params, pruned.params)
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_average_pooling_in_every_format(before, images, tmp_path):
+  """Every format is compared with the model; here the model is pooled."""
+  model = create_model(
+    NANO,
+    seed=3,
+    num_registers=2,
+    removed_layers=(2,),
+    pooling='avg',
+    norm_before_pool=before,
+  )
+  _, taps = model.apply(images)
+  stream = np.asarray(taps['block02']['output'], np.float64)
+  pooled = stream[:, 3:] if before else stream[:, 3:].mean(axis=1)
+  pooled = pooled - pooled.mean(axis=-1, keepdims=True)
+  pooled /= np.sqrt((pooled**2).mean(axis=-1, keepdims=True) + 1e-6)
+  pooled = pooled.mean(axis=1) if before else pooled
+  # A new norm has scale 1 and bias 0; float32 against float64.
+  np.testing.assert_allclose(taps['features'], pooled, atol=1e-5)
+  formats = ('safetensors', 'stablehlo')
+  report = export.export(model, tmp_path / 'out', formats=formats)
+  assert set(report['differences']) >= {'orbax', *formats}
+  for path in (tmp_path / 'out', tmp_path / 'out' / 'model.safetensors'):
+    found = load_pretrained(path)
+    assert found.module.pooling == 'avg'
+    assert found.module.norm_before_pool == before
+    assert difference(model(images), found(images)) < 1e-5
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['model_args']['global_pool'] == 'avg'
+  assert config['model_args']['fc_norm'] == (not before)
 
 
 def test_float16_keeps_what_it_cannot_hold():

@@ -1,7 +1,9 @@
 """Comparison with timm (extra `[parity]`): real variants, real files."""
 
+import argparse
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -147,8 +149,11 @@ def test_position_grid_is_resized_like_timm(target, prefix, rng):
   np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def pruned_model(name: str = 'vit_tiny_patch16_224') -> Model:
-  model = create_model(name, num_classes=10, image_size=64)
+AVERAGE = {'pooling': 'avg', 'norm_before_pool': False}
+
+
+def pruned_model(name: str = 'vit_tiny_patch16_224', **options) -> Model:
+  model = create_model(name, num_classes=10, image_size=64, **options)
   return prune(model, (1, 3, 4, 6, 9))
 
 
@@ -248,8 +253,9 @@ def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
   assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
-def test_compact_export_in_timm_by_the_documented_lines(tmp_path):
-  model = pruned_model()
+@pytest.mark.parametrize('options', [{}, AVERAGE], ids=['token', 'avg'])
+def test_compact_export_in_timm_by_the_documented_lines(options, tmp_path):
+  model = pruned_model(**options)
   images, logits = images_and_logits(model)
   export.export(model, tmp_path / 'out', formats=('safetensors',))
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
@@ -289,6 +295,70 @@ def test_original_deit3_names(tmp_path):
   np.testing.assert_array_equal(
     model.params['block00']['ls2']['gamma'], arrays['blocks.0.ls2.gamma']
   )
+
+
+def test_the_documented_lines_convert_a_pth(tmp_path, monkeypatch):
+  network = timm.create_model('deit3_small_patch16_224', img_size=32).eval()
+  # Weights beside something that weights_only refuses, and a shared tensor.
+  state = {
+    name.replace('ls1.gamma', 'gamma_1'): value
+    for name, value in network.state_dict().items()
+  }
+  state['head.weight'] = state['head.weight'].t().contiguous().t()
+  arguments = argparse.Namespace(lr=0.1)
+  torch.save({'model': state, 'args': arguments}, tmp_path / 'model.pth')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(CheckpointError, match=r'docs/pytorch\.md#convert-a-pth'):
+    load_pretrained('model.pth')
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
+  section = page.read_text().split('## Convert a .pth file')[1]
+  exec(section.split('```python\n')[1].split('```')[0], {})
+  images = synthetic_images(32)
+  model = load_pretrained(
+    'model.safetensors', variant='deit3_small_patch16_224'
+  )
+  assert_difference(model(images), timm_logits(network, images), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+  'name, options',
+  [
+    ('vit_tiny_patch16_224', {}),
+    ('vit_tiny_patch16_224', {'global_pool': 'avg'}),
+    ('vit_tiny_patch16_224', {'global_pool': 'avg', 'fc_norm': False}),
+    ('vit_tiny_patch16_224', {'global_pool': 'token', 'fc_norm': True}),
+    ('deit_small_distilled_patch16_224', {}),
+    ('deit3_small_patch16_224', {}),
+    ('vit_small_patch14_reg4_dinov2', {'num_classes': 7}),
+    ('vit_base_patch16_clip_quickgelu_224', {'depth': 2, 'num_heads': 6}),
+  ],
+)
+@pytest.mark.parametrize('form', ['object', 'bfloat16'])
+def test_a_network_in_memory(name, options, form):
+  size = 56 if 'patch14' in name else 48
+  network = timm.create_model(name, img_size=size, **options).eval()
+  if form == 'bfloat16':
+    network = network.to(torch.bfloat16)
+  model = load_pretrained(network)
+  assert model.preprocessing.mean == tuple(network.pretrained_cfg['mean'])
+  images = synthetic_images(size)
+  found = model(images)
+  assert_difference(found, timm_logits(network.float(), images), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+  'name, options, words',
+  [
+    ('resnet18', {}, 'the ResNet: not a network'),
+    ('vit_tiny_patch16_224', {'global_pool': 'max'}, "'max', but must be"),
+    ('vit_tiny_patch16_224', {'qk_norm': True}, 'unexpected: blocks'),
+    ('vit_tiny_patch16_224', {'act_layer': 'gelu_tanh'}, 'GELUTanh'),
+    ('vit_small_patch16_18x2_224', {}, 'vit_small_patch16_18x2_224'),
+  ],
+)
+def test_other_networks_in_memory_are_refused(name, options, words):
+  with pytest.raises(CheckpointError, match=re.escape(words)):
+    load_pretrained(timm.create_model(name, **options))
 
 
 class Hostile:
