@@ -171,8 +171,11 @@ def test_unknown_source_lists_the_known(source):
   assert raised.value.exit_code == 2
 
 
-@pytest.mark.parametrize('open_one', [open_dataset, open_masks])
-@pytest.mark.parametrize('kind', ['image_folder', 'segmentation_folder'])
+@pytest.mark.parametrize(
+  'open_one, kind',
+  [(open_dataset, 'image_folder'), (open_masks, 'segmentation_folder')],
+  ids=['image_folder', 'segmentation_folder'],
+)
 def test_a_url_is_no_folder(open_one, kind):
   with pytest.raises(DataError, match='is a URL; download it') as raised:
     open_one(f'{kind}:https://host/photos')
