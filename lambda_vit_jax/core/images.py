@@ -204,6 +204,9 @@ def _warn_of_range(images: np.ndarray, preprocessing: Preprocessing) -> None:
   mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
   black, white = float((-mean / std).min()), float(((1 - mean) / std).max())
   least, most = float(images.min()), float(images.max())
+  if not np.isfinite([least, most]).all():
+    # The network refuses them, and names where it met them.
+    return
   width = white - black
   far = most > white + _FAR * width or least < black - _FAR * width
   unit = len(images) >= _MANY and 0 <= least < most <= 1 and black < _BLACK

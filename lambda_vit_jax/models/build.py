@@ -69,7 +69,8 @@ def _check_architecture(module: ViT) -> ViT:
       f'{module.num_heads} heads do not divide embed_dim {module.embed_dim}'
     )
   whole = module.pooling == 'token' and module.norm_before_pool
-  if module.distilled and not whole:
+  # A decoder reads patches alone.
+  if module.distilled and module.segmentation is None and not whole:
     raise ModelError(
       'a distilled network reads its class and distillation tokens after the '
       'norm; it has neither average pooling nor fc_norm'

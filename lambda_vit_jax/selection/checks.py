@@ -125,5 +125,7 @@ def check_resumed(
       f'the interrupted search chose {len(resume.order)} layers already, more '
       f'than {number}; delete the old selection to start again'
     )
+  if resume.removed_before == start.removed_before:
+    return resume
   # Files of earlier versions do not name the layers that were gone.
   return dataclasses.replace(resume, removed_before=start.removed_before)

@@ -202,7 +202,10 @@ class Selection(Shown):
       np.unpackbits(np.frombuffer(bytes.fromhex(row.agreeing), np.uint8))
       for row in self.rounds
     ]
-    return float(np.all(bits, axis=0)[: self.resamples].mean())
+    # Bytes are padded; a damaged file may hold too few.
+    if not 0 < self.resamples <= min(map(len, bits)):
+      return None
+    return float(np.all([row[: self.resamples] for row in bits], axis=0).mean())
 
   def to_json(self) -> dict[str, Any]:
     """The content of `selection.json`; see docs/files.md."""

@@ -203,7 +203,8 @@ def test_linearize_refits_a_model_with_dropped_blocks(tiny_variant):
   dense = make_model(tiny_variant, depth=4)
   short = lv.drop_blocks(dense, (1,))
   both = lv.linearize(short, [IMAGES], (1,), refit=True, dense=dense)
-  step = lv.refit(lv.linearize(short, [IMAGES], (1,)), dense, [IMAGES])
+  maps = lv.linearize(short, [IMAGES], (1,), dense=dense)
+  step = lv.refit(maps, dense, [IMAGES])
   assert both.attention_modes == ('full', 'linear', 'full')
   jax.tree.map(np.testing.assert_array_equal, both.params, step.params)
 
