@@ -19,6 +19,7 @@ each with the reason.
 """
 
 import argparse
+import fcntl
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -32,6 +33,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -63,7 +65,11 @@ TESTS: dict[str, list[str]] = {
     'data/test_masks.py',
   ],
   'models/adapt.py': ['models/test_model.py', 'checkpoints/test_load.py'],
-  'models/attention.py': ['models/test_model.py', 'models/test_compiled.py'],
+  'models/attention.py': [
+    'models/test_attention.py',
+    'models/test_model.py',
+    'models/test_compiled.py',
+  ],
   'models/block.py': ['models/test_model.py', 'models/test_edits.py'],
   'models/build.py': ['models/test_model.py', 'end_to_end/test_api.py'],
   'models/edits.py': ['models/test_edits.py'],
@@ -245,6 +251,13 @@ def core_files() -> list[str]:
   ]
 
 
+def record(name: str, result: Any) -> None:
+  """Replaces an entry of the result; several runs may share the file."""
+  with pathlib.Path(__file__).open() as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    common.write_entry(RESULT, name, result)
+
+
 def key(file: str, old: str, new: str, number: int) -> str:
   """Names a change by its text, so that it outlives other lines' edits."""
   text = '\n'.join([file, old, new, str(number)])
@@ -282,7 +295,7 @@ def measure(file: str, sample: int, seed: int, again: bool) -> dict:
       )
     entries[name] = {'outcome': outcome, 'old': old, 'new': new}
     result = {'changes': dict(entries), 'of': len(every)}
-    common.write_entry(RESULT, file, result)
+    record(file, result)
   return entries
 
 
@@ -301,7 +314,7 @@ def measure_named(again: bool) -> None:
     text = source.replace(change.old, change.new)
     known[name] = run_tests(change.file, text, tests_of(change.file), 600)
     print(f'{known[name]:8} {name}', flush=True)
-    common.write_entry(RESULT, 'named', known)
+    record('named', known)
 
 
 def table() -> str:
@@ -337,6 +350,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--files', nargs='*', help='default: the core')
   parser.add_argument('--sample', type=int, default=12, help='0: every change')
+  parser.add_argument(
+    '--part', default='0/1', help='of the files: 0/2 and 1/2 side by side'
+  )
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
     '--named',
@@ -357,13 +373,15 @@ def main() -> None:
 
     if flags.named:
       measure_named(flags.again)
-    for file in flags.files or (not flags.named and core_files()) or ():
+    files = flags.files or ([] if flags.named else core_files())
+    part, parts = map(int, flags.part.split('/'))
+    for file in files[part::parts]:
       # The tests must pass before a change can be said to fail them.
       source = (common.ROOT / PACKAGE / file).read_text()
       if run_tests(file, source, tests_of(file), timeout=600) != 'survived':
         sys.exit(f'{file}: its tests fail without a change')
       measure(file, flags.sample, flags.seed, flags.again)
-    common.write_entry(RESULT, 'provenance', common.provenance())
+    record('provenance', common.provenance())
   print(table())
 
 
