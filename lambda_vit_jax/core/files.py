@@ -27,11 +27,20 @@ def user_path(path: str | epath.PathLike) -> epath.Path:
 
   Raises:
     DataError: it is the address of a web page.
-    UsageError: there is no such home folder.
+    UsageError: there is no such home folder, or no reader for such a path.
   """
   if is_url(path):
     raise DataError(f'{path}: is a URL; download it and give the path')
-  found = epath.Path(path).expanduser()
+  if str(path).startswith('file:///'):
+    path = str(path).removeprefix('file://')
+  try:
+    found = epath.Path(path).expanduser()
+  except KeyError as error:
+    # What epath raises for `name://` if it does not know the name.
+    raise UsageError(
+      f'{path}: paths of this kind cannot be read; give a path of this '
+      'machine, or gs://…'
+    ) from error
   if str(found).startswith('~'):
     raise UsageError(
       f'{path}: the home folder that ~ stands for is not known; give the '

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from lambda_vit_jax.core import files
-from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.core.schema import Anything, Object
 
 
@@ -144,3 +144,17 @@ def test_any_json_value_is_read(tmp_path):
 )
 def test_absolute_paths(path, expected):
   assert str(files.absolute(path)) == expected
+
+
+@pytest.mark.parametrize(
+  'path, opened', [('file:///a/b', '/a/b'), ('gs://a/b', 'gs://a/b')]
+)
+def test_a_path_may_name_its_storage(path, opened):
+  assert str(files.user_path(path)) == opened
+
+
+@pytest.mark.parametrize('path', ['foo://a/b', 'file://host/b'])
+def test_unknown_storage_is_one_line(path):
+  with pytest.raises(UsageError, match='paths of this kind') as raised:
+    files.user_path(path)
+  assert '\n' not in str(raised.value)
