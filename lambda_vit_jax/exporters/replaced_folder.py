@@ -93,7 +93,11 @@ def _remove_abandoned(target: epath.Path) -> None:
   pattern = re.compile(
     rf'\.{re.escape(target.name)}\.{re.escape(_host())}\.(\d+)\.\w+\.part'
   )
-  for path in list(target.parent.iterdir()):
+  # On object storage, a folder without files is not there.
+  siblings: list[epath.Path] = []
+  with contextlib.suppress(FileNotFoundError):
+    siblings = list(target.parent.iterdir())
+  for path in siblings:
     found = pattern.fullmatch(path.name)
     if found and path.name not in _own and not _is_alive(int(found[1])):
       with contextlib.suppress(OSError):
