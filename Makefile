@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
+# A worker that dies fails the run: pytest-xdist may wait forever for another.
+WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: quickstart test test-slow test-all lint install clean
 
@@ -25,10 +27,10 @@ lint: install
 	$(BIN)/mypy
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: install
-	$(BIN)/python -m pytest -m 'slow and not parity' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'slow and not parity' $(WORKERS)
 
 test-all: test test-slow
 

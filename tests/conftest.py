@@ -32,6 +32,20 @@ hypothesis.settings.register_profile('law', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('law')
 
 
+@pytest.fixture(autouse=True)
+def _patient_with_signals(monkeypatch) -> None:
+  """A test that signals itself must not end the process that runs it.
+
+  A command that does not look at its signal within seconds is ended from a
+  thread, and one pass of the garbage collector over thousands of tests' objects
+  may take as long. What ends so is tested in processes of its own.
+  """
+  from lambda_vit_jax.runtime import interrupts
+
+  monkeypatch.setattr(interrupts, '_PIECE_SECONDS', 600.0)
+  monkeypatch.setattr(interrupts, '_LEAVING_SECONDS', 600.0)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
   return np.random.default_rng(0)
