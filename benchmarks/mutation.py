@@ -75,6 +75,11 @@ TESTS: dict[str, list[str]] = {
   'models/edits.py': ['models/test_edits.py'],
   'models/layers.py': ['models/test_model.py', 'models/test_compiled.py'],
   'models/macs.py': ['models/test_shapes.py', 'models/test_token_merging.py'],
+  'models/linear_attention.py': [
+    'training_free/test_map_inputs.py',
+    'training_free/test_linear_maps.py',
+  ],
+  'models/map_inputs.py': ['training_free/test_linear_maps.py'],
   'models/merge_schedule.py': ['models/test_token_merging.py'],
   'models/modes.py': ['models/test_model.py', 'models/test_edits.py'],
   'models/resampling.py': ['models/test_model.py', 'checkpoints/test_load.py'],
@@ -100,11 +105,14 @@ TESTS: dict[str, list[str]] = {
     'training_free/test_linear_maps.py',
     'training_free/test_mlp_refit.py',
   ],
+  'training_free/map_design.py': ['training_free/test_linear_maps.py'],
   'training_free/map_fitter.py': ['training_free/test_linear_maps.py'],
   'training_free/paired.py': [
     'training_free/test_mlp_refit.py',
     'training_free/test_norm_recentring.py',
   ],
+  'training_free/stream_pair.py': ['training_free/test_linear_maps.py'],
+  'training_free/token_mixing.py': ['training_free/test_map_inputs.py'],
 }
 ROOMS = ('training', 'selection', 'analysis', 'training_free', 'models', 'data')
 # Words, shapes and files of a user, and estimates of memory: not the method.

@@ -195,7 +195,8 @@ def base() -> ml_collections.ConfigDict:
   analyze.num_images = free()
 
   config.select = select = ml_collections.ConfigDict()
-  # transfer_entropy (or nose), loss_increase, cosine, affine, random, first,
+  # transfer_entropy (or nose), loss_increase, output (the error at the output with
+  # maps of linearize.inputs in place), cosine, affine, canonical, random, first,
   # last, given (select.layers), probe (short dilutions), exhaustive or
   # exhaustive:SCORE.
   select.criterion = 'transfer_entropy'
@@ -238,8 +239,10 @@ def base() -> ml_collections.ConfigDict:
   linearize.rank = free()
   # Fit each map on the network as modified so far, instead of all at once.
   linearize.sequential = True
-  # Inputs of a map: `token`, and optionally `mean` (of the image's tokens) and
-  # `class_map` (a separate map for the class token).
+  # Inputs of a map: `token`, and optionally `mean` (of the image's tokens),
+  # `class_map` (a separate map for the class token), `neighbours` (the mean of
+  # 3 x 3 patches), `positions` (an intercept for each) and `mixing` (values of
+  # the heads, mixed by fixed matrices over the tokens).
   linearize.inputs = ('token',)
   # What a map is fitted to: `stream` brings the modified network's stream to the
   # dense one, `attention` is what the block's own attention adds.

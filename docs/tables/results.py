@@ -257,6 +257,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'segmentation_table': segmentation_table,
   'selection_quality': quality_tables,
   'training_free': training_free.training_free_tables,
+  'real_backbone': training_free.real_backbone_tables,
   'block_maps': training_free.block_tables,
   'neighbourhood': training_free.neighbourhood_tables,
   'narrow_layers': training_free.narrow_tables,

@@ -68,6 +68,67 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
   return '\n\n'.join(section(*item) for item in of_sets.items())
 
 
+def real_backbone_tables(of_sets: dict[str, Any]) -> str:
+  """Attention layers of a DINOv2 backbone replaced without training."""
+
+  def section(name: str, found: dict[str, Any]) -> str:
+    dense = found['dense_macs']
+    rows = []
+    for key, row in found['rows'].items():
+      if 'top1' not in row:
+        continue
+      draw, rest = key.split(' ', 1)
+      change, half = row['change']
+      rows.append(
+        (
+          rest,
+          layers(row['layers']),
+          draw,
+          percent(row['top1']),
+          f'{100 * change:+.2f} ± {100 * half:.2f}',
+          f'{row["kl"]:.3f}',
+          f'{row["feature_error"]:.3f}',
+          f'{dense / row["macs_executed"]:.3f}',
+          f'{row["parameters"] / 1e6:.2f}',
+        )
+      )
+    return '\n\n'.join(
+      [
+        f'## Without training, a real backbone: {name}\n\n'
+        'DINOv2 ViT-S/14 at 112 pixels with a fixed linear probe on its dense '
+        f'class token (top-1 {percent(found["dense_top1"])}%, '
+        f'{found["test_images"]} test images, {dense / 1e6:.0f} million '
+        'multiply-accumulates executed). The weights are those of a package '
+        'that tuned the backbone for finding what matters in an image; their '
+        "features are weaker than the original's. Fits and choices see "
+        f'{found["images"]} unlabelled training images. Rows: how the layers '
+        'were chosen, how many, and what replaces them: `own output` are maps '
+        "of token, mean and class token fitted to the attention's own output; "
+        'the others aim at the dense stream, `stream` with the same inputs and '
+        'the rest with further ones. Divergence: of the logits from the dense '
+        'ones, mean KL in nats. Error: of the class feature, as a share of its '
+        'variance over images. Change in points, with its paired 95% interval.',
+        table(
+          (
+            'row',
+            'layers',
+            'draw',
+            'top-1 %',
+            'change',
+            'divergence',
+            'error',
+            'times fewer MACs',
+            'M parameters',
+          ),
+          rows,
+        ),
+        origin('real_backbone', 'real_backbone.py', found),
+      ]
+    )
+
+  return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
 def block_tables(of_sets: dict[str, Any]) -> str:
   """Affine maps in place of whole blocks and of attention alone."""
 

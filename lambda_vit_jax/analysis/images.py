@@ -58,7 +58,8 @@ class ImageSet:
 
   Attributes:
     images: arrays `[n, height, width, channels]` float32 of this process.
-    labels: arrays `[n]` int32 that belong to them, or None.
+    labels: arrays `[n]` int32 that belong to them, or what else there is for
+      each image, `[n, …]`; or None.
     placement: devices of the micro-batches.
   """
 
@@ -93,11 +94,12 @@ class ImageSet:
       if self.labels is not None:
         labels = self._rows(self.labels, start, local)
       padding = local - rows
+      others = ((0, 0),) * (labels.ndim - 1)
       yield {
         'image': self.placement.split(
           np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
         ),
-        'label': self.placement.split(np.pad(labels, (0, padding))),
+        'label': self.placement.split(np.pad(labels, ((0, padding), *others))),
         'mask': self.placement.split(np.arange(local) < rows),
       }
 

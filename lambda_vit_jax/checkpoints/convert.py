@@ -17,6 +17,7 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.quantization import SCALE
 
 Shape = tuple[int, ...]
@@ -77,6 +78,8 @@ _TIMM_ARRAYS: Rules = (
   ('pos_embed', 'pos_embed', SAME),
   ('blocks.#.ls1.gamma', 'block#/ls1/gamma', SAME),
   ('blocks.#.ls2.gamma', 'block#/ls2/gamma', SAME),
+  ('blocks.#.attn.positions.bias', 'block#/attn/positions/bias', SAME),
+  ('blocks.#.attn.mixer.weights', 'block#/attn/mixer/weights', SAME),
 )
 
 # Layers with a `weight` and perhaps a `bias`; `SAME` for norms.
@@ -86,10 +89,10 @@ _TIMM_LAYERS = (
   ('blocks.#.norm1', 'block#/norm1', SAME),
   ('blocks.#.attn.qkv', 'block#/attn/qkv', LINEAR),
   ('blocks.#.attn.proj', 'block#/attn/proj', LINEAR),
-  ('blocks.#.attn.linear', 'block#/attn/linear', LINEAR),
-  ('blocks.#.attn.mean', 'block#/attn/mean', LINEAR),
-  ('blocks.#.attn.class_linear', 'block#/attn/class_linear', LINEAR),
-  ('blocks.#.attn.class_mean', 'block#/attn/class_mean', LINEAR),
+  *(
+    (f'blocks.#.attn.{name}', f'block#/attn/{name}', LINEAR)
+    for name in map_inputs.PROJECTIONS
+  ),
   ('blocks.#.norm2', 'block#/norm2', SAME),
   ('blocks.#.mlp.fc1', 'block#/mlp/fc1', LINEAR),
   ('blocks.#.mlp.fc2', 'block#/mlp/fc2', LINEAR),

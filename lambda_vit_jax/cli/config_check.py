@@ -14,7 +14,7 @@ from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.sources import registry
 from lambda_vit_jax.evaluation.sliding_windows import Windowing
 from lambda_vit_jax.exporters import export
-from lambda_vit_jax.models import merge_schedule, modes
+from lambda_vit_jax.models import map_inputs, merge_schedule, modes
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
@@ -62,12 +62,15 @@ def _check_model(settings: Settings) -> Model:
     variant, image_size=settings.model.image_size, num_classes=0
   )
   rows, columns = module.grid_size
-  merge_schedule.merge_schedule(
+  schedule = merge_schedule.merge_schedule(
     settings.model.merge,
     module.depth,
     rows * columns if _size_is_known(settings) else _MANY,
     settings.model.merge_start,
   )
+  fits = settings.method == 'linearize' or settings.dilute.is_warm
+  if any(schedule) and fits and settings.linearize.maps:
+    map_inputs.check_unmerged(settings.linearize.inputs)
   # The search for a number of layers prunes the parameters' shapes.
   searches = settings.select.target_speedup is not None
   params = abstract_params(module) if searches else {}
@@ -109,7 +112,7 @@ def _check_select(settings: Settings, model: Model) -> None:
 
 def _check_linearize(settings: Linearize, depth: int) -> None:
   least_squares.check_ridge(settings.ridge)
-  modes.check_linear_inputs(settings.inputs)
+  map_inputs.check_linear_inputs(settings.inputs)
   try:
     modes.check_layers(settings.drop_blocks, depth)
   except LambdaVitError as error:

@@ -5,7 +5,9 @@ The network:
 - `modes`: table of the six attention modes, with the scales r and a of each.
 - `block`: one encoder block, `r·x + a·attention` and the MLP.
 - `vit`: the whole network: patch and class tokens, blocks, readout.
-- `attention`: multi-head self-attention, and the affine map of mode `linear`.
+- `attention`: multi-head self-attention.
+- `map_inputs`: table of the inputs of the map in mode `linear`, and their cost.
+- `linear_attention`: that map.
 - `layers`: norm, dense, MLP, LayerScale, patch embedding, drop path.
 - `shortcuts`: the last block on the class token only; no factor 2.
 - `decoders`: segmentation decoders.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import quantization, resampling
+from lambda_vit_jax.models import map_inputs, quantization, resampling
 from lambda_vit_jax.models.build import init_head, is_head, size_pair
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
@@ -68,12 +68,17 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
   """`model` for images of another size, with its position embedding resized.
 
   Raises:
-    ModelError: the size is not divisible by the patch size.
+    ModelError: the size is not divisible by the patch size, or the model has
+      maps that were fitted for another size.
   """
   old = model.module
   size = size_pair(image_size, old.patch_size)
   if size == old.image_size:
     return model
+  if old.computes_maps:
+    map_inputs.check_size(old.linear_inputs, old.image_size, size)
+    grid = size[0] // old.patch_size, size[1] // old.patch_size
+    map_inputs.check_grid(old.linear_inputs, grid)
   module = old.clone(image_size=size)
   prefix = old.num_prefix_tokens if old.position_on_class else 0
   resized = resampling.resize_positions(

@@ -1,6 +1,5 @@
-"""Multi-head self-attention, and the affine map that can replace it."""
+"""Multi-head self-attention."""
 
-import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,7 +15,6 @@ from lambda_vit_jax.models.layers import (
   parameter,
 )
 from lambda_vit_jax.models.quantization import product_parts
-from lambda_vit_jax.models.token_merging import weighted_mean
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
 
@@ -187,76 +185,3 @@ class Attention(nn.Module):
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
     project = Dense(embed_dim, self.dtype, self.quantization, name='proj')
     return project(mixed), key
-
-
-class LinearAttention(nn.Module):
-  """The affine map that replaces an attention layer in mode `linear`.
-
-  Attributes:
-    inputs: `token`, and optionally `mean` (the mean over the image's tokens is
-      another input) and `class_map` (the class token has its own maps).
-  """
-
-  inputs: tuple[str, ...] = ('token',)
-  dtype: Any = jnp.float32
-  quantization: str = 'none'
-
-  def _map(self, rows: Array, mean: Array | None, prefix: str) -> Array:
-    """`rows·kernel + bias`, plus the map of the image's mean for all rows."""
-    dense = functools.partial(
-      Dense,
-      rows.shape[-1],
-      self.dtype,
-      self.quantization,
-      nn.initializers.zeros,
-    )
-    mapped = dense(name=f'{prefix}linear')(rows)
-    if mean is None:
-      return mapped
-    return mapped + dense(use_bias=False, name=f'{prefix}mean')(mean)
-
-  @nn.compact
-  def __call__(
-    self, x: Array, queries: int | None = None, sizes: Array | None = None
-  ) -> Array:
-    """n(x) `[batch, tokens, embed]` -> `[batch, queries or tokens, embed]`.
-
-    The mean weights each token by `sizes` `[batch, tokens]`.
-    """
-    mean = None
-    if 'mean' in self.inputs:
-      wide = x.astype(accumulation_dtype(x.dtype))
-      mean = weighted_mean(wide, sizes)[:, None].astype(self.dtype)
-    rows = x if queries is None else x[:, :queries]
-    if 'class_map' not in self.inputs:
-      return self._map(rows, mean, '')
-    parts = [self._map(rows[:, :1], mean, 'class_')]
-    if rows.shape[1] > 1:
-      parts.append(self._map(rows[:, 1:], mean, ''))
-    return jnp.concatenate(parts, axis=1)
-
-
-class BlendedAttention(nn.Module):
-  """An attention layer and the affine map that it is diluted into.
-
-  The parameters of both are in the same place as without the other, so that
-  dropping one leaves the tree of the other.
-  """
-
-  attention: Attention
-  affine: LinearAttention
-
-  def setup(self) -> None:
-    nn.share_scope(self, self.attention)
-    nn.share_scope(self, self.affine)
-
-  def __call__(
-    self,
-    x: Array,
-    normal: Array,
-    queries: int | None = None,
-    sizes: Array | None = None,
-  ) -> tuple[Array, Array]:
-    """The attention of norm1's output `x`, and the map of `normal`, n(x)."""
-    attention, _ = self.attention(x, queries, sizes)
-    return attention, self.affine(normal, queries, sizes)

@@ -18,8 +18,6 @@ from lambda_vit_jax.models import token_merging
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
-  BlendedAttention,
-  LinearAttention,
 )
 from lambda_vit_jax.models.layers import (
   LayerNorm,
@@ -27,6 +25,10 @@ from lambda_vit_jax.models.layers import (
   MlpBlock,
   drop_path,
   fold_key,
+)
+from lambda_vit_jax.models.linear_attention import (
+  BlendedAttention,
+  LinearAttention,
 )
 from lambda_vit_jax.models.modes import MODES, mixes_tokens
 from lambda_vit_jax.models.shortcuts import PLAIN, StreamInfo
@@ -66,7 +68,8 @@ class EncoderBlock(nn.Module):
     linear_inputs: inputs of the map in mode `linear`, see `LinearAttention`.
     dilution_path: start and end of mode `diluted`, one of `DILUTION_PATHS`.
     merge: patch tokens that mode `full` merges away after its attention.
-    num_prefix_tokens: leading tokens that are never merged.
+    num_prefix_tokens: leading tokens, which are no patches and never merged.
+    grid_size: patches along height and width.
     quantization: of the matrices, see `lambda_vit_jax.models.quantization`.
   """
 
@@ -83,6 +86,7 @@ class EncoderBlock(nn.Module):
   dilution_path: str = 'attention'
   merge: int = 0
   num_prefix_tokens: int = 1
+  grid_size: tuple[int, int] = (0, 0)
   quantization: str = 'none'
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -236,7 +240,13 @@ class EncoderBlock(nn.Module):
 
   def _linear_layer(self, **place: Any) -> LinearAttention:
     return LinearAttention(
-      self.linear_inputs, self.dtype, self.quantization, **place
+      self.linear_inputs,
+      self.num_heads,
+      self.num_prefix_tokens,
+      self.grid_size,
+      self.dtype,
+      self.quantization,
+      **place,
     )
 
   def _norm(self, name: str, affine: bool = True) -> LayerNorm:

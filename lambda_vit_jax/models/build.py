@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
-from lambda_vit_jax.models.modes import check_linear_inputs, check_modes
+from lambda_vit_jax.models import map_inputs
+from lambda_vit_jax.models.modes import check_modes
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
@@ -75,6 +76,10 @@ def _check_architecture(module: ViT) -> ViT:
       'a distilled network reads its class and distillation tokens after the '
       'norm; it has neither average pooling nor fc_norm'
     )
+  if module.computes_maps:
+    map_inputs.check_grid(module.linear_inputs, module.grid_size)
+    if any(module.merge):
+      map_inputs.check_unmerged(module.linear_inputs)
   return module
 
 
@@ -129,7 +134,7 @@ def make_module(
       drop_path_rate, depth, variant.drop_path_shape
     ),
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
-    'linear_inputs': check_linear_inputs(
+    'linear_inputs': map_inputs.check_linear_inputs(
       overrides.pop('linear_inputs', ('token',))
     ),
   }

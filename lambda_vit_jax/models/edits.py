@@ -11,7 +11,12 @@ from typing import Any
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import AttentionMode
-from lambda_vit_jax.models import merge_schedule, quantization, surgery
+from lambda_vit_jax.models import (
+  map_inputs,
+  merge_schedule,
+  quantization,
+  surgery,
+)
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import (
@@ -78,13 +83,16 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
     A new `Model` that shares the parameters.
 
   Raises:
-    ModelError: another form, or more tokens than there are to merge.
+    ModelError: another form, more tokens than there are to merge, or maps with
+      inputs that merged tokens do not have.
   """
   module = model.module
   rows, columns = module.grid_size
   schedule = merge_schedule.merge_schedule(
     merge, model.depth, rows * columns, start, model.attention_modes
   )
+  if any(schedule) and module.computes_maps:
+    map_inputs.check_unmerged(module.linear_inputs)
   return model.replace(module=module.clone(merge=schedule))
 
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from lambda_vit_jax.core.typing import AttentionMode, Params
-from lambda_vit_jax.models import decoders
-from lambda_vit_jax.models.modes import MODES, mixes_tokens
+from lambda_vit_jax.models import decoders, map_inputs
+from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
 
 
@@ -56,12 +56,20 @@ def _attention_macs(
   if MODES[mode].has_attention:
     projections = 2 * tokens * square + 2 * computed * square
     return projections + 2 * computed * tokens * width
-  total = computed * square
-  if mixes_tokens(mode, module.linear_inputs):
-    # Once per image and map; the class token's map may be the only one.
-    own = 'class_map' in module.linear_inputs
-    total += (own + (computed > own)) * square
-  return total
+  extent = map_extent(module, tokens, computed)
+  return map_inputs.map_macs(module.linear_inputs, extent)
+
+
+def map_extent(module: ViT, tokens: int, computed: int) -> map_inputs.Extent:
+  """What the cost of a map depends on, for a block of this model."""
+  return map_inputs.Extent(
+    module.embed_dim,
+    module.num_heads,
+    tokens,
+    module.num_prefix_tokens,
+    computed,
+    map_inputs.CLASS_MAP in module.linear_inputs,
+  )
 
 
 def _merging_macs(module: ViT, tokens: int, merged: int) -> int:
@@ -99,7 +107,6 @@ def size_of(module: ViT) -> int:
       total += 2 * width + 4 * width * width + width + scale
       total += 3 * width if module.qkv_bias else 0
     elif mode == 'linear':
-      maps = 1 + ('class_map' in module.linear_inputs)
-      squares = 1 + ('mean' in module.linear_inputs)
-      total += maps * (squares * width * width + width)
+      extent = map_extent(module, module.num_tokens, module.num_tokens)
+      total += map_inputs.map_parameters(module.linear_inputs, extent)
   return total

@@ -16,15 +16,13 @@ from typing import Any, Protocol, cast
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import AttentionMode
+from lambda_vit_jax.models import map_inputs
 
 ATTENTION = ('norm1', 'attn.qkv', 'attn.proj', 'ls1')
 """Parameters of an attention layer; `ls1` only with LayerScale."""
 
-LINEAR_MAPS = ('linear', 'mean', 'class_linear', 'class_mean')
-"""Children of `attn` in mode `linear`; all of them write to the stream."""
-
-AFFINE_MAP = tuple(f'attn.{name}' for name in LINEAR_MAPS)
-"""Parameters of W·n(x) + b, which ones depends on its inputs."""
+AFFINE_MAP = tuple(f'attn.{name}' for name in map_inputs.CHILDREN)
+"""Parameters of the map in mode `linear`, which ones depends on its inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +78,13 @@ MODES: dict[AttentionMode, Mode] = {
   'identity': Mode(2.0, 0.0, (), False),
   # After folding, or after dilution without compensation.
   'absent': Mode(1.0, 0.0, (), False),
-  # x + W·n(x) + b. Mixes tokens only with the input `mean`: `mixes_tokens`.
+  # x + W·n(x) + b. Mixes tokens only with some inputs: `mixes_tokens`.
   'linear': Mode(1.0, 1.0, AFFINE_MAP, False),
 }
 """The modes by name."""
 
 ATTENTION_PARTS = tuple(dict.fromkeys(n.split('.')[0] for n in ATTENTION))
 """Children of a block that belong to its attention half."""
-
-LINEAR_INPUTS = ('token', 'mean', 'class_map')
-"""Possible inputs of the map in mode `linear` (`LinearAttention`)."""
 
 DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
 """What mode `diluted` computes: from attention to x + x, or by way of a map.
@@ -104,8 +99,16 @@ def mixes_tokens(
   mode: AttentionMode, linear_inputs: Sequence[str] = ('token',)
 ) -> bool:
   """Whether one token's output depends on other tokens."""
-  needs_mean = mode == 'linear' and 'mean' in linear_inputs
-  return MODES[mode].mixes_tokens or needs_mean
+  if mode == 'linear':
+    rows = map_inputs.rows_of(linear_inputs).values()
+    return any(row.mixes_tokens for row in rows)
+  return MODES[mode].mixes_tokens
+
+
+def computes_map(mode: AttentionMode, dilution_path: str = 'attention') -> bool:
+  """Whether a block computes the map of mode `linear`, blended or alone."""
+  blends = mode == 'diluted' and dilution_path != 'attention'
+  return mode == 'linear' or blends
 
 
 def block_name(block_index: int) -> str:
@@ -217,26 +220,6 @@ def check_modes(modes: Sequence[str], depth: int) -> tuple[AttentionMode, ...]:
   known = cast(tuple[AttentionMode, ...], tuple(modes))
   check_layers(removed_layers(known), depth)
   return known
-
-
-def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
-  """Returns the inputs of mode `linear`, in the order of `LINEAR_INPUTS`.
-
-  Raises:
-    ModelError: an unknown input, or no `token`.
-  """
-  inputs = tuple(inputs)
-  for name in inputs:
-    if name not in LINEAR_INPUTS:
-      raise ModelError(
-        f'unknown input {name!r} of an affine map; known are '
-        f'{", ".join(LINEAR_INPUTS)}'
-      )
-  if 'token' not in inputs:
-    raise ModelError(
-      f'inputs {list(inputs)}: an affine map needs the token itself; add token'
-    )
-  return tuple(name for name in LINEAR_INPUTS if name in inputs)
 
 
 def doublings(modes: Sequence[AttentionMode]) -> tuple[int, ...]:

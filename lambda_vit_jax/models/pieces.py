@@ -8,8 +8,11 @@ are traceable and none is jitted.
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
+from lambda_vit_jax.models.attention import dot_product_attention
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.modes import block_name
@@ -93,6 +96,25 @@ def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
   hidden = normal @ first['kernel'] + first['bias']
   return ACTIVATIONS[block.activation](hidden)
+
+
+def head_outputs(block: EncoderBlock, params: Params, x: Array) -> Array:
+  """What the heads give, before the projection, `[batch, tokens, embed]`.
+
+  Args:
+    block: in mode `full`.
+    params: of the block.
+    x: the stream before it, `[batch, tokens, embed]`.
+  """
+  norm, fused = params['norm1'], params['attn']['qkv']
+  normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
+  projected = normal @ fused['kernel'] + fused.get('bias', 0.0)
+  query, key, value = (
+    jnp.swapaxes(part.reshape(*x.shape[:2], block.num_heads, -1), 1, 2)
+    for part in jnp.split(projected, 3, axis=-1)
+  )
+  mixed = dot_product_attention(query, key, value)
+  return jnp.swapaxes(mixed, 1, 2).reshape(x.shape)
 
 
 def readout(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lambda_vit_jax.core.typing import AttentionMode, Params
+from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.modes import (
   ATTENTION_PARTS,
-  LINEAR_MAPS,
   block_name,
   doublings,
 )
@@ -41,7 +41,8 @@ def keep_maps(tree: Params, layers: Iterable[int]) -> Params:
   kept = prune_tree(tree, layers)
   for name in map(block_name, layers):
     parts = tree[name].get('attn', {})
-    if maps := {part: parts[part] for part in parts if part in LINEAR_MAPS}:
+    children = map_inputs.CHILDREN
+    if maps := {part: parts[part] for part in parts if part in children}:
       kept[name] = kept[name] | {'attn': maps}
   return kept
 
@@ -61,7 +62,7 @@ def fold_tree(params: Params, modes: Sequence[AttentionMode]) -> Params:
     scale = 0.5**count
     for part, projection, layer_scale in (
       ('attn', 'proj', 'ls1'),
-      *(('attn', name, '') for name in LINEAR_MAPS),
+      *(('attn', name, '') for name in map_inputs.WRITERS),
       ('mlp', 'fc2', 'ls2'),
     ):
       if projection not in block.get(part, {}):

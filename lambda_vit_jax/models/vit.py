@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lambda_vit_jax.core.typing import Array, AttentionMode
-from lambda_vit_jax.models import decoders, merge_schedule, token_merging
+from lambda_vit_jax.models import (
+  decoders,
+  map_inputs,
+  merge_schedule,
+  token_merging,
+)
 from lambda_vit_jax.models.attention import AttentionKernel
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import (
@@ -22,7 +27,12 @@ from lambda_vit_jax.models.layers import (
   parameter,
   small_init,
 )
-from lambda_vit_jax.models.modes import block_name, doublings, mixes_tokens
+from lambda_vit_jax.models.modes import (
+  block_name,
+  computes_map,
+  doublings,
+  mixes_tokens,
+)
 from lambda_vit_jax.models.resampling import resize
 from lambda_vit_jax.models.shortcuts import StreamInfo
 
@@ -49,8 +59,8 @@ class ViT(nn.Module):
     pre_norm_eps: the epsilon of that norm.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
-    linear_inputs: inputs of blocks in mode `linear`: `token`, and optionally
-      `mean` (of the image's tokens) and `class_map` (a map for that token).
+    linear_inputs: inputs of blocks in mode `linear`, of
+      `map_inputs.LINEAR_INPUTS`; `token` is always among them.
     dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
     merge: patch tokens that each block should merge away, empty for none; see
       `merge_counts` for the actual numbers.
@@ -131,8 +141,21 @@ class ViT(nn.Module):
     )
 
   @property
+  def computes_maps(self) -> bool:
+    """Whether any block computes the map of mode `linear`."""
+    return any(
+      computes_map(mode, self.dilution_path) for mode in self.attention_modes
+    )
+
+  @property
   def merge_counts(self) -> tuple[int, ...]:
-    """Patch tokens that each block merges away (`merge_schedule`)."""
+    """Patch tokens that each block merges away (`merge_schedule`).
+
+    Raises:
+      ModelError: maps with inputs that merged tokens do not have.
+    """
+    if any(self.merge) and self.computes_maps:
+      map_inputs.check_unmerged(self.linear_inputs)
     patches = self.num_tokens - self.num_prefix_tokens
     return merge_schedule.merge_counts(
       self.merge, self.attention_modes, patches

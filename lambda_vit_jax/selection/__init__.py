@@ -10,6 +10,7 @@
 - `affine_score`: score layers by how well an affine map explains them
 - `criteria`: transfer entropy and the other scores
 - `linear_trials`: score layers by replacing them with affine maps
+- `output_error`: score layers by the error at the output with maps in place
 - `exhaustive`: score every set of layers
 - `checks`: check the options, images and resumed state of a search
 - `short_dilution`: rate sets of layers by short training runs

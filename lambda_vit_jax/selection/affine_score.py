@@ -1,10 +1,15 @@
 """Score attention layers by how well an affine map explains them.
 
 The criterion `affine`: the share of the attention's variance that the best
-affine map of its input leaves unexplained.
+affine map of its input leaves unexplained. `canonical` asks the same of every
+direction of the output alike, whatever its variance: Σ(1 − ρ²) over the canonical
+correlations ρ of input and output (NBL, arXiv 2505.21077).
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+import numpy as np
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import ImageSet, Placement
@@ -33,6 +38,37 @@ def _cross_sums(
   )
 
 
+def _joint_sums(
+  taps: dict[str, Array], mask: Array, placement: Placement
+) -> Sums | None:
+  """Sums of products of both with both."""
+  del placement
+  if 'attention' not in taps:
+    return None
+  joint = jnp.concatenate([taps['norm1'], taps['attention']], axis=-1)
+  rows = joint.reshape(-1, joint.shape[-1])
+  # Without outputs: all that is needed are products of these inputs.
+  keep = jnp.repeat(mask, joint.shape[1])
+  return least_squares.batch_sums(rows, rows[:, :0], keep)
+
+
+def _moments(
+  model: Model,
+  images: ImageSet,
+  measure: Callable[[dict[str, Array], Array, Placement], Sums | None],
+  memory_gib: float | None,
+) -> dict[int, CrossMoments]:
+  """Per block in mode `full`, over all images."""
+  found: dict[int, CrossMoments] = {}
+  for index, measured in measure_blocks(model, images, measure, memory_gib):
+    if not MODES[model.attention_modes[index]].has_attention:
+      continue
+    moments = CrossMoments.from_sums(measured)
+    old = found.get(index)
+    found[index] = moments if old is None else old.merge(moments)
+  return found
+
+
 def affine_residual(
   model: Model, images: ImageSet, memory_gib: float | None = None
 ) -> dict[int, float]:
@@ -47,16 +83,51 @@ def affine_residual(
   Returns:
     Per block in mode `full`, between 0 and 1.
   """
-  found: dict[int, CrossMoments] = {}
-  for index, measured in measure_blocks(model, images, _cross_sums, memory_gib):
-    if not MODES[model.attention_modes[index]].has_attention:
-      continue
-    moments = CrossMoments.from_sums(measured)
-    old = found.get(index)
-    found[index] = moments if old is None else old.merge(moments)
   return {
     index: least_squares.residual_share(
       (moments, least_squares.solve(moments, _RIDGE))
     )
-    for index, moments in found.items()
+    for index, moments in _moments(
+      model, images, _cross_sums, memory_gib
+    ).items()
   }
+
+
+def canonical_residual(
+  model: Model, images: ImageSet, memory_gib: float | None = None
+) -> dict[int, float]:
+  """Σ(1 − ρ²) of the canonical correlations of each layer's input and output.
+
+  Args:
+    model: no block in mode `diluted`.
+    images: see `images.read_images`; samples are images × tokens, and should
+      be many times more than channels.
+    memory_gib: activations held at a time, per device.
+
+  Returns:
+    Per block in mode `full`, between 0 and the number of channels.
+  """
+  return {
+    index: _uncorrelated(moments.in_in)
+    for index, moments in _moments(
+      model, images, _joint_sums, memory_gib
+    ).items()
+  }
+
+
+def _uncorrelated(products: np.ndarray) -> float:
+  """Σ(1 − ρ²) of the first and the second half of the channels."""
+  width = len(products) // 2
+  first, second = slice(width), slice(width, None)
+
+  def inverse_times(half: slice, other: slice) -> np.ndarray:
+    own = products[half, half]
+    added = _RIDGE * np.trace(own) / width
+    # A layer whose output is constant is explained by anything.
+    floor = np.finfo(np.float64).tiny
+    return np.linalg.solve(
+      own + max(added, floor) * np.eye(width), products[half, other]
+    )
+
+  squares = inverse_times(second, first) @ inverse_times(first, second)
+  return float(width - np.trace(squares))

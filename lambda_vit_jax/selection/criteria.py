@@ -19,10 +19,13 @@ from lambda_vit_jax.selection import affine_score, bootstrap
 from lambda_vit_jax.selection.options import OnImages, canonical
 from lambda_vit_jax.selection.trials import Trial, TrialRunner
 
-MEASURED = ('transfer_entropy', 'loss_increase')
+OF_SETS = ('transfer_entropy', 'loss_increase')
+"""Scores that an exhaustive search can take."""
+
+MEASURED = (*OF_SETS, 'output')
 """Criteria that run the network without the layers in question."""
 
-NEEDS_IMAGES = (*MEASURED, 'cosine', 'affine', 'exhaustive')
+NEEDS_IMAGES = (*MEASURED, 'cosine', 'affine', 'canonical', 'exhaustive')
 
 CRITERIA = (*NEEDS_IMAGES, 'random', 'first', 'last', 'given')
 
@@ -111,7 +114,9 @@ class TrialCriterion:
     shards = int(kept.sum())
     weights = bootstrap.resample_weights(shards, self.resamples, self.seed)
     score = (
-      _loss_increase if self.criterion == 'loss_increase' else _transfer_entropy
+      _transfer_entropy
+      if self.criterion == 'transfer_entropy'
+      else _mean_increase
     )
     scores = score(
       _shards(self._base, kept),
@@ -151,12 +156,12 @@ def _transfer_entropy(
   return Scores(found.values, resampled, dead, found.base_entropy)
 
 
-def _loss_increase(
+def _mean_increase(
   base: HostMoments,
   trials: dict[Trial, HostMoments],
   weights: np.ndarray | None,
 ) -> Scores:
-  """Increase of the mean cross-entropy on labelled images, in nats per image."""
+  """Increase of the mean loss or error, per image."""
 
   def increase(mean: Callable[[HostMoments], Any]) -> dict[Trial, Any]:
     dense = mean(base)
@@ -208,13 +213,16 @@ def layer_scores(
   Args:
     criterion: `cosine`: one minus the mean cosine similarity of x and
       x + attn(x); or `affine`: the share of the attention output's variance
-      that no affine map of its input explains.
+      that no affine map of its input explains; or `canonical`, see
+      `affine_score`.
     model: the model to search.
     images: see `images.read_images`.
     memory_gib: memory for activations per device.
   """
   if criterion == 'affine':
     return _fixed(affine_score.affine_residual(model, images, memory_gib))
+  if criterion == 'canonical':
+    return _fixed(affine_score.canonical_residual(model, images, memory_gib))
   cosines = profile.cosine_similarity(model, images, memory_gib)
   return _fixed({block: 1.0 - cosine for block, cosine in cosines.items()})
 
@@ -243,7 +251,7 @@ def check_criterion(criterion: str) -> tuple[str, str]:
       f'{nearest(name, CRITERIA)} (known: {", ".join(CRITERIA)}, probe)'
     )
   score = score or (name if name != 'exhaustive' else 'transfer_entropy')
-  if score != name and (name != 'exhaustive' or score not in MEASURED):
+  if score != name and (name != 'exhaustive' or score not in OF_SETS):
     raise UsageError(
       f'select.criterion={criterion!r}: only exhaustive takes a score, '
       'exhaustive:transfer_entropy or exhaustive:loss_increase'

@@ -33,6 +33,7 @@ from lambda_vit_jax.selection.options import (
   canonical,
   round_listener,
 )
+from lambda_vit_jax.selection.output_error import output_error
 from lambda_vit_jax.selection.record import Round, Selection
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import TrialRunner
@@ -175,7 +176,9 @@ def _as_run(options: SearchOptions, name: str, score: str) -> SearchOptions:
     options,
     criterion=canonical(options.criterion),
     target='loss' if score == 'loss_increase' else options.target,
-    sign=options.sign if measured else 'signed',
+    # The only trials that `output` has.
+    trial='linear' if score == 'output' else options.trial,
+    sign=options.sign if score in criteria.OF_SETS else 'signed',
     resamples=options.resamples if measured and name != 'exhaustive' else 0,
   )
 
@@ -202,6 +205,8 @@ def _criterion(
     return criteria.blind_scores(name, candidates, options.seed)
   if name not in criteria.MEASURED:
     return criteria.layer_scores(name, model, images, options.memory_gib)
+  if name == 'output':
+    return output_error(model, images, options)
   trials = _trial_criterion(model, images, name, options)
   if options.trial == 'linear':
     return linear_trials(trials, model, images, options.memory_gib)
@@ -226,6 +231,7 @@ def nose(
   criterion: str = 'transfer_entropy',
   sign: Sign = 'signed',
   trial: str = 'skip',
+  inputs: Sequence[str] = ('token',),
   removal_ratio: float | None = None,
   target_speedup: float | None = None,
   layers: Sequence[int] = (),
@@ -249,12 +255,14 @@ def nose(
     num_layers: layers to remove; 5 where no other budget is given.
     target: `logits` or `features` (of the class token).
     criterion: `transfer_entropy` (or `nose`), or to compare `loss_increase`
-      (needs labels), `cosine`, `affine`, `random`, `first`, `last`, `given`,
+      (needs labels), `output` (the error at the output with maps in place),
+      `cosine`, `affine`, `canonical`, `random`, `first`, `last`, `given`,
       `exhaustive`, `exhaustive:loss_increase`.
     sign: `signed` removes the layer of least transfer entropy (or increase of
       the loss), `absolute` of least magnitude.
     trial: `skip` scores a layer by leaving it out, `linear` by fitting an
-      affine map in its place.
+      affine map in its place; `output` always does.
+    inputs: of the maps of `output`, as for `linearize`.
     removal_ratio: the budget as a share of the blocks, in [0, 1).
     target_speedup: the budget as a ratio of multiply-accumulates, at least 1.
     layers: blocks to remove with `criterion='given'`.
@@ -283,6 +291,7 @@ def nose(
     target=target,
     sign=sign,
     trial=trial,
+    inputs=tuple(inputs),
     num_layers=num_layers,
     removal_ratio=removal_ratio,
     target_speedup=target_speedup,

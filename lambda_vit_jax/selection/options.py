@@ -31,6 +31,7 @@ class SearchOptions:
   target: str = 'logits'
   sign: Sign = 'signed'
   trial: str = 'skip'
+  inputs: tuple[str, ...] = ('token',)
   num_layers: int | None = None
   removal_ratio: float | None = None
   target_speedup: float | None = None

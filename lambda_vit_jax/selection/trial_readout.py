@@ -17,7 +17,7 @@ from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
-Target = Literal['logits', 'features', 'loss']
+Target = Literal['logits', 'features', 'loss', 'divergence', 'feature_error']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +125,25 @@ def _by_shard(rows: Array, shards: int) -> Array:
 def target_values(
   target: Target, logits: Array, taps: Any, labels: Array
 ) -> Array:
-  """`[batch, channels]` float32 of which moments are taken."""
+  """`[batch, channels]` float32 of which moments are taken.
+
+  Args:
+    target: `divergence` and `feature_error` compare with another network.
+    logits: `[batch, num_classes]`.
+    taps: of the readout.
+    labels: class indices `[batch]`; for the two comparisons the other network's
+      logits or features `[batch, channels]`.
+  """
   if target == 'logits':
     return logits
   if target == 'features':
     return taps['features'].astype(jnp.float32)
+  if target == 'feature_error':
+    gap = taps['features'].astype(jnp.float32) - labels
+    return (gap * gap).mean(axis=-1, keepdims=True)
+  if target == 'divergence':
+    wanted, found = (jax.nn.log_softmax(rows) for rows in (labels, logits))
+    divergence = jnp.exp(wanted) * (wanted - found)
+    return divergence.sum(axis=-1, keepdims=True)
   true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - true

@@ -15,6 +15,7 @@ block, a block without attention, and the tail with the moments of the target.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,9 @@ class TrialRunner:
     Args:
       model: no block in mode `diluted` or `skip`.
       images: see `images.read_images`.
-      target: `logits`, `features`, or `loss` (per image; needs labels).
+      target: `logits`, `features`, `loss` (per image; needs labels), or an
+        error per image, for which the labels are the outputs that it is
+        measured from (`trial_readout.target_values`).
       memory_gib: activations held at a time, per device; by default a share
         of the device's memory.
 
@@ -90,7 +93,9 @@ class TrialRunner:
     self._shards = max(
       n for n in range(1, _SHARDS + 1) if self.micro_batch % n == 0
     )
-    self._channels = 1 if target == 'loss' else module.embed_dim
+    self._channels = 1
+    if target in ('logits', 'features'):
+      self._channels = module.embed_dim
     if target == 'logits' and module.num_classes:
       self._channels = module.num_classes
 
@@ -284,7 +289,7 @@ class TrialRunner:
 
 def _check(model: Model, images: ImageSet, target: str) -> None:
   """See `TrialRunner`."""
-  if target not in ('logits', 'features', 'loss'):
+  if target not in get_args(Target):
     raise UsageError(
       f'select.target={target!r} is not known; use logits or features'
     )

@@ -12,7 +12,7 @@ from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
 FOLDS = 4
 
 
-def fold_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
+def fold_sums(inputs: Array, outputs: Array, weights: Array) -> Sums:
   """`least_squares.batch_sums` with a leading axis over folds; traceable.
 
   Image i is in fold i modulo the number of folds, the largest divisor of
@@ -21,16 +21,16 @@ def fold_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
   Args:
     inputs: `[batch, tokens, inputs]`.
     outputs: `[batch, tokens, outputs]`.
-    keep: `[batch, tokens]` bool, False for padding.
+    weights: `[batch, tokens]`, 0 (or False) for padding.
   """
-  folds = math.gcd(len(keep), FOLDS)
+  folds = math.gcd(len(weights), FOLDS)
 
   def by_fold(features: Array) -> Array:
     batch, tokens, *channels = features.shape
     split = features.reshape(batch // folds, folds, tokens, *channels)
     return jnp.swapaxes(split, 0, 1).reshape(folds, -1, *channels)
 
-  split = map(by_fold, (inputs, outputs, keep))
+  split = map(by_fold, (inputs, outputs, weights))
   return jax.vmap(least_squares.batch_sums)(*split)
 
 

@@ -35,39 +35,41 @@ Sums = tuple[Array, ...]
 """Returned by `batch_sums`; leading axes, if any, are folds."""
 
 
-def batch_sums(inputs: Array, outputs: Array, keep: Array) -> Sums:
-  """Sums of one batch around its own mean; traceable.
+def batch_sums(inputs: Array, outputs: Array, weights: Array) -> Sums:
+  """Weighted sums of one batch around its own mean; traceable.
 
   Args:
     inputs: `[samples, inputs]`.
     outputs: `[samples, outputs]`.
-    keep: `[samples]` bool, False for padding.
+    weights: `[samples]`, 0 (or False) for padding; of order 1.
 
   Returns:
-    float32: the count; the centres of inputs and of outputs; the sums of
-    deviations from these two; then the sums of products of deviations, input ×
-    input, input × output, and output² (`[outputs]`).
+    float32: the sum of weights; the centres of inputs and of outputs; the sums
+    of deviations from these two; then the sums of products of deviations, input
+    × input, input × output, and output² (`[outputs]`).
   """
-  rows = keep[:, None]
-  count = keep.sum(dtype=jnp.int32).astype(jnp.float32)
+  weights = weights.astype(jnp.float32)[:, None]
+  count = weights.sum()
   centres, totals, deviations = [], [], []
   for features in (inputs, outputs):
-    features = jnp.where(rows, features.astype(jnp.float32), 0.0)
-    centre = features.sum(axis=0) / jnp.maximum(count, 1.0)
-    deviation = jnp.where(rows, features - centre, 0.0)
+    features = jnp.where(weights > 0.0, features.astype(jnp.float32), 0.0)
+    total = (weights * features).sum(axis=0)
+    centre = jnp.where(count > 0.0, total / count, 0.0)
+    deviation = jnp.where(weights > 0.0, features - centre, 0.0)
     centres.append(centre)
     # The rounded mean is not exactly the mean: the host corrects by these.
-    totals.append(deviation.sum(axis=0))
+    totals.append((weights * deviation).sum(axis=0))
     deviations.append(deviation)
   x, y = deviations
+  weighted = (weights * x).T
   product = functools.partial(jnp.matmul, precision='highest')
   return (
     count,
     *centres,
     *totals,
-    product(x.T, x),
-    product(x.T, y),
-    (y * y).sum(axis=0),
+    product(weighted, x),
+    product(weighted, y),
+    (weights * y * y).sum(axis=0),
   )
 
 
@@ -89,7 +91,7 @@ class CrossMoments:
   """Centred second moments of inputs and outputs, float64 on the host.
 
   Attributes:
-    count: samples.
+    count: samples, or the sum of their weights.
     mean_in: `[inputs]`.
     mean_out: `[outputs]`.
     in_in: `[inputs, inputs]`, sum of products of deviations.
@@ -115,7 +117,7 @@ class CrossMoments:
   def merge(self, other: 'CrossMoments') -> 'CrossMoments':
     """Moments of the union of the samples (Chan)."""
     count = self.count + other.count
-    share = other.count / max(count, 1.0)
+    share = other.count / (count or 1.0)
     step_in = other.mean_in - self.mean_in
     step_out = other.mean_out - self.mean_out
     weight = self.count * share
@@ -176,9 +178,9 @@ class Accumulator:
     count, centre_in, centre_out, in_, out = map(
       np.stack, zip(*self._small, strict=True)
     )
-    share = 1.0 / np.maximum(count, 1.0)[:, None]
+    share = 1.0 / np.where(count > 0.0, count, 1.0)[:, None]
     mean_in, mean_out = centre_in + share * in_, centre_out + share * out
-    total = max(count.sum(), 1.0)
+    total = count.sum() or 1.0
     whole_in, whole_out = count @ mean_in / total, count @ mean_out / total
     x, y, weight = mean_in - whole_in, mean_out - whole_out, count[:, None]
     in_in, in_out, out_out = self._products

@@ -1,7 +1,7 @@
 """Replace attention layers by least-squares affine maps: `linearize`.
 
-The attention of a block becomes `W·n(x) + b`, where n is LayerNorm without
-affine parameters, and W and b are the ridge regression of what the stream lacks
+The attention of a block becomes an affine map of n(x), LayerNorm without affine
+parameters, and of further inputs: the ridge regression of what the stream lacks
 (docs/method.md#affine-maps). This file has the public functions and their
 checks; `map_fitter` runs the images through the network and `least_squares`
 solves for the maps. Labels are not used.
@@ -18,7 +18,7 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import modes, surgery
+from lambda_vit_jax.models import map_inputs, modes, surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import (
@@ -112,11 +112,14 @@ def linearize(
     ridge: penalty, see `least_squares.solve`; `auto` takes for each block
       what predicts held-out images best.
     rank: the largest rank of a map, None for no limit.
-    inputs: `token`, and perhaps `mean` (the mean over the image's tokens is a
-      further input) and `class_map` (the class token has a map of its own).
+    inputs: `token`, and perhaps `mean` (over the image's tokens), `class_map`
+      (the class token has maps of its own), `neighbours` (the mean over 3 x 3
+      patches), `positions` (an intercept for each) and `mixing` (values of the
+      heads, mixed by fixed matrices over the tokens); their costs are in
+      docs/method.md#affine-maps.
     target: `stream` fits a map to what brings the modified network's stream to
       the dense one, so that it also makes up for earlier maps; `attention` to
-      what the block's own attention adds. The same where `sequential=False`.
+      what the block's own attention adds.
     recentre: correct the norms after the maps (see `recentre`), which keeps a
       second stream of the images.
     refit: correct the MLPs after the maps (see `refit`); the same.
@@ -131,7 +134,8 @@ def linearize(
     A model whose `layers` are in mode `linear`.
 
   Raises:
-    ModelError: layers that have no attention, or that would leave none.
+    ModelError: layers that have no attention, or that would leave none; an
+      unknown input, or one that the model's grid is too small for.
     DataError: no image, images of another shape, fewer samples (images ×
       tokens) than inputs of the map, or too few images for `recentre` or
       `refit`.
@@ -170,7 +174,7 @@ def fit_linear(
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
   how = MapOptions(
-    _check_inputs(model, options.inputs),
+    check_inputs(model, options.inputs),
     check_target(options.target),
     least_squares.check_ridge(options.ridge),
     least_squares.check_rank(options.rank),
@@ -261,8 +265,15 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
       )
 
 
-def _check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
-  inputs = modes.check_linear_inputs(inputs)
+def check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
+  """Returns the inputs of new maps for a model, in their order.
+
+  Raises:
+    ModelError: an unknown input, one that the model's grid is too small for, or
+      others than the model's maps have.
+  """
+  inputs = map_inputs.check_linear_inputs(inputs)
+  map_inputs.check_grid(inputs, model.module.grid_size)
   existing = model.module.linear_inputs
   if 'linear' in model.attention_modes and inputs != existing:
     raise ModelError(

@@ -12,19 +12,24 @@ from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.blocks import BlockRunner
 from lambda_vit_jax.analysis.images import ImageSet, Placement
 from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models.layers import normalize
+from lambda_vit_jax.models import map_inputs, pieces
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
-from lambda_vit_jax.training_free import least_squares, paired
+from lambda_vit_jax.training_free import least_squares, paired, token_mixing
 from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
+from lambda_vit_jax.training_free.map_design import (
+  design,
+  num_columns,
+  to_parameters,
+)
 from lambda_vit_jax.training_free.stream_pair import StreamPair
 
 TARGETS = ('stream', 'attention')
@@ -67,7 +72,7 @@ class MapOptions:
   """What the maps are of and how they are fitted, checked.
 
   Attributes:
-    inputs: of `modes.LINEAR_INPUTS`.
+    inputs: of `map_inputs.LINEAR_INPUTS`.
     target: of `TARGETS`.
     ridge: penalty, or None to choose it per block.
     rank: the largest rank of a map, None for no limit.
@@ -79,14 +84,16 @@ class MapOptions:
   rank: int | None = None
 
 
-@compilation.jit(static_argnames=('epsilon', 'inputs', 'placement'))
+@compilation.jit(static_argnames=('module', 'epsilon', 'options', 'placement'))
 def map_sums(
   x: Array,
   wanted: Array,
   mask: Array,
+  sources: Params,
   *,
+  module: ViT,
   epsilon: float,
-  inputs: tuple[str, ...],
+  options: MapOptions,
   placement: Placement,
 ) -> list[least_squares.Sums]:
   """Sums of products for the map that takes stream x to `wanted`.
@@ -95,31 +102,34 @@ def map_sums(
     x: before the block, `[batch, tokens, embed]`.
     wanted: what x plus the output of the map should be.
     mask: `[batch]`, False for padding.
+    sources: parameters from which inputs are computed, see `design`.
+    module: of the stream.
     epsilon: of the block's norms.
-    inputs: of the map.
+    options: of the fit.
     placement: of the streams.
 
   Returns:
     Per group of tokens `cross_validation.fold_sums`. With `class_map`, class
     tokens are the first group.
   """
-  features = normalize(x, epsilon)
-  if 'mean' in inputs:
-    mean = features.mean(axis=1, keepdims=True)
-    mean = jnp.broadcast_to(mean, features.shape)
-    features = jnp.concatenate([features, mean], axis=-1)
-  keep = jnp.broadcast_to(mask[:, None], x.shape[:2])
+  features = design(module, options.inputs, epsilon, sources, x)
   outputs = wanted - x
+  weights = jnp.broadcast_to(mask[:, None], x.shape[:2])
+  weights = weights.astype(jnp.float32)
+  if options.target == 'stream':
+    # The next norm divides each token by its deviation.
+    variance = wanted.astype(jnp.float32).var(axis=-1)
+    weights = weights / (variance + epsilon)
   sums = [
-    fold_sums(features[:, tokens], outputs[:, tokens], keep[:, tokens])
-    for tokens in _groups(inputs)
+    fold_sums(features[:, tokens], outputs[:, tokens], weights[:, tokens])
+    for tokens in _groups(options.inputs)
   ]
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
 def _groups(inputs: tuple[str, ...]) -> list[slice]:
   """The tokens of each group."""
-  own = 'class_map' in inputs
+  own = map_inputs.CLASS_MAP in inputs
   return [slice(1), slice(1, None)] if own else [slice(None)]
 
 
@@ -146,8 +156,8 @@ class MapFitter:
       DataError: fewer samples (images × tokens) than inputs of the map.
       ModelError: `dense` differs in more than modes and dropped blocks.
     """
-    tokens, width = model.module.num_tokens, model.module.embed_dim
-    width *= 1 + ('mean' in options.inputs)
+    tokens = model.module.num_tokens
+    width = num_columns(model.module, options.inputs)
     if images.total * tokens <= width:
       raise DataError(
         f'{images.total} images of {tokens} tokens are {images.total * tokens} '
@@ -158,9 +168,8 @@ class MapFitter:
     self._images = images
     self._layers = layers
     self._options = options
-    self._images = images
-    self._layers = layers
-    self._options = options
+    # The same for all blocks, so that they share a program.
+    self._stem = pieces.stem_of(model.module)
     self._runner = BlockRunner(model, images.placement, options.inputs)
     origins: tuple[int, ...] = ()
     reference = None
@@ -197,7 +206,9 @@ class MapFitter:
         streams.run(index)
       else:
         stays = index not in sequential
-        found[index] = self._fit(index, self._moments(index, stays))
+        sources = self._sources(index)
+        groups = self._moments(index, stays, sources)
+        found[index] = sources | self._fit(index, groups)
         if not stays and index < last:
           self._runner.use_maps({index: found[index]})
           streams.run_map(index)
@@ -206,15 +217,32 @@ class MapFitter:
         on_progress(index + 1, last + 1)
     return found
 
-  def _moments(self, index: int, stays: bool) -> list[FoldMoments]:
+  def _sources(self, index: int) -> Params:
+    """Parameters from which inputs are computed; a pass where there are any."""
+    if 'mixing' not in self._options.inputs:
+      return {}
+    _, params = self._runner.block(index)
+    return token_mixing.fit_mixing(
+      index,
+      self._streams.reference(index),
+      token_mixing.values_of(params),
+      self._streams.before(index),
+      self._images.placement,
+    )
+
+  def _moments(
+    self, index: int, stays: bool, sources: Params
+  ) -> list[FoldMoments]:
     """Per group of tokens, over all images."""
-    inputs = self._options.inputs
-    found = [FoldMoments() for _ in _groups(inputs)]
+    sources = self._images.placement.replicate(sources)
+    found = [FoldMoments() for _ in _groups(self._options.inputs)]
     for position, halves in enumerate(self._streams.halves(index, stays)):
       sums = map_sums(
         *halves,
+        sources,
+        module=self._stem,
         epsilon=self._runner.module.norm_eps[index],
-        inputs=inputs,
+        options=self._options,
         placement=self._images.placement,
       )
       for group, values in zip(found, jax.device_get(sums), strict=True):
@@ -223,28 +251,25 @@ class MapFitter:
 
   def _fit(self, index: int, groups: Sequence[FoldMoments]) -> Params:
     """The parameters of the map that replaces an attention layer."""
-    moments = [group.folds for group in groups]
-    everything = list(map(least_squares.merged, zip(*moments, strict=True)))
-    whole = least_squares.merged(everything)
+    module, inputs = self._runner.module, self._options.inputs
+    *first, rest = [group.folds for group in groups]
+    whole = least_squares.merged(rest)
     least_squares.require_finite(f'block {index}', whole.in_out)
-    ridge, shared = self._solve(everything)
-    if len(moments) == 1:
+    ridge, shared = self._solve(rest)
+    if not first:
       self._record(index, ridge, (whole, shared))
-      return self._parameters(shared)
+      return to_parameters(module, inputs, shared)
     # The class token is one sample per image, too few for a map of its own:
-    # its map is that of all tokens plus a correction, which is penalised.
-    first, rest = moments
-    class_tokens = least_squares.merged(first)
-    _, correction = self._solve([fold.beyond(shared) for fold in first])
+    # its map is that of the others plus a correction, which is penalised.
+    class_tokens = least_squares.merged(first[0])
+    _, correction = self._solve([fold.beyond(shared) for fold in first[0]])
     own = AffineMap(
       shared.kernel + correction.kernel, shared.bias + correction.bias
     )
     if self._options.rank is not None:
       own = least_squares.truncate(class_tokens, own, self._options.rank)
-    ridge, others = self._solve(rest)
-    patches = least_squares.merged(rest)
-    self._record(index, ridge, (class_tokens, own), (patches, others))
-    return self._parameters(others) | self._parameters(own, 'class_')
+    self._record(index, ridge, (class_tokens, own), (whole, shared))
+    return to_parameters(module, inputs, shared, own)
 
   def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
     """The ridge, given or chosen, and the map of all folds."""
@@ -257,23 +282,6 @@ class MapFitter:
   def _record(
     self, index: int, ridge: float, *maps: tuple[CrossMoments, AffineMap]
   ) -> None:
-    whole = least_squares.merged(moments for moments, _ in maps)
     residual = least_squares.residual_share(*maps)
-    self.fits.append(BlockFit(index, ridge, residual, int(whole.count)))
-
-  def _parameters(self, affine: AffineMap, prefix: str = '') -> Params:
-    """A map as the parameters of `LinearAttention`."""
-    width = self._runner.module.embed_dim
-    # numpy, because jax.numpy would compile a program for each shape.
-    kernel, bias = (
-      np.asarray(leaf, np.float32) for leaf in (affine.kernel, affine.bias)
-    )
-    found: Params = {
-      f'{prefix}linear': {
-        'kernel': jax.device_put(kernel[:width]),
-        'bias': jax.device_put(bias),
-      }
-    }
-    if 'mean' in self._options.inputs:
-      found[f'{prefix}mean'] = {'kernel': jax.device_put(kernel[width:])}
-    return found
+    samples = self._images.total * self._runner.module.num_tokens
+    self.fits.append(BlockFit(index, ridge, residual, samples))

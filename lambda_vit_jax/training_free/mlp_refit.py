@@ -64,6 +64,7 @@ def refit(
   dense: Model,
   batches: Batches,
   *,
+  ridge: float | str = 'auto',
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
@@ -78,6 +79,9 @@ def refit(
     batches: an iterable of normalised NHWC arrays, or what else
       `images.read_images` takes; labels are not used. 512 images are enough
       for most networks.
+    ridge: penalty, see `least_squares.solve`; `auto` takes for each block what
+      predicts held-out images best, by five eigendecompositions of a hidden ×
+      hidden matrix a block instead of one.
     memory_gib: working memory per device, beside two streams of the images
       (images × tokens × embed numbers each), which are kept on the devices,
       and sums of products (four times hidden × (hidden + embed) numbers).
@@ -92,9 +96,11 @@ def refit(
       changed blocks `identity` (they double the stream), or activations that
       are not finite.
     DataError: fewer than 32 images, or images of another shape.
+    UsageError: an impossible ridge.
   """
+  checked = least_squares.check_ridge(ridge)
   images = read_images(batches, model, mesh)
-  return refit_on(model, dense, images, memory_gib)[0]
+  return refit_on(model, dense, images, memory_gib, ridge=checked)[0]
 
 
 def refit_on(
@@ -103,10 +109,12 @@ def refit_on(
   images: ImageSet,
   memory_gib: float | None = None,
   on_progress: Callable[[int, int], None] | None = None,
+  ridge: float | None = None,
 ) -> tuple[Model, tuple[MlpFit, ...]]:
   """`refit` on images that were read, with a report on each MLP.
 
-  `on_progress` is called with blocks done and blocks in all.
+  `on_progress` is called with blocks done and blocks in all. With `ridge=None`
+  it is chosen per block.
   """
   pairing = paired.pair(model, dense)
   for index in pairing.changed:
@@ -138,7 +146,7 @@ def refit_on(
         placement=images.placement,
       )
       moments.add(position, jax.device_get(sums))
-    fit, correction = _solve(index, moments)
+    fit, correction = _solve(index, moments, ridge)
     fits.append(fit)
     name = block_name(index)
     here.update({name: corrected(here.params[name], correction)})
@@ -177,11 +185,14 @@ def _hidden_sums(
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
-def _solve(index: int, moments: FoldMoments) -> tuple[MlpFit, AffineMap]:
+def _solve(
+  index: int, moments: FoldMoments, ridge: float | None
+) -> tuple[MlpFit, AffineMap]:
   folds = moments.folds
   whole = least_squares.merged(folds)
   least_squares.require_finite(f'block {index}', whole.in_out, whole.in_in)
-  ridge = least_squares.choose_ridge(folds)
+  if ridge is None:
+    ridge = least_squares.choose_ridge(folds)
   correction = least_squares.solve(whole, ridge)
   residual = least_squares.residual_share((whole, correction))
   return MlpFit(index, ridge, residual), correction

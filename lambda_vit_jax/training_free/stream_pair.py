@@ -16,8 +16,8 @@ from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.runtime import compilation
 
 Halves = tuple[Array, Array, Array]
-"""Of a micro-batch: the stream before a block, the reference's stream after its
-attention half, and the mask `[batch]`."""
+"""Of a micro-batch: the network's stream before a block, the reference's there or
+after its attention half, and the mask `[batch]`."""
 
 
 @compilation.jit(static_argnames=('block', 'with_output', 'placement'))
@@ -86,32 +86,40 @@ class StreamPair:
     """Runs a block with the map that the runner has for it."""
     advance(self.here, functools.partial(self._runner.run, index, removed=True))
 
+  def before(self, index: int) -> Iterator[Halves]:
+    """Yields the streams before a block: the network's, the reference's, mask."""
+    origin = self._origins[index]
+    for earlier in range(self._done, origin):
+      advance(self._there, functools.partial(self._dense.run, earlier))
+    self._done = max(self._done, origin)
+    yield from zip(self.here, self._there, self.masks, strict=True)
+
+  def reference(self, index: int) -> tuple[EncoderBlock, Params]:
+    """The reference's block for a block of the network, and its parameters."""
+    return self._dense.block(self._origins[index])
+
   def halves(self, index: int, stays: bool) -> Iterator[Halves]:
     """Yields the halves of each micro-batch, then moves its streams.
 
     The reference runs the block. So does the modified network if the block
     `stays`; otherwise it waits for `run_map`.
     """
-    origin = self._origins[index]
-    for earlier in range(self._done, origin):
-      advance(self._there, functools.partial(self._dense.run, earlier))
-    self._done = origin + 1
     shared = self._there is self.here
     outputs = []
-    for position, mask in enumerate(self.masks):
-      x = self.here[position]
+    for position, (x, reference, mask) in enumerate(self.before(index)):
       wanted, output = attention_half(
-        *self._dense.block(origin),
-        self._there[position],
+        *self.reference(index),
+        reference,
         with_output=stays or not self._own,
         placement=self._placement,
       )
       yield x, wanted, mask
       outputs.append(output)
-      del wanted
       if stays:
         self.here[position] = output if shared else self._runner.run(index, x)
       if not shared:
         self._there[position] = output
+      del x, reference, wanted
+    self._done = self._origins[index] + 1
     if shared and not stays and not self._own:
       self._there = outputs

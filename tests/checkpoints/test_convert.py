@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lambda_vit_jax.checkpoints import convert, infer
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.models import resampling
+from lambda_vit_jax.models import map_inputs, resampling
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.macs import count_parameters
 from tests.support.family_members import (
@@ -63,6 +63,32 @@ def test_removed_blocks_have_no_arrays():
     'blocks.1.attn.linear.weight',
     'blocks.1.attn.linear.bias',
   }
+
+
+def test_maps_have_the_documented_names():
+  """Those of docs/pytorch.md, whose lines build a map from its arrays."""
+  variant = dataclasses.replace(MEMBERS[0].variant, depth=2)
+  module = make_module(
+    variant,
+    attention_modes=('linear', 'full'),
+    linear_inputs=map_inputs.LINEAR_INPUTS,
+  )
+  params = numbered(abstract_params(module))
+  arrays = convert.encode(params)
+  prefix = 'blocks.0.attn.'
+  matrices = ('mean', 'neighbours', 'mixed', 'class_mean', 'class_mixed')
+  affine = ('linear', 'class_linear', 'values')
+  assert {n.removeprefix(prefix) for n in arrays if n.startswith(prefix)} == {
+    *(f'{name}.weight' for name in (*matrices, *affine)),
+    *(f'{name}.bias' for name in affine),
+    'positions.bias',
+    'mixer.weights',
+  }
+  assert_same(decode(arrays, abstract_params(module)), params)
+  np.testing.assert_array_equal(
+    arrays[f'{prefix}mixer.weights'],
+    params['block00']['attn']['mixer']['weights'],
+  )
 
 
 @pytest.mark.parametrize('rules', [convert.TIMM, convert.GOOGLE])

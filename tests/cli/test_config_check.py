@@ -10,6 +10,7 @@ from lambda_vit_jax import main
 from lambda_vit_jax.cli import config_check
 from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+from lambda_vit_jax.models.map_inputs import LINEAR_INPUTS
 from tests.support.stage_runs import arguments
 
 BASE = digits.get_config().to_dict()
@@ -42,6 +43,7 @@ WRONG = [
   ('linearize.ridge', -1, 'ridge=-1'),
   ('linearize.rank', 0, 'linearize.rank'),
   ('linearize.inputs', ('mean',), 'add token'),
+  ('linearize.target', 'steam', 'config.linearize.target'),
   ('linearize.num_drop_blocks', -1, 'linearize.num_drop_blocks'),
   ('linearize.num_drop_blocks', 99, 'must keep one'),
   ('linearize.drop_blocks', (99,), 'out of range'),
@@ -96,12 +98,26 @@ def test_a_wrong_value_is_refused_at_once(key, value, message):
     ('model.merge', 'decreasing:1'),
     ('export.dtype', 'int8'),
     ('linearize.ridge', 0.1),
+    ('linearize.inputs', LINEAR_INPUTS),
+    ('linearize.target', 'attention'),
+    ('select.criterion', 'output'),
     ('benchmark.batch_sizes', 4),
     ('dilute.dilution_steps', '3ep'),
   ],
 )
 def test_a_right_value_passes(key, value):
   check(changed(key, value))
+
+
+def test_maps_for_which_merged_tokens_have_no_place_are_refused_at_once():
+  config = changed('linearize.inputs', ('token', 'mixing'))
+  config['model']['merge'] = '2'
+  check(config)
+  config['method'] = 'linearize'
+  with pytest.raises(LambdaVitError, match='maps of mixing need every patch'):
+    check(config)
+  config['linearize']['inputs'] = ('token', 'mean')
+  check(config)
 
 
 def test_the_defaults_pass():

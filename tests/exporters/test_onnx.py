@@ -24,6 +24,8 @@ from tests.support.golden import GOLDEN, assert_close
 from tests.support.onnx_numpy import run_graph
 from tests.support.small_models import with_linear
 
+FAR_INPUTS = ('token', 'mean', 'neighbours', 'positions', 'mixing')
+
 
 @pytest.mark.parametrize('member', MEMBERS, ids=lambda member: member.name)
 def test_graph_of_every_family_gives_timms_logits(
@@ -85,6 +87,30 @@ def test_half_precision_is_stored_where_it_is_exact(pruned, images):
   # What float16 would change stays as it is.
   graph = vit.build(folded, 'float16')
   assert graph.arrays['block00/mlp/fc1/kernel'].dtype == np.float32
+
+
+@pytest.mark.parametrize('class_map', [(), ('class_map',)])
+@pytest.mark.parametrize('fields', [{}, {'pooling': 'avg', 'num_registers': 2}])
+def test_maps_of_every_input(tiny_variant, images, rng, fields, class_map):
+  """The last map on all tokens, or on the class token alone."""
+  variant = dataclasses.replace(tiny_variant, **fields)
+  module = make_module(
+    variant,
+    attention_modes=('linear', 'full', 'linear'),
+    linear_inputs=(*FAR_INPUTS, *class_map),
+  )
+  # The maps start as zeros.
+  params = jax.tree.map(
+    lambda leaf: leaf + rng.normal(size=leaf.shape, scale=0.1).astype('f4'),
+    init_params(module, 0),
+  )
+  model = Model(module, params, 'tiny', variant.preprocessing((8, 8)))
+  logits = run_graph(vit.build(model), images)
+  # Float32 sums of numbers around 1, in another order.
+  np.testing.assert_allclose(logits, model(images), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    model(images), model.apply(images)[0], rtol=1e-4, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize(

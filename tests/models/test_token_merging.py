@@ -18,11 +18,11 @@ from lambda_vit_jax.core.errors import LambdaVitError, ModelError
 from lambda_vit_jax.models import merge_schedule, pieces, token_merging
 from lambda_vit_jax.models.attention import (
   Attention,
-  LinearAttention,
   dot_product_attention,
 )
 from lambda_vit_jax.models.build import forward, init_params, make_module
 from lambda_vit_jax.models.edits import fold, merge_tokens, prune
+from lambda_vit_jax.models.linear_attention import LinearAttention
 from lambda_vit_jax.models.model import Model
 
 # Float32 programs of the same sums in another order: a few units in the last

@@ -267,6 +267,31 @@ def test_compact_export_in_timm_by_the_documented_lines(options, tmp_path):
   assert sum(p.numel() for p in stock.parameters()) == model.num_parameters
 
 
+@pytest.mark.parametrize(
+  'inputs',
+  [
+    ('token',),
+    ('token', 'neighbours', 'mixing'),
+    ('token', 'mean', 'class_map', 'neighbours', 'positions', 'mixing'),
+  ],
+  ids='-'.join,
+)
+def test_affine_maps_in_timm_by_the_documented_lines(tmp_path, inputs):
+  model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
+  images, _ = images_and_logits(model)
+  model = lv.linearize(model, images, (0, 2), inputs=inputs, ridge=0.1)
+  images, logits = images_and_logits(model)
+  export.export(model, tmp_path / 'out', formats=('safetensors',))
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
+  fences = [
+    part.split('```')[0] for part in page.read_text().split('```python\n')
+  ]
+  scope = {}
+  exec(fences[2], scope)
+  exec(fences[1].replace("'export'", repr(str(tmp_path / 'out'))), scope)
+  assert_difference(timm_logits(scope['model'], images), logits, TOLERANCE)
+
+
 def test_deit_pth_is_read_without_running_it(tmp_path):
   arrays = synthetic_arrays(
     state_shapes(timm.create_model('deit_tiny_patch16_224'))

@@ -84,6 +84,7 @@ def assert_same_rounds(found, expected, bound):
     {},
     {'layer_scale': 0.5, 'norm_eps': (1e-6, 1e-3, 1e-6, 1e-6, 1e-5)},
     {'linear_inputs': ('token', 'mean', 'class_map')},
+    {'linear_inputs': ('token', 'neighbours', 'positions', 'mixing')},
     {
       'linear_inputs': ('token', 'mean'),
       'attention_modes': ('linear', 'full', 'full', 'identity'),

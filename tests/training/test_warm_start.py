@@ -9,6 +9,7 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.cli.stages import dilute
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, forward
+from lambda_vit_jax.models.map_inputs import LINEAR_INPUTS
 from lambda_vit_jax.training import dilution
 from lambda_vit_jax.training.dilution import Dilution
 from tests.support.search_models import make_images, make_model
@@ -21,7 +22,7 @@ SAME_SUMS = {'rtol': 1e-5, 'atol': 1e-5}
 
 CASES = [
   (('token',), (0, 2), ()),
-  (('token', 'mean', 'class_map'), (0, 2), ()),
+  (LINEAR_INPUTS, (0, 2), ()),
   # Pruned before: its first block doubles the stream and stays so.
   (('token',), (2,), (0,)),
 ]

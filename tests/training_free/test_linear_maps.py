@@ -14,7 +14,7 @@ from lambda_vit_jax.exporters.onnx import vit
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import abstract_params
 from lambda_vit_jax.models.layers import normalize
-from lambda_vit_jax.models.macs import size_of
+from lambda_vit_jax.models.macs import count_parameters, size_of
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.trials import TrialRunner
 from lambda_vit_jax.training_free import (
@@ -58,13 +58,22 @@ def taps_of(model, index, dense=None):
   )
 
 
-def ridge_regression(x, y, ridge):
-  mean_in, mean_out = x.mean(axis=0), y.mean(axis=0)
+def ridge_regression(x, y, ridge, weights=None):
+  weights = np.ones(len(x)) if weights is None else weights
+  mean_in, mean_out = (np.average(v, axis=0, weights=weights) for v in (x, y))
   centred = x - mean_in
-  gram = centred.T @ centred
+  gram = (weights[:, None] * centred).T @ centred
   gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-  kernel = np.linalg.solve(gram, centred.T @ (y - mean_out))
+  outputs = (weights[:, None] * centred).T @ (y - mean_out)
+  kernel = np.linalg.solve(gram, outputs)
   return kernel, mean_out - mean_in @ kernel
+
+
+def weights_of(dense, index):
+  """Of tokens: the next norm divides each by its deviation."""
+  half = dense.apply(IMAGES)[1][block_name(index)]['after_attention']
+  variance = np.asarray(half, np.float64).var(axis=-1)
+  return 1.0 / (variance + dense.module.norm_eps[index])
 
 
 # float32 activations (1e-6 of their size) divided by a ridge of 1e-2.
@@ -91,7 +100,10 @@ def test_maps_are_those_of_gathered_features(
   before = model
   dense = model if target == 'stream' else None
   for index in (0, 1):
-    kernel, bias = ridge_regression(*taps_of(before, index, dense), 1e-2)
+    weights = None if dense is None else weights_of(dense, index).reshape(-1)
+    kernel, bias = ridge_regression(
+      *taps_of(before, index, dense), 1e-2, weights
+    )
     fitted = found.params[block_name(index)]['attn']['linear']
     np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
     np.testing.assert_allclose(fitted['bias'], bias, **CLOSE)
@@ -99,51 +111,28 @@ def test_maps_are_those_of_gathered_features(
       before = lv.linearize(before, [IMAGES], (index,), **how, dense=dense)
 
 
-def gap_before(index, found, dense):
-  """Squared distance of two models' streams before a block."""
-  ends = [
-    np.asarray(model.apply(IMAGES)[1][block_name(index)]['input'], np.float64)
+def gap_after(index, found, dense):
+  """Squared distance of two streams after an attention half, as it is fitted."""
+  halves = [
+    model.apply(IMAGES)[1][block_name(index)]['after_attention']
     for model in (found, dense)
   ]
-  return ((ends[0] - ends[1]) ** 2).mean()
+  squares = np.asarray(halves[0] - halves[1], np.float64) ** 2
+  return (weights_of(dense, index) * squares.sum(axis=-1)).mean()
 
 
 def test_a_later_map_makes_up_for_an_earlier_one(tiny_variant):
-  """Least squares of the gap itself cannot leave more of it than another map.
-
-  Without a nonlinearity after them the two maps of a block would be the only
-  difference; so the MLP is silenced.
-  """
+  """Least squares of the gap itself cannot leave more of it than another map."""
   model = make_model(tiny_variant)
-  params = jax.tree.map(np.array, model.params)
-  for index in (0, 1):
-    params[block_name(index)]['mlp']['fc2']['kernel'][:] = 0.0
-  model = model.replace(params=params)
   stream, attention = (
-    gap_before(
-      2,
+    gap_after(
+      1,
       lv.linearize(model, [IMAGES], (0, 1), target=target, ridge=0.0),
       model,
     )
     for target in ('stream', 'attention')
   )
   assert stream < 0.95 * attention
-
-
-def test_at_once_both_targets_are_the_same(tiny_variant):
-  """No map is in place yet: the stream is the dense one."""
-  stream, attention = (
-    lv.linearize(
-      make_model(tiny_variant),
-      [IMAGES],
-      (0, 1),
-      sequential=False,
-      target=target,
-      ridge=1e-2,
-    )
-    for target in ('stream', 'attention')
-  )
-  jax.tree.map(np.testing.assert_array_equal, stream.params, attention.params)
 
 
 def test_maps_aim_at_the_model_before_blocks_were_dropped(tiny_variant):
@@ -158,7 +147,7 @@ def test_maps_aim_at_the_model_before_blocks_were_dropped(tiny_variant):
     np.asarray(leaf, np.float64).reshape(-1, 24)
     for leaf in (normal, half - taps['input'])
   )
-  kernel, _ = ridge_regression(x, y, 1e-2)
+  kernel, _ = ridge_regression(x, y, 1e-2, weights_of(dense, 2).reshape(-1))
   fitted = found.params['block01']['attn']['linear']
   np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
 
@@ -234,7 +223,8 @@ def test_a_long_fit_shows_at_most_20_lines(tiny_variant):
   assert len(repr(LinearFit(model, blocks)).splitlines()) <= 20
 
 
-def test_exact_with_one_token(tiny_variant, rng):
+@pytest.mark.parametrize('target', ['stream', 'attention'])
+def test_exact_with_one_token(tiny_variant, rng, target):
   """Softmax over one token is 1: attention is affine in n(x)."""
   model = make_model(tiny_variant, layer_scale=0.5)
   place = read_images([IMAGES], model, mesh_of(1)).placement
@@ -248,8 +238,10 @@ def test_exact_with_one_token(tiny_variant, rng):
     stream,
     wanted,
     jnp.ones(64, bool),
+    {},
+    module=pieces.stem_of(model.module),
     epsilon=block.norm_eps,
-    inputs=('token',),
+    options=map_fitter.MapOptions(('token',), target),
     placement=place,
   )
   folds = [tuple(leaf[fold] for leaf in sums) for fold in range(4)]
@@ -300,7 +292,8 @@ def test_blocks_without_attention_stay_as_they_are(tiny_variant):
   model = lv.prune(make_model(tiny_variant, depth=4), (0,))
   found = lv.linearize(model, [IMAGES], (1,), ridge=1e-2)
   assert found.attention_modes == ('identity', 'linear', 'full', 'full')
-  kernel, _ = ridge_regression(*taps_of(model, 1), 1e-2)
+  weights = weights_of(model, 1).reshape(-1)
+  kernel, _ = ridge_regression(*taps_of(model, 1), 1e-2, weights)
   fitted = found.params['block01']['attn']['linear']
   np.testing.assert_allclose(fitted['kernel'], kernel, **CLOSE)
   # And again, on what is left.
@@ -326,11 +319,41 @@ def test_bad_input_is_one_line(tiny_variant):
     lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
 
 
+FAR = ('neighbours', 'positions', 'mixing')
 INPUTS = (
   ('token', 'mean'),
   ('token', 'class_map'),
   ('token', 'mean', 'class_map'),
+  ('token', 'neighbours'),
+  ('token', 'class_map', 'positions'),
+  ('token', 'mixing'),
+  ('token', 'mean', 'class_map', *FAR),
 )
+WIDTH, TOKENS, HEADS = 24, 17, 2
+SQUARE = WIDTH**2
+# Parameters of each input, without and with a map for the class token.
+PARAMETERS = {
+  'token': (SQUARE + WIDTH, 2 * (SQUARE + WIDTH)),
+  'mean': (SQUARE, 2 * SQUARE),
+  'neighbours': (SQUARE, SQUARE),
+  'positions': (TOKENS * WIDTH, TOKENS * WIDTH),
+  'mixing': (
+    2 * SQUARE + WIDTH + HEADS * TOKENS**2,
+    3 * SQUARE + WIDTH + HEADS * TOKENS**2,
+  ),
+}
+# Products of each input on all tokens, and on the class token alone.
+MIXED = TOKENS**2 * WIDTH
+MACS = {
+  'token': (TOKENS * SQUARE, SQUARE),
+  'mean': (SQUARE, SQUARE),
+  'neighbours': ((TOKENS - 1) * SQUARE, 0),
+  'positions': (0, 0),
+  'mixing': (
+    2 * TOKENS * SQUARE + MIXED,
+    (TOKENS + 1) * SQUARE + TOKENS * WIDTH,
+  ),
+}
 
 
 @pytest.fixture(scope='module', params=INPUTS, ids='-'.join)
@@ -341,24 +364,32 @@ def mapped(request, tiny_variant):
   )
 
 
-def test_sizes_with_further_inputs(mapped, tiny_variant):
+def test_sizes_with_further_inputs(mapped):
   shapes = abstract_params(mapped.module)
   assert jax.tree.structure(shapes) == jax.tree.structure(mapped.params)
   assert mapped.num_parameters == size_of(mapped.module)
-  mean = 'mean' in mapped.module.linear_inputs
-  own = 'class_map' in mapped.module.linear_inputs
-  last = 2 if mean else 1
-  assert mapped.module.last_mixing_block == last
-  square, tokens = 24**2, 17
-  plain = lv.linearize(make_model(tiny_variant), [IMAGES], (0, 2))
-  more = (1 + own) * square if mean else 0
-  assert mapped.macs() - plain.macs() == 2 * more
-  # The last map reads all tokens' mean and writes the class token alone; so
-  # block 1 has to run on all tokens where a mean is read.
-  narrow = (2 * square + 2 * tokens * 24 + 8 * square) * (tokens - 1) * mean
+  inputs = mapped.module.linear_inputs
+  own = 'class_map' in inputs
+  names = [name for name in inputs if name != 'class_map']
+  found = count_parameters(mapped.params['block02']['attn'])
+  assert found == sum(PARAMETERS[name][own] for name in names)
+  # Of one of two blocks on all tokens; two maps read the mean.
+  absent = mapped.replace(
+    module=mapped.module.clone(attention_modes=('absent', 'full', 'absent'))
+  )
+  whole = (
+    sum(MACS[name][0] for name in names) + own * ('mean' in names) * SQUARE
+  )
+  assert mapped.macs() - absent.macs() == 2 * whole
+  mixes = not {'mean', 'neighbours', 'mixing'}.isdisjoint(names)
+  assert mapped.module.last_mixing_block == (2 if mixes else 1)
+  # The last map writes the class token alone; so block 1 has to run on all
+  # tokens where its inputs are others.
+  last = sum(MACS[name][1] for name in names)
+  narrow = (2 * SQUARE + 2 * TOKENS * WIDTH + 8 * SQUARE) * (TOKENS - 1) * mixes
   assert (
-    mapped.macs(executed=True) - plain.macs(executed=True)
-    == narrow + more + mean * square
+    mapped.macs(executed=True) - absent.macs(executed=True)
+    == narrow + whole + last
   )
 
 
@@ -433,11 +464,11 @@ def test_attention_that_averages_is_affine_in_the_mean(tiny_variant):
 def test_more_inputs_leave_less(tiny_variant):
   model = make_model(tiny_variant)
   residual = {}
-  for inputs in (('token',), *INPUTS):
+  for inputs in (('token',), *INPUTS[:3]):
     options = LinearizeOptions(inputs=inputs, ridge=1e-6)
     fitted = fit_linear(model, [IMAGES], (1,), options)
     residual[inputs] = fitted.blocks[0].residual
-  token, mean, own, both = (residual[i] for i in (('token',), *INPUTS))
+  token, mean, own, both = (residual[i] for i in (('token',), *INPUTS[:3]))
   assert both < mean < token
   assert both < own < token
 
@@ -446,7 +477,12 @@ def test_the_class_map_is_fitted_to_class_tokens(tiny_variant):
   """With a free correction it is the regression on class tokens alone."""
   model = make_model(tiny_variant)
   found = lv.linearize(
-    model, [IMAGES], (1,), inputs=('token', 'class_map'), ridge=0.0
+    model,
+    [IMAGES],
+    (1,),
+    inputs=('token', 'class_map'),
+    ridge=0.0,
+    target='attention',
   )
   taps = model.apply(IMAGES)[1]['block01']
   normal = normalize(taps['input'], model.module.norm_eps[1])

@@ -8,7 +8,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.images import read_images
-from lambda_vit_jax.core.errors import DataError, ModelError
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import (
@@ -58,12 +58,14 @@ def test_no_block_is_further_from_the_dense_network(tiny_variant, how, options):
 
 
 @pytest.mark.parametrize('index', [1, 2])
-def test_the_correction_is_that_of_ridge_regression(tiny_variant, index):
+@pytest.mark.parametrize('ridge', [None, 0.3])
+def test_the_correction_is_that_of_ridge_regression(tiny_variant, index, ridge):
   dense = make_model(tiny_variant)
   model = lv.prune(dense, (1,), 'absent')
   images = read_images([IMAGES], dense)
-  found, fits = mlp_refit.refit_on(model, dense, images)
+  found, fits = mlp_refit.refit_on(model, dense, images, ridge=ridge)
   fit = fits[index - 1]
+  assert ridge in (None, fit.ridge)
   assert fit.block_index == index
   # By numpy, of the network as corrected before this block.
   params = dict(found.params)
@@ -213,6 +215,8 @@ def test_bad_input(tiny_variant):
     lv.refit(dense, model, [IMAGES])
   with pytest.raises(DataError, match='31 images are too few to fit MLPs'):
     lv.refit(model, dense, [IMAGES[:31]])
+  with pytest.raises(UsageError, match='ridge=-1'):
+    lv.refit(model, dense, [IMAGES], ridge=-1)
   with pytest.raises(DataError, match='31 images are too few to fit MLPs'):
     lv.linearize(dense, [IMAGES[:31]], (1,), refit=True)
   broken = jax.tree.map(np.array, model.params)

@@ -93,6 +93,7 @@ def _search(
       target=settings.target,
       sign=settings.sign,
       trial=settings.trial,
+      inputs=run.settings.linearize.inputs,
       layers=settings.layers,
       memory_gib=run.memory_gib,
       seed=run.settings.seed,

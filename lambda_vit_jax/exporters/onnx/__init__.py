@@ -1,6 +1,7 @@
 """A ViT as an ONNX graph, written node by node.
 
 - `vit`: the whole network, block by block
+- `linear_maps`: the maps of mode `linear`
 - `layers`: products, norms and slices by the paths of their parameters
 - `token_merging`: bipartite matching and merging
 - `decoders`: segmentation decoders

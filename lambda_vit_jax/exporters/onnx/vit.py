@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.exporters.onnx import decoders, token_merging
 from lambda_vit_jax.exporters.onnx.graph import Graph, Node
-from lambda_vit_jax.exporters.onnx.layers import Layers
+from lambda_vit_jax.exporters.onnx.linear_maps import LinearMaps
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
 
@@ -22,7 +21,7 @@ _SQRT_HALF = 0.5**0.5
 _QUICK = 1.702
 
 
-class _Writer(Layers):
+class _Writer(LinearMaps):
   """Adds a model to a graph, part by part."""
 
   def __init__(self, model: Model, dtype: np.dtype):
@@ -32,11 +31,7 @@ class _Writer(Layers):
       (*module.image_size, module.in_chans),
       (*pixels, module.num_classes or module.embed_dim),
     )
-    super().__init__(graph, convert.flatten(model.params), dtype)
-    self.module = module
-    # Tokens in the stream, and the number of patches merged into each.
-    self.tokens = module.num_tokens
-    self.sizes: str | None = None
+    super().__init__(graph, model, dtype)
     # The token that each patch is part of, if a decoder reads it.
     self.owners: str | None = None
 
@@ -95,41 +90,6 @@ class _Writer(Layers):
     rows = self.tokens if queries is None else queries
     x = self.dense(self.reshape(x, (-1, rows, width)), f'{path}/proj')
     return x, key
-
-  def mean(self, x: str, keepdims: int) -> str:
-    """The mean over all tokens (`keepdims`) or the patches, weighted by size."""
-    if self.sizes is None:
-      return self.add('ReduceMean', x, axes=[1], keepdims=keepdims)
-    sizes = self.sizes
-    if not keepdims:
-      sizes = self.slice(sizes, self.module.num_prefix_tokens, self.tokens, 1)
-    sizes = self.unsqueeze(sizes, 2)
-    total, count = (
-      self.add('ReduceSum', summed, [1], keepdims=keepdims)
-      for summed in (self.add('Mul', x, sizes), sizes)
-    )
-    return self.add('Div', total, count)
-
-  def affine_map(self, x: str, path: str, rows: int) -> str:
-    """Mode `linear` on the first `rows` tokens, see `LinearAttention`."""
-    inputs = self.module.linear_inputs
-    mean = self.mean(x, 1) if 'mean' in inputs else None
-
-    def mapped(y: str, prefix: str) -> str:
-      y = self.dense(y, f'{path}/{prefix}linear')
-      if mean is None:
-        return y
-      return self.add('Add', y, self.dense(mean, f'{path}/{prefix}mean'))
-
-    if 'class_map' not in inputs:
-      whole = rows == self.tokens or mean is None
-      return mapped(x if whole else self.leading(x, rows, 1), '')
-    first = mapped(self.slice(x, 0, 1, 1), 'class_')
-    if rows == 1:
-      return first
-    return self.add(
-      'Concat', first, mapped(self.slice(x, 1, rows, 1), ''), axis=1
-    )
 
   def activation(self, x: str) -> str:
     if self.module.activation == 'quick_gelu':

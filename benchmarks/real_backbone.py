@@ -1,0 +1,214 @@
+r"""Attention layers of a real backbone replaced without training.
+
+DINOv2 ViT-S at 112 pixels with a fixed linear probe (multinomial, on dense
+class-token features, its penalty chosen on training images). Every fit and choice
+sees 512 unlabelled training images; accuracy is that of all test images, with the
+paired 95% interval of the difference to the dense network.
+
+  python benchmarks/real_backbone.py --name=caltech101 \
+    --weights=DIR/dinov2_vits14.safetensors --data=image_folder:DIR/caltech101 \
+    --cache=DIR/cache
+
+Finished rows are kept, so the script resumes where it was stopped. Writes
+docs/benchmarks/real_backbone.json, one entry per name.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import common
+import jax
+import numpy as np
+import real_network
+from real_network import Split
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.selection.nose import nose
+from lambda_vit_jax.training_free.linear_maps import (
+  LinearizeOptions,
+  fit_linear,
+)
+
+OUTPUT = common.RESULTS / 'real_backbone.json'
+VARIANT, IMAGE_SIZE = 'vit_small_patch14_dinov2', 112
+IMAGES = 512
+TODAY = ('token', 'mean', 'class_map')
+KINDS: dict[str, dict[str, Any]] = {
+  'skip': {'maps': False},
+  'skip refit': {'maps': False, 'refit': True},
+  'token': {'inputs': ('token',)},
+  'own output': {'inputs': TODAY, 'target': 'attention'},
+  'stream': {'inputs': TODAY},
+  'neighbours': {'inputs': (*TODAY, 'neighbours')},
+  'neighbours positions': {'inputs': (*TODAY, 'neighbours', 'positions')},
+  'mixing': {'inputs': (*TODAY, 'mixing')},
+  'mixing positions': {'inputs': (*TODAY, 'positions', 'mixing')},
+  'mixing refit': {'inputs': (*TODAY, 'mixing'), 'refit': True},
+}
+# The options of `nose.nose`, or the blocks themselves, in order.
+CHOICES: dict[str, dict[str, Any] | tuple[int, ...]] = {
+  'given': (0, 1, 2, 3, 6),
+  'first': {'criterion': 'first'},
+  'last': {'criterion': 'last'},
+  'cosine': {'criterion': 'cosine'},
+  'affine': {'criterion': 'affine'},
+  'canonical': {'criterion': 'canonical'},
+  'output': {'criterion': 'output', 'inputs': ('token', 'mean')},
+  'transfer_entropy': {'criterion': 'transfer_entropy'},
+  'transfer_entropy absolute': {
+    'criterion': 'transfer_entropy',
+    'sign': 'absolute',
+  },
+}
+MOST = 6
+
+
+class Table:
+  """Rows by key; computed when first asked for."""
+
+  def __init__(
+    self,
+    name: str,
+    dense: Model,
+    train: Split,
+    test: Split,
+    cache: pathlib.Path,
+  ):
+    self.dense = dense
+    self._train, self._test = train, test
+    outputs = real_network.cached(
+      cache / 'dense_test.npz',
+      lambda: dict(
+        zip(
+          ('logits', 'features'),
+          real_network.outputs(dense, test),
+          strict=True,
+        )
+      ),
+    )
+    self._logits, self._features = outputs['logits'], outputs['features']
+    self._all = common.read(OUTPUT)
+    self._name = name
+    self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
+
+  def draw(self, number: int) -> np.ndarray:
+    """512 training images as the model takes them."""
+    order = np.random.default_rng(100 + number).permutation(
+      len(self._train.labels)
+    )
+    return self._train.take(order[:IMAGES]).images(self.dense)
+
+  def row(self, key: str, compute: Callable[[], dict[str, Any]]) -> Any:
+    if key not in self._rows:
+      start = time.perf_counter()
+      self._rows[key] = compute()
+      self._rows[key]['seconds'] = round(time.perf_counter() - start)
+      self._all[self._name] |= {
+        **common.provenance(),
+        'images': IMAGES,
+        'test_images': len(self._test.labels),
+        'dense_top1': float(self._right(self._logits).mean()),
+        'dense_macs': self.dense.macs(executed=True),
+      }
+      common.write(OUTPUT, self._all)
+      print(key, self._rows[key], flush=True)
+    return self._rows[key]
+
+  def _right(self, logits: np.ndarray) -> np.ndarray:
+    return logits.argmax(axis=1) == self._test.labels
+
+  def score(self, model: Model) -> dict[str, Any]:
+    """Accuracy, and how far logits and class features are from the dense ones."""
+    logits, features = real_network.outputs(model, self._test)
+    right = self._right(logits).astype(float)
+    change = right - self._right(self._logits)
+    spread = 1.96 * change.std() / np.sqrt(len(change))
+    dense, found = (jax.nn.log_softmax(z) for z in (self._logits, logits))
+    gap = ((features - self._features) ** 2).sum()
+    centred = self._features - self._features.mean(axis=0)
+    return {
+      'top1': float(right.mean()),
+      'change': [float(change.mean()), float(spread)],
+      'kl': float((np.exp(dense) * (dense - found)).sum(axis=1).mean()),
+      'feature_error': float(gap / (centred**2).sum()),
+      'macs_executed': model.macs(executed=True),
+      'parameters': model.num_parameters,
+    }
+
+
+def order_of(table: Table, choice: str, draw: int) -> tuple[int, ...]:
+  """The blocks of a choice, in order."""
+  how = CHOICES[choice]
+  if isinstance(how, tuple):
+    return how
+  found = table.row(
+    f'{draw} {choice} order',
+    lambda: {
+      'order': list(
+        nose(
+          table.dense,
+          [table.draw(draw)],
+          num_layers=MOST,
+          resamples=0,
+          warn=lambda line: None,
+          **how,
+        ).order
+      )
+    },
+  )
+  return tuple(found['order'])
+
+
+def write_row(
+  table: Table, draw: int, choice: str, count: int, kind: str
+) -> None:
+  order = order_of(table, choice, draw)
+  if count > len(order):
+    return
+
+  def compute() -> dict[str, Any]:
+    layers = order[:count]
+    options = LinearizeOptions(**KINDS[kind])
+    start = time.perf_counter()
+    fitted = fit_linear(table.dense, [table.draw(draw)], layers, options)
+    return {
+      'layers': sorted(layers),
+      'fit_seconds': round(time.perf_counter() - start, 1),
+      **table.score(fitted.model),
+    }
+
+  table.row(f'{draw} {choice} {count} {kind}', compute)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--name', required=True)
+  parser.add_argument('--weights', required=True)
+  parser.add_argument('--data', required=True)
+  parser.add_argument('--cache', required=True, type=pathlib.Path)
+  parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
+  parser.add_argument('--counts', nargs='+', type=int, default=[3, 5, 6])
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
+  parser.add_argument('--choices', nargs='+', choices=CHOICES, default=CHOICES)
+  options = parser.parse_args()
+  cache = options.cache / options.name
+  backbone = lv.load_pretrained(
+    options.weights, variant=VARIANT, num_classes=0, image_size=IMAGE_SIZE
+  )
+  train, test, classes = real_network.read_data(options.data, backbone, cache)
+  dense = real_network.with_probe(backbone, train, classes, cache)
+  table = Table(options.name, dense, train, test, cache)
+  # The outermost loop over draws: each finishes a table of its own.
+  for draw in options.draws:
+    for choice in options.choices:
+      for count in options.counts:
+        for kind in options.kinds:
+          write_row(table, draw, choice, count, kind)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,242 @@
+"""Inputs of the map that replaces an attention layer, in one table.
+
+Mode `linear` adds to each token a linear function of some inputs. `INPUTS` has
+for each what it costs, where its parameters are and which tokens it reads;
+`models.linear_attention` computes them. Plain Python: no arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+from lambda_vit_jax.core.errors import ModelError
+
+CLASS_MAP = 'class_map'
+"""The option that the class token has maps of its own."""
+
+LEAST_GRID = 3
+"""Patches along each side from which on `neighbours` are fewer than all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+  """Sizes that the cost of a map depends on.
+
+  Attributes:
+    width: channels of the stream.
+    heads: of the attention layer that was replaced.
+    tokens: of one image.
+    prefix: tokens before the patches.
+    computed: leading tokens that get an output.
+    own: whether the class token has maps of its own.
+  """
+
+  width: int
+  heads: int
+  tokens: int
+  prefix: int
+  computed: int
+  own: bool
+
+  @property
+  def square(self) -> int:
+    """Numbers in one matrix of the width."""
+    return self.width**2
+
+  @property
+  def maps(self) -> int:
+    """Maps that are computed; the class token's may be the only one."""
+    return self.own + (self.computed > self.own)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapInput:
+  """One row of the table.
+
+  Attributes:
+    child: child of `attn` that takes the input to the stream.
+    by_class: whether the class token can have a map of its own for it,
+      `class_` and the name of the child.
+    sources: further children, from which the input itself is computed.
+    mixes_tokens: whether it depends on other tokens.
+    needs_grid: whether every patch has to be in its place (no merging).
+    one_size: whether its parameters are those of one number of tokens.
+    macs: multiply-accumulates per image.
+    parameters: numbers in the tree.
+  """
+
+  child: str
+  by_class: bool
+  sources: tuple[str, ...]
+  mixes_tokens: bool
+  needs_grid: bool
+  one_size: bool
+  macs: Callable[[Extent], int]
+  parameters: Callable[[Extent], int]
+
+  @property
+  def children(self) -> tuple[str, ...]:
+    """Children of `attn` that write to the stream."""
+    own = (f'class_{self.child}',) if self.by_class else ()
+    return (self.child, *own)
+
+
+INPUTS: dict[str, MapInput] = {
+  # n(x) of the token itself, and the intercept.
+  'token': MapInput(
+    child='linear',
+    by_class=True,
+    sources=(),
+    mixes_tokens=False,
+    needs_grid=False,
+    one_size=False,
+    macs=lambda e: e.computed * e.square,
+    parameters=lambda e: e.maps * (e.square + e.width),
+  ),
+  # Its mean over the image's tokens: one product per image and map.
+  'mean': MapInput(
+    child='mean',
+    by_class=True,
+    sources=(),
+    mixes_tokens=True,
+    needs_grid=False,
+    one_size=False,
+    macs=lambda e: e.maps * e.square,
+    parameters=lambda e: e.maps * e.square,
+  ),
+  # Its mean over the 3 x 3 patches around; 0 for the tokens before the patches.
+  'neighbours': MapInput(
+    child='neighbours',
+    by_class=False,
+    sources=(),
+    mixes_tokens=True,
+    needs_grid=True,
+    one_size=False,
+    macs=lambda e: max(e.computed - e.prefix, 0) * e.square,
+    parameters=lambda e: e.square,
+  ),
+  # An intercept for each position.
+  'positions': MapInput(
+    child='positions',
+    by_class=False,
+    sources=(),
+    mixes_tokens=False,
+    needs_grid=True,
+    one_size=True,
+    macs=lambda e: 0,
+    parameters=lambda e: e.tokens * e.width,
+  ),
+  # Values of the heads, mixed by a fixed matrix over the tokens per head.
+  'mixing': MapInput(
+    child='mixed',
+    by_class=True,
+    sources=('values', 'mixer'),
+    mixes_tokens=True,
+    needs_grid=True,
+    one_size=True,
+    macs=lambda e: (
+      (e.tokens + e.computed) * e.square + e.computed * e.tokens * e.width
+    ),
+    parameters=lambda e: (
+      e.square + e.width + e.heads * e.tokens**2 + e.maps * e.square
+    ),
+  ),
+}
+"""The inputs by name, in the order of their columns in a fit."""
+
+LINEAR_INPUTS = (
+  'token',
+  'mean',
+  CLASS_MAP,
+  'neighbours',
+  'positions',
+  'mixing',
+)
+"""Names that a model's `linear_inputs` may have, in the order of a file."""
+
+WRITERS = tuple(child for row in INPUTS.values() for child in row.children)
+"""Children of `attn` in mode `linear` that write to the stream."""
+
+CHILDREN = WRITERS + tuple(s for row in INPUTS.values() for s in row.sources)
+"""All children of `attn` in mode `linear`."""
+
+PROJECTIONS = tuple(c for c in CHILDREN if c not in ('positions', 'mixer'))
+"""Those that are a product of each token with a matrix."""
+
+
+def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
+  """Returns the inputs of mode `linear`, in the order of `LINEAR_INPUTS`.
+
+  Raises:
+    ModelError: an unknown input, or no `token`.
+  """
+  inputs = tuple(inputs)
+  for name in inputs:
+    if name not in LINEAR_INPUTS:
+      raise ModelError(
+        f'unknown input {name!r} of an affine map; known are '
+        f'{", ".join(LINEAR_INPUTS)}'
+      )
+  if 'token' not in inputs:
+    raise ModelError(
+      f'inputs {list(inputs)}: an affine map needs the token itself; add token'
+    )
+  return tuple(name for name in LINEAR_INPUTS if name in inputs)
+
+
+def rows_of(inputs: Sequence[str]) -> dict[str, MapInput]:
+  """The rows of a model's `linear_inputs`, in the order of the table."""
+  return {name: row for name, row in INPUTS.items() if name in inputs}
+
+
+def check_grid(inputs: Sequence[str], grid: tuple[int, int]) -> None:
+  """Refuses `neighbours` where a 3 x 3 window covers a side.
+
+  Raises:
+    ModelError: fewer than three patches along a side.
+  """
+  if 'neighbours' in inputs and min(grid) < LEAST_GRID:
+    raise ModelError(
+      f'a grid of {grid[0]} x {grid[1]} patches is too small for the input '
+      f'neighbours, a mean of 3 x 3; use mean instead'
+    )
+
+
+def check_unmerged(inputs: Sequence[str]) -> None:
+  """Refuses inputs that need every patch in its place, for merged tokens.
+
+  Raises:
+    ModelError: names them.
+  """
+  bound = [name for name, row in rows_of(inputs).items() if row.needs_grid]
+  if bound:
+    raise ModelError(
+      f'affine maps of {" and ".join(bound)} need every patch in its place, '
+      'and merged tokens have none: leave out token merging or these inputs'
+    )
+
+
+def check_size(
+  inputs: Sequence[str], fitted: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+  """Refuses another image size for maps that were fitted for one.
+
+  Raises:
+    ModelError: names both sizes.
+  """
+  bound = [name for name, row in rows_of(inputs).items() if row.one_size]
+  if bound and fitted != wanted:
+    raise ModelError(
+      f'affine maps of {" and ".join(bound)} were fitted for images of '
+      f'{fitted[0]} x {fitted[1]}, not {wanted[0]} x {wanted[1]}; set the size '
+      'of the dense model, then fit the maps'
+    )
+
+
+def map_macs(inputs: Sequence[str], extent: Extent) -> int:
+  """Multiply-accumulates of a map, per image."""
+  return sum(row.macs(extent) for row in rows_of(inputs).values())
+
+
+def map_parameters(inputs: Sequence[str], extent: Extent) -> int:
+  """Parameters of a map."""
+  return sum(row.parameters(extent) for row in rows_of(inputs).values())
