@@ -4,8 +4,15 @@
 - `third_party`: read a timm, DeiT or Google file into a `Model`
 - `in_memory`: load a timm model or a state dict that is in memory
 - `readers`: open `.safetensors`, `.npz` and `.pth` files safely
-- `convert`: the tables of parameter names and layouts, timm's and Google's
+- `pickles`: read PyTorch's files without running anything in them
+- `weight_file`: `WeightFile`, names and shapes of the arrays of an open file
+- `weight_sets`: find the network's arrays: wrappers, prefixes, several sets
+- `layouts`: `Layout`, which program's names a file has
+- `layout_tables`: all layouts, as data
+- `convert`: convert arrays by tables of names; the table of timm's
+- `google_names`: the tables of Google's and big_vision's names
 - `infer`: recognise the variant from the shapes of the arrays
+- `config_files`: read the JSON files of timm, transformers and OpenCLIP
 - `timm_config`: read and write timm's `config.json`
 - `hub`: download from the Hugging Face hub
 - `description`: a model in JSON, and back

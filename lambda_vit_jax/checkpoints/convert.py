@@ -1,4 +1,6 @@
-"""Convert parameter names and layouts: a table for timm, one for Google.
+"""Convert parameter names and layouts, by tables of rules.
+
+The one here is of timm's names; `layout_tables` has those of other programs.
 
 A rule maps arrays of the file to one of our parameters. Conversion starts from
 the parameters of the model, so that every one of them is filled; an array that
@@ -24,6 +26,9 @@ Shape = tuple[int, ...]
 
 _STRIP = 128
 
+# What is before the index of a block in a name.
+_BLOCK = r'(?:blocks?\.?|layers?\.|encoder_layer_|encoderblock_)(\d+)'
+
 # Names of each kind in the line of an error; one may stand for many blocks.
 _MOST_NAMES = 3
 
@@ -32,13 +37,7 @@ class Transform(NamedTuple):
   """Arrays of a file to a parameter (`decode`), and back (`encode`)."""
 
   decode: Callable[..., np.ndarray]
-  encode: Callable[..., tuple[np.ndarray, ...]]
-
-
-def _three(array: np.ndarray, shape: Callable[[int], Shape]) -> tuple:
-  """Splits a fused array into q, k and v, with an axis for one head."""
-  parts = np.split(array, 3, axis=-1)
-  return tuple(part.reshape(shape(part.shape[-1])) for part in parts)
+  encode: Callable[..., tuple[np.ndarray | None, ...]]
 
 
 SAME = Transform(lambda x: x, lambda x: (x,))
@@ -54,21 +53,6 @@ LINEAR_SCALE = Transform(lambda x: x.reshape(-1), lambda x: (x[:, None],))
 CONV_SCALE = Transform(
   lambda x: x.reshape(-1), lambda x: (x[:, None, None, None],)
 )
-# [embed, heads, head_dim] each for query, key, value <-> [embed, 3·embed].
-QKV_KERNEL = Transform(
-  lambda *qkv: np.concatenate([x.reshape(len(x), -1) for x in qkv], axis=1),
-  lambda x: _three(x, lambda width: (len(x), 1, width)),
-)
-# [heads, head_dim] each <-> [3·embed].
-QKV_BIAS = Transform(
-  lambda *qkv: np.concatenate([x.reshape(-1) for x in qkv]),
-  lambda x: _three(x, lambda width: (1, width)),
-)
-# [heads, head_dim, embed] <-> [embed, embed].
-OUT_KERNEL = Transform(
-  lambda x: x.reshape(-1, x.shape[-1]), lambda x: (x[None],)
-)
-
 Rules = tuple[tuple[str | tuple[str, ...], str, Transform], ...]
 
 _TIMM_ARRAYS: Rules = (
@@ -123,39 +107,6 @@ TIMM: Rules = _TIMM_ARRAYS + tuple(
 
 Of a quantised model each 8-bit `weight` has a `weight_scale`.
 """
-
-_GOOGLE_BLOCK = 'Transformer/encoderblock_#'
-_GOOGLE_MIXER = f'{_GOOGLE_BLOCK}/MultiHeadDotProductAttention_1'
-_GOOGLE_MLP = f'{_GOOGLE_BLOCK}/MlpBlock_3'
-
-
-def _google_qkv(leaf: str) -> tuple[str, ...]:
-  return tuple(f'{_GOOGLE_MIXER}/{p}/{leaf}' for p in ('query', 'key', 'value'))
-
-
-GOOGLE: Rules = (
-  ('cls', 'cls_token', SAME),
-  ('Transformer/posembed_input/pos_embedding', 'pos_embed', SAME),
-  ('embedding/kernel', 'patch_embed/kernel', SAME),
-  ('embedding/bias', 'patch_embed/bias', SAME),
-  (f'{_GOOGLE_BLOCK}/LayerNorm_0/scale', 'block#/norm1/scale', SAME),
-  (f'{_GOOGLE_BLOCK}/LayerNorm_0/bias', 'block#/norm1/bias', SAME),
-  (_google_qkv('kernel'), 'block#/attn/qkv/kernel', QKV_KERNEL),
-  (_google_qkv('bias'), 'block#/attn/qkv/bias', QKV_BIAS),
-  (f'{_GOOGLE_MIXER}/out/kernel', 'block#/attn/proj/kernel', OUT_KERNEL),
-  (f'{_GOOGLE_MIXER}/out/bias', 'block#/attn/proj/bias', SAME),
-  (f'{_GOOGLE_BLOCK}/LayerNorm_2/scale', 'block#/norm2/scale', SAME),
-  (f'{_GOOGLE_BLOCK}/LayerNorm_2/bias', 'block#/norm2/bias', SAME),
-  (f'{_GOOGLE_MLP}/Dense_0/kernel', 'block#/mlp/fc1/kernel', SAME),
-  (f'{_GOOGLE_MLP}/Dense_0/bias', 'block#/mlp/fc1/bias', SAME),
-  (f'{_GOOGLE_MLP}/Dense_1/kernel', 'block#/mlp/fc2/kernel', SAME),
-  (f'{_GOOGLE_MLP}/Dense_1/bias', 'block#/mlp/fc2/bias', SAME),
-  ('Transformer/encoder_norm/scale', 'norm/scale', SAME),
-  ('Transformer/encoder_norm/bias', 'norm/bias', SAME),
-  ('head/kernel', 'head/kernel', SAME),
-  ('head/bias', 'head/bias', SAME),
-)
-"""Names of Google's `.npz` files (AugReg, vision_transformer)."""
 
 
 def flatten(tree: Params) -> dict[str, Any]:
@@ -217,7 +168,7 @@ def decode(
     expected: tree with the shape of every parameter (arrays or
       `jax.ShapeDtypeStruct`).
     where: the file, for messages.
-    rules: `TIMM` or `GOOGLE`.
+    rules: `TIMM`, or those of another layout.
     hint: end of the error report, such as what to do.
     place: moves each finished array to its device, so that there are never
       two copies of the whole model.
@@ -243,9 +194,7 @@ def decode(
       unexpected.pop(name, None)
     wanted = tuple(leaf.shape)
     if not absent and parameter_shape(shapes, path, rules) != wanted:
-      first = transform.encode(np.broadcast_to(np.float32(0), wanted))[0]
-      found_shape, shape = _text(shapes[names[0]]), _text(first.shape)
-      wrong.append(f'{names[0]} is {found_shape}, expected {shape}')
+      wrong.append(_wrong_shape(shapes, names, transform, wanted))
   report = {
     'missing': grouped(missing),
     'unexpected': grouped(unexpected),
@@ -254,6 +203,24 @@ def decode(
   if any(report.values()):
     raise _misfit(report, where, hint)
   return unflatten(_converted(plan, leaves, read, where, place))
+
+
+def _wrong_shape(
+  shapes: Mapping[str, Shape],
+  names: tuple[str, ...],
+  transform: Transform,
+  wanted: Shape,
+) -> str:
+  """Which of a parameter's arrays is not of the shape that it needs."""
+  parts = transform.encode(np.broadcast_to(np.float32(0), wanted))
+  needed = {
+    name: part.shape
+    for name, part in zip(names, parts, strict=True)
+    if part is not None
+  }
+  name = next((x for x in needed if shapes[x] != needed[x]), names[0])
+  expected = _text(needed[name]) if name in needed else 'another shape'
+  return f'{name} is {_text(shapes[name])}, expected {expected}'
 
 
 def _misfit(
@@ -367,7 +334,9 @@ def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
     names, transform = found
     parts = transform.encode(np.asarray(leaf))
     for name, part in zip(names, parts, strict=True):
-      arrays[name] = np.ascontiguousarray(part)
+      # None: the array is made from another parameter.
+      if part is not None:
+        arrays[name] = np.ascontiguousarray(part)
   return arrays
 
 
@@ -375,7 +344,7 @@ def grouped(names: Iterable[str]) -> list[str]:
   """Joins the block indices of names: `blocks.{0-2,5}.norm1.bias`."""
   groups: dict[str, list[int]] = collections.defaultdict(list)
   for name in names:
-    index = re.search(r'(?:blocks\.|encoderblock_|block)(\d+)', name)
+    index = re.search(_BLOCK, name)
     if index:
       name = f'{name[: index.start(1)]}#{name[index.end(1) :]}'
     groups[name] += [int(index[1])] if index else []

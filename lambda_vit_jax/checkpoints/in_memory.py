@@ -13,8 +13,8 @@ from lambda_vit_jax.checkpoints import (
   third_party,
   timm_config,
 )
-from lambda_vit_jax.checkpoints.readers import WeightFile
 from lambda_vit_jax.checkpoints.timm_config import SCHEMA, read_fields
+from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import check_json
 from lambda_vit_jax.models.model import Model
@@ -46,7 +46,7 @@ def load_network(network: Any, variant: str | None) -> Model:
   """
   if isinstance(network, Mapping):
     file = readers.of_tensors(network, 'the state dict')
-    name = variant or infer.infer_variant(file.shapes, file.rules, file.path)
+    name = variant or infer.infer_variant(file)
     return third_party.load_weights(
       file, third_party.pooled(get_variant(name), file)
     )

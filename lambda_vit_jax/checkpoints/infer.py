@@ -2,11 +2,20 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.checkpoints.layout_tables import LAYOUTS
+from lambda_vit_jax.checkpoints.layouts import Layout, nearest_layout
+from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.variants import VARIANTS, Variant
+
+# With these stated, a network needs no name of its own.
+_SIZES = {'embed_dim', 'depth', 'num_heads', 'patch_size', 'image_size'}
+
+_MOST_SHOWN = 3
 
 
 def num_prefix(variant: Variant) -> int:
@@ -58,22 +67,69 @@ def candidates(
 
 
 def infer_variant(
-  shapes: Mapping[str, convert.Shape], rules: convert.Rules, where: str
+  file: WeightFile, stated: Mapping[str, Any] | None = None
 ) -> str:
   """Returns the only variant that the arrays fit.
+
+  Args:
+    file: an open file.
+    stated: fields of `Variant` that are known from elsewhere.
 
   Raises:
     CheckpointError: no variant fits, or several, which it names.
   """
-  names = candidates(shapes, rules)
+  stated = stated or {}
+  names = _preferred(candidates(file.shapes, file.rules), file.layout, stated)
   if len(names) == 1:
     return names[0]
+  if not names and file.layout.stock and set(stated) >= _SIZES:
+    return file.layout.stock
+  where = file.path
   if not names:
-    raise CheckpointError(
-      f'{where}: its {len(shapes)} arrays fit no variant that we have '
-      '(`lambda-vit models` lists them)'
-    )
+    raise _unlike(file)
   raise CheckpointError(
     f'{where}: its arrays fit {", ".join(names)}; say which with `variant` '
     '(a stage: --config.model.variant, predict: --variant)'
+  )
+
+
+def _preferred(
+  names: tuple[str, ...], layout: Layout, stated: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """Those of the layout's families that agree with what is stated, if any."""
+  own = [name for name in names if name.startswith(layout.families)]
+  agreeing = [
+    name
+    for name in own
+    if all(
+      getattr(VARIANTS[name], field) == stated[field]
+      for field in ('activation', 'num_heads')
+      if field in stated
+    )
+  ]
+  chosen = tuple(agreeing or own or names)
+  if {'mean', 'std', 'activation'} <= set(stated):
+    # What is left are names of one function.
+    return chosen[:1]
+  return chosen
+
+
+def _unlike(file: WeightFile) -> CheckpointError:
+  """The error for a file that fits no variant; names the nearest layout."""
+  layout, known = nearest_layout(file.shapes, LAYOUTS)
+  unknown = [name for name in file.shapes if not layout.explains(name)]
+  count = len(file.shapes)
+  if known and not unknown:
+    return CheckpointError(
+      f'{file.path}: has the names of {layout.title}, but its {count} arrays '
+      'fit no variant that we have (`lambda-vit models` lists them)'
+    )
+  if known > count // 2:
+    shown = ', '.join(convert.grouped(unknown)[:_MOST_SHOWN])
+    return CheckpointError(
+      f'{file.path}: looks like {layout.title}, but has {shown}'
+    )
+  return CheckpointError(
+    f'{file.path}: its {count} arrays fit no variant that we have (`lambda-vit '
+    'models` lists them)'
   )

@@ -41,10 +41,12 @@ def load_pretrained(
 
   Args:
     where: a `.safetensors` file or a folder with one (`config.json` is read
-      where there is one), `hf-hub:timm/NAME`, a `.pth` of DeiT (read by
+      where there is one), `hf-hub:timm/NAME`, a `.pth` or `.ckpt` (read by
       PyTorch without running it), a `.npz` of Google's, an `export/` folder,
       a workdir, or `builtin:NAME` for weights that come with the package.
-      Also timm's `VisionTransformer` itself, or a state dict with its names.
+      docs/layouts.md lists whose names are read. `FILE#NAME` is one of
+      several sets of weights in a file. Also timm's `VisionTransformer`
+      itself, or a state dict.
     variant: a name of `lambda-vit models`; by default read from the files
       beside the weights, or from the arrays' shapes if they fit only one.
     num_classes: the weights' own by default. Another number gives a newly
@@ -87,9 +89,16 @@ def load_pretrained(
     model = _load_directory(path, variant)
   elif path.exists():
     model = third_party.load_file(path, variant)
+  elif '#' in text and (file := _before_name(text)).is_file():
+    model = third_party.load_file(file, variant, text.rpartition('#')[2])
   else:
     raise CheckpointError(f'{text}: no such file or folder{_offer(text)}')
   return _adapted(model, text, num_classes, image_size)
+
+
+def _before_name(text: str) -> epath.Path:
+  """The file of `FILE#NAME`."""
+  return files.user_path(text.rpartition('#')[0])
 
 
 def _adapted(

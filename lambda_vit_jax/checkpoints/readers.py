@@ -5,25 +5,39 @@ for, so that at most one is in memory twice.
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 from etils import epath
 
-from lambda_vit_jax.checkpoints import convert, description
+from lambda_vit_jax.checkpoints import (
+  description,
+  pickles,
+  weight_sets,
+)
+from lambda_vit_jax.checkpoints.layout_tables import GOOGLE
+from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.core.files import parse_json
+from lambda_vit_jax.core.files import parse_json, read_json
 from lambda_vit_jax.core.images import to_array
+from lambda_vit_jax.core.schema import Object, Text
 
-SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin')
+SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt', '.pth.tar')
 """Suffixes of weight files."""
+
+INDEX = '.safetensors.index.json'
+"""End of the name of the index of a sharded file."""
+
+_INDEX_SCHEMA = Object(
+  # Files of the same folder only.
+  {'weight_map': Object(others=Text(200, r'[\w.-]+\.safetensors', 'a file'))}
+)
 
 METADATA_KEY = 'lambda_vit_jax'
 """Key of the model's description in the header of our safetensors files."""
@@ -55,28 +69,13 @@ def check_link(path: epath.Path) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightFile:
-  """An open weight file.
-
-  Attributes:
-    path: for messages.
-    shapes: shape of every array, by name.
-    read: returns an array by its name.
-    rules: the table of `convert` that its names follow.
-    description: the model's description in our own files, else None.
-  """
-
-  path: str
-  shapes: Mapping[str, tuple[int, ...]]
-  read: Callable[[str], np.ndarray]
-  rules: convert.Rules = convert.TIMM
-  description: Mapping[str, Any] | None = None
-
-
 @contextlib.contextmanager
-def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
+def open_weights(path: pathlib.Path, chosen: str = '') -> Iterator[WeightFile]:
   """Opens a weight file by its suffix, for reading within the context.
+
+  Args:
+    path: a local file.
+    chosen: which of several sets of weights, see `weight_sets`.
 
   Raises:
     CheckpointError: missing, truncated, of an unknown kind, or a `.pth` that
@@ -84,17 +83,27 @@ def open_weights(path: pathlib.Path) -> Iterator[WeightFile]:
   """
   if not path.is_file():
     raise CheckpointError(f'{path}: no such file')
-  if path.suffix == '.safetensors':
-    yield _open_safetensors(path)
+  if path.name.endswith(INDEX):
+    yield weight_sets.recognised(_open_shards(path), chosen)
+  elif path.suffix == '.safetensors':
+    yield _own_or_recognised(_open_safetensors(path), chosen)
   elif path.suffix == '.npz':
     with path.open('rb') as raw:
-      yield _open_npz(path, raw)
-  elif path.suffix in SUFFIXES:
-    yield _open_pickle(path)
+      yield weight_sets.recognised(_open_npz(path, raw), chosen)
+  elif path.name.endswith(SUFFIXES):
+    where = f'{path}#{chosen}' if chosen else str(path)
+    yield of_tensors(pickles.load(path), where, chosen)
   else:
     raise CheckpointError(
       f'{path}: not a weight file; known are {", ".join(SUFFIXES)}'
     )
+
+
+def _own_or_recognised(file: WeightFile, chosen: str) -> WeightFile:
+  """Files of ours have one layout, and say so."""
+  if file.description is not None:
+    return file
+  return weight_sets.recognised(file, chosen)
 
 
 def _open_safetensors(path: pathlib.Path) -> WeightFile:
@@ -121,7 +130,7 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
       raise _narrow(path, name, dtype)
   text = metadata.get(METADATA_KEY)
   if text is None:
-    return _with_timm_names(WeightFile(str(path), shapes, read))
+    return WeightFile(str(path), shapes, read)
   digest = metadata.get(DIGEST_KEY)
   found = parse_json(
     text, f'{path}: {METADATA_KEY}', description.SCHEMA, description.REMEDY
@@ -141,24 +150,39 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
   return WeightFile(str(path), shapes, read, description=found)
 
 
+def _open_shards(path: pathlib.Path) -> WeightFile:
+  """Opens the safetensors files that an index names, as one."""
+  places: dict[str, str] = read_json(
+    epath.Path(path), _INDEX_SCHEMA, 'get all files again'
+  )['weight_map']
+  files: dict[str, WeightFile] = {}
+  for place in sorted(set(places.values())):
+    shard = path.parent / place
+    if not shard.is_file():
+      raise CheckpointError(
+        f'{path}: {place} is missing beside it; get all files again'
+      )
+    check_link(epath.Path(shard))
+    files[place] = _open_safetensors(shard)
+  lost = [x for x, place in places.items() if x not in files[place].shapes]
+  if lost:
+    raise CheckpointError(
+      f'{path}: {lost[0]} is not in {places[lost[0]]}; get all files again'
+    )
+  # Arrays that no index names, too, so that they are seen as unexpected.
+  places |= {x: place for place, file in files.items() for x in file.shapes}
+  return WeightFile(
+    str(path),
+    {name: files[place].shapes[name] for name, place in places.items()},
+    lambda name: files[places[name]].read(name),
+  )
+
+
 def _narrow(path: object, name: str, dtype: object) -> CheckpointError:
   """The error for weights that mean nothing without scales."""
   return CheckpointError(
     f'{path}: {name} is {dtype}, whose scales we do not know; convert the '
     'weights to float16, bfloat16 or float32 where they were made'
-  )
-
-
-def _with_timm_names(file: WeightFile) -> WeightFile:
-  """Names LayerScale as timm does, which DeiT III calls `gamma_1`."""
-  names = {
-    re.sub(r'\.gamma_([12])$', r'.ls\1.gamma', name): name
-    for name in file.shapes
-  }
-  return dataclasses.replace(
-    file,
-    shapes={new: file.shapes[old] for new, old in names.items()},
-    read=lambda name: file.read(names[name]),
   )
 
 
@@ -190,7 +214,7 @@ def _open_npz(path: pathlib.Path, raw: BinaryIO) -> WeightFile:
     for name, shape in shapes.items()
     if name.startswith(prefix)
   }
-  return WeightFile(str(path), shapes, read, rules=convert.GOOGLE)
+  return WeightFile(str(path), shapes, read, layout=GOOGLE)
 
 
 def _npy_shape(file: Any, name: str) -> tuple[int, ...]:
@@ -208,47 +232,19 @@ def _npy_shape(file: Any, name: str) -> tuple[int, ...]:
   return shape
 
 
-def _open_pickle(path: pathlib.Path) -> WeightFile:
-  """Opens a PyTorch file with `weights_only=True`, which runs no code."""
-  try:
-    import torch
-  except ImportError:
-    raise CheckpointError(
-      f'{path}: a PyTorch pickle, which only PyTorch can read safely; '
-      "install it (pip install 'lambda_vit_jax[torch]'), or convert the file "
-      'where PyTorch is, by the lines of docs/pytorch.md#convert-a-pth-file'
-    ) from None
-  try:
-    loaded = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as error:
-    # torch raises many types for files that it refuses or cannot parse.
-    reason = ' '.join(str(error).split())[:160]
-    raise CheckpointError(
-      f'{path}: not a plain PyTorch state dict, refused without running it '
-      f'({reason}); docs/pytorch.md#convert-a-pth-file says how to convert it'
-    ) from error
-  return of_tensors(loaded, str(path))
-
-
-def of_tensors(loaded: Any, where: str) -> WeightFile:
+def of_tensors(loaded: Any, where: str, chosen: str = '') -> WeightFile:
   """The state dict in what PyTorch has loaded, or in a model's own.
 
   Args:
     loaded: names to tensors (of any float type, on any device) or arrays;
-      perhaps in an entry `model` or `state_dict`.
+      perhaps within other containers.
     where: for messages.
+    chosen: which of several sets of weights, see `weight_sets`.
 
   Raises:
     CheckpointError: something else.
   """
-  for key in ('model', 'state_dict'):
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-      loaded = loaded[key]
-  if not isinstance(loaded, Mapping) or not all(
-    hasattr(value, 'shape') and hasattr(value, 'dtype')
-    for value in loaded.values()
-  ):
-    raise CheckpointError(f'{where}: holds no state dict of tensors')
+  loaded, prefix = weight_sets.entry(loaded, where, chosen)
   tensors = {str(name): value for name, value in loaded.items()}
   for name, value in tensors.items():
     if re.search('float[468](_|$)', str(value.dtype)):
@@ -266,4 +262,4 @@ def of_tensors(loaded: Any, where: str) -> WeightFile:
       ) from error
 
   shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-  return _with_timm_names(WeightFile(where, shapes, read))
+  return weight_sets.recognised(WeightFile(where, shapes, read), prefix)

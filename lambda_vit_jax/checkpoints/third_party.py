@@ -18,15 +18,15 @@ import jax.numpy as jnp
 from etils import epath
 
 from lambda_vit_jax.checkpoints import (
+  config_files,
   convert,
   description,
   infer,
   readers,
-  timm_config,
 )
-from lambda_vit_jax.checkpoints.readers import WeightFile
+from lambda_vit_jax.checkpoints.layout_tables import TIMM
+from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
-from lambda_vit_jax.core.files import read_json
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import ATTENTION_PARTS
@@ -55,14 +55,18 @@ def check_variant(model: Model, variant: str | None, where: str) -> Model:
 
 
 def load_folder(path: epath.Path, variant: str | None) -> Model:
-  """Loads a folder with one weight file and perhaps timm's `config.json`.
+  """Loads a folder with one weight file and perhaps a `config.json`.
+
+  A sharded file counts as one, by its index.
 
   Raises:
     CheckpointError: no weight file, or several; see `load_file`.
   """
-  files = sorted(
-    file for file in path.iterdir() if file.suffix in readers.SUFFIXES
-  )
+  every = sorted(path.iterdir())
+  indices = [file for file in every if file.name.endswith(readers.INDEX)]
+  files = indices or [
+    file for file in every if file.name.endswith(readers.SUFFIXES)
+  ]
   if not files:
     raise CheckpointError(
       f'{path}: holds no weight file ({", ".join(readers.SUFFIXES)}), no '
@@ -77,14 +81,19 @@ def load_folder(path: epath.Path, variant: str | None) -> Model:
   return load_file(files[0], variant)
 
 
-def load_file(path: epath.Path, variant: str | None) -> Model:
+def load_file(path: epath.Path, variant: str | None, chosen: str = '') -> Model:
   """Loads one weight file, at its own image size and with its own head.
+
+  Args:
+    path: a local or a remote file.
+    variant: by default found out.
+    chosen: which of several sets of weights, see `weight_sets`.
 
   Raises:
     CheckpointError: damaged, of an unknown or ambiguous variant, or not
       exactly the arrays that the variant has.
   """
-  with _local(path) as local, readers.open_weights(local) as file:
+  with _local(path) as local, readers.open_weights(local, chosen) as file:
     file = dataclasses.replace(file, path=str(path))
     if file.description is not None:
       own = description.rebuild(file.description, str(path))
@@ -117,18 +126,18 @@ def load_weights(
     for name in infer.candidates(file.shapes, file.rules)
     if name != spec.name
   ]
-  return _filled(
-    own, file, f'; its arrays fit {", ".join(others)}' if others else ''
-  )
+  hint = f'; its arrays fit {", ".join(others)}' if others else ''
+  return _filled(own, file, hint)
 
 
 def _filled(own: Model, file: WeightFile, hint: str) -> Model:
   """`own` with the arrays of the file as parameters; see `convert.decode`."""
+  foreign = '' if file.layout is TIMM else f' ({file.layout.title})'
   params = convert.decode(
     file.shapes,
     file.read,
     own.params,
-    f'{file.path} as {own.variant}',
+    f'{file.path} as {own.variant}{foreign}',
     file.rules,
     hint,
     place=jnp.asarray,
@@ -152,43 +161,16 @@ def _local(path: epath.Path) -> Iterator[pathlib.Path]:
 def _variant_of(
   path: epath.Path, file: WeightFile, variant: str | None
 ) -> Variant:
-  """The variant given, or found out, as the file and `config.json` change it."""
-  config = path.parent / 'config.json'
-  found, stated = None, dict[str, Any]()
-  if config.exists() and file.rules is convert.TIMM:
-    readers.check_link(config)
-    found, stated = _read_config(config, variant)
-  if found is None:
-    name = variant or infer.infer_variant(file.shapes, file.rules, file.path)
-    spec = get_variant(name)
+  """The variant given, or found out, as the files beside it change it."""
+  found, stated = config_files.read_beside(path.parent, file.layout, variant)
+  if found is not None:
+    where = str(path.parent / 'config.json')
+    spec = described(found, stated, variant, where)
   else:
-    spec = described(found, stated, variant, str(config))
+    spec = get_variant(variant or infer.infer_variant(file, stated))
   if 'pooling' not in stated:
     spec = pooled(spec, file)
   return dataclasses.replace(spec, **stated)
-
-
-def _read_config(
-  config: epath.Path, variant: str | None
-) -> tuple[str | None, dict[str, Any]]:
-  """The architecture and the fields that a `config.json` of timm's names."""
-  read = read_json(config, timm_config.SCHEMA, timm_config.REMEDY)
-  name = timm_config.architecture(read)
-  if name is not None:
-    return name, timm_config.read_fields(read, str(config))
-  if variant is None:
-    raise CheckpointError(
-      f"{config}: names no `architecture`, so it is not timm's; say which it "
-      'is with `variant` (a stage: --config.model.variant, predict: '
-      '--variant), or remove the file'
-    )
-  _LOG.warning(
-    "%s: names no `architecture`, so it is not timm's and is left out; images "
-    'are prepared as for %s',
-    config,
-    variant,
-  )
-  return None, {}
 
 
 def described(
@@ -295,7 +277,7 @@ def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
         f'{file.path}: {name} is not zero, but its attention layer is '
         'described as removed; export the model again'
       )
-  return _without(file, filled)
+  return file.without(filled)
 
 
 def _without_old_head(file: WeightFile) -> WeightFile:
@@ -307,9 +289,4 @@ def _without_old_head(file: WeightFile) -> WeightFile:
     return file
   _LOG.warning('%s: pre_logits and the head after it are left out', file.path)
   old = ('pre_logits/', 'head/')
-  return _without(file, [x for x in file.shapes if x.startswith(old)])
-
-
-def _without(file: WeightFile, names: list[str]) -> WeightFile:
-  shapes = {x: shape for x, shape in file.shapes.items() if x not in names}
-  return dataclasses.replace(file, shapes=shapes)
+  return file.without([x for x in file.shapes if x.startswith(old)])

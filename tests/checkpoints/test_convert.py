@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambda_vit_jax.checkpoints import convert, infer
+from lambda_vit_jax.checkpoints import convert, google_names, infer
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models import map_inputs, resampling
 from lambda_vit_jax.models.build import abstract_params, make_module
@@ -91,7 +91,7 @@ def test_maps_have_the_documented_names():
   )
 
 
-@pytest.mark.parametrize('rules', [convert.TIMM, convert.GOOGLE])
+@pytest.mark.parametrize('rules', [convert.TIMM, google_names.GOOGLE])
 def test_every_rule_has_its_own_name_and_parameter(rules):
   targets = [target for _, target, _ in rules]
   sources = [
@@ -106,7 +106,7 @@ def test_every_rule_has_its_own_name_and_parameter(rules):
 def test_google_names_and_heads():
   params, arrays = google_arrays(MEMBERS[0], heads=3)
   expected = abstract_params(module_of(MEMBERS[0]))
-  assert_same(decode(arrays, expected, convert.GOOGLE), params)
+  assert_same(decode(arrays, expected, google_names.GOOGLE), params)
   # The layout in words: q, k, v side by side, head after head.
   kernel = params['block01']['attn']['qkv']['kernel']
   mixer = 'Transformer/encoderblock_1/MultiHeadDotProductAttention_1'

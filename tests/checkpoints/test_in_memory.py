@@ -182,9 +182,15 @@ def test_state_dicts(nano, convert_one, wrap):
   assert 'head' not in model.params
 
 
-@pytest.mark.parametrize('state', [{'x': 3}, {'a': {'b': np.zeros(3)}}])
-def test_mappings_that_are_no_state_dict(state):
-  with pytest.raises(CheckpointError, match='no state dict of tensors'):
+@pytest.mark.parametrize(
+  'state, words',
+  [
+    ({'x': 3}, 'no state dict of tensors'),
+    ({'a': {'b': np.zeros(3)}}, 'its 1 arrays fit no variant'),
+  ],
+)
+def test_mappings_that_are_no_state_dict(state, words):
+  with pytest.raises(CheckpointError, match=words):
     load_pretrained(state)
 
 

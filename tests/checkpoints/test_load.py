@@ -1,5 +1,6 @@
 """`load_pretrained` from every source, and one line for bad weights."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -451,7 +452,11 @@ def test_pth_goes_through_the_safe_reader_alone(tmp_path, monkeypatch):
     calls.append(options)
     raise RuntimeError('Weights only load failed')
 
-  fake = types.SimpleNamespace(load=load)
+  serialization = types.SimpleNamespace(
+    get_unsafe_globals_in_checkpoint=lambda path: [],
+    safe_globals=lambda types: contextlib.nullcontext(),
+  )
+  fake = types.SimpleNamespace(load=load, serialization=serialization)
   monkeypatch.setitem(sys.modules, 'torch', fake)
   path = tmp_path / 'model.pth'
   path.write_bytes(b'x')

@@ -324,14 +324,14 @@ def test_original_deit3_names(tmp_path):
 
 def test_the_documented_lines_convert_a_pth(tmp_path, monkeypatch):
   network = timm.create_model('deit3_small_patch16_224', img_size=32).eval()
-  # Weights beside something that weights_only refuses, and a shared tensor.
+  # Weights beside something that could run code, and a shared tensor.
   state = {
-    name.replace('ls1.gamma', 'gamma_1'): value
+    name.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2'): value
     for name, value in network.state_dict().items()
   }
   state['head.weight'] = state['head.weight'].t().contiguous().t()
-  arguments = argparse.Namespace(lr=0.1)
-  torch.save({'model': state, 'args': arguments}, tmp_path / 'model.pth')
+  content = {'model': state, 'args': Hostile(tmp_path / 'ran')}
+  torch.save(content, tmp_path / 'model.pth')
   monkeypatch.chdir(tmp_path)
   with pytest.raises(CheckpointError, match=r'docs/pytorch\.md#convert-a-pth'):
     load_pretrained('model.pth')
@@ -394,6 +394,25 @@ class Hostile:
 
   def __reduce__(self):
     return pathlib.Path.touch, (self.path,)
+
+
+def test_harmless_types_beside_the_tensors_are_left_out(tmp_path):
+  arrays = synthetic_arrays(
+    state_shapes(timm.create_model('deit_tiny_patch16_224'))
+  )
+  state = {name: torch.from_numpy(value) for name, value in arrays.items()}
+  content = {
+    'model': state,
+    'args': argparse.Namespace(lr=0.1, output=pathlib.Path('out')),
+    'best': np.float64(0.8),
+    'losses': np.zeros(3),
+    'optimizer': {'state': {0: {'exp_avg': torch.zeros(3)}}},
+  }
+  torch.save(content, tmp_path / 'run.pth')
+  model = load_pretrained(tmp_path / 'run.pth', variant='deit_tiny_patch16_224')
+  np.testing.assert_array_equal(
+    model.params['norm']['bias'], arrays['norm.bias']
+  )
 
 
 def test_a_hostile_pickle_does_not_run(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lambda_vit_jax.checkpoints import convert
+from lambda_vit_jax.checkpoints import convert, google_names
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.variants import Variant, get_variant
 from tests.support.trees import numbered
@@ -135,7 +135,7 @@ def synthetic_images(image_size: int) -> np.ndarray:
 def google_arrays(member, heads):
   """Google's form of a tiny ViT, made by its own layout rules."""
   params = numbered(abstract_params(make_module(member.variant)))
-  arrays = convert.encode(params, convert.GOOGLE)
+  arrays = convert.encode(params, google_names.GOOGLE)
   for name, array in list(arrays.items()):
     width = params['cls_token'].shape[-1]
     if '/query/' in name or '/key/' in name or '/value/' in name:

@@ -15,7 +15,12 @@ from safetensors.numpy import save_file
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.checkpoints import convert, orbax_store, timm_config
+from lambda_vit_jax.checkpoints import (
+  convert,
+  google_names,
+  orbax_store,
+  timm_config,
+)
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.cli import workdir_lock
 from lambda_vit_jax.core import digests, files
@@ -55,7 +60,8 @@ def _write_weights(root: pathlib.Path, model: Model) -> None:
   config['model_args'] |= {'embed_dim': 24, 'depth': 3, 'mlp_ratio': 4.0}
   (root / 'timm/config.json').write_text(json.dumps(config))
   np.savez(
-    root / 'google/weights.npz', **convert.encode(model.params, convert.GOOGLE)
+    root / 'google/weights.npz',
+    **convert.encode(model.params, google_names.GOOGLE),
   )
   _write_pickle(root / 'pickle/weights.pth', arrays)
 
