@@ -292,6 +292,9 @@ def base() -> ml_collections.ConfigDict:
   # Of `dilute`: `last`, or `best` for the checkpoint at λ = 0 with the highest
   # accuracy on held-out images (see eval_every).
   export.checkpoint = 'last'
+  # OWNER/NAME on the Hugging Face hub: stage `export` writes a model card from
+  # what the workdir holds by then and uploads the folder; empty for neither.
+  export.hub = ''
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   # Also train the dense model for the steps of `dilute`, for a comparison of

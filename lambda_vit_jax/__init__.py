@@ -34,6 +34,7 @@ _PUBLIC = {
   'nose': 'selection.nose',
   'preprocess': 'data.inputs',
   'prune': 'models.edits',
+  'push_to_hub': 'exporters.publish',
   'quantize': 'models.edits',
   'recentre': 'training_free.norm_recentring',
   'refit': 'training_free.mlp_refit',

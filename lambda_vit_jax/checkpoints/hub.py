@@ -1,4 +1,4 @@
-"""Download weights from the Hugging Face hub (extra `[hub]`)."""
+"""Download from the Hugging Face hub and upload to it (extra `[hub]`)."""
 
 import re
 
@@ -8,6 +8,9 @@ from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.models.variants import get_variant
 
 _NAME = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
+
+
+_REPOSITORY = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 
 
 def is_hub_name(where: str) -> bool:
@@ -57,6 +60,48 @@ def download(where: str) -> epath.Path:
   except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
     raise CheckpointError(f'{where}: {_explain(error)}') from error
   return epath.Path(paths[-1]).parent
+
+
+def check_repository(repository: str) -> str:
+  """Returns `OWNER/NAME`.
+
+  Raises:
+    CheckpointError: of another form.
+  """
+  if not _REPOSITORY.fullmatch(repository):
+    raise CheckpointError(
+      f'{repository}: not a repository of the hub; write OWNER/NAME'
+    )
+  return repository
+
+
+def upload(folder: epath.Path, repository: str) -> str:
+  """Uploads a folder as a model, made if it is new; returns its page.
+
+  Raises:
+    CheckpointError: no network, no login, no right to write there, or
+      `huggingface_hub` is not installed.
+  """
+  check_repository(repository)
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise CheckpointError(
+      f'{repository}: needs the package huggingface_hub; install it (pip '
+      "install 'lambda_vit_jax[hub]')"
+    ) from None
+  try:
+    api = huggingface_hub.HfApi()
+    api.create_repo(repository, repo_type='model', exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=str(folder))
+  except Exception as error:
+    # The library and its transport raise a dozen types.
+    reason = ' '.join(str(error).split())[:100]
+    raise CheckpointError(
+      f'{repository}: not uploaded ({type(error).__name__}: {reason}); connect '
+      'to the network and log in with `hf auth login`'
+    ) from error
+  return f'https://huggingface.co/{repository}'
 
 
 def _explain(error: Exception) -> str:

@@ -41,12 +41,12 @@ def load_pretrained(
 
   Args:
     where: a `.safetensors` file or a folder with one (`config.json` is read
-      where there is one), `hf-hub:timm/NAME`, a `.pth` or `.ckpt` (read by
-      PyTorch without running it), a `.npz` of Google's, an `export/` folder,
-      a workdir, or `builtin:NAME` for weights that come with the package.
-      docs/layouts.md lists whose names are read. `FILE#NAME` is one of
-      several sets of weights in a file. Also timm's `VisionTransformer`
-      itself, or a state dict.
+      where there is one), `hf-hub:OWNER/NAME`, a variant's name for the hub's
+      weights, a `.pth` or `.ckpt` (read by PyTorch without running it), a
+      `.npz` of Google's, an `export/` folder, a workdir, or `builtin:NAME` for
+      weights that come with the package. docs/layouts.md lists whose names are
+      read. `FILE#NAME` is one of several sets of weights in a file. Also
+      timm's `VisionTransformer` itself, or a state dict.
     variant: a name of `lambda-vit models`; by default read from the files
       beside the weights, or from the arrays' shapes if they fit only one.
     num_classes: the weights' own by default. Another number gives a newly
@@ -89,6 +89,9 @@ def load_pretrained(
     model = _load_directory(path, variant)
   elif path.exists():
     model = third_party.load_file(path, variant)
+  elif weights := _hub_weights(text):
+    _LOG.warning('%s: taken from %s', text, weights)
+    model = third_party.load_folder(hub.download(weights), variant)
   elif '#' in text and (file := _before_name(text)).is_file():
     model = third_party.load_file(file, variant, text.rpartition('#')[2])
   else:
@@ -301,15 +304,21 @@ def _missing(directory: epath.Path, stage: str) -> CheckpointError:
   )
 
 
+def _hub_weights(name: str) -> str:
+  """Where the hub has the weights of a variant or a tag; '' for other names."""
+  base, _, tag = name.partition('.')
+  if base not in VARIANTS or not VARIANTS[base].weights:
+    return ''
+  repository = VARIANTS[base].weights.partition('.')[0]
+  if not tag:
+    return VARIANTS[base].weights
+  return f'{repository}.{tag}' if tag in tags(base) else ''
+
+
 def _offer(text: str) -> str:
   """Suggests the nearest names for a path that does not exist."""
   name = pathlib.PurePath(text).name
-  base, _, tag = name.partition('.')
+  base = name.partition('.')[0]
   if base in _builtins():
     return f'; did you mean {_BUILTIN}{base}?'
-  if base in VARIANTS and VARIANTS[base].weights:
-    weights = VARIANTS[base].weights
-    repository = weights.partition('.')[0]
-    other = f'{repository}.{tag}' if tag in tags(base) else weights
-    return f'; did you mean {other}?'
   return nearest(base, VARIANTS)

@@ -16,5 +16,6 @@
 - `outcome`: what a finished stage prints
 - `report/`: the page and the tables of results
 - `commands`: commands without a config
+- `families`: families of variants, and what each was compared with
 - `console`: where tables are printed
 """

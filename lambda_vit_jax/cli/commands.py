@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 import rich.box
 import rich.table
+import rich.text
 
 from lambda_vit_jax.cli.console import print_line, stdout_console
+from lambda_vit_jax.cli.families import Family, family_of, heading
 from lambda_vit_jax.core.errors import DataError, PartialError, UsageError
 from lambda_vit_jax.core.files import is_url, user_path
 from lambda_vit_jax.core.text import printable
@@ -154,7 +156,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def models(argv: Sequence[str]) -> None:
-  """`models [--filter=TEXT]`: the table of variants.
+  """`models [--filter=TEXT]`: the table of variants, by family.
 
   Raises:
     UsageError: nothing matches, or a wrong command line.
@@ -176,6 +178,8 @@ def models(argv: Sequence[str]) -> None:
         'image_size': variant.image_size,
         'tokens': module.num_tokens,
         'weights': variant.weights,
+        'family': family_of(name).name,
+        'checked_against': list(family_of(name).references),
       }
     )
   if not rows:
@@ -187,7 +191,9 @@ def models(argv: Sequence[str]) -> None:
   # Names are whole on a terminal of 80 columns; what runs and where weights are
   # is for wider ones, and for --json.
   wide = console.width >= _WIDE
-  caption = None if wide else 'Where weights are: --json, or a wider terminal.'
+  caption = 'FAMILY = programs with the same logits, by tests/parity.'
+  if not wide:
+    caption += ' Where weights are: --json, or a wider terminal.'
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption)
   table.add_column('name', no_wrap=True)
   for head in ('parameters', 'MACs', 'pixels', 'tokens'):
@@ -195,15 +201,32 @@ def models(argv: Sequence[str]) -> None:
   if wide:
     table.add_column('MACs executed', justify='right')
     table.add_column('weights')
-  for row in rows:
-    name, _, _, _, pixels, tokens, weights = map(str, row.values())
-    millions = f'{row["parameters"] / 1e6:.2f} M'
-    macs, executed = (
-      f'{row[key] / 1e9:.2f} G' for key in ('macs', 'macs_executed')
-    )
-    more = (executed, weights) if wide else ()
-    table.add_row(name, millions, macs, pixels, tokens, *more)
+  for family, members in _by_family(rows).items():
+    table.add_section()
+    table.add_row(rich.text.Text(heading(family), style='bold'))
+    for row in members:
+      table.add_row(*_cells(row, wide))
   console.print(table)
+
+
+def _by_family(
+  rows: Sequence[dict[str, Any]],
+) -> dict[Family, list[dict[str, Any]]]:
+  """The rows of each family, families and rows in the order of their names."""
+  groups: dict[Family, list[dict[str, Any]]] = {}
+  for row in rows:
+    groups.setdefault(family_of(row['name']), []).append(row)
+  return dict(sorted(groups.items()))
+
+
+def _cells(row: dict[str, Any], wide: bool) -> list[str]:
+  """A row of the table of variants."""
+  cells = [row['name'], f'{row["parameters"] / 1e6:.2f} M']
+  cells += [f'{row["macs"] / 1e9:.2f} G']
+  cells += [str(row['image_size']), str(row['tokens'])]
+  if wide:
+    cells += [f'{row["macs_executed"] / 1e9:.2f} G', row['weights']]
+  return cells
 
 
 def check_data(argv: Sequence[str]) -> None:

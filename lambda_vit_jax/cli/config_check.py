@@ -7,6 +7,7 @@ weights or the devices is left to the stages.
 
 from etils import epath
 
+from lambda_vit_jax.checkpoints import hub
 from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.settings import Linearize, Settings
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
@@ -51,6 +52,8 @@ def check(settings: Settings) -> None:
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
   export.check_settings(**settings.export.options)
+  if settings.export.hub:
+    hub.check_repository(settings.export.hub)
 
 
 def _check_model(settings: Settings) -> Model:

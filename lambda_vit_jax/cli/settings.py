@@ -168,18 +168,19 @@ class Export:
   zero_fill: Flag
   weights: Literal['raw', 'ema']
   checkpoint: Annotated[str, values.one_of('last', 'best')]
+  hub: str
 
   def __post_init__(self):
     values.one_of('raw', 'ema')(self.weights, 'export.weights')
 
   @property
   def options(self) -> dict[str, Any]:
-    """What `exporters.export` reads: all but the choice of parameters."""
+    """What `exporters.export` reads: neither the parameters nor the hub."""
     chosen = dataclasses.asdict(self)
     return {
       name: value
       for name, value in chosen.items()
-      if name not in ('weights', 'checkpoint')
+      if name not in ('weights', 'checkpoint', 'hub')
     }
 
 

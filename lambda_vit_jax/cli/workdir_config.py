@@ -132,6 +132,8 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
     'model.merge': (*_DILUTED, *_LAST),
     'model.merge_start': (*_DILUTED, *_LAST),
     'method': _LAST,
+    # Where it goes changes nothing of what it is.
+    'export.hub': (),
     'export': _LAST,
     'segment.evaluation': _SCORES,
     'segment.stride': _SCORES,

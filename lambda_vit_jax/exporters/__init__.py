@@ -1,6 +1,8 @@
 """Weights out: one folder with every format, each checked against the model.
 
 - `export`: write the folder in one step, with every format compared
+- `publish`: `push_to_hub`, an export with its card on the Hugging Face hub
+- `model_card`: the page of a model on the hub
 - `replaced_folder`: write beside the folder that is replaced at the end
 - `remote_folder`: its last step where folders cannot be renamed
 - `formats`: the table of formats, with the writer and the reader of each

@@ -404,10 +404,6 @@ def test_config_json_contradicts_the_variant(path):
 def test_unknown_names_offer_the_nearest(tmp_path):
   text = refused('deit_smal_patch16_224')
   assert 'no such file or folder; did you mean deit_small_patch16' in text
-  text = refused('vit_small_patch16_224.dino')
-  assert 'did you mean hf-hub:timm/vit_small_patch16_224.dino?' in text
-  text = refused('deit_small_patch16_224')
-  assert 'did you mean hf-hub:timm/deit_small_patch16_224.fb_in1k?' in text
   with pytest.raises(ModelError, match='did you mean deit_small_patch16_224'):
     load_pretrained(tmp_path, variant='deit_smal_patch16_224')
   (tmp_path / 'notes.txt').write_text('x')
@@ -505,6 +501,28 @@ def test_hub_models_are_the_folder_in_its_cache(fake_hub, path, nano):
     (f'timm/{NANO}.tag', 'config.json', 'main'),
     (f'timm/{NANO}.tag', 'model.safetensors', 'main'),
   ]
+
+
+@pytest.mark.parametrize(
+  'name, repository',
+  [
+    ('deit_small_patch16_224', 'timm/deit_small_patch16_224.fb_in1k'),
+    ('vit_small_patch16_224.dino', 'timm/vit_small_patch16_224.dino'),
+  ],
+)
+def test_names_of_variants_are_the_hubs(name, repository, fake_hub, caplog):
+  def answer(file):
+    raise LocalEntryNotFoundError('x')
+
+  fake_hub.answer = answer
+  assert 'the hub cannot be reached' in refused(name)
+  assert fake_hub.asked[0][0] == repository
+  assert f'{name}: taken from hf-hub:{repository}' in caplog.text
+  # Neither a name without weights nor an unknown tag asks the hub.
+  fake_hub.asked.clear()
+  assert 'no such file' in refused(NANO)
+  assert 'no such file' in refused('vit_small_patch16_224.dinu')
+  assert fake_hub.asked == []
 
 
 @pytest.mark.parametrize(

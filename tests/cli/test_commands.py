@@ -235,6 +235,13 @@ def test_models_lists_every_variant(capsys):
   rows = {row['name']: row for row in json.loads(capsys.readouterr().out)}
   assert set(rows) == set(VARIANTS)
   assert rows['deit_base_patch16_224']['parameters'] == 86567656
+  assert rows['deit_base_patch16_224']['family'] == 'DeiT'
+  assert rows['deit3_base_patch16_224']['family'] == 'DeiT III'
+  assert rows['vit_base_patch16_clip_224']['checked_against'] == [
+    'timm',
+    'transformers',
+    'OpenCLIP',
+  ]
   assert main.main(['models', '--filter=dinov2']) == 0
   assert 'deit' not in capsys.readouterr().out
   assert main.main(['models', '--filter=nothing']) == 2

@@ -6,7 +6,7 @@ from typing import Any
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
-from lambda_vit_jax.exporters import export, formats
+from lambda_vit_jax.exporters import export, formats, publish
 from lambda_vit_jax.models.model import Model
 
 
@@ -31,6 +31,10 @@ def export_model(run: Run) -> None:
   )
   for line in results.get('warnings', ()):
     run.reporter.warn(line)
+  if run.settings.export.hub:
+    publish.publish(
+      model, run.path('export'), run.settings.export.hub, results, run.workdir
+    )
 
 
 def exported_predict(run: Run) -> Model | Callable[[Any], Any]:
