@@ -11,13 +11,18 @@ def free(default: Any = None) -> config_dict.FieldReference:
   return config_dict.FieldReference(default, field_type=object)
 
 
+_SWITCH = dict.fromkeys(('', '1', 'true', 'yes'), True) | dict.fromkeys(
+  ('0', 'false', 'no'), False
+)
+
+
 def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
   """Reads `file.py:runlocal,variant=small` into a dict.
 
   A bare name is True; a value takes the type of its default.
 
   Raises:
-    ValueError: a name that is not among `defaults`.
+    ValueError: a name that is not among `defaults`, or a value of another type.
   """
   values = dict(defaults)
   for part in filter(None, (argument or '').split(',')):
@@ -26,10 +31,15 @@ def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
       known = ', '.join(sorted(defaults)) or 'none'
       raise ValueError(f'config argument {name!r} is not known; known: {known}')
     kind = type(defaults[name])
-    if kind is bool:
-      values[name] = text.lower() in ('', '1', 'true', 'yes')
-    else:
-      values[name] = kind(text)
+    try:
+      values[name] = _SWITCH[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+      wanted = (
+        'true or false' if kind is bool else f'a value as {defaults[name]}'
+      )
+      raise ValueError(
+        f'config argument {name}={text!r}: give {wanted}'
+      ) from None
   return values
 
 

@@ -189,6 +189,15 @@ def _write_out() -> None:
     raise
 
 
+def _stdout_fails() -> bool:
+  """Whether what is buffered for stdout cannot be written; discards it."""
+  try:
+    _write_out()
+  except OSError:
+    return True
+  return False
+
+
 def _discard_output() -> None:
   """Sends stdout nowhere: the interpreter writes it out again when it exits."""
   with contextlib.suppress(OSError, ValueError):
@@ -213,8 +222,9 @@ def _describe(error: Exception) -> str:
   """Returns one line for an error that is not ours."""
   full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   if isinstance(error, OSError) and error.errno in full:
+    where = 'stdout' if _stdout_fails() else 'a file'
     return (
-      f'{error.filename or "a file"}: cannot be written ({error.strerror}); '
+      f'{error.filename or where}: cannot be written ({error.strerror}); '
       'what was saved before is intact, free some space and run the command '
       'again'
     )

@@ -1,6 +1,7 @@
 """Regroup batches of images of any kind into fixed-shape micro-batches."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -9,11 +10,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax.core.errors import DataError
-from lambda_vit_jax.core.images import EXPECTED, model_images, to_array
+from lambda_vit_jax.core.images import (
+  EXPECTED,
+  check_values,
+  model_images,
+  to_array,
+)
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 
 AXIS = 'images'
+
+# Names of other libraries for the fields of a batch.
+_ALIASES = {'images': 'image', 'pixel_values': 'image', 'labels': 'label'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +134,10 @@ def read_images(
   """Reads the images of a search, profile or fit once, and checks them.
 
   Args:
-    batches: an iterable of NHWC arrays, of `(images, labels)` pairs (as data
-      loaders yield them), or of dicts with `image` and optionally `label` and
-      `mask` (False for padding); or one such array or dict. Images are
+    batches: an iterable of NHWC arrays, of tuples `(images, labels, …)` (as
+      data loaders yield them), or of dicts with `image` (or `pixel_values`) and
+      optionally `label` (or `labels`) and `mask` (False for padding); or one
+      such array or dict. Images are
       normalised floats, or uint8, which is normalised here. Arrays may be on
       the host, on a device, over a mesh, have the leading device axis of
       `jax.pmap`, or be tensors of PyTorch, with channels first as well. In a
@@ -138,9 +148,11 @@ def read_images(
       or all accelerators.
 
   Raises:
-    DataError: no image, images of another shape, or no batches at all.
+    DataError: no image, images of another shape or with NaN, labels that are
+      no class indices, or no batches at all.
   """
   images, labels = [], []
+  warning = ''
   for index, batch in enumerate(_iterate(batches)):
     fields = _fields(batch, index)
     if mesh is None:
@@ -150,8 +162,16 @@ def read_images(
     if fields.get('mask') is not None:
       keep = _local_rows(fields['mask']).reshape(-1).astype(bool)
     images.append(image[keep])
+    warning = warning or check_values(
+      images[-1], model.preprocessing, f'batch {index}'
+    )
     if fields.get('label') is not None:
       label = _local_rows(fields['label']).reshape(-1)
+      if label.size and label.dtype.kind not in 'iub':
+        raise DataError(
+          f'batch {index} has labels of type {label.dtype}; give one class '
+          'index (a whole number from 0) per image'
+        )
       if len(label) != len(image):
         raise DataError(
           f'batch {index} has {len(image)} images and {len(label)} labels; '
@@ -163,6 +183,9 @@ def read_images(
     tuple(labels) if labels and len(labels) == len(images) else None,
     Placement(_flat_mesh(mesh)),
   )
+  if warning:
+    # Once, not for every batch.
+    warnings.warn(warning, stacklevel=4)
   if isinstance(batches, Iterator) and not images:
     raise DataError(
       'the batches are a generator or iterator that is used up, or empty: give '
@@ -170,8 +193,7 @@ def read_images(
     )
   if not images or not found.total:
     raise DataError(
-      'the selection slice is empty: no batch holds an image; keep at least '
-      '128 images (config.data.holdout_images)'
+      'no batch holds an image; give at least one, and 128 or more to select by'
     )
   return found
 
@@ -181,22 +203,30 @@ def _iterate(batches: Any) -> Iterator[Any]:
   is_array = hasattr(batches, 'shape') and hasattr(batches, 'dtype')
   if isinstance(batches, Mapping) or is_array:
     return iter([batches])
-  if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
+  if isinstance(batches, str | bytes):
     raise DataError(f'batches={batches!r} holds no images; {EXPECTED}')
-  return iter(batches)
+  try:
+    # Also of what only has `__getitem__`.
+    return iter(batches)
+  except TypeError:
+    raise DataError(
+      f'batches={batches!r} holds no images; {EXPECTED}'
+    ) from None
 
 
 def _fields(batch: Any, index: int) -> dict[str, Any]:
   """A batch as a dict with `image`, and perhaps `label` and `mask`."""
   if isinstance(batch, Mapping):
-    if 'image' not in batch:
+    fields = {_ALIASES.get(str(k), str(k)): batch[k] for k in batch}
+    if 'image' not in fields:
       raise DataError(
-        f'batch {index} has no `image` (only {", ".join(sorted(batch))}); '
+        f'batch {index} has no `image` (only {", ".join(fields)}); '
         'give NHWC arrays or dicts with image, label and mask'
       )
-    return dict(batch)
-  if isinstance(batch, list | tuple) and len(batch) == 2:
-    image, label = batch
+    return fields
+  if isinstance(batch, list | tuple) and len(batch) >= 2:
+    # What follows the labels, paths or indices, is not needed.
+    image, label = batch[:2]
     if np.ndim(image) >= 3 and np.ndim(label) <= 1:
       return {'image': image, 'label': label}
   return {'image': batch}

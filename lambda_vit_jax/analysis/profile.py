@@ -22,8 +22,8 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.figures import axes_to_draw_in
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -137,7 +137,7 @@ class EntropyProfile(Shown):
     return figure
 
 
-@check_keywords
+@check_arguments
 def entropy_profile(
   model: Model,
   batches: Batches,

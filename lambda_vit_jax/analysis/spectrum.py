@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.blocks import measure_blocks
 from lambda_vit_jax.analysis.images import Batches, Placement, read_images
+from lambda_vit_jax.core.arguments import check_arguments
+from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.figures import axes_to_draw_in
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -142,7 +143,16 @@ class Spectrum(Shown):
       labels: of this one and the others.
       ax: two axes to draw in, or one for the last block's spectrum alone;
         those of a new figure by default.
+
+    Raises:
+      UsageError: another spectrum that is none, or no axes.
     """
+    for other in others:
+      if not isinstance(other, Spectrum):
+        raise UsageError(
+          f'plot(<{type(other).__name__}>): other spectra come first; give '
+          'axes as plot(ax=…)'
+        )
     figure, (last, *depth) = axes_to_draw_in(ax, columns=2, size=(8.0, 3.4))
     for index, spectrum_ in enumerate((self, *others)):
       label = labels[index] if index < len(labels) else str(index)
@@ -164,7 +174,7 @@ class Spectrum(Shown):
     return figure
 
 
-@check_keywords
+@check_arguments
 def spectrum(
   model: Model,
   batches: Batches,

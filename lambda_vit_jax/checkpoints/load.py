@@ -19,8 +19,8 @@ from lambda_vit_jax.checkpoints import (
   third_party,
 )
 from lambda_vit_jax.core import digests, files
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import CheckpointError, nearest
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.models import adapt
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant, tags
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 _BUILTIN = 'builtin:'
 
 
-@check_keywords
+@check_arguments
 def load_pretrained(
   where: str | epath.PathLike | Any,
   variant: str | None = None,
@@ -41,12 +41,13 @@ def load_pretrained(
 
   Args:
     where: a `.safetensors` file or a folder with one (`config.json` is read
-      where there is one), `hf-hub:OWNER/NAME`, a variant's name for the hub's
-      weights, a `.pth` or `.ckpt` (read by PyTorch without running it), a
-      `.npz` of Google's, an `export/` folder, a workdir, or `builtin:NAME` for
-      weights that come with the package. docs/layouts.md lists whose names are
-      read. `FILE#NAME` is one of several sets of weights in a file. Also
-      timm's `VisionTransformer` itself, or a state dict.
+      where there is one, unless the weights describe themselves, as ours do),
+      `hf-hub:OWNER/NAME`, a variant's name for the hub's weights, a `.pth` or
+      `.ckpt` (read by PyTorch without running it), a `.npz` of Google's, an
+      `export/` folder, a workdir, or `builtin:NAME` for weights that come with
+      the package. docs/layouts.md lists whose names are read. `FILE#NAME` is
+      one of several sets of weights in a file. Also timm's
+      `VisionTransformer` itself, or a state dict.
     variant: a name of `lambda-vit models`; by default read from the files
       beside the weights, or from the arrays' shapes if they fit only one.
     num_classes: the weights' own by default. Another number gives a newly
@@ -125,7 +126,7 @@ def _adapted(
   return adapt.with_num_classes(model, num_classes)
 
 
-@check_keywords
+@check_arguments
 def load_export(directory: str | epath.PathLike) -> Model:
   """Loads an `export/` folder, from `params/` and `model.json` alone.
 

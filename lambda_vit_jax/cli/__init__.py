@@ -6,7 +6,7 @@
 - `config_values`: readers of single values, with their ranges as data
 - `setting_types`, `training_settings`, `settings`: a config as typed dataclasses
 - `config_check`: check settings against the model
-- `training_check`: check training against the data set and the devices
+- `training_check`: check a command against data set, weights and devices
 - `result_files`: what the JSON files of a workdir hold
 - `config_differences`, `workdir_config`: the values that bind a workdir
 - `workdir_lock`: one job at a time in a workdir

@@ -75,6 +75,10 @@ def find_config(path: str) -> str:
     raise UsageError(
       f'--config={name}: no such file; configs/digits.py is one to start from'
     )
+  if not name or pathlib.Path(name).is_dir():
+    raise UsageError(
+      f'--config={name}: is no file; configs/digits.py is one to start from'
+    )
   return f'{name}{colon}{argument}'
 
 
@@ -184,11 +188,24 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str:
     if guess:
       hint = f'; did you mean {guess[1]}?'
     return f'{where}: the config has no key {key!r}{hint}'
+  if isinstance(error, SyntaxError):
+    return f'--config={error.filename}: {error.msg} in line {error.lineno}'
   if 'Traceback' in text:
     # ml_collections quotes the traceback of the config file.
     where = text.splitlines()[0].partition(': Error')[0]
     text = f'{where}: {text.splitlines()[-1].partition(": ")[2]}'
-  return ' '.join(text.split())
+  return _in_our_words(' '.join(text.split()))
+
+
+def _in_our_words(text: str) -> str:
+  """Replaces Python's reason why a value is of another kind than its key."""
+  for reason, ours in (
+    (r'invalid literal for int\(\) with base 10: .*', 'is not a whole number'),
+    (r'could not convert string to float: .*', 'is not a number'),
+    (r"\('Non-boolean argument to boolean flag', .*", 'give True or False'),
+  ):
+    text = re.sub(f'^flag (--config[^:]*): {reason}', rf'\1: {ours}', text)
+  return text
 
 
 def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:

@@ -114,7 +114,8 @@ class Select:
   removal_ratio: Part | None
   target_speedup: Annotated[float, Real(1, 1000)] | None
   layers: Blocks
-  num_images: Positive | None
+  # A deviation needs two.
+  num_images: Annotated[int, Whole(2)] | None
   memory_gib: Annotated[float, Real(0, 1e6, above=True)] | None
   probe_steps: Annotated[int, Whole(2)]
 
@@ -275,6 +276,8 @@ class Settings:
       self._check_warm_start()
     for stage in self.training_stages:
       self.training(stage).check(stage, self.batch_size)
+    if self.method == 'dilute' and self.select.num_layers != 0:
+      self._check_dilution()
 
   @property
   def segments(self) -> bool:
@@ -310,6 +313,14 @@ class Settings:
       raise UsageError(
         f'config.select.criterion={criterion!r} needs a class per image; with '
         'task=segment use transfer_entropy, cosine, affine or probe'
+      )
+
+  def _check_dilution(self) -> None:
+    if not any(part.length for part in self.dilute.lengths):
+      raise UsageError(
+        'config.dilute.dilution_steps=0 and config.dilute.settle_steps=0: '
+        'nothing would be trained without the layers; set one of them, or '
+        'config.method=linearize'
       )
 
   def _check_warm_start(self) -> None:

@@ -1,15 +1,15 @@
-"""Check training against the data set and the devices, before it begins.
+"""Check a command against data set, weights and devices, before it begins.
 
 Runs before the first stage of a command, so that a recipe that a late stage
 would refuse costs nothing and binds no workdir.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 
 from lambda_vit_jax.cli.report.speed_table import si
-from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.stages import held_out, pretrain, registry, select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.build import make_module
@@ -17,39 +17,62 @@ from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.training import step_memory
 
+_READ_HELD_OUT = ('analyze', 'select', 'linearize')
+
 
 def check(run: Run, stages: Iterable[str]) -> None:
-  """Checks the unfinished ones among `stages` that train.
+  """Checks the unfinished ones among `stages` that train or read images.
 
   Raises:
-    UsageError: a warm-up longer than the training; a batch that is larger than
-      the training images, or than the memory of a device.
+    UsageError: a dense model that would stay random; too few held-out images;
+      a warm-up longer than the training; a batch that is larger than the
+      training images, or than the memory of a device.
   """
   found = [registry.STAGES[name] for name in stages]
   due = processes.from_leader(
     lambda: [
       stage.spec.name
       for stage in found
-      if stage.spec.trains and not stage.finished(run)
+      if (stage.spec.trains or stage.spec.name in _READ_HELD_OUT)
+      and not stage.finished(run)
     ]
   )
-  if not due:
+  if 'pretrain' in due:
+    pretrain.check_start(run)
+  _check_held_out(run, due)
+  trained = [name for name in due if registry.STAGES[name].spec.trains]
+  if not trained:
     return
   each = run.steps_per_epoch
   for section in run.settings.training_stages:
-    run.settings.training(section).check_warmup(section, each)
-  if not any(run.settings.training(name).total_steps(each) for name in due):
+    run.settings.training(section).check_lengths(section, each)
+  if not any(run.settings.training(name).total_steps(each) for name in trained):
     return
-  check_batch_size(run.batch_size, len(run.train_indices))
+  check_batch_size(
+    run.batch_size, len(run.train_indices), len(run.holdout_indices())
+  )
   _check_memory(run)
 
 
-def check_batch_size(batch_size: int, images: int) -> None:
+def _check_held_out(run: Run, due: Sequence[str]) -> None:
+  """Checks that there are images for those of `_READ_HELD_OUT` in `due`."""
+  settings = run.settings
+  if 'analyze' in due:
+    held_out.check(run, settings.analyze.num_images)
+  if 'select' in due and select.reads_images(settings.select):
+    # A deviation needs two.
+    held_out.check(run, settings.select.num_images, least=2)
+  if 'linearize' in due:
+    held_out.check(run, settings.linearize.num_images)
+
+
+def check_batch_size(batch_size: int, images: int, held_out: int) -> None:
   """Raises UsageError if a batch has more images than there are."""
   if batch_size > images:
     raise UsageError(
       f'config.batch_size={batch_size}: there are only {images} images to '
-      'train on; lower it'
+      f'train on, as config.data.holdout_images={held_out} are held out; lower '
+      'one of the two'
     )
 
 

@@ -63,7 +63,7 @@ class Training:
 
   def check(self, stage: str, batch_size: int) -> None:
     """Checks what only makes sense together; raises UsageError."""
-    self.check_warmup(stage)
+    self.check_lengths(stage)
     peak, final = self.peak_learning_rate(batch_size), self.final_learning_rate
     if 0 < peak < final:
       raise UsageError(
@@ -71,10 +71,10 @@ class Training:
         f'only reaches {peak:g}; lower it'
       )
 
-  def check_warmup(
+  def check_lengths(
     self, stage: str, steps_per_epoch: int | None = None
   ) -> None:
-    """Checks that the warm-up is shorter than the training it begins.
+    """Checks that the warm-up, and one update, fit into the training.
 
     Args:
       stage: the section, for the message.
@@ -90,8 +90,15 @@ class Training:
     each = steps_per_epoch or _STEPS_OF_ANY_EPOCH
     total = self.total_steps(each)
     # Without steps nothing is trained, whatever the warm-up.
-    if total and self.warmup_steps.steps(each) >= total:
-      lengths = ' + '.join(str(part) for part in self.lengths)
+    if not total:
+      return
+    lengths = ' + '.join(str(part) for part in self.lengths)
+    if self.accumulate_steps > total:
+      raise UsageError(
+        f'config.{stage}.accumulate_steps={self.accumulate_steps}: {lengths} '
+        'steps of training would end before the first update; lower it'
+      )
+    if self.warmup_steps.steps(each) >= total:
       raise UsageError(
         f'config.{stage}.warmup_steps={self.warmup_steps}: does not fit in '
         f'{lengths} steps of training; shorten it'

@@ -3,7 +3,8 @@
 Whether its owner still lives is certain on the same machine, where the process
 and the time at which it started are looked up. On another machine it counts as
 dead once its heartbeat is older than `STALE_SECONDS`; clocks have to agree
-within a minute or so.
+within a minute or so. Where a heartbeat lies further in the future, clocks say
+nothing, and its owner lives if it changes while it is watched.
 
 On a file system, the file is read and written under `flock`, so that of two
 jobs exactly one gets it (on network file systems as far as these support it).
@@ -16,6 +17,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -36,6 +38,10 @@ NAME = 'lock.json'
 STALE_SECONDS = 180.0
 
 _BEAT_SECONDS = 20.0
+# Heartbeats further in the future are of another clock.
+_AHEAD_SECONDS = 60.0
+# For two of them, and a slow storage.
+_WATCH_SECONDS = 50.0
 # A job that was killed a moment ago may not have ended yet.
 _PATIENCE_SECONDS = 2.0
 _RETRY_SECONDS = 0.2
@@ -70,6 +76,8 @@ class WorkdirLock:
       'since': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
       'token': uuid.uuid4().hex,
     }
+    # An owner whose heartbeat stood still while it was watched.
+    self._dead: dict[str, Any] | None = None
     self._released = threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -81,6 +89,9 @@ class WorkdirLock:
     """
     end = time.monotonic() + _PATIENCE_SECONDS
     while (other := self._take()) is not None:
+      if self._stands_still(other):
+        self._dead = other
+        continue
       if time.monotonic() > end or not _is_here(other):
         raise self._refusal(other)
       interrupts.check()
@@ -104,7 +115,8 @@ class WorkdirLock:
     """Writes the own name; returns the living owner instead if there is one."""
     with _opened(self._path) as file:
       other = file.read()
-      if other is not None and not self._is_own(other) and _is_alive(other):
+      lives = other is not None and other != self._dead and _is_alive(other)
+      if lives and not self._is_own(other):
         return other
       file.write(self._beating())
     if not isinstance(file, _RemoteFile):
@@ -112,6 +124,26 @@ class WorkdirLock:
     time.sleep(_SETTLE_SECONDS)
     other = file.read()
     return None if other is None or self._is_own(other) else other
+
+  def _stands_still(self, other: dict[str, Any]) -> bool:
+    """Watches a heartbeat from the future; others are not watched."""
+    if _is_here(other) or other['beat'] < time.time() + _AHEAD_SECONDS:
+      return False
+    logging.getLogger(__name__).warning(
+      '--workdir=%s: the clock of another job (%s) is ahead; watching it for '
+      '%.0f s',
+      self._path.parent,
+      _name(other),
+      _WATCH_SECONDS,
+    )
+    end = time.monotonic() + _WATCH_SECONDS
+    while time.monotonic() < end:
+      interrupts.check()
+      time.sleep(_RETRY_SECONDS)
+      with _opened(self._path) as file:
+        if file.read() != other:
+          return False
+    return True
 
   def _beat(self) -> None:
     """Renews the heartbeat until the lock is released or lost."""

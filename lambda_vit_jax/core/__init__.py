@@ -1,7 +1,7 @@
 """What all of the package uses: errors, types, files and tables.
 
 - `errors`: the errors a user can meet, one line each
-- `keywords`: misspelt keywords of public functions
+- `arguments`: misspelt keywords and wrong types in calls of public functions
 - `typing`: arrays, parameter trees, batches, attention modes
 - `preprocessing`: the resize, crop and normalisation that a model expects
 - `images`: bring arrays of other libraries into a model's form

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lambda_vit_jax.core.errors import UsageError
+
 
 @functools.cache
 def _figure_class() -> Any:
@@ -38,9 +40,17 @@ def axes_to_draw_in(
 
   Returns:
     The figure, and its axes from left to right.
+
+  Raises:
+    UsageError: no axes.
   """
   if ax is None:
     figure = _figure_class()(figsize=size, layout='constrained')
     ax = figure.subplots(1, columns)
   axes = np.ravel(np.asarray(ax, dtype=object)).tolist()
+  if not axes or not all(hasattr(each, 'twinx') for each in axes):
+    raise UsageError(
+      f'plot(ax=<{type(ax).__name__}>): must be axes of matplotlib, as '
+      'plt.subplots() returns them'
+    )
   return axes[0].figure, axes

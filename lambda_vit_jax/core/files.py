@@ -27,8 +27,10 @@ def user_path(path: str | epath.PathLike) -> epath.Path:
 
   Raises:
     DataError: it is the address of a web page.
-    UsageError: there is no such home folder, or no reader for such a path.
+    UsageError: empty, no such home folder, or no reader for such a path.
   """
+  if not str(path):
+    raise UsageError('the path is empty; give a file or folder, . for this one')
   if is_url(path):
     raise DataError(f'{path}: is a URL; download it and give the path')
   if str(path).startswith('file:///'):

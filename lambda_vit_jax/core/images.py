@@ -1,7 +1,6 @@
 """Bring arrays of images from NumPy, JAX or PyTorch into a model's form."""
 
 import functools
-import warnings
 from typing import Any
 
 import jax
@@ -126,7 +125,6 @@ def model_images(
     return _normalised(array, preprocessing, where)
   if isinstance(array, np.ndarray):
     array = np.asarray(array, np.float32)
-    _warn_of_range(array, preprocessing)
   return array
 
 
@@ -197,23 +195,39 @@ def _normalised(
   return normalise(array, preprocessing)
 
 
-def _warn_of_range(images: np.ndarray, preprocessing: Preprocessing) -> None:
-  """Warns about values that no normalised image has."""
+def check_values(
+  images: np.ndarray, preprocessing: Preprocessing, where: str
+) -> str:
+  """Looks for values that no normalised image has.
+
+  Args:
+    images: a batch on the host; one on a device would have to be fetched.
+    preprocessing: the model's.
+    where: names the batch in an error.
+
+  Returns:
+    A warning, or ''.
+
+  Raises:
+    DataError: NaN or infinite values.
+  """
   if not images.size:
-    return
+    return ''
   mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
   black, white = float((-mean / std).min()), float(((1 - mean) / std).max())
   least, most = float(images.min()), float(images.max())
   if not np.isfinite([least, most]).all():
-    # The network refuses them, and names where it met them.
-    return
+    raise DataError(
+      f'{where} has NaN or infinite values; check how the images are read and '
+      'normalised'
+    )
   width = white - black
   far = most > white + _FAR * width or least < black - _FAR * width
   unit = len(images) >= _MANY and 0 <= least < most <= 1 and black < _BLACK
-  if far or unit:
-    warnings.warn(
-      f'images have values from {least:.4g} to {most:.4g}, normalised ones lie '
-      f'within {black:.3g} to {white:.3g}: give uint8, or lv.preprocess(images, '
-      'model)',
-      stacklevel=2,
-    )
+  if not far and not unit:
+    return ''
+  return (
+    f'images have values from {least:.4g} to {most:.4g}, normalised ones lie '
+    f'within {black:.3g} to {white:.3g}: give uint8, or lv.preprocess(images, '
+    'model)'
+  )

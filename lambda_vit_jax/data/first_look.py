@@ -72,7 +72,8 @@ def check_classes(dataset: Dataset, rules: MaskRules) -> str | None:
 
   Raises:
     DataError: the masks hold at most one class, beside pixels without one:
-      every score would be perfect, or of nothing.
+      every score would be perfect, or of nothing; or one does not fit the
+      number of classes, or its image.
   """
   indices = _spread(dataset.train, _MASKS)
   found: set[int] = set()
@@ -103,15 +104,17 @@ def check_classes(dataset: Dataset, rules: MaskRules) -> str | None:
 def _classes(
   source: ImageSource, rules: MaskRules, indices: list[int]
 ) -> Iterator[set[int]]:
-  """The classes in each of these masks; nothing of one that cannot be read."""
+  """The classes in each of these masks; nothing of what cannot be decoded."""
 
   def read(index: int) -> set[int]:
     record = source[index]
     try:
       image = decode.open_image(record['image'])
       labels = rules.read(record['label'], decode.shown_size(image))
-    except (UndecodableError, MaskError):
+    except UndecodableError:
       return set()
+    except MaskError as error:
+      raise DataError(f'{source.describe(index)}: {error}') from error
     return set(np.unique(labels).tolist())
 
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -9,22 +9,23 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import DataError
 from lambda_vit_jax.core.files import user_path
 from lambda_vit_jax.core.images import normalise, to_array
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.data import decode, masks, transforms
 from lambda_vit_jax.data.decode import UndecodableError
 from lambda_vit_jax.data.sources.image_folder import find_images
 
 
+@runtime_checkable
 class TakesImages(Protocol):
   """What is needed of a `Model` here."""
 
@@ -35,7 +36,7 @@ class TakesImages(Protocol):
   def module(self) -> Any: ...
 
 
-@check_keywords
+@check_arguments
 def preprocess(images: Any, model: TakesImages) -> np.ndarray:
   """Makes a batch for a model: decoded, resized, cropped and normalised.
 
@@ -102,7 +103,7 @@ class ImageBatches:
         yield np.stack(list(found))
 
 
-@check_keywords
+@check_arguments
 def image_batches(
   folder: str | os.PathLike[str],
   model: TakesImages,

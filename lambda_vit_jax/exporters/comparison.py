@@ -1,13 +1,14 @@
 """Compare the logits of exported files with those of the model."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from lambda_vit_jax.core.errors import DataError, ModelError
-from lambda_vit_jax.core.images import model_images
+from lambda_vit_jax.core.images import check_values, model_images
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 
@@ -43,6 +44,9 @@ def compare_with(
   images = np.asarray(
     model_images(images, model.preprocessing, shape, 'check_images'), np.float32
   )
+  warning = check_values(images, model.preprocessing, 'check_images')
+  if warning:
+    warnings.warn(warning, stacklevel=3)
   if not len(images):
     raise DataError('check_images holds no image; give at least one')
 

@@ -16,6 +16,7 @@ from etils import epath
 from lambda_vit_jax import __version__
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.core import digests
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   ModelError,
@@ -23,7 +24,6 @@ from lambda_vit_jax.core.errors import (
   nearest,
 )
 from lambda_vit_jax.core.files import user_path, write_json
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import replaced_folder
@@ -67,7 +67,7 @@ class ExportReport(Shown, dict[str, Any]):
     )
 
 
-@check_keywords
+@check_arguments
 def export(
   model: Model,
   directory: str | epath.PathLike,

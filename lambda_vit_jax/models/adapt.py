@@ -5,16 +5,21 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import map_inputs, quantization, resampling
-from lambda_vit_jax.models.build import init_head, is_head, size_pair
+from lambda_vit_jax.models.build import (
+  check_sizes,
+  init_head,
+  is_head,
+  size_pair,
+)
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 
 
-@check_keywords
+@check_arguments
 def with_decoder(
   model: Model, decoder: Decoder, num_classes: int, seed: int = 0
 ) -> Model:
@@ -34,6 +39,7 @@ def with_decoder(
   """
   if num_classes < 1:
     raise ModelError(f'num_classes {num_classes}: segmentation needs a class')
+  check_sizes(num_classes=num_classes)
   decoder.check_depth(model.depth)
   plain = backbone(model)
   module = plain.module.clone(
@@ -46,7 +52,7 @@ def with_decoder(
   )
 
 
-@check_keywords
+@check_arguments
 def backbone(model: Model) -> Model:
   """The model without head or decoder.
 
@@ -97,10 +103,9 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
   A model that segments gets a new decoder of the same kind, or none.
 
   Raises:
-    ModelError: a negative number.
+    ModelError: a negative number, or too many.
   """
-  if num_classes < 0:
-    raise ModelError(f'num_classes {num_classes}: give 0 (no head) or more')
+  check_sizes(num_classes=num_classes)
   decoder = model.module.segmentation
   if decoder is not None:
     plain = backbone(model)

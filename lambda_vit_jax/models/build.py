@@ -6,7 +6,7 @@ of Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,26 +15,52 @@ import jax.numpy as jnp
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
 from lambda_vit_jax.models import map_inputs
+from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.modes import check_modes
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
+# Of a size; checkpoints/description.py has the same.
+_MOST = 1 << 16
+# Sizes of a module, with the least that each can be.
+_LEAST = {
+  'num_classes': 0,
+  'num_registers': 0,
+  'patch_size': 1,
+  'embed_dim': 1,
+  'num_heads': 1,
+  'in_chans': 1,
+}
+
+
+def check_sizes(**sizes: Any) -> None:
+  """Checks those of a module's fields that are sizes; passes over others.
+
+  Raises:
+    ModelError: out of range.
+  """
+  for name, size in sizes.items():
+    if name in _LEAST and not _LEAST[name] <= size <= _MOST:
+      raise ModelError(
+        f'{name} {size}: must be from {_LEAST[name]} to {_MOST}'
+        f'{" (0 is no head)" * (name == "num_classes")}'
+      )
+
 
 def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
   """(height, width) from an int or a pair.
 
   Raises:
-    ModelError: not divisible by the patch size.
+    ModelError: not divisible by the patch size, or too large.
   """
-  pair = (
-    (image_size, image_size)
-    if isinstance(image_size, int)
-    else tuple(int(n) for n in image_size)
-  )
+  sides = image_size if isinstance(image_size, Iterable) else [image_size] * 2
+  pair = tuple(int(side) for side in sides)
   if len(pair) != 2:
     raise ModelError(f'image_size {image_size}: give one side, or two')
+  if any(n > _MOST for n in pair):
+    raise ModelError(f'image_size {image_size}: must be at most {_MOST} pixels')
   if any(n <= 0 or n % patch for n in pair):
     raise ModelError(
       f'image_size {image_size} is not divisible by the patch size {patch}; '
@@ -50,12 +76,23 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
   return tuple(float(rate) * i / (depth - 1) for i in range(depth))
 
 
-def _check_options(merge: Any, quantization: Any, depth: int) -> None:
-  """Raises ModelError for a `merge` or `quantization` that no `ViT` has."""
+def _check_options(
+  depth: int,
+  merge: Any = (),
+  quantization: Any = 'none',
+  activation: Any = 'gelu',
+  **others: Any,
+) -> None:
+  """Raises ModelError for values of these fields that no `ViT` has."""
+  del others
   if not isinstance(merge, tuple) or len(merge) not in (0, depth):
     raise ModelError(
       f'merge={merge!r}: a module takes a tuple of one number per block; '
       'merge_tokens(model, merge) takes the other forms'
+    )
+  if activation not in ACTIVATIONS:
+    raise ModelError(
+      f'activation {activation!r}; known are {", ".join(ACTIVATIONS)}'
     )
   if quantization not in QUANTIZATIONS:
     raise ModelError(
@@ -68,6 +105,11 @@ def _check_architecture(module: ViT) -> ViT:
   if module.embed_dim % module.num_heads:
     raise ModelError(
       f'{module.num_heads} heads do not divide embed_dim {module.embed_dim}'
+    )
+  rates = module.drop_path_rates
+  if len(rates) != module.depth or not all(0 <= rate < 1 for rate in rates):
+    raise ModelError(
+      f'drop_path_rates={rates}: give one per block, at least 0 and less than 1'
     )
   whole = module.pooling == 'token' and module.norm_before_pool
   # A decoder reads patches alone.
@@ -112,18 +154,16 @@ def make_module(
   if isinstance(variant, str):
     variant = get_variant(variant)
   depth = variant.depth
+  patch_size = overrides.get('patch_size', variant.patch_size)
+  check_sizes(**overrides, num_classes=num_classes or 0, in_chans=in_chans or 1)
   size = variant.image_size if image_size is None else image_size
   modes = ('full',) * depth if attention_modes is None else attention_modes
   eps = (variant.norm_eps,) * (depth + 1) if norm_eps is None else norm_eps
   if len(eps) != depth + 1:
     raise ModelError(f'{len(eps)} epsilons; {depth} blocks need {depth + 1}')
-  if num_classes is not None and num_classes < 0:
-    raise ModelError(f'num_classes {num_classes}: 0 is no head')
-  _check_options(
-    overrides.get('merge', ()), overrides.get('quantization', 'none'), depth
-  )
+  _check_options(depth, **overrides)
   fields: dict[str, Any] = {
-    'image_size': size_pair(size, variant.patch_size),
+    'image_size': size_pair(size, patch_size),
     'num_classes': (
       variant.num_classes if num_classes is None else int(num_classes)
     ),

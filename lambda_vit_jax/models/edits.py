@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import AttentionMode
 from lambda_vit_jax.models import (
   map_inputs,
@@ -32,7 +32,7 @@ from lambda_vit_jax.models.modes import (
 )
 
 
-@check_keywords
+@check_arguments
 def prune(
   model: Model, layers: Layers, mode: AttentionMode = 'identity'
 ) -> Model:
@@ -66,7 +66,7 @@ def prune(
   )
 
 
-@check_keywords
+@check_arguments
 def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
@@ -96,7 +96,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   return model.replace(module=module.clone(merge=schedule))
 
 
-@check_keywords
+@check_arguments
 def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   """The model with its matrices as 8-bit integers, one scale per channel.
 
@@ -127,7 +127,7 @@ def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   )
 
 
-@check_keywords
+@check_arguments
 def dequantize(model: Model) -> Model:
   """The float32 model with the rounded matrices of a quantised one.
 
@@ -145,7 +145,7 @@ def dequantize(model: Model) -> Model:
   )
 
 
-@check_keywords
+@check_arguments
 def fold(model: Model) -> Model:
   """The same function as a plain ViT, without the factors 2.
 
@@ -173,7 +173,7 @@ def fold(model: Model) -> Model:
   )
 
 
-@check_keywords
+@check_arguments
 def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
   """The network without some of its blocks, attention and MLP.
 

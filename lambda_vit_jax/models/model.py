@@ -3,14 +3,21 @@
 import dataclasses
 import inspect
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
+from lambda_vit_jax.core.arguments import (
+  ArgumentError,
+  check_arguments,
+  check_types,
+  unknown_keyword,
+)
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.images import model_images
-from lambda_vit_jax.core.keywords import KeywordError, unknown_keyword
+from lambda_vit_jax.core.images import check_values, model_images
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import (
@@ -144,16 +151,21 @@ class Model(Shown):
         which is normalised here. `lv.preprocess` makes them from files.
 
     Raises:
-      DataError: images of another shape.
+      DataError: images of another shape, or NaN in an array of NumPy; arrays on
+        a device are not looked at.
     """
     return forward(self.module, self.params, self._input(images))[0]
 
   def _input(self, images: Any) -> Array:
     """The images as the module takes them; see `core.images.model_images`."""
     shape = (*self.module.image_size, self.module.in_chans)
-    return jnp.asarray(
-      model_images(images, self.preprocessing, shape, 'the batch')
-    )
+    found = model_images(images, self.preprocessing, shape, 'the batch')
+    # Those on a device are not waited for.
+    if isinstance(found, np.ndarray):
+      warning = check_values(found, self.preprocessing, 'the batch')
+      if warning:
+        warnings.warn(warning, stacklevel=3)
+    return jnp.asarray(found)
 
   def apply(
     self,
@@ -223,10 +235,10 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-  """Refuses keywords of `create_model` that it does not pass on."""
+  """Checks the options of `create_model`; makes tuples of lists, in place."""
   # timm's keyword for weights from its hub.
   if options.pop('pretrained', False):
-    raise KeywordError(
+    raise ArgumentError(
       'create_model() starts from random numbers; load_pretrained(NAME) loads '
       'trained ones'
     )
@@ -236,8 +248,13 @@ def _check_options(options: dict[str, Any]) -> None:
   for keyword in options:
     if keyword not in known:
       raise unknown_keyword('create_model', keyword, known)
+  for annotated in (make_module, ViT):
+    check_types(annotated, options, 'create_model')
+  # A module is hashed.
+  options |= {k: tuple(v) for k, v in options.items() if isinstance(v, list)}
 
 
+@check_arguments
 def create_model(
   variant: str,
   num_classes: int | None = None,
@@ -276,7 +293,7 @@ def create_model(
   )
   return Model(
     module=module,
-    params=init_params(module, seed),
+    params=init_params(module, int(seed)),
     variant=spec.name,
     preprocessing=spec.preprocessing(module.image_size),
   )

@@ -7,15 +7,17 @@ compiled programs on disk; the library by itself does not (set
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import pathlib
 import platform
 from collections.abc import Iterator, Mapping
 
-from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.core.files import user_path
 
 VARIABLE = 'LAMBDA_VIT_CACHE'
@@ -90,9 +92,11 @@ def check_devices() -> None:
 
   Raises:
     LambdaVitError: the platform asked for is not there.
+    UsageError: `XLA_FLAGS` has a flag that XLA does not know.
   """
   import jax
 
+  check_xla_flags(os.environ.get('XLA_FLAGS', ''))
   try:
     jax.local_devices()
   except Exception as error:
@@ -104,6 +108,43 @@ def check_devices() -> None:
       f"({reason}); install the platform's plugin, such as jax[cuda12], or "
       'unset the variable'
     ) from error
+
+
+@functools.cache
+def check_xla_flags(flags: str) -> None:
+  """Looks for unknown flags, at which XLA would end the process.
+
+  It does not say which flags it knows; their names are texts in its library.
+
+  Args:
+    flags: as in `XLA_FLAGS`; the name of a file of flags is passed over.
+
+  Raises:
+    UsageError: an unknown flag.
+  """
+  given = [flag for flag in flags.split() if flag.startswith('--')]
+  import jaxlib
+
+  libraries = list(pathlib.Path(jaxlib.__file__).parent.glob('*.so'))
+  if not given or not libraries:
+    return
+  library = max(libraries, key=lambda path: path.stat().st_size)
+  with (
+    library.open('rb') as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+  ):
+
+    def has(name: str) -> bool:
+      return content.find(name.encode() + b'\0') >= 0
+
+    # Should another version keep its names elsewhere.
+    if not has('xla_dump_to'):
+      return
+    for flag in given:
+      if not has(flag.lstrip('-').partition('=')[0]):
+        raise UsageError(
+          f'XLA_FLAGS: XLA has no flag {flag}; take it out, or correct it'
+        )
 
 
 def _is_private(folder: pathlib.Path) -> bool:

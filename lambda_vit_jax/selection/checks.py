@@ -99,7 +99,8 @@ def enough_images(
   if total < FEW_IMAGES:
     warn(
       f'only {total} images: the choice of layers is uncertain below '
-      f'{FEW_IMAGES}; raise select.num_images or data.holdout_images'
+      f'{FEW_IMAGES}; give more (in a config: select.num_images and '
+      'data.holdout_images)'
     )
   return images
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import Batches, ImageSet
-from lambda_vit_jax.core.keywords import check_keywords
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.selection.bootstrap import certainty
@@ -221,7 +221,7 @@ def _trial_criterion(
   return TrialCriterion(score, runner, options.resamples, options.seed)
 
 
-@check_keywords
+@check_arguments
 def nose(
   model: Model,
   batches: Batches | None,

@@ -76,7 +76,7 @@ def fit(
       reporter.bar(job.stage, job.total_steps) as bar,
     ):
       log = _Log(job, metrics, step)
-      loop = _Loop(job, checkpointer, mesh, log, bar, stop, reporter)
+      loop = _Loop(job, checkpointer, mesh, log, bar, stop, reporter, step)
       try:
         for index in range(len(job.phases)):
           state = loop.run_phase(index, state)
@@ -95,7 +95,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-  """What the phases of one call of `fit` share."""
+  """What the phases of one call of `fit` share; `first` is its first step."""
 
   job: Job
   checkpointer: orbax_store.Checkpointer
@@ -104,6 +104,7 @@ class _Loop:
   bar: Bar
   stop: signals.StopFlag
   reporter: Reporter
+  first: int
 
   def run_phase(self, index: int, state: TrainState) -> TrainState:
     """Trains to the end of a phase; returns the state of the next one."""
@@ -125,11 +126,11 @@ class _Loop:
       teacher,
     )
     batches = job.make_batches(step)
-    first = step
     while step < phase.until:
       job.window.before(step)
       batch = sharding.put_batch(next(batches), self.mesh)
-      if step == first:
+      # Later phases need about as much, or less.
+      if step == self.first:
         arguments = (state, batch, teacher_params)
         step_memory.report(
           job.stage, job.batch_size, train_step, arguments, self.reporter

@@ -25,8 +25,8 @@ from lambda_vit_jax.analysis.images import (
   Placement,
   read_images,
 )
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, Layers, layer_indices
@@ -37,7 +37,7 @@ from lambda_vit_jax.training_free.least_squares import require_finite
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-@check_keywords
+@check_arguments
 def choose_blocks(
   model: Model,
   batches: Batches,

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.blocks import check_finished
 from lambda_vit_jax.analysis.images import Batches, ImageSet, read_images
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import map_inputs, modes, surgery
@@ -82,7 +82,7 @@ class LinearFit(Shown):
     )
 
 
-@check_keywords
+@check_arguments
 def linearize(
   model: Model,
   batches: Batches,

@@ -26,8 +26,8 @@ from lambda_vit_jax.analysis.images import (
   Placement,
   read_images,
 )
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
@@ -58,7 +58,7 @@ class MlpFit:
   residual: float
 
 
-@check_keywords
+@check_arguments
 def refit(
   model: Model,
   dense: Model,

@@ -21,7 +21,7 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.analysis.moments import ChannelStatistics, Moments
-from lambda_vit_jax.core.keywords import check_keywords
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.layers import normalize
 from lambda_vit_jax.models.model import Model
@@ -31,7 +31,7 @@ from lambda_vit_jax.training_free import paired
 from lambda_vit_jax.training_free.least_squares import require_finite
 
 
-@check_keywords
+@check_arguments
 def recentre(
   model: Model,
   dense: Model,

@@ -24,6 +24,16 @@ class Loader:
       yield self.kind((IMAGES[part], LABELS[part]))
 
 
+class Items:
+  """Batches by their index alone, as a sequence of Keras has them."""
+
+  def __getitem__(self, index):
+    if index > 2:
+      raise IndexError
+    part = slice(5 * index, 5 * index + 5)
+    return IMAGES[part], LABELS[part]
+
+
 FORMS = {
   'one array': (IMAGES, False),
   'a list of arrays': ([IMAGES[:7], IMAGES[7:]], False),
@@ -34,6 +44,12 @@ FORMS = {
   'one dict': ({'image': IMAGES, 'label': LABELS}, True),
   'dicts': ([{'image': IMAGES, 'label': LABELS}], True),
   'pairs in tuples': (Loader(tuple), True),
+  'triples': ([(IMAGES, LABELS, ['a.png'] * 12)], True),
+  'items without an iterator': (Items(), True),
+  "dicts of Transformers'": (
+    [{'pixel_values': IMAGES, 'labels': LABELS}],
+    True,
+  ),
   'pairs in lists': (Loader(list), True),
   'a loader of PyTorch': (DataLoader(IMAGES, LABELS), True),
   'one that learns': (DataLoader(IMAGES, LABELS, requires_grad=True), True),
@@ -100,6 +116,12 @@ REFUSED = {
     [(IMAGES, LABELS[:3])],
     'batch 0 has 12 images and 3 labels',
   ),
+  'labels that are text': (
+    [(IMAGES, ['cat'] * 12)],
+    'batch 0 has labels of type',
+  ),
+  'labels that are shares': ([(IMAGES, LABELS / 12)], 'give one class index'),
+  'NaN': ([IMAGES, IMAGES * np.nan], 'batch 1 has NaN or infinite values'),
   'a dict without image': ([{'pixels': IMAGES}], 'has no `image`'),
 }
 
@@ -120,8 +142,10 @@ def test_eight_bits_choose_as_normalised_images_do(model):
   found = read_images([pixels], model)
   # One float32 product and sum.
   np.testing.assert_allclose(found.images[0], floats, atol=2e-7)
-  with pytest.warns(UserWarning, match='values from 0 to 255'):
-    read_images([pixels.astype(np.float32)], model)
+  # One warning, however many batches there are.
+  with pytest.warns(UserWarning, match='values from 0 to 255') as said:
+    read_images([pixels.astype(np.float32)] * 3, model)
+  assert len(said) == 1
 
 
 def test_a_model_reads_what_the_functions_read(model):
@@ -137,6 +161,7 @@ def test_a_model_reads_what_the_functions_read(model):
     (images[0], 'add a batch axis'),
     (images[:, :4], 'the model takes'),
     ('a.png', 'no array of numbers'),
+    (images * np.nan, 'the batch has NaN or infinite values'),
   ):
     for call in (model, model.apply):
       with pytest.raises(DataError, match=message):

@@ -11,7 +11,7 @@ from lambda_vit_jax.cli import config_check
 from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.models.map_inputs import LINEAR_INPUTS
-from tests.support.stage_runs import arguments
+from tests.support.stage_runs import ROOT, arguments
 
 BASE = digits.get_config().to_dict()
 
@@ -27,6 +27,7 @@ WRONG = [
   ('select.sign', 'minus', "select.sign='minus' is not known"),
   ('select.trial', 'map', "select.trial='map' is not known"),
   ('select.num_images', 'many', 'select.num_images'),
+  ('select.num_images', 1, 'select.num_images=1 must be at least 2'),
   ('select.probe_steps', 1, 'select.probe_steps'),
   ('select.memory_gib', 'much', 'select.memory_gib'),
   ('analyze.num_images', 0, 'analyze.num_images'),
@@ -38,6 +39,7 @@ WRONG = [
   ('dilute.frozen', '(', 'config.dilute.frozen'),
   ('dilute.schedule', 'line', "schedule='line' is not known"),
   ('dilute.accumulate_steps', 0, 'config.dilute.accumulate_steps'),
+  ('dilute.accumulate_steps', 451, 'would end before the first update'),
   ('method', 'prune', 'config.method'),
   ('linearize.num_images', 0, 'linearize.num_images'),
   ('linearize.ridge', -1, 'ridge=-1'),
@@ -181,3 +183,63 @@ def test_a_command_that_fails_at_once_leaves_no_config(tmp_path, capsys):
   where.joinpath('config.json').write_text(json.dumps(BASE))
   assert main.main(arguments('dilute', where)) == 1
   assert where.joinpath('config.json').exists()
+
+
+def test_layers_that_would_go_without_training(tmp_path, capsys):
+  config = copy.deepcopy(BASE)
+  config['dilute'] |= {'dilution_steps': 0, 'settle_steps': 0}
+  with pytest.raises(UsageError, match=r'or config\.method=linearize'):
+    Settings.from_config(config)
+  config['method'] = 'linearize'
+  Settings.from_config(config)
+  # Of a network that is pruned already.
+  config |= {'method': 'dilute'}
+  config['select']['num_layers'] = 0
+  Settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+  'text, value',
+  [('scratch', True), ('scratch=no', False), ('scratch=True', True)],
+)
+def test_switches_of_a_config_file(text, value):
+  assert common.parse_argument(text, scratch=not value) == {'scratch': value}
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('scratch=maybe', "scratch='maybe': give true or false"),
+    ('layers=few', "layers='few': give a value as 5"),
+    ('other', "'other' is not known; known: layers, scratch"),
+  ],
+)
+def test_arguments_that_a_config_file_does_not_take(text, message):
+  with pytest.raises(ValueError, match=message):
+    common.parse_argument(text, scratch=False, layers=5)
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--config.batch_size=1.5', '--config.batch_size=1.5: is not a whole numb'),
+    ('--config.batch_size=True', 'is not a whole number'),
+    ('--config.seed=None', 'is not a whole number'),
+    ('--config.pretrain.b1=x', '--config.pretrain.b1=x: is not a number'),
+    ('--config.data.skip_undecodable=5x', 'give True or False'),
+    ('--config=configs', '--config=configs: is no file'),
+    ('--config=', '--config=: is no file'),
+    ('--config=README.md', 'README.md: '),
+  ],
+)
+def test_flags_in_our_words(flag, message, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  argv = arguments('pretrain', tmp_path)
+  argv = [
+    a for a in argv if not flag.startswith('--config=') or a[:9] != flag[:9]
+  ]
+  assert main.main([*argv, flag]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert message in error
+  assert 'literal' not in error or 'README' in flag

@@ -57,7 +57,7 @@ def test_a_full_disk_is_one_line():
     done = start('--help', stdout=full)
   assert done.returncode == 1
   assert done.stderr.count(b'\n') == 1
-  assert b'No space left' in done.stderr
+  assert b'stdout: cannot be written (No space left' in done.stderr
 
 
 def test_warnings_as_errors_end_nothing():

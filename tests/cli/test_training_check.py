@@ -23,6 +23,7 @@ def refused(where, capsys, *more):
   """The error of `run`, which must leave nothing behind."""
   assert main.main(arguments('run', where, *more)) == 2
   error = capsys.readouterr().err
+  assert 'starting' not in error
   lines = [x for x in error.splitlines() if x.startswith('lambda-vit: ')]
   assert len(lines) == 1
   assert not where.exists() or not list(where.iterdir())
@@ -62,6 +63,24 @@ def test_a_batch_larger_than_the_memory(tmp_path, capsys, monkeypatch):
   line = refused(tmp_path / 'run', capsys)
   assert 'config.batch_size=32: a training step takes at least' in line
   assert 'model.remat=True' in line
+
+
+@pytest.mark.parametrize('held', [1437, 1420])
+def test_a_slice_that_leaves_too_little_to_train_on(tmp_path, capsys, held):
+  line = refused(
+    tmp_path / 'run', capsys, f'--config.data.holdout_images={held}'
+  )
+  assert (
+    f'there are only {1437 - held} images to train on, as config.data' in line
+  )
+
+
+@pytest.mark.parametrize('held', [0, 1])
+def test_too_few_images_to_select_on(tmp_path, capsys, held):
+  line = refused(
+    tmp_path / 'run', capsys, f'--config.data.holdout_images={held}'
+  )
+  assert f'config.data.holdout_images={held}: selection and analysis' in line
 
 
 def test_random_weights_that_no_step_would_train(tmp_path, capsys):

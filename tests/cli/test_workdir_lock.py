@@ -86,6 +86,33 @@ def test_a_job_that_is_gone_leaves_its_place(tmp_path, changes):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('lives', [True, False])
+def test_a_heartbeat_of_the_future_counts_if_it_changes(
+  tmp_path, monkeypatch, lives
+):
+  """By the clocks alone, its owner would live until then."""
+  monkeypatch.setattr(workdir_lock, '_WATCH_SECONDS', 0.1)
+  monkeypatch.setattr(workdir_lock, '_RETRY_SECONDS', 0.01)
+  first = owner(age=-(10**6), **ELSEWHERE)
+  write(tmp_path, json.dumps(first))
+  beats = iter(range(1, 100))
+
+  def sleep(seconds):
+    # No job writes half a line, as another thread might here.
+    if lives:
+      write(tmp_path, json.dumps(first | {'beat': first['beat'] + next(beats)}))
+
+  monkeypatch.setattr(workdir_lock.time, 'sleep', sleep)
+  lock = make(tmp_path)
+  if lives:
+    with pytest.raises(LambdaVitError, match='another job uses it'):
+      lock.acquire()
+  else:
+    lock.acquire()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   'text', ['', '{"host": "node7', '[]', 'null', '{"pid": "7"}', '[' * 20]
 )

@@ -5,6 +5,7 @@ import pytest
 
 from lambda_vit_jax.analysis.profile import EntropyProfile
 from lambda_vit_jax.analysis.spectrum import Spectrum
+from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.selection.record import Round, Selection
 
 PROFILE = EntropyProfile(
@@ -64,3 +65,15 @@ def test_pyplot_does_not_keep_the_figures():
   before = plt.get_fignums()
   SELECTION.plot()
   assert plt.get_fignums() == before
+
+
+@each
+@pytest.mark.parametrize('wrong', ['x', (), matplotlib.figure.Figure()])
+def test_what_are_no_axes_is_one_line(shown, wrong):
+  with pytest.raises(UsageError, match=r'^plot\(ax=<.*>\): must be axes'):
+    shown.plot(ax=wrong)
+
+
+def test_axes_are_no_other_spectrum():
+  with pytest.raises(UsageError, match=r'give axes as plot\(ax=…\)'):
+    SPECTRUM.plot(own_axes()[1])

@@ -158,3 +158,8 @@ def test_unknown_storage_is_one_line(path):
   with pytest.raises(UsageError, match='paths of this kind') as raised:
     files.user_path(path)
   assert '\n' not in str(raised.value)
+
+
+def test_an_empty_path_is_not_the_current_folder():
+  with pytest.raises(UsageError, match='the path is empty'):
+    files.user_path('')

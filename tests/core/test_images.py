@@ -1,7 +1,5 @@
 """Arrays of any library become a model's input; what cannot is one line."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -9,7 +7,12 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.core.errors import DataError
-from lambda_vit_jax.core.images import model_images, normalise, to_array
+from lambda_vit_jax.core.images import (
+  check_values,
+  model_images,
+  normalise,
+  to_array,
+)
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from tests.support.tensors import Tensor
 
@@ -112,23 +115,31 @@ def test_what_cannot_be_images_is_refused(values, message):
   ids=['0 to 255', '0 to 1'],
 )
 def test_floats_that_are_not_normalised_are_warned_about(scale, pixels):
-  with pytest.warns(UserWarning, match=r'normalised ones lie within -2\.12 to'):
-    _read(scale(pixels))
+  text = check_values(scale(pixels), RGB, 'batch 0')
+  assert 'normalised ones lie within -2.12 to' in text
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(value, floats):
+  floats[3, 2, 1] = value
+  with pytest.raises(DataError, match='batch 0 has NaN or infinite values'):
+    check_values(floats, RGB, 'batch 0')
 
 
 def test_normalised_floats_are_not_warned_about(floats, rng):
   erased = rng.normal(size=floats.shape)
   unit = Preprocessing((4, 6), (0.0,) * 3, (1.0,) * 3)
-  with warnings.catch_warnings():
-    warnings.simplefilter('error')
-    _read(floats)
-    _read(erased)
-    _read(np.zeros_like(floats))
+  for images in (
+    floats,
+    erased,
+    np.zeros_like(floats),
     # A few bright pictures.
-    _read(rng.random((7, *SHAPE)))
-    _read(np.zeros((0, *SHAPE)))
-    # Values in [0, 1] are what this model takes.
-    _read(rng.random(floats.shape), unit)
+    rng.random((7, *SHAPE)),
+    np.zeros((0, *SHAPE)),
+  ):
+    assert not check_values(images, RGB, 'batch 0')
+  # Values in [0, 1] are what this model takes.
+  assert not check_values(rng.random(floats.shape), unit, 'batch 0')
 
 
 @pytest.mark.parametrize('leading', [(), (2,), (2, 3)])

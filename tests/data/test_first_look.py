@@ -96,3 +96,9 @@ def test_a_sample_of_many_masks_names_no_class(monkeypatch):
     first_look.check_classes(
       _dataset([[255] * 4, [0, 1, 0, 1], [255] * 4], 2), MaskRules(2)
     )
+
+
+def test_a_class_out_of_range_is_named_and_no_class_is_missed():
+  """Masks of 1 and 2 where there are two classes: 0 and 1 are missing, too."""
+  with pytest.raises(DataError, match='holds the class 2, out of range'):
+    first_look.check_classes(_dataset([[1, 1, 2, 2]], 2), MaskRules(2))

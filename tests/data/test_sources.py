@@ -255,13 +255,13 @@ def test_image_folder_walks_subfolders_and_counts_what_it_leaves_out(folder):
   np.testing.assert_array_equal(dataset.train.labels, [0] * 5 + [1] * 3)
   np.testing.assert_array_equal(dataset.test.labels, [0, 0, 1, 1, 1])
   assert dataset.left_out == (
-    {'.txt': 2, '.csv': 1, 'without an ending': 1},
+    {'.txt': 2, 'hidden': 1, '.csv': 1, 'without an ending': 1},
     {'.txt': 2, '.jpg in no class': 1},
   )
   assert dataset.summary() == (
     '8 images to train on (train), 5 to test on (val), 2 classes; train '
-    'without 2 .txt, 1 .csv, 1 without an ending, val without 2 .txt, 1 .jpg '
-    'in no class'
+    'without 2 .txt, 1 hidden, 1 .csv, 1 without an ending, val without 2 '
+    '.txt, 1 .jpg in no class'
   )
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.runtime import startup
 
 # Slow to import, and needed by training or by one kind of data alone.
@@ -199,3 +200,15 @@ def test_memory_that_a_call_frees_serves_the_next_one():
 
   # A hundred MiB and more in pages of 4 KiB, or of 2 MiB, against next to none.
   assert faults(keep=True) <= max(5, 0.1 * faults(keep=False))
+
+
+@pytest.mark.parametrize(
+  'flags', ['', '--xla_dump_to=x', '--xla_cpu_enable_fast_math', 'flags.txt']
+)
+def test_flags_that_xla_knows(flags):
+  startup.check_xla_flags(flags)
+
+
+def test_a_flag_at_which_xla_would_end_the_process():
+  with pytest.raises(UsageError, match='XLA has no flag --foo'):
+    startup.check_xla_flags('--xla_dump_to=x --foo=1')

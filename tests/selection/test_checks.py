@@ -30,8 +30,8 @@ def test_enough_images_are_not_warned_of(model):
   'batches, words',
   [
     ([IMAGES[:1]], '1 image cannot show a deviation'),
-    ([], 'selection slice is empty'),
-    (None, 'selection slice is empty'),
+    ([], 'no batch holds an image'),
+    (None, 'no batch holds an image'),
   ],
   ids=('one', 'none', 'None'),
 )

@@ -10,15 +10,25 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 
 
+def check(run: Run, limit: int | None, least: int = 1) -> None:
+  """Checks that there are held-out images for a stage.
+
+  Raises:
+    UsageError: fewer than `least`.
+  """
+  if len(run.holdout_indices(limit)) < least:
+    raise UsageError(
+      f'config.data.holdout_images={run.settings.data.holdout_images}: '
+      'selection and analysis read the held-out slice of the training images; '
+      'keep at least 128'
+    )
+
+
 def held_out_batches(
   run: Run, model: Model, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """Returns the held-out images and labels, as masked batches."""
-  if not len(run.holdout_indices(limit)):
-    raise UsageError(
-      'config.data.holdout_images=0: selection and analysis read the held-out '
-      'slice of the training images; keep at least 128'
-    )
+  check(run, limit)
   return run.holdout_batches(model.preprocessing, limit)
 
 

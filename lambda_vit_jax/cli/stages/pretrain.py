@@ -15,32 +15,36 @@ from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Phase
 
 
-def starting_model(run: Run) -> Model:
-  """Returns the untrained dense model: `init` weights, else random ones.
+def check_start(run: Run) -> None:
+  """Checks that no part of the dense model would stay random.
 
   Raises:
-    UsageError: all of it or its head is random, and no step would train it.
+    UsageError: all of it or its head is new, and no step would train it.
   """
+  if pretrain_steps(run):
+    return
+  if not run.settings.init:
+    raise UsageError(
+      "config.init='' and config.pretrain.steps=0: the dense model would "
+      'stay random; set config.pretrain.steps (30ep, say) or config.init'
+    )
+  found, model = _initial(run)
+  if not _keeps_head(found, model):
+    raise UsageError(
+      f'config.pretrain.steps=0: {_new_head(found, model)} and would stay '
+      'random; set config.pretrain.steps (30ep, say), or take weights of the '
+      'same classes'
+    )
+
+
+def starting_model(run: Run) -> Model:
+  """Returns the untrained dense model: `init` weights, else random ones."""
   settings = run.settings
   if not settings.init:
-    if not pretrain_steps(run):
-      raise UsageError(
-        "config.init='' and config.pretrain.steps=0: the dense model would "
-        'stay random; set config.pretrain.steps (30ep, say) or config.init'
-      )
     model = run.fresh_model()
   else:
-    found = load.load_pretrained(
-      settings.init,
-      variant=settings.model.variant,
-      image_size=settings.model.image_size,
-    )
-    # Training changes weights by less than int8 resolves.
-    found = dequantize(found)
-    # Only the pruned model merges tokens, and as this config asks.
-    found = found.replace(module=found.module.clone(merge=()))
-    model = task.with_outputs(settings, found, run.dataset)
-    _check_head(run, found, model)
+    found, model = _initial(run)
+    _warn_of_head(run, found, model)
   ratio = settings.model.crop_ratio
   if ratio is None:
     return model
@@ -49,33 +53,48 @@ def starting_model(run: Run) -> Model:
   )
 
 
-def _check_head(run: Run, found: Model, model: Model) -> None:
-  """Warns of a new head or decoder; refuses one that no step would train.
+def _initial(run: Run) -> tuple[Model, Model]:
+  """Returns the `init` weights as loaded, and with the outputs of the task."""
+  settings = run.settings
+  found = load.load_pretrained(
+    settings.init,
+    variant=settings.model.variant,
+    image_size=settings.model.image_size,
+  )
+  # Training changes weights by less than int8 resolves.
+  found = dequantize(found)
+  # Only the pruned model merges tokens, and as this config asks.
+  found = found.replace(module=found.module.clone(merge=()))
+  return found, task.with_outputs(settings, found, run.dataset)
 
-  Args:
-    run: the command.
-    found: the weights as loaded.
-    model: the same with the outputs of the task.
-  """
+
+def _keeps_head(found: Model, model: Model) -> bool:
   heads = [name for name in model.params if is_head(name)]
-  if all(model.params[name] is found.params.get(name) for name in heads):
-    names = found.class_names, model.class_names
-    if all(names) and names[0] != names[1]:
-      run.reporter.warn(
-        f'config.init={run.settings.init}: its classes have other names than '
-        f'those of {run.settings.data.source}; its head is kept'
-      )
-    return
-  kind = 'decoder' if run.settings.segments else 'head'
-  text = f'the {kind} for {model.num_classes} classes is new'
-  if kind == 'head' and found.num_classes:
+  return all(model.params[name] is found.params.get(name) for name in heads)
+
+
+def _new_head(found: Model, model: Model) -> str:
+  """Says that the head, or the decoder, is new."""
+  decodes = model.module.segmentation is not None
+  text = f'the {"decoder" if decodes else "head"} for {model.num_classes} '
+  text += 'classes is new'
+  if found.num_classes and not decodes:
     text += f' (the weights have {found.num_classes})'
-  if not pretrain_steps(run):
-    raise UsageError(
-      f'config.pretrain.steps=0: {text} and would stay random; set '
-      'config.pretrain.steps (30ep, say), or take weights of the same classes'
+  return text
+
+
+def _warn_of_head(run: Run, found: Model, model: Model) -> None:
+  """Warns of a new head or decoder, or of one for other classes."""
+  init = run.settings.init
+  if not _keeps_head(found, model):
+    run.reporter.warn(f'{init}: {_new_head(found, model)}')
+    return
+  names = found.class_names, model.class_names
+  if all(names) and names[0] != names[1]:
+    run.reporter.warn(
+      f'config.init={init}: its classes have other names than those of '
+      f'{run.settings.data.source}; its head is kept'
     )
-  run.reporter.warn(f'{run.settings.init}: {text}')
 
 
 def pretrain_steps(run: Run) -> int:

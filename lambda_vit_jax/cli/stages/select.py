@@ -32,7 +32,7 @@ def select(run: Run) -> None:
   name = canonical(settings.criterion)
   if name == 'probe':
     chosen = _probe(run, dense, size)
-  elif name.partition(':')[0] in criteria.NEEDS_IMAGES:
+  elif reads_images(settings):
     images = held_out.selection_batches(run, model, settings.num_images)
     chosen = _search(run, model, images, size)
   else:
@@ -42,6 +42,12 @@ def select(run: Run) -> None:
     for partial in stage_table.STAGES['select'].partial:
       run.path(partial).unlink(missing_ok=True)
   run.reporter.say(f'select: {_in_words(chosen, dense)}')
+
+
+def reads_images(settings: Select) -> bool:
+  """Returns whether the criterion looks at images."""
+  name = canonical(settings.criterion).partition(':')[0]
+  return name in (*criteria.NEEDS_IMAGES, 'probe')
 
 
 def _in_words(chosen: Selection, dense: Model) -> str:

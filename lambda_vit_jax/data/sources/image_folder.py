@@ -16,6 +16,9 @@ from lambda_vit_jax.data.sources.dataset import Dataset, Record
 TEST_NAMES = ('val', 'valid', 'validation', 'test')
 """Names of the held-out split; the first that exists is read."""
 
+HIDDEN = 'hidden'
+"""What files and folders whose name starts with a dot are counted as."""
+
 _DEEPEST = 20
 
 
@@ -68,12 +71,13 @@ class FolderSource:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """The files of a folder and its subfolders; hidden ones are passed over.
+  """The files of a folder and its subfolders.
 
   Attributes:
     images: paths below the folder, those of a folder before those of its
       subfolders, each sorted.
-    left_out: by ending, how many files are no images.
+    left_out: by ending, how many files are no images; hidden files and folders
+      (`.name`) are not looked into.
   """
 
   images: list[str]
@@ -98,8 +102,8 @@ def find_images(folder: epath.Path) -> Found:
     subfolders = []
     for path in sorted(where.iterdir(), key=lambda path: path.name):
       if path.name.startswith('.'):
-        continue
-      if path.name.lower().endswith(suffixes()):
+        left_out[HIDDEN] += 1
+      elif path.name.lower().endswith(suffixes()):
         images.append(prefix + path.name)
       elif path.is_dir():
         subfolders.append(path)
@@ -183,9 +187,9 @@ def _open_split(
   files: list[str] = []
   class_numbers: list[int] = []
   left_out: collections.Counter[str] = collections.Counter(
-    f'{_ending(path)} in no class'
+    HIDDEN if path.name.startswith('.') else f'{_ending(path)} in no class'
     for path in split.iterdir()
-    if path.name not in names and not path.name.startswith('.')
+    if path.name not in names
   )
   for number, name in enumerate(names):
     found = find_images(split / name)

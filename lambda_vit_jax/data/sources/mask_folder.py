@@ -80,7 +80,7 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
     if num_classes is None:
       raise DataError(
         f'segmentation_folder: {root} has no {CLASSES}; write one name a line '
-        'there, or set segment.num_classes'
+        'there (a run also takes --config.segment.num_classes)'
       )
     return tuple(map(str, range(num_classes)))
   try:
