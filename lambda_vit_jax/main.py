@@ -190,10 +190,14 @@ def _write_out() -> None:
 
 
 def _stdout_fails() -> bool:
-  """Whether what is buffered for stdout cannot be written; discards it."""
+  """Whether stdout takes no more text; if so, it is discarded from now on.
+
+  An error of a file has its name, but often not one of writing to it.
+  """
   try:
-    _write_out()
+    print(flush=True)
   except OSError:
+    _discard_output()
     return True
   return False
 
@@ -222,9 +226,9 @@ def _describe(error: Exception) -> str:
   """Returns one line for an error that is not ours."""
   full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   if isinstance(error, OSError) and error.errno in full:
-    where = 'stdout' if _stdout_fails() else 'a file'
+    where = error.filename or ('stdout' if _stdout_fails() else 'a file')
     return (
-      f'{error.filename or where}: cannot be written ({error.strerror}); '
+      f'{where}: cannot be written ({error.strerror}); '
       'what was saved before is intact, free some space and run the command '
       'again'
     )

@@ -1,6 +1,7 @@
 """The stage `linearize`: a smaller model of a run without training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -26,6 +27,14 @@ def run(tmp_path_factory):
   for name in ('pretrain', 'select', 'linearize', 'export', 'evaluate'):
     registry.run_stage(run, name)
   return run
+
+
+def beside(run, folder, *more):
+  """A run with the dense network of another one, which is not trained again."""
+  other = folder / 'other'
+  shutil.copytree(run.path('checkpoints'), other / 'checkpoints')
+  shutil.copy(run.path('config.json'), other)
+  return open_run(other, *OPTIONS, *more)
 
 
 def test_a_run_fits_instead_of_training(run):
@@ -65,12 +74,8 @@ def test_later_stages_take_the_fitted_model(run):
 
 
 def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
-  other = open_run(
-    tmp_path / 'other',
-    '--config.linearize.recentre=True',
-    *OPTIONS,
-  )
-  for name in ('pretrain', 'select', 'linearize'):
+  other = beside(run, tmp_path, '--config.linearize.recentre=True')
+  for name in ('select', 'linearize'):
     registry.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())
   assert record['linearize']['recentre']
@@ -92,8 +97,8 @@ def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
 
 def test_attention_layers_can_be_left_out_and_mlps_refit(run, tmp_path):
   options = '--config.linearize.maps=False', '--config.linearize.refit=True'
-  other = open_run(tmp_path / 'other', *options, *OPTIONS)
-  for name in ('pretrain', 'select', 'linearize'):
+  other = beside(run, tmp_path, *options)
+  for name in ('select', 'linearize'):
     registry.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())['linearize']
   assert record['refit']
@@ -117,23 +122,16 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing))
   gone = (0,) if given else lv.choose_blocks(dense, images, 1)
-  other = open_run(
-    tmp_path / 'other',
-    *OPTIONS,
+  other = beside(
+    run,
+    tmp_path,
     '--config.linearize.refit=True',
     '--config.select.criterion=last',
     '--config.linearize.drop_blocks=(0,)'
     if given
     else '--config.linearize.num_drop_blocks=1',
   )
-  for name in (
-    'pretrain',
-    'select',
-    'linearize',
-    'export',
-    'evaluate',
-    'report',
-  ):
+  for name in ('select', 'linearize'):
     registry.run_stage(other, name)
   record = json.loads(other.path('linear/model.json').read_text())
   assert record['linearize']['dropped'] == list(gone)
@@ -155,6 +153,11 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
   batch = next(run.eval_batches(dense.preprocessing))['image']
   # The fit on another number of devices.
   np.testing.assert_allclose(found(batch), expected(batch), atol=1e-3)
+  if given:
+    return
+  # Later stages read the same folder in both cases.
+  for name in ('export', 'evaluate', 'report'):
+    registry.run_stage(other, name)
   evaluation = json.loads(other.path('evaluation.json').read_text())
   assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
   page = other.path('report.html').read_text()
@@ -164,14 +167,14 @@ def test_whole_blocks_can_be_dropped(run, tmp_path, given):
 def test_merging_counts_blocks_as_the_dense_network_does(run, tmp_path):
   depth = run.load('pretrain').depth
   merge = [1, *[0] * (depth - 2), 2]
-  other = open_run(
-    tmp_path / 'other',
-    *OPTIONS,
+  other = beside(
+    run,
+    tmp_path,
     '--config.select.num_layers=0',
     '--config.linearize.drop_blocks=(0,)',
     f'--config.model.merge={merge}',
   )
-  for name in ('pretrain', 'select', 'linearize', 'report'):
+  for name in ('select', 'linearize', 'report'):
     registry.run_stage(other, name)
   found = finished.pruned_model(other)
   assert found.module.merge == tuple(merge[1:])

@@ -52,9 +52,10 @@ def test_a_closed_pipe_is_no_traceback():
   assert (done.returncode, done.stderr) == (1, b'')
 
 
-def test_a_full_disk_is_one_line():
+@pytest.mark.parametrize('arguments', [('--help',), ('models', '--json')])
+def test_a_full_disk_is_one_line(arguments):
   with open('/dev/full', 'wb') as full:
-    done = start('--help', stdout=full)
+    done = start(*arguments, stdout=full)
   assert done.returncode == 1
   assert done.stderr.count(b'\n') == 1
   assert b'stdout: cannot be written (No space left' in done.stderr

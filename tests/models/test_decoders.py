@@ -360,7 +360,9 @@ def test_gradients_pass_through_merged_tokens(images):
     logits, _ = apply_module(model.module, params, images, capture=False)
     return (logits**2).mean()
 
-  gradients = jax.grad(loss)(model.params)
+  # One operation after the other would take half a minute.
+  loss = jax.jit(loss)
+  gradients = jax.jit(jax.grad(loss))(model.params)
   size = float(optax.tree.norm(gradients))
   step = 1e-3 / size
 
