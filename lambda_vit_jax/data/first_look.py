@@ -87,7 +87,7 @@ def check_classes(dataset: Dataset, rules: MaskRules) -> str | None:
     raise DataError(
       f'{dataset.name}: of {rules.num_classes} classes the training masks hold '
       f'{held}, beside {number_ignored} for no class; write classes as 0, 1, … '
-      'in masks, or set segment.ignore_index to a number that is no class'
+      'in masks, or set config.segment.ignore_index to a number that is no class'
     )
   missing = [
     name for k, name in enumerate(dataset.class_names) if k not in found

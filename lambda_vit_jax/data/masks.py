@@ -93,8 +93,8 @@ class MaskRules:
       first = int(values[wrong][0]) + self.reduce_zero_label
       raise MaskError(
         f'its mask holds the class {first}, out of range: there are '
-        f'{self.num_classes} classes (segment.num_classes), and '
-        f'{self.ignore_index} stands for none (segment.ignore_index)'
+        f'{self.num_classes} classes (config.segment.num_classes), and '
+        f'{self.ignore_index} stands for none (config.segment.ignore_index)'
       )
     return np.where(ignored, IGNORED, values).astype(np.int16)
 

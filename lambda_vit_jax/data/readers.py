@@ -195,7 +195,7 @@ def errors_naming(source: ImageSource, index: int) -> Iterator[None]:
   except UndecodableError as error:
     raise UndecodableError(
       f'{source.describe(index)} cannot be decoded ({error}); replace or '
-      'remove it, or skip such images with data.skip_undecodable'
+      'remove it, or skip such images with config.data.skip_undecodable'
     ) from error
 
 

@@ -167,9 +167,9 @@ def test_segmentation_models(model, devices):
   assert after['loss'] < on_seen.score((0, 2))['loss']
 
 
-@hypothesis.given(st.integers(2, 500), st.floats(1e-5, 1e-1))
 # Each number of steps is compiled.
-@hypothesis.settings(max_examples=4, deadline=None)
+@hypothesis.given(st.sampled_from([2, 39, 500]), st.floats(1e-5, 1e-1))
+@hypothesis.settings(max_examples=10, deadline=None)
 def test_schedule_goes_from_one_to_zero(steps, peak):
   factor, rate = short_dilution.make_schedule(steps, peak)
   assert factor[0] == 1

@@ -94,7 +94,7 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
   if num_classes not in (None, len(names)) or not names:
     raise DataError(
       f'segmentation_folder: {path} names {len(names)} classes, '
-      f'segment.num_classes is {num_classes}; make them agree'
+      f'config.segment.num_classes is {num_classes}; make them agree'
     )
   return names
 

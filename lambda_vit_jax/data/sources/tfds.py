@@ -160,7 +160,8 @@ def open_tfds_masks(name: str, num_classes: int | None) -> Dataset:
     )
   if num_classes is None:
     raise DataError(
-      f'{name} does not record how many classes it has; set segment.num_classes'
+      f'{name} does not record how many classes it has; set '
+      'config.segment.num_classes'
     )
 
   def open_split(split: str) -> TfdsSource:
