@@ -507,7 +507,7 @@ def test_prepared_tfds_masks(tmp_path, monkeypatch):
     data_dir=str(tmp_path), file_format='array_record'
   ).download_and_prepare()
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  with pytest.raises(DataError, match=r'set segment\.num_classes$'):
+  with pytest.raises(DataError, match=r'set config\.segment\.num_classes$'):
     open_masks('tfds:tiny_scenes')
   dataset = open_masks('tfds:tiny_scenes', 3)
   assert (len(dataset.train), len(dataset.test)) == (4, 2)
