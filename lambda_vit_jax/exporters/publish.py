@@ -8,9 +8,9 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.checkpoints import hub
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import read_json, user_path, write_text
-from lambda_vit_jax.core.keywords import check_keywords
 from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.exporters.export import export
 from lambda_vit_jax.exporters.model_card import make_card
@@ -39,7 +39,7 @@ class Published:
   reason: str = ''
 
 
-@check_keywords
+@check_arguments
 def push_to_hub(
   model: Model,
   repository: str,

@@ -125,6 +125,7 @@ def test_what_no_argument_takes_is_one_line(
     'folder': tmp_path,
     'where': 'builtin:vit_mini_patch2_8_digits',
     'decoder': None,
+    'repository': 'owner/name',
     'num_classes': 3,
   }
   function = getattr(lv, name)
