@@ -3,7 +3,7 @@ r"""Time to fit affine maps or MLPs, relative to evaluating the same images.
   python benchmarks/training_free_cost.py [--images 512]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled in advance. `refit` removes the attention layers and fits the MLPs of
+compiled in advance. `auto` chooses the inputs of each map. `refit` removes the attention layers and fits the MLPs of
 all blocks from the first of them on. `drop` chooses 4 blocks by the angle
 between their input and output, drops those in the middle instead (with random
 weights the choice is meaningless), and fits the MLPs of the block before and of
@@ -51,8 +51,10 @@ def main() -> None:
   def evaluate(some: list[np.ndarray]) -> Any:
     return [model(batch) for batch in some]
 
-  def fit(some: list[np.ndarray], sequential: bool) -> Any:
-    return linearize(model, some, LAYERS, sequential=sequential).params
+  def fit(some: list[np.ndarray], sequential: bool, inputs: str) -> Any:
+    return linearize(
+      model, some, LAYERS, sequential=sequential, inputs=inputs
+    ).params
 
   def refit_mlps(some: list[np.ndarray]) -> Any:
     return refit(prune(model, LAYERS, 'absent'), model, some).params
@@ -63,12 +65,14 @@ def main() -> None:
 
   ways = {
     'evaluate': evaluate,
-    'sequential': lambda some: fit(some, True),
-    'at_once': lambda some: fit(some, False),
+    'sequential': lambda some: fit(some, True, 'token'),
+    'at_once': lambda some: fit(some, False, 'token'),
+    'auto': lambda some: fit(some, True, 'auto'),
     'refit': refit_mlps,
     'drop': drop,
   }
   times: dict[str, list[float]] = {name: [] for name in ways}
+  # Few images, and enough samples for the inputs of every map.
   for way in ways.values():
     way(batches[:2])
   for _ in range(options.repeats):

@@ -271,7 +271,9 @@ def _merging_table(found: dict[str, Any]) -> str:
 def fitting_table(found: dict[str, Any]) -> str:
   """The cost of fitting affine maps."""
   ratio = found['ratio']
-  refit = ''
+  auto = refit = ''
+  if 'auto' in ratio:
+    auto = f' With `auto` inputs it takes {ratio["auto"]:.2f} times as long.'
   if 'refit' in ratio:
     refit = (
       ' Leaving the attention layers out and refitting the MLPs of all blocks '
@@ -285,7 +287,7 @@ def fitting_table(found: dict[str, Any]) -> str:
       f'`{found["variant"]}`, {len(found["layers"])} of 12 blocks, '
       f'{found["num_images"]} images: fitting in sequence takes '
       f'{ratio["sequential"]:.2f} times as long as evaluating the images, '
-      f'fitting at once {ratio["at_once"]:.2f} times (bound 8).' + refit,
+      f'fitting at once {ratio["at_once"]:.2f} times (bound 8).' + auto + refit,
       origin('training_free_cost', 'training_free_cost.py', found),
     ]
   )

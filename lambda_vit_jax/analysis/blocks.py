@@ -21,6 +21,7 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
+from lambda_vit_jax.models.map_inputs import inputs_of_map
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
@@ -78,15 +79,8 @@ class BlockRunner:
     params: of the model, on these devices.
   """
 
-  def __init__(
-    self,
-    model: Model,
-    placement: Placement,
-    map_inputs: tuple[str, ...] | None = None,
-  ):
+  def __init__(self, model: Model, placement: Placement):
     """Copies the parameters of a model without diluted blocks to the devices.
-
-    `map_inputs` are the `linear_inputs` of maps, by default the model's.
 
     Raises:
       ModelError: the model merges tokens or segments.
@@ -95,7 +89,6 @@ class BlockRunner:
     self.placement = placement
     self.params: dict[str, Any] = dict(placement.replicate(model.params))
     self._stem = pieces.stem_of(model.module)
-    self._map_inputs = map_inputs or model.module.linear_inputs
     self._maps: dict[int, Params] = {}
 
   @property
@@ -133,8 +126,8 @@ class BlockRunner:
       return pieces.block_of(self.module, index, self.mode(index)), params
     if index not in self._maps:
       return self.mlp(index)
-    module = self.module.clone(linear_inputs=self._map_inputs)
     params = pieces.mlp_params(self.params, index) | self._maps[index]
+    module = self.module.clone(linear_inputs=inputs_of_map(params['attn']))
     return pieces.block_of(module, index, 'linear'), params
 
   def mlp(self, index: int) -> tuple[EncoderBlock, Params]:

@@ -23,6 +23,7 @@ from lambda_vit_jax.core.schema import (
   Text,
   shown,
 )
+from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.layers import ACTIVATIONS
@@ -78,6 +79,7 @@ _OPTIONAL: dict[str, Schema] = {
   'pre_norm_eps': _POSITIVE,
   'compensation': Bool(),
   'linear_inputs': _NAMES,
+  'block_inputs': List(_NAMES),
   'dilution_path': Choice(tuple(DILUTION_PATHS)),
   'merge': List(_COUNT),
   'quantization': Choice(tuple(QUANTIZATIONS)),
@@ -104,6 +106,7 @@ _DEFAULTS = {
   'architecture': {},
   'compensation': True,
   'linear_inputs': ['token'],
+  'block_inputs': [],
   'dilution_path': 'attention',
   'merge': [],
   'quantization': 'none',
@@ -127,7 +130,11 @@ def describe(model: Model) -> dict[str, Any]:
     'norm_eps': list(module.norm_eps),
     'pre_norm_eps': module.pre_norm_eps,
     'compensation': module.compensation,
-    'linear_inputs': list(module.linear_inputs),
+    'linear_inputs': list(map_inputs.union(module.linear_inputs)),
+    # Of each block, where maps have different inputs.
+    'block_inputs': [
+      list(i) for i in module.linear_inputs if not isinstance(i, str)
+    ],
     'dilution_path': module.dilution_path,
     'merge': list(module.merge),
     'quantization': module.quantization,
@@ -168,7 +175,12 @@ def _rebuild(fields: Mapping[str, Any]) -> Model:
   variant = _read_variant(fields)
   fields = {'pre_norm_eps': variant.norm_eps, **fields}
   num_classes, depth = fields['num_classes'], variant.depth
-  lengths = {'merge': depth, 'kept_blocks': depth, 'class_names': num_classes}
+  lengths = {
+    'merge': depth,
+    'kept_blocks': depth,
+    'block_inputs': depth,
+    'class_names': num_classes,
+  }
   for name, length in lengths.items():
     found = len(fields[name])
     _require(
@@ -184,6 +196,9 @@ def _rebuild(fields: Mapping[str, Any]) -> Model:
     _require(num_classes > 0, 'a decoder without classes')
     segmentation = Decoder.from_json(segmentation, depth)
   settings = {name: fields[name] for name in (*_MODULE, *_OPTIONAL)}
+  settings['linear_inputs'] = (
+    settings.pop('block_inputs') or settings['linear_inputs']
+  )
   module = make_module(
     variant,
     image_size=preprocessing.image_size,

@@ -22,7 +22,7 @@ from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.training import optim, tracing
 from lambda_vit_jax.training.step import LossSettings
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import input_choice, least_squares
 
 # More patches than any merging takes away, where their number is not known.
 _MANY = 1 << 30
@@ -72,8 +72,11 @@ def _check_model(settings: Settings) -> Model:
     settings.model.merge_start,
   )
   fits = settings.method == 'linearize' or settings.dilute.is_warm
-  if any(schedule) and fits and settings.linearize.maps:
-    map_inputs.check_unmerged(settings.linearize.inputs)
+  if fits and settings.linearize.maps:
+    if any(schedule):
+      map_inputs.check_unmerged(settings.linearize.inputs)
+    if _size_is_known(settings):
+      map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
   # The search for a number of layers prunes the parameters' shapes.
   searches = settings.select.target_speedup is not None
   params = abstract_params(module) if searches else {}
@@ -115,7 +118,8 @@ def _check_select(settings: Settings, model: Model) -> None:
 
 def _check_linearize(settings: Linearize, depth: int) -> None:
   least_squares.check_ridge(settings.ridge)
-  map_inputs.check_linear_inputs(settings.inputs)
+  if input_choice.auto_budget(settings.inputs) is None:
+    map_inputs.check_linear_inputs(settings.inputs)
   try:
     modes.check_layers(settings.drop_blocks, depth)
   except LambdaVitError as error:

@@ -82,9 +82,10 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
   if size == old.image_size:
     return model
   if old.computes_maps:
-    map_inputs.check_size(old.linear_inputs, old.image_size, size)
+    inputs = map_inputs.union(old.linear_inputs)
+    map_inputs.check_size(inputs, old.image_size, size)
     grid = size[0] // old.patch_size, size[1] // old.patch_size
-    map_inputs.check_grid(old.linear_inputs, grid)
+    map_inputs.check_grid(inputs, grid)
   module = old.clone(image_size=size)
   prefix = old.num_prefix_tokens if old.position_on_class else 0
   resized = resampling.resize_positions(

@@ -119,9 +119,10 @@ def _check_architecture(module: ViT) -> ViT:
       'norm; it has neither average pooling nor fc_norm'
     )
   if module.computes_maps:
-    map_inputs.check_grid(module.linear_inputs, module.grid_size)
+    inputs = map_inputs.union(module.linear_inputs)
+    map_inputs.check_grid(inputs, module.grid_size)
     if any(module.merge):
-      map_inputs.check_unmerged(module.linear_inputs)
+      map_inputs.check_unmerged(inputs)
   return module
 
 
@@ -174,8 +175,8 @@ def make_module(
       drop_path_rate, depth, variant.drop_path_shape
     ),
     'in_chans': variant.in_chans if in_chans is None else int(in_chans),
-    'linear_inputs': map_inputs.check_linear_inputs(
-      overrides.pop('linear_inputs', ('token',))
+    'linear_inputs': map_inputs.check_all_inputs(
+      overrides.pop('linear_inputs', ('token',)), depth
     ),
   }
   shared = {field.name for field in dataclasses.fields(Variant)} & set(

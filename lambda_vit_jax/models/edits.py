@@ -92,7 +92,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
     merge, model.depth, rows * columns, start, model.attention_modes
   )
   if any(schedule) and module.computes_maps:
-    map_inputs.check_unmerged(module.linear_inputs)
+    map_inputs.check_unmerged(map_inputs.union(module.linear_inputs))
   return model.replace(module=module.clone(merge=schedule))
 
 
@@ -215,6 +215,9 @@ def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
     norm_eps=(*(module.norm_eps[i] for i in kept), module.norm_eps[-1]),
     drop_path_rates=tuple(module.drop_path_rates[i] for i in kept),
     merge=tuple(module.merge[i] for i in kept) if module.merge else (),
+    linear_inputs=map_inputs.check_all_inputs(
+      [module.inputs_of(i) for i in kept], len(kept)
+    ),
     segmentation=_decoder(module.segmentation, kept),
   )
   names = [block_name(index) for index in range(model.depth)]

@@ -1,9 +1,11 @@
 """Count multiply-accumulates and parameters of a ViT in closed form."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
-from lambda_vit_jax.core.typing import AttentionMode, Params
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import decoders, map_inputs
 from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
@@ -30,12 +32,12 @@ def count_macs(module: ViT, executed: bool = False) -> int:
     # The second leading token has a head of its own.
     total += module.num_classes * (1 + module.distilled) * width
   tokens = module.num_tokens
-  for index, mode in enumerate(module.attention_modes):
+  for index in range(module.depth):
     computed = tokens
     narrow = executed and index >= module.last_mixing_block
     if narrow and module.read_tokens is not None:
       computed = module.read_tokens
-    total += _attention_macs(module, mode, tokens, computed)
+    total += _attention_macs(module, index, tokens, computed)
     merged = module.merge_counts[index]
     if merged and computed == tokens:
       total += executed * _merging_macs(module, tokens, merged)
@@ -46,29 +48,37 @@ def count_macs(module: ViT, executed: bool = False) -> int:
 
 
 def _attention_macs(
-  module: ViT, mode: AttentionMode, tokens: int, computed: int
+  module: ViT, block_index: int, tokens: int, computed: int
 ) -> int:
   """Of the attention half of a block that computes some of its tokens."""
-  width = module.embed_dim
-  square = width * width
+  mode = module.attention_modes[block_index]
   if MODES[mode].adds_nothing:
     return 0
   if MODES[mode].has_attention:
-    projections = 2 * tokens * square + 2 * computed * square
-    return projections + 2 * computed * tokens * width
-  extent = map_extent(module, tokens, computed)
-  return map_inputs.map_macs(module.linear_inputs, extent)
+    return attention_macs(module, tokens, computed)
+  inputs = module.inputs_of(block_index)
+  extent = map_extent(module, inputs, tokens, computed)
+  return map_inputs.map_macs(inputs, extent)
 
 
-def map_extent(module: ViT, tokens: int, computed: int) -> map_inputs.Extent:
-  """What the cost of a map depends on, for a block of this model."""
+def attention_macs(module: ViT, tokens: int, computed: int) -> int:
+  """Of an attention layer that computes some of its tokens."""
+  width = module.embed_dim
+  projections = 2 * tokens * width**2 + 2 * computed * width**2
+  return projections + 2 * computed * tokens * width
+
+
+def map_extent(
+  module: ViT, inputs: Sequence[str], tokens: int, computed: int
+) -> map_inputs.Extent:
+  """What the cost of a map of some inputs depends on, in this model."""
   return map_inputs.Extent(
     module.embed_dim,
     module.num_heads,
     tokens,
     module.num_prefix_tokens,
     computed,
-    map_inputs.CLASS_MAP in module.linear_inputs,
+    map_inputs.CLASS_MAP in inputs,
   )
 
 
@@ -101,12 +111,13 @@ def size_of(module: ViT) -> int:
   total += 2 * width if module.pre_norm else width
   total += (module.num_prefix_tokens + positions) * width
   total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
-  for mode in module.attention_modes:
+  for index, mode in enumerate(module.attention_modes):
     total += 2 * width + (2 * width + 1) * hidden + width + scale
     if MODES[mode].has_attention:
       total += 2 * width + 4 * width * width + width + scale
       total += 3 * width if module.qkv_bias else 0
     elif mode == 'linear':
-      extent = map_extent(module, module.num_tokens, module.num_tokens)
-      total += map_inputs.map_parameters(module.linear_inputs, extent)
+      inputs, tokens = module.inputs_of(index), module.num_tokens
+      extent = map_extent(module, inputs, tokens, tokens)
+      total += map_inputs.map_parameters(inputs, extent)
   return total

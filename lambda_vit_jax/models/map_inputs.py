@@ -159,6 +159,9 @@ WRITERS = tuple(child for row in INPUTS.values() for child in row.children)
 CHILDREN = WRITERS + tuple(s for row in INPUTS.values() for s in row.sources)
 """All children of `attn` in mode `linear`."""
 
+LinearInputs = tuple[str, ...] | tuple[tuple[str, ...], ...]
+"""The inputs of all maps of a model, or those of each of its blocks."""
+
 PROJECTIONS = tuple(c for c in CHILDREN if c not in ('positions', 'mixer'))
 """Those that are a product of each token with a matrix."""
 
@@ -169,7 +172,7 @@ def check_linear_inputs(inputs: Iterable[str]) -> tuple[str, ...]:
   Raises:
     ModelError: an unknown input, or no `token`.
   """
-  inputs = tuple(inputs)
+  inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
   for name in inputs:
     if name not in LINEAR_INPUTS:
       raise ModelError(
@@ -188,13 +191,60 @@ def rows_of(inputs: Sequence[str]) -> dict[str, MapInput]:
   return {name: row for name, row in INPUTS.items() if name in inputs}
 
 
+def check_all_inputs(
+  inputs: Iterable[str] | Iterable[Iterable[str]], depth: int
+) -> LinearInputs:
+  """Returns `LinearInputs`, checked; those that all blocks share as one tuple.
+
+  Raises:
+    ModelError: an unknown input, no `token`, or a wrong number of blocks.
+  """
+  inputs = tuple(inputs)
+  if all(isinstance(name, str) for name in inputs):
+    return check_linear_inputs(name for name in inputs if isinstance(name, str))
+  if len(inputs) != depth:
+    raise ModelError(
+      f'inputs of maps for {len(inputs)} blocks; {depth} blocks need {depth}'
+    )
+  each = tuple(map(check_linear_inputs, inputs))
+  return each[0] if len(set(each)) == 1 else each
+
+
+def inputs_of_block(inputs: LinearInputs, block_index: int) -> tuple[str, ...]:
+  """The inputs of one block's map."""
+  own = inputs[block_index] if isinstance(inputs[0], tuple) else inputs
+  return check_linear_inputs(own)
+
+
+def union(inputs: LinearInputs) -> tuple[str, ...]:
+  """Every input of a model's maps, in the order of `LINEAR_INPUTS`."""
+  names = {
+    name for own in inputs for name in ([own] if isinstance(own, str) else own)
+  }
+  return check_linear_inputs(names)
+
+
+def inputs_of_map(children: Iterable[str]) -> tuple[str, ...]:
+  """The inputs of a map, from the children of its `attn`."""
+  children = set(children)
+  found = {name for name, row in INPUTS.items() if row.child in children}
+  if f'class_{INPUTS["token"].child}' in children:
+    found.add(CLASS_MAP)
+  return check_linear_inputs(found)
+
+
+def has_neighbours(grid: tuple[int, int]) -> bool:
+  """Whether a grid of patches is large enough for `neighbours`."""
+  return min(grid) >= LEAST_GRID
+
+
 def check_grid(inputs: Sequence[str], grid: tuple[int, int]) -> None:
   """Refuses `neighbours` where a 3 x 3 window covers a side.
 
   Raises:
     ModelError: fewer than three patches along a side.
   """
-  if 'neighbours' in inputs and min(grid) < LEAST_GRID:
+  if 'neighbours' in inputs and not has_neighbours(grid):
     raise ModelError(
       f'a grid of {grid[0]} x {grid[1]} patches is too small for the input '
       f'neighbours, a mean of 3 x 3; use mean instead'

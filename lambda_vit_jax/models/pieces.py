@@ -59,6 +59,8 @@ def block_of(
   fields = module.block_fields(block_index) | {'attention_mode': mode}
   # Without effect in evaluation, and set alike so that blocks are equal.
   fields |= {'drop_path_rate': 0.0, 'compensation': True}
+  if mode not in ('linear', 'diluted'):
+    fields |= {'linear_inputs': ('token',)}
   return EncoderBlock(**fields)
 
 

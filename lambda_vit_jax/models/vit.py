@@ -60,7 +60,8 @@ class ViT(nn.Module):
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
     linear_inputs: inputs of blocks in mode `linear`, of
-      `map_inputs.LINEAR_INPUTS`; `token` is always among them.
+      `map_inputs.LINEAR_INPUTS`, or one tuple of them per block; `token` is
+      always among them.
     dilution_path: of `DILUTION_PATHS`, for blocks in mode `diluted`.
     merge: patch tokens that each block should merge away, empty for none; see
       `merge_counts` for the actual numbers.
@@ -92,7 +93,7 @@ class ViT(nn.Module):
   pre_norm: bool = False
   pre_norm_eps: float = 1e-6
   norm_before_pool: bool = True
-  linear_inputs: tuple[str, ...] = ('token',)
+  linear_inputs: map_inputs.LinearInputs = ('token',)
   dilution_path: str = 'attention'
   merge: tuple[int, ...] = ()
   quantization: str = 'none'
@@ -135,10 +136,14 @@ class ViT(nn.Module):
       (
         index
         for index, mode in enumerate(self.attention_modes)
-        if mixes_tokens(mode, self.linear_inputs)
+        if mixes_tokens(mode, self.inputs_of(index))
       ),
       default=-1,
     )
+
+  def inputs_of(self, block_index: int) -> tuple[str, ...]:
+    """Inputs of the map of one block, should it be in mode `linear`."""
+    return map_inputs.inputs_of_block(self.linear_inputs, block_index)
 
   @property
   def computes_maps(self) -> bool:
@@ -155,7 +160,7 @@ class ViT(nn.Module):
       ModelError: maps with inputs that merged tokens do not have.
     """
     if any(self.merge) and self.computes_maps:
-      map_inputs.check_unmerged(self.linear_inputs)
+      map_inputs.check_unmerged(map_inputs.union(self.linear_inputs))
     patches = self.num_tokens - self.num_prefix_tokens
     return merge_schedule.merge_counts(
       self.merge, self.attention_modes, patches
@@ -168,6 +173,7 @@ class ViT(nn.Module):
       'norm_eps': self.norm_eps[block_index],
       'drop_path_rate': self.drop_path_rates[block_index],
       'merge': self.merge_counts[block_index],
+      'linear_inputs': self.inputs_of(block_index),
     }
     # The others have the same names here; Flax adds two.
     shared = {*EncoderBlock.__dataclass_fields__} - {*own, 'parent', 'name'}

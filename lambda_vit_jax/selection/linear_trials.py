@@ -27,6 +27,7 @@ def linear_trials(
   model: Model,
   images: ImageSet,
   memory_gib: float | None = None,
+  inputs: Sequence[str] | None = None,
 ) -> Criterion:
   """Returns a criterion whose trials replace attention by affine maps.
 
@@ -36,6 +37,7 @@ def linear_trials(
     images: used both to fit maps and to measure scores; their streams
       (images × tokens × embed numbers) are kept on the devices.
     memory_gib: activations held at a time beside the streams, per device.
+    inputs: of the maps, as for `linearize`; those of the model by default.
   """
 
   def criterion(
@@ -43,7 +45,9 @@ def linear_trials(
     candidates: Sequence[int],
     on_images: OnImages | None = None,
   ) -> Scores:
-    maps, evaluated = fit_trials(model, images, removed, candidates, memory_gib)
+    maps, evaluated = fit_trials(
+      model, images, removed, candidates, memory_gib, inputs
+    )
     trials.runner.use_maps(maps)
     scores = trials(removed, candidates, on_images)
     return dataclasses.replace(

@@ -24,7 +24,7 @@ from lambda_vit_jax.selection.linear_trials import linear_trials
 from lambda_vit_jax.selection.options import SearchOptions
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import TrialRunner
-from lambda_vit_jax.training_free.linear_maps import check_inputs
+from lambda_vit_jax.training_free.linear_maps import map_options
 
 # One of this many images is scored, the others are fitted on.
 _SCORED = 4
@@ -62,8 +62,7 @@ def output_error(
     images: see `split`.
     options: `inputs` of the maps, and `target`.
   """
-  inputs = check_inputs(model, options.inputs)
-  model = model.replace(module=model.module.clone(linear_inputs=inputs))
+  map_options(model, options.inputs)
   fitted, held = split(images)
   by_logits = options.target == 'logits' and model.num_classes > 0
   dense = []
@@ -84,4 +83,6 @@ def output_error(
     options.resamples,
     options.seed,
   )
-  return linear_trials(trials, model, fitted, options.memory_gib)
+  return linear_trials(
+    trials, model, fitted, options.memory_gib, options.inputs
+  )

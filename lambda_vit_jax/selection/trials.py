@@ -35,7 +35,7 @@ from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import MODES, block_name, mixes_tokens
+from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.selection import trial_readout
 from lambda_vit_jax.selection.options import OnImages
 from lambda_vit_jax.selection.trial_readout import Target
@@ -100,7 +100,7 @@ class TrialRunner:
       self._channels = module.num_classes
 
   def use_maps(self, maps: Mapping[int, Params]) -> None:
-    """See `BlockRunner.use_maps`; the maps have the model's `linear_inputs`."""
+    """See `BlockRunner.use_maps`."""
     self._runner.use_maps(maps)
 
   def evaluate(
@@ -212,12 +212,11 @@ class TrialRunner:
 
   def _last_mixing_block(self, trials: Collection[Trial]) -> int:
     """The last block that mixes tokens in any trial; -1 for none."""
-    inputs = self._module.linear_inputs
     mixing = (
       index
       for index in range(self._module.depth)
       for removed in {index in trial for trial in trials}
-      if mixes_tokens(self._runner.mode(index, removed), inputs)
+      if self._runner.block(index, removed)[0].mixes_tokens
     )
     return max(mixing, default=-1)
 
@@ -241,16 +240,19 @@ class TrialRunner:
     if row.adds_nothing:
       source, removed = self._module.attention_modes.index('full'), False
     mlp, mlp_params = runner.mlp(index)
+    block, params = runner.block(source, removed)
+    if kind == 'full':
+      block = pieces.block_of(self._module, index, kind)
     stem, stem_params = runner.stem
     return trial_readout.run_tail(
       trial_readout.Tail(
-        pieces.block_of(self._module, index, kind),
+        block,
         mlp,
         stem,
         self._target,
         self._place,
       ),
-      (runner.block(source, removed)[1], mlp_params, stem_params),
+      (params, mlp_params, stem_params),
       trial_readout.TailSwitches(
         np.float32(row.scales()[0]),
         np.bool_(row.has_attention),
@@ -268,7 +270,13 @@ class TrialRunner:
     modes = tuple(
       runner.mode(index, index in trial) for index in range(self._module.depth)
     )
-    module = self._module.clone(attention_modes=modes)
+    module = self._module.clone(
+      attention_modes=modes,
+      linear_inputs=tuple(
+        runner.block(index, index in trial)[0].linear_inputs
+        for index in range(self._module.depth)
+      ),
+    )
     params = runner.params | {
       block_name(index): runner.block(index, removed=True)[1] for index in trial
     }

@@ -6,6 +6,7 @@
 - `map_fitter`: the pass over the network that fits these maps
 - `stream_pair`: the streams of the network that is fitted and of its reference
 - `map_design`: inputs of a map as columns of the regression
+- `input_choice`: which inputs pay for their cost: `inputs="auto"`
 - `token_mixing`: fixed matrices over tokens, for the input `mixing`
 - `paired`: a modified model and its dense original, side by side
 - `norm_recentring`: recalibrate LayerNorm scale and bias: `recentre`

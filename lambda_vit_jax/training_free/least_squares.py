@@ -17,6 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from lambda_vit_jax.core.errors import UsageError, not_finite
 from lambda_vit_jax.core.typing import Array
@@ -130,6 +131,15 @@ class CrossMoments:
       self.out_out + other.out_out + weight * step_out**2,
     )
 
+  def of_inputs(self, columns: np.ndarray) -> 'CrossMoments':
+    """Moments of some of the inputs, given their indices."""
+    return dataclasses.replace(
+      self,
+      mean_in=self.mean_in[columns],
+      in_in=self.in_in[np.ix_(columns, columns)],
+      in_out=self.in_out[columns],
+    )
+
   def beyond(self, affine: AffineMap) -> 'CrossMoments':
     """Moments of the same inputs, with the residuals of `affine` as outputs."""
     kernel = affine.kernel
@@ -233,15 +243,12 @@ def check_rank(rank: int | None) -> int | None:
 
 
 class _Solver:
-  """Ridge solutions of one set of moments, by its eigenvectors."""
+  """Ridge solutions of one set of moments."""
 
   def __init__(self, moments: CrossMoments):
     self._moments = moments
-    values, self._vectors = np.linalg.eigh(moments.in_in)
     # The trace over the width, so that a ridge has no unit.
-    self._mean = max(values.sum(), 0.0) / len(values)
-    self._values = np.maximum(values, 0.0)
-    self._outputs = self._vectors.T @ moments.in_out
+    self._mean = max(np.trace(moments.in_in), 0.0) / len(moments.in_in)
     # An input that never changes, such as the class token in the first block,
     # still has the variance of its rounding. Nothing below that is signal.
     size = moments.count * float((moments.mean_in**2).mean())
@@ -249,44 +256,50 @@ class _Solver:
 
   def solve(self, ridge: float) -> AffineMap:
     """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse for ridge 0."""
-    kernel = self._vectors @ (self._inverse(ridge)[:, None] * self._outputs)
-    moments = self._moments
+    moments, added = self._moments, ridge * self._mean
+    kernel = None
+    if added > self._floor:
+      kernel = _positive_solve(moments.in_in, added, moments.in_out)
+    if kernel is None:
+      values, vectors = self._spectrum
+      inverse = self._inverse(values, added)[:, None]
+      kernel = vectors @ (inverse * (vectors.T @ moments.in_out))
     return AffineMap(kernel, moments.mean_out - moments.mean_in @ kernel)
 
-  def errors(self, others: CrossMoments, ridges: Sequence[float]) -> np.ndarray:
-    """`others.squared_error(solve(ridge))` of each ridge.
+  @functools.cached_property
+  def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, none below 0, and eigenvectors; ten times a Cholesky."""
+    values, vectors = np.linalg.eigh(self._moments.in_in)
+    return np.maximum(values, 0.0), vectors
 
-    With the kernel V·diag(d)·C and the others' products in the basis V, that is
-    a quadratic form of d: no map is computed, and the basis changes once.
-    """
-    vectors, outputs = self._vectors, self._outputs
-    products = ((vectors.T @ others.in_out) * outputs).sum(axis=1)
-    rotated = vectors.T @ others.in_in @ vectors
-    quadratic = rotated * (outputs @ outputs.T)
-    step_in = vectors.T @ (others.mean_in - self._moments.mean_in)
-    step_out = others.mean_out - self._moments.mean_out
-    found = []
-    for d in map(self._inverse, ridges):
-      left = step_out - (step_in * d) @ outputs
-      found.append(
-        others.out_out.sum()
-        - 2.0 * (products @ d)
-        + d @ quadratic @ d
-        + others.count * (left**2).sum()
-      )
-    return np.asarray(found)
-
-  def _inverse(self, ridge: float) -> np.ndarray:
+  def _inverse(self, values: np.ndarray, added: float) -> np.ndarray:
     """The factor of each eigenvector's part of X'Y."""
-    added = ridge * self._mean
-    total = self._values + added
     floor = self._floor
-    if ridge == 0:
-      floor = max(floor, _CUTOFF * self._values.max())
-    usable = total > floor
-    inverse = np.zeros_like(total)
-    inverse[usable] = 1.0 / total[usable]
-    return inverse
+    if added == 0:
+      floor = max(floor, _CUTOFF * values.max())
+    total = values + added
+    return np.divide(1.0, total, out=np.zeros_like(total), where=total > floor)
+
+
+def _positive_solve(
+  products: np.ndarray, added: float, outputs: np.ndarray
+) -> np.ndarray | None:
+  """`(products + added·I)^-1 outputs`, None if `products` are not positive.
+
+  Sums of float32 products can have eigenvalues below zero by rounding. Without
+  these, every pivot is at least `added`. NaN has no factor either.
+  """
+  whole = products.copy()
+  whole.flat[:: len(whole) + 1] += added
+  try:
+    factor, lower = scipy.linalg.cho_factor(
+      whole, overwrite_a=True, check_finite=False
+    )
+  except scipy.linalg.LinAlgError:
+    return None
+  if np.diag(factor).min() ** 2 < 0.999 * added:
+    return None
+  return np.asarray(scipy.linalg.cho_solve((factor, lower), outputs))
 
 
 def solve(
@@ -354,7 +367,7 @@ def held_out_errors(
   errors = np.zeros(len(ridges))
   for index, held_out in enumerate(folds):
     solver = _Solver(merged(f for i, f in enumerate(folds) if i != index))
-    errors += solver.errors(held_out, ridges)
+    errors += [held_out.squared_error(solver.solve(r)) for r in ridges]
   return errors
 
 
@@ -375,7 +388,11 @@ def choose_ridge(
   folds = [fold for fold in folds if fold.count > 0]
   if len(folds) < 2:
     return ridges[0]
-  errors = held_out_errors(folds, ridges)
+  return best_ridge(held_out_errors(folds, ridges), ridges)
+
+
+def best_ridge(errors: np.ndarray, ridges: Sequence[float] = RIDGES) -> float:
+  """The ridge of the smallest error; on a tie, the largest."""
   # Errors that differ only by rounding are a tie; where nothing is left to
   # explain, one may even fall below zero.
   best = errors <= errors.min() + 1e-9 * np.abs(errors).max()

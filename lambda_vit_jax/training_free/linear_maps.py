@@ -22,6 +22,7 @@ from lambda_vit_jax.models import map_inputs, modes, surgery
 from lambda_vit_jax.models.edits import prune
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import (
+  input_choice,
   least_squares,
   mlp_refit,
   norm_recentring,
@@ -46,7 +47,7 @@ class LinearizeOptions:
   sequential: bool = True
   ridge: float | str = 'auto'
   rank: int | None = None
-  inputs: Sequence[str] = ('token',)
+  inputs: str | Sequence[str] = ('token',)
   target: str = 'stream'
   recentre: bool = False
   refit: bool = False
@@ -91,7 +92,7 @@ def linearize(
   sequential: bool = True,
   ridge: float | str = 'auto',
   rank: int | None = None,
-  inputs: Sequence[str] = ('token',),
+  inputs: str | Sequence[str] = ('token',),
   target: str = 'stream',
   recentre: bool = False,
   refit: bool = False,
@@ -116,7 +117,9 @@ def linearize(
       (the class token has maps of its own), `neighbours` (the mean over 3 x 3
       patches), `positions` (an intercept for each) and `mixing` (values of the
       heads, mixed by fixed matrices over the tokens); their costs are in
-      docs/method.md#affine-maps.
+      docs/method.md#affine-maps. `auto` chooses for each block what predicts
+      held-out images best for its cost, which `auto:SHARE` bounds: 0 is that of
+      `token` alone, 1 that of attention, 0.5 the default.
     target: `stream` fits a map to what brings the modified network's stream to
       the dense one, so that it also makes up for earlier maps; `attention` to
       what the block's own attention adds.
@@ -173,11 +176,11 @@ def fit_linear(
   """
   layers = _check_layers(model, layers)
   dense = model if dense is None else dense
-  how = MapOptions(
-    check_inputs(model, options.inputs),
-    check_target(options.target),
-    least_squares.check_ridge(options.ridge),
-    least_squares.check_rank(options.rank),
+  how = dataclasses.replace(
+    map_options(model, options.inputs),
+    target=check_target(options.target),
+    ridge=least_squares.check_ridge(options.ridge),
+    rank=least_squares.check_rank(options.rank),
   )
   images = read_images(batches, model, mesh)
   if options.refit:
@@ -189,7 +192,7 @@ def fit_linear(
       model, images, layers, how, dense=dense, memory_gib=memory_gib
     )
     maps = fitter.run(layers if options.sequential else (), on_progress)
-    found = _with_maps(model, maps, how.inputs)
+    found = _with_maps(model, maps)
     blocks = tuple(fitter.fits)
   else:
     found = prune(model, layers, 'absent')
@@ -202,16 +205,33 @@ def fit_linear(
   return LinearFit(found, blocks, mlps)
 
 
-def _with_maps(
-  model: Model, maps: dict[int, Params], inputs: tuple[str, ...]
-) -> Model:
+def _with_maps(model: Model, maps: dict[int, Params]) -> Model:
   """`model` with these maps instead of the attention of their blocks."""
   left = modes.modes_without(maps, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, maps)
   for index, fitted in maps.items():
     params[modes.block_name(index)] |= {'attn': fitted}
-  module = model.module.clone(attention_modes=left, linear_inputs=inputs)
+  inputs = [
+    map_inputs.inputs_of_map(params[modes.block_name(index)]['attn'])
+    for index, mode in enumerate(left)
+    if mode == 'linear'
+  ]
+  module = model.module.clone(
+    attention_modes=left, linear_inputs=_shared(left, inputs)
+  )
   return model.replace(module=module, params=params)
+
+
+def _shared(
+  left: Sequence[str], inputs: Sequence[tuple[str, ...]]
+) -> map_inputs.LinearInputs:
+  """The inputs of all maps, or per block where they differ."""
+  if len(set(inputs)) < 2:
+    return inputs[0] if inputs else ('token',)
+  of_maps = iter(inputs)
+  return tuple(
+    next(of_maps) if mode == 'linear' else ('token',) for mode in left
+  )
 
 
 def fit_trials(
@@ -220,10 +240,11 @@ def fit_trials(
   removed: Sequence[int],
   candidates: Sequence[int],
   memory_gib: float | None = None,
+  inputs: str | Sequence[str] | None = None,
 ) -> tuple[dict[int, Params], int]:
   """Fits the maps for the trials of one round of a search, in one pass.
 
-  The maps have the `linear_inputs` of the model. Those of `removed` are fitted
+  The maps have `inputs`, by default the `linear_inputs` of the model. Those of `removed` are fitted
   in sequence, as by `linearize`, and those of the candidates on the resulting
   network, each independently of the others; they may be all that remain.
 
@@ -237,7 +258,9 @@ def fit_trials(
   """
   layers = (*removed, *candidates)
   _check_modes(model, layers)
-  options = MapOptions(model.module.linear_inputs)
+  if inputs is None:
+    inputs = map_inputs.union(model.module.linear_inputs)
+  options = map_options(model, inputs)
   fitter = MapFitter(model, images, layers, options, memory_gib=memory_gib)
   maps = fitter.run(removed)
   last = max(layers, default=-1)
@@ -265,19 +288,17 @@ def _check_modes(model: Model, layers: Collection[int]) -> None:
       )
 
 
-def check_inputs(model: Model, inputs: Iterable[str]) -> tuple[str, ...]:
-  """Returns the inputs of new maps for a model, in their order.
+def map_options(model: Model, inputs: str | Iterable[str]) -> MapOptions:
+  """The options of new maps for a model, with these inputs.
 
   Raises:
-    ModelError: an unknown input, one that the model's grid is too small for, or
-      others than the model's maps have.
+    ModelError: an unknown input, or one that the model's grid is too small for.
+    UsageError: an impossible budget of `auto`.
   """
+  budget = input_choice.auto_budget(inputs)
+  if budget is not None:
+    known = input_choice.candidates(model.module, budget)
+    return MapOptions(known, budget=budget)
   inputs = map_inputs.check_linear_inputs(inputs)
   map_inputs.check_grid(inputs, model.module.grid_size)
-  existing = model.module.linear_inputs
-  if 'linear' in model.attention_modes and inputs != existing:
-    raise ModelError(
-      f'the model has affine maps of {list(existing)} already, and new ones would '
-      f'be of {list(inputs)}; use the same inputs'
-    )
-  return inputs
+  return MapOptions(inputs)

@@ -26,6 +26,19 @@ def num_columns(module: ViT, inputs: Sequence[str]) -> int:
   )
 
 
+def columns_of(
+  module: ViT, known: Sequence[str], inputs: Sequence[str]
+) -> np.ndarray:
+  """Indices of the columns of some `inputs` in the design of all `known`."""
+  found, start = [], 0
+  for name in map_inputs.rows_of(known):
+    size = num_columns(module, (name,))
+    if name in inputs:
+      found.append(np.arange(start, start + size))
+    start += size
+  return np.concatenate(found)
+
+
 def design(
   module: ViT,
   inputs: Sequence[str],
@@ -84,7 +97,7 @@ def to_parameters(
   found: Params = {}
   start = 0
   for name, row in map_inputs.rows_of(inputs).items():
-    size = module.num_tokens if name == 'positions' else module.embed_dim
+    size = num_columns(module, (name,))
     rows = slice(start, start + size)
     start += size
     leaf = 'bias' if name == 'positions' else 'kernel'

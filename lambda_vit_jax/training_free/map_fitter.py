@@ -22,7 +22,12 @@ from lambda_vit_jax.models import map_inputs, pieces
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
-from lambda_vit_jax.training_free import least_squares, paired, token_mixing
+from lambda_vit_jax.training_free import (
+  input_choice,
+  least_squares,
+  paired,
+  token_mixing,
+)
 from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 from lambda_vit_jax.training_free.map_design import (
@@ -59,12 +64,14 @@ class BlockFit:
     residual: share of the target's variance that the map does not explain, on
       the images that it was fitted on.
     samples: images × tokens.
+    inputs: of the map.
   """
 
   block_index: int
   ridge: float
   residual: float
   samples: int
+  inputs: tuple[str, ...] = ('token',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +79,18 @@ class MapOptions:
   """What the maps are of and how they are fitted, checked.
 
   Attributes:
-    inputs: of `map_inputs.LINEAR_INPUTS`.
+    inputs: of `map_inputs.LINEAR_INPUTS`; with a budget, those to choose from.
     target: of `TARGETS`.
     ridge: penalty, or None to choose it per block.
     rank: the largest rank of a map, None for no limit.
+    budget: of `input_choice`, None for maps of all `inputs`.
   """
 
   inputs: tuple[str, ...]
   target: str = 'stream'
   ridge: float | None = None
   rank: int | None = None
+  budget: float | None = None
 
 
 @compilation.jit(static_argnames=('module', 'epsilon', 'options', 'placement'))
@@ -115,11 +124,6 @@ def map_sums(
   features = design(module, options.inputs, epsilon, sources, x)
   outputs = wanted - x
   weights = jnp.broadcast_to(mask[:, None], x.shape[:2])
-  weights = weights.astype(jnp.float32)
-  if options.target == 'stream':
-    # The next norm divides each token by its deviation.
-    variance = wanted.astype(jnp.float32).var(axis=-1)
-    weights = weights / (variance + epsilon)
   sums = [
     fold_sums(features[:, tokens], outputs[:, tokens], weights[:, tokens])
     for tokens in _groups(options.inputs)
@@ -170,7 +174,7 @@ class MapFitter:
     self._options = options
     # The same for all blocks, so that they share a program.
     self._stem = pieces.stem_of(model.module)
-    self._runner = BlockRunner(model, images.placement, options.inputs)
+    self._runner = BlockRunner(model, images.placement)
     origins: tuple[int, ...] = ()
     reference = None
     if options.target == 'stream' and dense is not None and dense is not model:
@@ -208,7 +212,7 @@ class MapFitter:
         stays = index not in sequential
         sources = self._sources(index)
         groups = self._moments(index, stays, sources)
-        found[index] = sources | self._fit(index, groups)
+        found[index] = self._fit(index, groups, sources)
         if not stays and index < last:
           self._runner.use_maps({index: found[index]})
           streams.run_map(index)
@@ -249,15 +253,37 @@ class MapFitter:
         group.add(position, values)
     return found
 
-  def _fit(self, index: int, groups: Sequence[FoldMoments]) -> Params:
+  def _fit(
+    self, index: int, groups: Sequence[FoldMoments], sources: Params
+  ) -> Params:
     """The parameters of the map that replaces an attention layer."""
-    module, inputs = self._runner.module, self._options.inputs
-    *first, rest = [group.folds for group in groups]
+    options, module = self._options, self._runner.module
+    moments = [group.folds for group in groups]
+    for fold in moments[-1]:
+      least_squares.require_finite(f'block {index}', fold.in_out)
+    inputs = options.inputs
+    if options.budget is not None:
+      inputs = input_choice.choose_inputs(
+        module, options.inputs, options.budget, moments
+      )
+      moments = input_choice.restrict(module, options.inputs, inputs, moments)
+    fitted = self._solve_groups(index, inputs, moments)
+    return (sources if 'mixing' in inputs else {}) | fitted
+
+  def _solve_groups(
+    self,
+    index: int,
+    inputs: Sequence[str],
+    groups: Sequence[Sequence[CrossMoments]],
+  ) -> Params:
+    """The map of some inputs, from the folds of each group of tokens."""
+    module = self._runner.module
+    *first, rest = groups
+    inputs = tuple(inputs)
     whole = least_squares.merged(rest)
-    least_squares.require_finite(f'block {index}', whole.in_out)
     ridge, shared = self._solve(rest)
     if not first:
-      self._record(index, ridge, (whole, shared))
+      self._record(index, inputs, ridge, (whole, shared))
       return to_parameters(module, inputs, shared)
     # The class token is one sample per image, too few for a map of its own:
     # its map is that of the others plus a correction, which is penalised.
@@ -268,7 +294,7 @@ class MapFitter:
     )
     if self._options.rank is not None:
       own = least_squares.truncate(class_tokens, own, self._options.rank)
-    self._record(index, ridge, (class_tokens, own), (whole, shared))
+    self._record(index, inputs, ridge, (class_tokens, own), (whole, shared))
     return to_parameters(module, inputs, shared, own)
 
   def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
@@ -280,8 +306,12 @@ class MapFitter:
     return ridge, least_squares.solve(whole, ridge, self._options.rank)
 
   def _record(
-    self, index: int, ridge: float, *maps: tuple[CrossMoments, AffineMap]
+    self,
+    index: int,
+    inputs: tuple[str, ...],
+    ridge: float,
+    *maps: tuple[CrossMoments, AffineMap],
   ) -> None:
     residual = least_squares.residual_share(*maps)
     samples = self._images.total * self._runner.module.num_tokens
-    self.fits.append(BlockFit(index, ridge, residual, samples))
+    self.fits.append(BlockFit(index, ridge, residual, samples, inputs))

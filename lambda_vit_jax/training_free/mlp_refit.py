@@ -80,7 +80,7 @@ def refit(
       `images.read_images` takes; labels are not used. 512 images are enough
       for most networks.
     ridge: penalty, see `least_squares.solve`; `auto` takes for each block what
-      predicts held-out images best, by five eigendecompositions of a hidden ×
+      predicts held-out images best, which takes 37 factorisations of a hidden ×
       hidden matrix a block instead of one.
     memory_gib: working memory per device, beside two streams of the images
       (images × tokens × embed numbers each), which are kept on the devices,

@@ -60,7 +60,7 @@ ONLY_IN = {
   'ml_collections': {'main', 'cli'},
   'orbax': {'checkpoints'},
   'tensorboardX': {'training'},
-  'scipy': {'selection'},
+  'scipy': {'selection', 'training_free'},
   'sklearn': {'data'},
   'tensorflow': set(),
   'tensorflow_datasets': {'data'},

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.checkpoints import load, orbax_store
+from lambda_vit_jax.models.map_inputs import LINEAR_INPUTS
 from lambda_vit_jax.training.metrics import read_metrics
 from scripts import launch_local
 from tests.support.stage_runs import ROOT, arguments
@@ -360,6 +361,7 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
       (
         '--config.method=linearize',
         '--config.select.trial=linear',
+        f'--config.linearize.inputs={LINEAR_INPUTS}',
         '--config.linearize.recentre=True',
         '--config.linearize.refit=True',
       ),
@@ -374,11 +376,19 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
       ),
     ),
     (
+      ('select', 'linearize'),
+      (
+        '--config.method=linearize',
+        '--config.select.criterion=output',
+        "--config.linearize.inputs=('auto',)",
+      ),
+    ),
+    (
       ('select',),
       ('--config.select.criterion=probe', '--config.select.probe_steps=2'),
     ),
   ],
-  ids=['linear', 'dropped', 'probe'],
+  ids=['linear', 'dropped', 'output', 'probe'],
 )
 def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
   single, double = tmp_path / 'one', tmp_path / 'two'

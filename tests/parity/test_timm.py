@@ -278,8 +278,11 @@ def test_compact_export_in_timm_by_the_documented_lines(options, tmp_path):
 )
 def test_affine_maps_in_timm_by_the_documented_lines(tmp_path, inputs):
   model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
-  images, _ = images_and_logits(model)
-  model = lv.linearize(model, images, (0, 2), inputs=inputs, ridge=0.1)
+  # More samples (images of 17 tokens) than inputs of the map.
+  several = np.random.default_rng(0).normal(size=(64, 64, 64, 3))
+  model = lv.linearize(
+    model, several.astype(np.float32), (0, 2), inputs=inputs, ridge=0.1
+  )
   images, logits = images_and_logits(model)
   export.export(model, tmp_path / 'out', formats=('safetensors',))
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'

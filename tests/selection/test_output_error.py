@@ -94,6 +94,17 @@ def test_scores_are_those_of_comparing_one_by_one(tiny_variant, target):
     assert mine.scores == pytest.approx(exact, abs=CLOSE)
 
 
+def test_trials_have_the_inputs_that_are_chosen(tiny_variant):
+  model = make_model(tiny_variant, depth=2)
+  options = {'criterion': 'output', 'inputs': 'auto', 'resamples': 0}
+  found = lv.nose(model, [IMAGES], 1, **options)
+  for block, score in found.rounds[0].scores.items():
+    fitted = lv.linearize(model, [IMAGES[~SCORED]], (block,), inputs='auto')
+    assert fitted.module.linear_inputs != ('token',)
+    exact = divergence(model, fitted, IMAGES[SCORED])
+    assert score == pytest.approx(exact, abs=CLOSE)
+
+
 def test_no_scored_image_is_fitted_on(tiny_variant):
   model = make_model(tiny_variant)
   images = read_images(batches_of(IMAGES, 50), model)

@@ -132,8 +132,9 @@ def _report_fits(run: Run, fitted: LinearFit) -> None:
   """Reports how well each block was replaced."""
   for row in fitted.blocks:
     run.reporter.say(
-      f'linearize: block {row.block_index}: the map makes up for '
-      f'{1 - row.residual:.1%} of what the stream lacks (ridge {row.ridge:g})'
+      f'linearize: block {row.block_index}: the map of '
+      f'{", ".join(row.inputs)} makes up for {1 - row.residual:.1%} of what the '
+      f'stream lacks (ridge {row.ridge:g})'
     )
   for mlp in fitted.mlps:
     run.reporter.say(

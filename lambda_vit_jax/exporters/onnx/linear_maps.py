@@ -7,6 +7,7 @@ from lambda_vit_jax.exporters.onnx.graph import Graph
 from lambda_vit_jax.exporters.onnx.layers import Layers
 from lambda_vit_jax.models.map_inputs import CLASS_MAP
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import block_name
 
 
 class LinearMaps(Layers):
@@ -33,9 +34,10 @@ class LinearMaps(Layers):
     )
     return self.add('Div', total, count)
 
-  def affine_map(self, x: str, path: str, rows: int) -> str:
+  def affine_map(self, x: str, block_index: int, rows: int) -> str:
     """Mode `linear` on the first `rows` tokens, see `LinearAttention`."""
-    inputs = self.module.linear_inputs
+    path = f'{block_name(block_index)}/attn'
+    inputs = self.module.inputs_of(block_index)
     mean = self.mean(x, 1) if 'mean' in inputs else None
     mixed = self._mixed(x, path, rows) if 'mixing' in inputs else None
 
@@ -56,7 +58,7 @@ class LinearMaps(Layers):
       y = mapped(slice(0, 1), 'class_')
       if rows > 1:
         y = self.add('Concat', y, mapped(slice(1, rows), ''), axis=1)
-    return self._of_places(y, x, path, rows)
+    return self._of_places(y, x, path, rows, inputs)
 
   def _tokens(self, x: str, length: int, tokens: slice) -> str:
     """Some of the `length` tokens of an array."""
@@ -75,9 +77,11 @@ class LinearMaps(Layers):
     mixed = self.add('MatMul', self.parameter(name), values)
     return self.reshape(self.transpose(mixed, 0, 2, 1, 3), (-1, rows, width))
 
-  def _of_places(self, y: str, x: str, path: str, rows: int) -> str:
+  def _of_places(
+    self, y: str, x: str, path: str, rows: int, inputs: tuple[str, ...]
+  ) -> str:
     """Adds what depends on where a token is."""
-    inputs, leading = self.module.linear_inputs, self.module.num_prefix_tokens
+    leading = self.module.num_prefix_tokens
     if 'neighbours' in inputs and rows > leading:
       around = self._neighbour_mean(self.slice(x, leading, self.tokens, 1))
       around = self.dense(around, f'{path}/neighbours')

@@ -127,7 +127,7 @@ class _Writer(LinearMaps):
       branch = self.plain_norm(x, module.embed_dim, epsilon)
       narrow = block_index >= module.last_mixing_block >= 0
       rows = (module.read_tokens if narrow else None) or self.tokens
-      branch = self.affine_map(branch, f'{name}/attn', rows)
+      branch = self.affine_map(branch, block_index, rows)
     x = self.add('Add', self.leading(x, queries, 1), branch)
     count = module.merge_counts[block_index]
     return self.merge(x, keys, count) if count and queries is None else x
