@@ -23,7 +23,7 @@ DEFAULT_BUDGET = 0.5
 # Coarse: sets of inputs are compared, and the map's own ridge is chosen after.
 _RIDGES = least_squares.RIDGES[2::2]
 
-# An input has to explain this share of the held-out error, or it is noise.
+# An input has to explain this share of what a map of the token leaves.
 _LEAST = 0.01
 
 Groups = Sequence[Sequence[CrossMoments]]
@@ -138,6 +138,7 @@ def choose_inputs(
 
   taken: tuple[str, ...] = ('token',)
   error, left = error_of(taken), most(module, budget)
+  least = _LEAST * abs(error)
   while True:
     best, rate = None, 0.0
     for name in known:
@@ -149,7 +150,7 @@ def choose_inputs(
         continue
       found = error_of(wider)
       gain = (error - found) / (price - cost(module, taken))
-      if error - found > _LEAST * abs(error) and gain > rate:
+      if error - found > least and gain > rate:
         best, rate = (wider, found), gain
     if best is None:
       return taken
