@@ -297,7 +297,7 @@ def _positive_solve(
     )
   except scipy.linalg.LinAlgError:
     return None
-  if np.diag(factor).min() ** 2 < 0.999 * added:
+  if not np.diag(factor).min() ** 2 >= 0.999 * added:
     return None
   return np.asarray(scipy.linalg.cho_solve((factor, lower), outputs))
 

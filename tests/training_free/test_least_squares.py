@@ -282,3 +282,26 @@ def test_settings():
   assert least_squares_lib.check_ridge('1e-3') == 1e-3
   with pytest.raises(UsageError, match='rank=0'):
     least_squares_lib.solve(moments(*samples()), 0.0, rank=0)
+
+
+@pytest.mark.parametrize('ridge', [1e-6, 1e-3, 1.0])
+def test_factors_and_eigenvectors_give_the_same_map(monkeypatch, ridge):
+  known = moments(*samples())
+  found = least_squares_lib.solve(known, ridge)
+  monkeypatch.setattr(least_squares_lib, '_positive_solve', lambda *_: None)
+  exact = least_squares_lib.solve(known, ridge)
+  # float64, of a matrix with a condition number of 100.
+  np.testing.assert_allclose(found.kernel, exact.kernel, rtol=1e-6, atol=1e-9)
+  np.testing.assert_allclose(found.bias, exact.bias, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize('value', [-2e-6, -0.9e-6, np.nan])
+def test_products_that_rounding_made_indefinite_have_no_factor(value):
+  """An eigenvalue below zero, larger or smaller than what a ridge adds."""
+  products = np.diag([1.0, 1.0, value])
+  outputs = np.ones((3, 1))
+  assert least_squares_lib._positive_solve(products, 1e-6, outputs) is None
+  kept = least_squares_lib._positive_solve(
+    np.diag([1.0, 0.0]), 1e-6, outputs[:2]
+  )
+  np.testing.assert_allclose(kept[:, 0], [1.0, 1e6], rtol=1e-5)
