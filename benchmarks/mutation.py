@@ -105,6 +105,7 @@ TESTS: dict[str, list[str]] = {
     'training_free/test_linear_maps.py',
     'training_free/test_mlp_refit.py',
   ],
+  'training_free/input_choice.py': ['training_free/test_input_choice.py'],
   'training_free/map_design.py': ['training_free/test_linear_maps.py'],
   'training_free/map_fitter.py': ['training_free/test_linear_maps.py'],
   'training_free/paired.py': [

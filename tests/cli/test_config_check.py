@@ -45,6 +45,7 @@ WRONG = [
   ('linearize.ridge', -1, 'ridge=-1'),
   ('linearize.rank', 0, 'linearize.rank'),
   ('linearize.inputs', ('mean',), 'add token'),
+  ('linearize.inputs', ('auto:7',), 'auto:0 to auto:1'),
   ('linearize.target', 'steam', 'config.linearize.target'),
   ('linearize.num_drop_blocks', -1, 'linearize.num_drop_blocks'),
   ('linearize.num_drop_blocks', 99, 'must keep one'),
@@ -101,6 +102,7 @@ def test_a_wrong_value_is_refused_at_once(key, value, message):
     ('export.dtype', 'int8'),
     ('linearize.ridge', 0.1),
     ('linearize.inputs', LINEAR_INPUTS),
+    ('linearize.inputs', ('auto:0.25',)),
     ('linearize.target', 'attention'),
     ('select.criterion', 'output'),
     ('benchmark.batch_sizes', 4),
@@ -119,6 +121,19 @@ def test_maps_for_which_merged_tokens_have_no_place_are_refused_at_once():
   with pytest.raises(LambdaVitError, match='maps of mixing need every patch'):
     check(config)
   config['linearize']['inputs'] = ('token', 'mean')
+  check(config)
+
+
+def test_grids_without_neighbours_are_refused_at_once():
+  config = changed('linearize.inputs', ('token', 'neighbours'))
+  config['model']['image_size'] = 4
+  check(config)
+  config['method'] = 'linearize'
+  with pytest.raises(
+    LambdaVitError, match='too small for the input neighbours'
+  ):
+    check(config)
+  config['linearize']['inputs'] = ('auto',)
   check(config)
 
 
