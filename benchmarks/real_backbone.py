@@ -47,6 +47,8 @@ KINDS: dict[str, dict[str, Any]] = {
   'neighbours positions': {'inputs': (*TODAY, 'neighbours', 'positions')},
   'mixing': {'inputs': (*TODAY, 'mixing')},
   'mixing positions': {'inputs': (*TODAY, 'positions', 'mixing')},
+  'auto': {'inputs': 'auto'},
+  'auto to attention': {'inputs': 'auto:1'},
   'mixing refit': {'inputs': (*TODAY, 'mixing'), 'refit': True},
 }
 # The options of `nose.nose`, or the blocks themselves, in order.

@@ -252,8 +252,8 @@ def base() -> ml_collections.ConfigDict:
   # Inputs of a map: `token`, and optionally `mean` (of the image's tokens),
   # `class_map` (a separate map for the class token), `neighbours` (the mean of
   # 3 x 3 patches), `positions` (an intercept for each) and `mixing` (values of
-  # the heads, mixed by fixed matrices over the tokens). `('auto',)` chooses per
-  # block what pays; `('auto:SHARE',)` bounds its cost: 0 is that of `token`, 1
+  # the heads, mixed by fixed matrices over the tokens). `auto` chooses for each
+  # block what pays, `auto:SHARE` within a budget: 0 is the cost of `token`, 1
   # that of attention, 0.5 the default.
   linearize.inputs = ('token',)
   # What a map is fitted to: `stream` brings the modified network's stream to the
