@@ -113,18 +113,20 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
   """
   linear = saved.get('method') == 'linearize'
   warm = saved.get('dilute', {}).get('start') == 'linear'
-  # Criterion `probe` dilutes.
-  probing = saved.get('select', {}).get('criterion') == 'probe'
+  # Criterion `probe` dilutes, and `output` fits maps.
+  criterion = saved.get('select', {}).get('criterion')
+  of_selection = (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
   by_section = {
     'analyze': stage_table.results('analyze'),
-    'select': (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST),
+    'select': of_selection,
+    **({'linearize.inputs': of_selection} if criterion == 'output' else {}),
     'linearize': (
       *_LINEAR,
       *(_DILUTED if warm else ()),
       *(_LAST if linear or warm else ()),
     ),
     'dilute': (
-      *(_SEARCH if probing else ()),
+      *(_SEARCH if criterion == 'probe' else ()),
       *_DILUTED,
       *_BASELINE,
       *(() if linear else _LAST),

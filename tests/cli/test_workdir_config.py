@@ -143,6 +143,20 @@ def test_a_deleted_result_still_binds_by_what_was_made_from_it(tmp_path):
       'probe.part.json',
       True,
     ),
+    # Criterion `output` fits maps.
+    ({}, {'linearize__inputs': ('auto',)}, 'selection.json', False),
+    (
+      {'select__criterion': 'output'},
+      {'linearize__inputs': ('auto',)},
+      'selection.json',
+      True,
+    ),
+    (
+      {'select__criterion': 'output'},
+      {'linearize__ridge': 1.0},
+      'selection.json',
+      False,
+    ),
   ],
 )
 def test_what_a_result_was_made_from_depends_on_the_config(
