@@ -98,9 +98,11 @@ def check_types(
   for argument, value in values.items():
     kinds = _kinds(hints[argument]) if argument in hints else {}
     if kinds and not any(holds(value) for holds in kinds.values()):
+      # What has a remedy comes last.
+      wanted = ' or '.join(sorted(kinds, key=lambda words: ':' in words))
       raise ArgumentError(
         f'{name or annotated.__name__}({argument}={_shown(value)}): must be '
-        f'{" or ".join(kinds)}'
+        f'{wanted}'
       )
     least, most = _RANGES.get(argument, (None, None))
     if least is not None and not least <= value <= most:

@@ -230,7 +230,9 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
     if re.search(r'\b(torch|timm)\b', body) and 'lv.' not in body:
       continue
     if 'model.safetensors' in body:
-      lv.export(lv.load_pretrained(DIGITS), 'weights', ('safetensors',))
+      # One block would keep its attention; the other six only take time.
+      model = lv.drop_blocks(lv.load_pretrained(DIGITS), range(6, 12))
+      lv.export(model, 'weights', ('safetensors',))
       (tmp_path / 'weights' / 'model.safetensors').rename('model.safetensors')
       shape = (64, 8, 8, 1)
       namespace['batches'] = [

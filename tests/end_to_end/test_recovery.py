@@ -22,8 +22,19 @@ from lambda_vit_jax.training import loop, persistence, tracing
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 from tests.support import xla_flags
 from tests.support.stage_runs import ROOT, arguments
-from tests.support.training_jobs import make_batches, make_job, make_mesh
+from tests.support.training_jobs import (
+  make_batches,
+  make_job,
+  make_mesh,
+  shared_programs,
+)
 from tests.support.trees import assert_same
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs():
+  with shared_programs():
+    yield
 
 
 @pytest.fixture(scope='module')

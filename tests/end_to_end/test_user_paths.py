@@ -8,6 +8,8 @@ import inspect
 import os
 import pathlib
 import re
+import sys
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -86,8 +88,16 @@ def _preprocess(home, model):
   assert lv.preprocess('~/data/train/a/x.png', model).shape == (1, 8, 8, 1)
 
 
+def _push_to_hub(home, model):
+  # Without the package nothing is uploaded.
+  with mock.patch.dict(sys.modules, {'huggingface_hub': None}):
+    lv.push_to_hub(model, 'owner/name', '~/out', formats=('safetensors',))
+  assert (home / 'out' / 'model.json').exists()
+
+
 FUNCTIONS = {
   'export': _export,
+  'push_to_hub': _push_to_hub,
   'load_pretrained': _load_pretrained,
   'load_export': _load_export,
   'image_batches': _image_batches,

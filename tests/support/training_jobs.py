@@ -1,14 +1,18 @@
 """A short training job: three steps of dilution and two steps after it."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import numpy as np
+import pytest
 
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.modes import modes_without
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import dilution, optim
+from lambda_vit_jax.training import dilution, loop, optim
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Job, Phase
 from lambda_vit_jax.training.step import LossSettings
@@ -40,6 +44,27 @@ def make_mesh():
   """Two of the eight devices: enough to shard, quick to compile for."""
   grid = np.asarray(jax.devices()[:2]).reshape(2, 1)
   return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+  """While open, runs of one job share its programs.
+
+  Most of a short run's time is tracing them. Equal arguments make the same
+  program: what a run computes does not depend on who has traced it.
+  """
+  make, known = loop.make_train_step, {}
+
+  def make_once(*arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    key = (*leaves, structure)
+    if key not in known:
+      known[key] = make(*arguments)
+    return known[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'make_train_step', make_once)
+    yield
 
 
 def make_job(variant):

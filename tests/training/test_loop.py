@@ -32,8 +32,15 @@ from tests.support.training_jobs import (
   make_batches,
   make_job,
   make_mesh,
+  shared_programs,
 )
 from tests.support.trees import assert_same
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs():
+  with shared_programs():
+    yield
 
 
 @pytest.fixture(scope='module')
