@@ -32,7 +32,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import cross_validation, least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments
 
 OUTPUT = common.RESULTS / 'narrow_layers.json'
@@ -82,7 +82,7 @@ def narrow_mlp(
   if compensate:
     parts = [_between(fold, kept, gone) for fold in folds]
     affine = least_squares.solve(
-      least_squares.merged(parts), least_squares.choose_ridge(parts)
+      least_squares.merged(parts), cross_validation.choose_ridge(parts)
     )
     second['kernel'][kept] += affine.kernel @ second['kernel'][gone]
     second['bias'] += affine.bias @ second['kernel'][gone]

@@ -15,7 +15,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import normalize
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import cross_validation, least_squares
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 FOLDS = 4
@@ -128,7 +128,7 @@ def full_map(folds: Sequence[CrossMoments], columns: np.ndarray) -> AffineMap:
   """Least squares on some of the inputs, with zeros for the others."""
   parts = [pick(fold, columns) for fold in folds]
   found = least_squares.solve(
-    least_squares.merged(parts), least_squares.choose_ridge(parts)
+    least_squares.merged(parts), cross_validation.choose_ridge(parts)
   )
   kernel = np.zeros_like(folds[0].in_out)
   kernel[columns] = found.kernel
@@ -222,7 +222,7 @@ def structured_map(
   folds: Sequence[CrossMoments], base: np.ndarray, how: str
 ) -> AffineMap:
   """`solve_structured` with both ridges chosen by held-out folds."""
-  first = least_squares.choose_ridge([pick(fold, base) for fold in folds])
+  first = cross_validation.choose_ridge([pick(fold, base) for fold in folds])
 
   def error(ridge: float) -> float:
     total = 0.0

@@ -1,15 +1,25 @@
 """Cross-validate the ridge penalty: sums of products per fold of the images."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.training_free import least_squares
-from lambda_vit_jax.training_free.least_squares import CrossMoments, Sums
+from lambda_vit_jax.training_free.least_squares import (
+  CrossMoments,
+  RidgeSolver,
+  Sums,
+  merged,
+)
 
 FOLDS = 4
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Ridges that `choose_ridge` tries, as shares of the inputs' mean variance."""
 
 
 def fold_sums(inputs: Array, outputs: Array, weights: Array) -> Sums:
@@ -52,3 +62,42 @@ class FoldMoments:
     first = position % (FOLDS // number) * number
     for fold in range(number):
       self._sums[first + fold].add(tuple(leaf[fold] for leaf in sums))
+
+
+def held_out_errors(
+  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
+) -> np.ndarray:
+  """`[ridges]`: squared error of each fold under the map of the others."""
+  errors = np.zeros(len(ridges))
+  for index, held_out in enumerate(folds):
+    solver = RidgeSolver(merged(f for i, f in enumerate(folds) if i != index))
+    errors += solver.errors(held_out, ridges)
+  return errors
+
+
+def choose_ridge(
+  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
+) -> float:
+  """The ridge with the smallest held-out error; on a tie, the largest.
+
+  Args:
+    folds: moments of disjoint sets of images. Tokens of one image resemble
+      each other, so a fold must hold whole images: splitting tokens, or any
+      formula that counts them as independent, chooses too small a ridge.
+    ridges: to choose from, ascending.
+
+  Returns:
+    The smallest of `ridges` if there are not two folds with samples.
+  """
+  folds = [fold for fold in folds if fold.count > 0]
+  if len(folds) < 2:
+    return ridges[0]
+  return best_ridge(held_out_errors(folds, ridges), ridges)
+
+
+def best_ridge(errors: np.ndarray, ridges: Sequence[float] = RIDGES) -> float:
+  """The ridge of the smallest error; on a tie, the largest."""
+  # Errors that differ only by rounding are a tie; where nothing is left to
+  # explain, one may even fall below zero.
+  best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
+  return ridges[int(np.flatnonzero(best)[-1])]

@@ -12,7 +12,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.macs import attention_macs, map_extent
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import cross_validation, least_squares
 from lambda_vit_jax.training_free.least_squares import CrossMoments
 from lambda_vit_jax.training_free.map_design import columns_of
 
@@ -21,7 +21,7 @@ AUTO = 'auto'
 DEFAULT_BUDGET = 0.5
 
 # Coarse: sets of inputs are compared, and the map's own ridge is chosen after.
-_RIDGES = least_squares.RIDGES[2::2]
+_RIDGES = cross_validation.RIDGES[2::2]
 
 # An input has to explain this share of what a map of the token leaves.
 _LEAST = 0.01
@@ -103,13 +103,13 @@ def restrict(
 def held_out_error(groups: Groups) -> float:
   """Squared error of held-out images, with the best ridge."""
   *first, rest = groups
-  errors = least_squares.held_out_errors(rest, _RIDGES)
+  errors = cross_validation.held_out_errors(rest, _RIDGES)
   found = float(errors.min())
   for folds in first:
-    ridge = least_squares.best_ridge(errors, _RIDGES)
+    ridge = cross_validation.best_ridge(errors, _RIDGES)
     shared = least_squares.solve(least_squares.merged(rest), ridge)
     own = [fold.beyond(shared) for fold in folds]
-    found += float(least_squares.held_out_errors(own, _RIDGES).min())
+    found += float(cross_validation.held_out_errors(own, _RIDGES).min())
   return found
 
 

@@ -22,9 +22,6 @@ import scipy.linalg
 from lambda_vit_jax.core.errors import UsageError, not_finite
 from lambda_vit_jax.core.typing import Array
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Ridges that `choose_ridge` tries, as shares of the inputs' mean variance."""
-
 # Relative to the largest eigenvalue: in sums of float32 products, smaller ones
 # cannot be told from zero.
 _CUTOFF = float(np.finfo(np.float32).eps)
@@ -242,64 +239,90 @@ def check_rank(rank: int | None) -> int | None:
   return rank
 
 
-class _Solver:
-  """Ridge solutions of one set of moments."""
+def _rounding_floor(moments: CrossMoments) -> float:
+  """The least eigenvalue that is signal.
+
+  An input that never changes, such as the class token in the first block, still
+  has the variance of its rounding.
+  """
+  return _ROUNDING**2 * moments.count * float((moments.mean_in**2).mean())
+
+
+class RidgeSolver:
+  """Ridge solutions of one set of moments, by its eigenvectors."""
 
   def __init__(self, moments: CrossMoments):
     self._moments = moments
+    values, self._vectors = np.linalg.eigh(moments.in_in)
     # The trace over the width, so that a ridge has no unit.
-    self._mean = max(np.trace(moments.in_in), 0.0) / len(moments.in_in)
-    # An input that never changes, such as the class token in the first block,
-    # still has the variance of its rounding. Nothing below that is signal.
-    size = moments.count * float((moments.mean_in**2).mean())
-    self._floor = _ROUNDING**2 * size
+    self._mean = max(values.sum(), 0.0) / len(values)
+    self._values = np.maximum(values, 0.0)
+    self._outputs = self._vectors.T @ moments.in_out
+    self._floor = _rounding_floor(moments)
 
   def solve(self, ridge: float) -> AffineMap:
     """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse for ridge 0."""
-    moments, added = self._moments, ridge * self._mean
-    kernel = None
-    if added > self._floor:
-      kernel = _positive_solve(moments.in_in, added, moments.in_out)
-    if kernel is None:
-      values, vectors = self._spectrum
-      inverse = self._inverse(values, added)[:, None]
-      kernel = vectors @ (inverse * (vectors.T @ moments.in_out))
+    kernel = self._vectors @ (self._inverse(ridge)[:, None] * self._outputs)
+    moments = self._moments
     return AffineMap(kernel, moments.mean_out - moments.mean_in @ kernel)
 
-  @functools.cached_property
-  def _spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, none below 0, and eigenvectors; ten times a Cholesky."""
-    values, vectors = np.linalg.eigh(self._moments.in_in)
-    return np.maximum(values, 0.0), vectors
+  def errors(self, others: CrossMoments, ridges: Sequence[float]) -> np.ndarray:
+    """`others.squared_error(solve(ridge))` of each ridge.
 
-  def _inverse(self, values: np.ndarray, added: float) -> np.ndarray:
+    With the kernel V·diag(d)·C and the others' products in the basis V, that is
+    a quadratic form of d: no map is computed, and the basis changes once.
+    """
+    vectors, outputs = self._vectors, self._outputs
+    products = ((vectors.T @ others.in_out) * outputs).sum(axis=1)
+    rotated = vectors.T @ others.in_in @ vectors
+    quadratic = rotated * (outputs @ outputs.T)
+    step_in = vectors.T @ (others.mean_in - self._moments.mean_in)
+    step_out = others.mean_out - self._moments.mean_out
+    found = []
+    for d in map(self._inverse, ridges):
+      left = step_out - (step_in * d) @ outputs
+      found.append(
+        others.out_out.sum()
+        - 2.0 * (products @ d)
+        + d @ quadratic @ d
+        + others.count * (left**2).sum()
+      )
+    return np.asarray(found)
+
+  def _inverse(self, ridge: float) -> np.ndarray:
     """The factor of each eigenvector's part of X'Y."""
+    added = ridge * self._mean
+    total = self._values + added
     floor = self._floor
-    if added == 0:
-      floor = max(floor, _CUTOFF * values.max())
-    total = values + added
-    return np.divide(1.0, total, out=np.zeros_like(total), where=total > floor)
+    if ridge == 0:
+      floor = max(floor, _CUTOFF * self._values.max())
+    usable = total > floor
+    inverse = np.zeros_like(total)
+    inverse[usable] = 1.0 / total[usable]
+    return inverse
 
 
-def _positive_solve(
-  products: np.ndarray, added: float, outputs: np.ndarray
-) -> np.ndarray | None:
-  """`(products + added·I)^-1 outputs`, None if `products` are not positive.
+def _by_factor(moments: CrossMoments, ridge: float) -> AffineMap | None:
+  """`RidgeSolver.solve` at a fraction of its cost, None if it takes eigenvectors.
 
   Sums of float32 products can have eigenvalues below zero by rounding. Without
-  these, every pivot is at least `added`. NaN has no factor either.
+  these, every pivot is at least what the ridge adds. NaN has no factor either.
   """
-  whole = products.copy()
+  added = ridge * np.trace(moments.in_in) / len(moments.in_in)
+  if not added > _rounding_floor(moments):
+    return None
+  whole = moments.in_in.copy()
   whole.flat[:: len(whole) + 1] += added
   try:
-    factor, lower = scipy.linalg.cho_factor(
+    factor = scipy.linalg.cho_factor(
       whole, overwrite_a=True, check_finite=False
     )
   except scipy.linalg.LinAlgError:
     return None
-  if not np.diag(factor).min() ** 2 >= 0.999 * added:
+  if not np.diag(factor[0]).min() ** 2 >= 0.999 * added:
     return None
-  return np.asarray(scipy.linalg.cho_solve((factor, lower), outputs))
+  kernel = scipy.linalg.cho_solve(factor, moments.in_out)
+  return AffineMap(kernel, moments.mean_out - moments.mean_in @ kernel)
 
 
 def solve(
@@ -320,7 +343,7 @@ def solve(
     UsageError: a rank below 1.
   """
   check_rank(rank)
-  found = _Solver(moments).solve(ridge)
+  found = _by_factor(moments, ridge) or RidgeSolver(moments).solve(ridge)
   return found if rank is None else truncate(moments, found, rank, ridge)
 
 
@@ -358,42 +381,3 @@ def residual_share(*maps: tuple[CrossMoments, AffineMap]) -> float:
     return 0.0
   error = sum(moments.squared_error(affine) for moments, affine in maps)
   return max(error / total, 0.0)
-
-
-def held_out_errors(
-  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
-) -> np.ndarray:
-  """`[ridges]`: squared error of each fold under the map of the others."""
-  errors = np.zeros(len(ridges))
-  for index, held_out in enumerate(folds):
-    solver = _Solver(merged(f for i, f in enumerate(folds) if i != index))
-    errors += [held_out.squared_error(solver.solve(r)) for r in ridges]
-  return errors
-
-
-def choose_ridge(
-  folds: Sequence[CrossMoments], ridges: Sequence[float] = RIDGES
-) -> float:
-  """The ridge with the smallest held-out error; on a tie, the largest.
-
-  Args:
-    folds: moments of disjoint sets of images. Tokens of one image resemble
-      each other, so a fold must hold whole images: splitting tokens, or any
-      formula that counts them as independent, chooses too small a ridge.
-    ridges: to choose from, ascending.
-
-  Returns:
-    The smallest of `ridges` if there are not two folds with samples.
-  """
-  folds = [fold for fold in folds if fold.count > 0]
-  if len(folds) < 2:
-    return ridges[0]
-  return best_ridge(held_out_errors(folds, ridges), ridges)
-
-
-def best_ridge(errors: np.ndarray, ridges: Sequence[float] = RIDGES) -> float:
-  """The ridge of the smallest error; on a tie, the largest."""
-  # Errors that differ only by rounding are a tie; where nothing is left to
-  # explain, one may even fall below zero.
-  best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
-  return ridges[int(np.flatnonzero(best)[-1])]

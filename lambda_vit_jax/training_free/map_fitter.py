@@ -28,7 +28,11 @@ from lambda_vit_jax.training_free import (
   paired,
   token_mixing,
 )
-from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.cross_validation import (
+  FoldMoments,
+  choose_ridge,
+  fold_sums,
+)
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 from lambda_vit_jax.training_free.map_design import (
   design,
@@ -301,7 +305,7 @@ class MapFitter:
     """The ridge, given or chosen, and the map of all folds."""
     ridge = self._options.ridge
     if ridge is None:
-      ridge = least_squares.choose_ridge(folds)
+      ridge = choose_ridge(folds)
     whole = least_squares.merged(folds)
     return ridge, least_squares.solve(whole, ridge, self._options.rank)
 

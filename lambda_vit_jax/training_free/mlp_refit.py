@@ -35,7 +35,11 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares, paired
-from lambda_vit_jax.training_free.cross_validation import FoldMoments, fold_sums
+from lambda_vit_jax.training_free.cross_validation import (
+  FoldMoments,
+  choose_ridge,
+  fold_sums,
+)
 from lambda_vit_jax.training_free.least_squares import AffineMap
 
 # A LayerScale γ that is smaller, relative to the largest, counts as zero.
@@ -80,8 +84,8 @@ def refit(
       `images.read_images` takes; labels are not used. 512 images are enough
       for most networks.
     ridge: penalty, see `least_squares.solve`; `auto` takes for each block what
-      predicts held-out images best, which takes 37 factorisations of a hidden ×
-      hidden matrix a block instead of one.
+      predicts held-out images best, which takes four eigendecompositions of a
+      hidden × hidden matrix a block; a number takes none.
     memory_gib: working memory per device, beside two streams of the images
       (images × tokens × embed numbers each), which are kept on the devices,
       and sums of products (four times hidden × (hidden + embed) numbers).
@@ -192,7 +196,7 @@ def _solve(
   whole = least_squares.merged(folds)
   least_squares.require_finite(f'block {index}', whole.in_out, whole.in_in)
   if ridge is None:
-    ridge = least_squares.choose_ridge(folds)
+    ridge = choose_ridge(folds)
   correction = least_squares.solve(whole, ridge)
   residual = least_squares.residual_share((whole, correction))
   return MlpFit(index, ridge, residual), correction

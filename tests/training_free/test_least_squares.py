@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.training_free import cross_validation
 from lambda_vit_jax.training_free import least_squares as least_squares_lib
 
 SAMPLES, INPUTS, OUTPUTS = 600, 12, 5
@@ -209,7 +210,7 @@ def test_the_held_out_error_is_measured_on_what_was_held_out():
     rest = np.arange(SAMPLES) % 3 != i
     kernel, bias = least_squares(x[rest], y[rest], 0.1)
     expected += ((x[i::3] @ kernel + bias - y[i::3]) ** 2).sum()
-  found = least_squares_lib.held_out_errors(folds, (0.1,))
+  found = cross_validation.held_out_errors(folds, (0.1,))
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -220,11 +221,11 @@ def test_errors_of_all_ridges_at_once(dead):
   x[:, 1] = x[:, 0]
   x[:, 2] = 3.0 if dead else x[:, 2]
   folds = [moments(x[i::2], y[i::2], 200) for i in range(2)]
-  found = least_squares_lib.held_out_errors(folds)
+  found = cross_validation.held_out_errors(folds)
   expected = [
     folds[0].squared_error(least_squares_lib.solve(folds[1], ridge))
     + folds[1].squared_error(least_squares_lib.solve(folds[0], ridge))
-    for ridge in least_squares_lib.RIDGES
+    for ridge in cross_validation.RIDGES
   ]
   # Sums in float64, in another order; the smallest ridge divides by 1e-6.
   np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -234,14 +235,14 @@ def test_few_noisy_samples_want_a_large_ridge():
   def ridge(count, noise):
     x, y = samples(noise=noise)
     part = slice(None, count)
-    return least_squares_lib.choose_ridge(
+    return cross_validation.choose_ridge(
       [moments(x[part][i::4], y[part][i::4]) for i in range(4)]
     )
 
   assert ridge(16, 50.0) > ridge(SAMPLES, 0.01)
   assert (
-    least_squares_lib.choose_ridge([moments(*samples())])
-    == least_squares_lib.RIDGES[0]
+    cross_validation.choose_ridge([moments(*samples())])
+    == cross_validation.RIDGES[0]
   )
 
 
@@ -268,7 +269,7 @@ def test_inputs_that_only_round_get_no_weight(ridge):
 def test_a_ridge_is_chosen_even_where_nothing_is_left():
   x, y = samples()
   folds = [moments(x[i::2], np.ones_like(y[i::2])) for i in range(2)]
-  assert least_squares_lib.choose_ridge(folds) in least_squares_lib.RIDGES
+  assert cross_validation.choose_ridge(folds) in cross_validation.RIDGES
 
 
 @pytest.mark.parametrize('ridge', ['large', -1.0, float('nan'), float('inf')])
@@ -288,20 +289,25 @@ def test_settings():
 def test_factors_and_eigenvectors_give_the_same_map(monkeypatch, ridge):
   known = moments(*samples())
   found = least_squares_lib.solve(known, ridge)
-  monkeypatch.setattr(least_squares_lib, '_positive_solve', lambda *_: None)
+  monkeypatch.setattr(least_squares_lib, '_by_factor', lambda *_: None)
   exact = least_squares_lib.solve(known, ridge)
   # float64, of a matrix with a condition number of 100.
   np.testing.assert_allclose(found.kernel, exact.kernel, rtol=1e-6, atol=1e-9)
   np.testing.assert_allclose(found.bias, exact.bias, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize('value', [-2e-6, -0.9e-6, np.nan])
+@pytest.mark.parametrize('value', [-2e-6, -0.5e-6, np.nan])
 def test_products_that_rounding_made_indefinite_have_no_factor(value):
   """An eigenvalue below zero, larger or smaller than what a ridge adds."""
-  products = np.diag([1.0, 1.0, value])
-  outputs = np.ones((3, 1))
-  assert least_squares_lib._positive_solve(products, 1e-6, outputs) is None
-  kept = least_squares_lib._positive_solve(
-    np.diag([1.0, 0.0]), 1e-6, outputs[:2]
-  )
-  np.testing.assert_allclose(kept[:, 0], [1.0, 1e6], rtol=1e-5)
+
+  def of(products):
+    size = len(products)
+    zeros, ones = np.zeros(size), np.ones((size, 1))
+    return least_squares_lib.CrossMoments(
+      10.0, zeros, np.zeros(1), np.diag(products), ones, np.ones(1)
+    )
+
+  assert least_squares_lib._by_factor(of([1.0, 1.0, value]), 1e-6) is None
+  # Half of the trace, 1, times 2e-6.
+  kept = least_squares_lib._by_factor(of([1.0, 0.0]), 2e-6)
+  np.testing.assert_allclose(kept.kernel[:, 0], [1.0, 1e6], rtol=1e-5)
