@@ -117,8 +117,8 @@ CHANGES = [
   ),
   Change(
     _OPTIM,
-    "('pos_embed', 'cls_token',",
-    "('cls_token',",
+    "('pos_embed', 'gamma',",
+    "('gamma',",
     'position embeddings decay',
   ),
   Change(

@@ -34,7 +34,9 @@ def bytes_per_image(module: ViT) -> int:
   height, columns = module.image_size
   stream = tokens * width * size
   attention = 8 * stream + module.num_heads * tokens**2 * (4 + size)
-  mlp = 2 * stream + int(2 * module.mlp_ratio * stream)
+  # Gated MLPs have a gate besides the values and their product.
+  layers = 2 if module.mlp_kind == 'plain' else 3
+  mlp = 2 * stream + int(layers * module.mlp_ratio * stream)
   image = 2 * 4 * height * columns * module.in_chans
   return (module.depth + 2) * stream + max(attention, mlp) + image
 

@@ -11,6 +11,7 @@
 - `layout_tables`: all layouts, as data
 - `convert`: convert arrays by tables of names; the table of timm's
 - `google_names`: the tables of Google's and big_vision's names
+- `family_names`: rows of timm's table that only some families have
 - `infer`: recognise the variant from the shapes of the arrays
 - `config_files`: read the JSON files of timm, transformers and OpenCLIP
 - `timm_config`: read and write timm's `config.json`

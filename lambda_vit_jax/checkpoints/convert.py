@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lambda_vit_jax.checkpoints import family_names
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.quantization import SCALE
 
 Shape = tuple[int, ...]
-
 _STRIP = 128
 
 # What is before the index of a block in a name.
@@ -62,6 +62,7 @@ _TIMM_ARRAYS: Rules = (
   ('pos_embed', 'pos_embed', SAME),
   ('blocks.#.ls1.gamma', 'block#/ls1/gamma', SAME),
   ('blocks.#.ls2.gamma', 'block#/ls2/gamma', SAME),
+  *((*row, SAME) for row in family_names.ARRAYS),
   ('blocks.#.attn.positions.bias', 'block#/attn/positions/bias', SAME),
   ('blocks.#.attn.mixer.weights', 'block#/attn/mixer/weights', SAME),
 )
@@ -82,6 +83,8 @@ _TIMM_LAYERS = (
   ('blocks.#.mlp.fc2', 'block#/mlp/fc2', LINEAR),
   ('norm', 'norm', SAME),
   ('fc_norm', 'fc_norm', SAME),
+  *((*row, SAME) for row in family_names.NORMS),
+  *((*row, LINEAR) for row in family_names.MATRICES),
   ('head', 'head', LINEAR),
   ('head_dist', 'head_dist', LINEAR),
 )
@@ -107,6 +110,12 @@ TIMM: Rules = _TIMM_ARRAYS + tuple(
 
 Of a quantised model each 8-bit `weight` has a `weight_scale`.
 """
+
+TIMM_FLAT: Rules = tuple(
+  (re.sub(r'\bls([12])\.gamma', r'gamma_\1', str(source)), target, transform)
+  for source, target, transform in TIMM
+)
+"""timm's names in its classes `Eva` and `Beit`."""
 
 
 def flatten(tree: Params) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def source_names(
   None for a parameter that the format has no name for. Segmentation decoders
   keep our names.
   """
-  if rules is TIMM and path.startswith('decoder/'):
+  if rules in (TIMM, TIMM_FLAT) and path.startswith('decoder/'):
     return (path.replace('/', '.'),), SAME
   block = re.match(r'block(\d+)/', path)
   index = str(int(block[1])) if block else ''

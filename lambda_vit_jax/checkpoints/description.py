@@ -26,10 +26,12 @@ from lambda_vit_jax.core.schema import (
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
+from lambda_vit_jax.models.gated_mlp import MLPS
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import DILUTION_PATHS, removed_layers
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
+from lambda_vit_jax.models.rotary import ROTARIES
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 
@@ -49,10 +51,20 @@ ARCHITECTURE: dict[str, Schema] = {
   'mlp_ratio': _POSITIVE,
   'activation': Choice(tuple(ACTIVATIONS)),
   'layer_scale': Nullable(_POSITIVE),
-  'pooling': Choice(('token', 'avg')),
+  'pooling': Choice(('token', 'avg', 'map')),
   'distilled': Bool(),
   'num_registers': _COUNT,
   'position_on_class': Bool(),
+  'class_token': Bool(),
+  'absolute_positions': Bool(),
+  'qkv_bias': Bool(),
+  'key_bias': Bool(),
+  'fused_qkv': Bool(),
+  'relative_bias': Bool(),
+  'rotary': Choice(('', *ROTARIES)),
+  'mlp_kind': Choice(MLPS),
+  'mlp_norm': Bool(),
+  'mlp_alignment': _SIZE,
   'pre_norm': Bool(),
   'norm_before_pool': Bool(),
 }

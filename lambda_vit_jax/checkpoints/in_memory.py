@@ -23,7 +23,11 @@ from lambda_vit_jax.models.variants import Variant, get_variant
 _CLASSES = ('VisionTransformer', 'VisionTransformerDistilled')
 _KEYS = ('tag', 'mean', 'std', 'crop_pct', 'interpolation', 'crop_mode')
 _REMEDY = 'such a network is not supported'
-_ACTIVATIONS = {'GELU': 'gelu', 'QuickGELU': 'quick_gelu'}
+_ACTIVATIONS = {
+  'GELU': 'gelu',
+  'GELUTanh': 'gelu_tanh',
+  'QuickGELU': 'quick_gelu',
+}
 
 
 def is_network(where: Any) -> bool:
@@ -104,6 +108,7 @@ def _read(
   spec = dataclasses.replace(
     spec,
     distilled='dist_token' in file.shapes,
+    class_token='cls_token' in file.shapes,
     layer_scale=(spec.layer_scale or 1e-5) if scaled else None,
     mlp_ratio=hidden / network.embed_dim,
     norm_eps=block.norm1.eps,

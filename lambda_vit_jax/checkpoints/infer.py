@@ -1,7 +1,8 @@
 """Recognise the variant of a model from the shapes of its arrays."""
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lambda_vit_jax.checkpoints import convert
@@ -10,6 +11,7 @@ from lambda_vit_jax.checkpoints.layouts import Layout, nearest_layout
 from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.relative_bias import TABLE
 from lambda_vit_jax.models.variants import VARIANTS, Variant
 
 # With these stated, a network needs no name of its own.
@@ -22,7 +24,34 @@ def num_prefix(variant: Variant) -> int:
   """Entries of the position embedding before the first patch."""
   if not variant.position_on_class:
     return 0
-  return 1 + int(variant.distilled) + variant.num_registers
+  named = int(variant.class_token) + int(variant.distilled)
+  return named + variant.num_registers
+
+
+def num_patches(
+  variant: Variant, shape: Callable[[str], convert.Shape | None]
+) -> int | None:
+  """Patches of the images of a file, from its positions; None for any number.
+
+  Args:
+    variant: what the file is of.
+    shape: of a parameter, by its path.
+  """
+  positions = shape('pos_embed')
+  if positions is not None and len(positions) == 3:
+    return positions[1] - num_prefix(variant)
+  table = shape(f'block00/attn/{TABLE}')
+  if table is None:
+    return None
+  # Of a square grid; see `relative_bias.table_rows`.
+  return ((math.isqrt(max(table[0] - 3, 1)) + 1) // 2) ** 2
+
+
+def _biases(variant: Variant) -> str:
+  """Which of queries, keys and values have a bias."""
+  if not variant.qkv_bias:
+    return 'none'
+  return 'all' if variant.key_bias else 'no key'
 
 
 def candidates(
@@ -32,8 +61,9 @@ def candidates(
   shape = functools.partial(convert.parameter_shape, shapes, rules=rules)
   kernel = shape('patch_embed/kernel')
   positions = shape('pos_embed')
-  mlp = shape('block00/mlp/fc1/kernel')
-  if kernel is None or positions is None or mlp is None:
+  packed = shape('block00/mlp/fc1/kernel')
+  mlp = packed or shape('block00/mlp/fc1_g/kernel')
+  if kernel is None or mlp is None:
     return ()
   depth = 0
   while shape(f'{block_name(depth)}/norm2/scale'):
@@ -44,24 +74,40 @@ def candidates(
     'in_chans': kernel[2],
     'embed_dim': kernel[3],
     'depth': depth,
-    'mlp_ratio': mlp[1] / mlp[0],
     'distilled': shape('dist_token') is not None,
     'num_registers': registers[1] if registers else 0,
+    'class_token': shape('cls_token') is not None,
+    'absolute_positions': positions is not None,
+    'relative_bias': shape(f'block00/attn/{TABLE}') is not None,
+    'fused_qkv': shape('block00/attn/qkv/kernel') is not None,
+    'mlp_norm': shape('block00/mlp/norm/scale') is not None,
     'pre_norm': shape('norm_pre/scale') is not None,
   }
+  biases = 'none'
+  if shape('block00/attn/qkv/bias') is not None:
+    biases = 'all'
+  elif any(
+    shape(f'block00/attn/{name}') is not None
+    for name in ('qkv/q_bias', 'q_proj/bias')
+  ):
+    biases = 'no key'
   fitting = [
     variant
     for variant in VARIANTS.values()
     # A tag (`.mae`) names weights, not another shape.
     if '.' not in variant.name
     and all(getattr(variant, name) == value for name, value in facts.items())
+    and mlp[1]
+    == variant.hidden_dim * (1 + (variant.mlp_kind == 'swiglu_packed'))
+    and _biases(variant) == biases
+    and (variant.pooling == 'map') == (shape('attn_pool/latent') is not None)
     and (variant.layer_scale is None) == (shape('block00/ls2/gamma') is None)
   ]
   exact = [
     variant
     for variant in fitting
-    if positions[1] - num_prefix(variant)
-    == (variant.image_size // variant.patch_size) ** 2
+    if num_patches(variant, shape)
+    in (None, (variant.image_size // variant.patch_size) ** 2)
   ]
   return tuple(variant.name for variant in exact or fitting)
 

@@ -210,11 +210,18 @@ def _each(
 
 
 TIMM = Layout('timm', convert.TIMM, config='timm')
+EVA = Layout(
+  "timm's EVA and BEiT",
+  convert.TIMM_FLAT,
+  (r'.*relative_position_index', 'mask_token'),
+  config='timm',
+)
 GOOGLE = Layout("Google's vision_transformer", google_names.GOOGLE)
 
 LAYOUTS: tuple[Layout, ...] = (
   TIMM,
   *_each("DeiT III's", _DEIT3, config='timm'),
+  EVA,
   *_each("Meta's DINOv2", _META, ignored=('mask_token',)),
   *_each(
     "Meta's DINOv2 with registers", _META_REGISTERS, ignored=('mask_token',)
@@ -291,3 +298,8 @@ LAYOUTS: tuple[Layout, ...] = (
   Layout('big_vision', google_names.BIG_VISION),
 )
 """All layouts; of two that explain as many names of a file, the first is it."""
+
+
+def stock_layout(timm_class: str) -> Layout:
+  """The layout of a class of timm's, see `Variant`."""
+  return TIMM if timm_class == 'vit' else EVA

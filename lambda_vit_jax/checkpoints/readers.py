@@ -20,13 +20,14 @@ from lambda_vit_jax.checkpoints import (
   pickles,
   weight_sets,
 )
-from lambda_vit_jax.checkpoints.layout_tables import GOOGLE
+from lambda_vit_jax.checkpoints.layout_tables import GOOGLE, stock_layout
 from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.files import parse_json, read_json
 from lambda_vit_jax.core.images import to_array
 from lambda_vit_jax.core.schema import Object, Text
+from lambda_vit_jax.models.variants import VARIANTS
 
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt', '.pth.tar')
 """Suffixes of weight files."""
@@ -147,7 +148,10 @@ def _open_safetensors(path: pathlib.Path) -> WeightFile:
       f'{path}: changed since it was exported (its {DIGEST_KEY} is of another '
       'content); export the model again'
     )
-  return WeightFile(str(path), shapes, read, description=found)
+  # An unknown variant is for `description.rebuild` to refuse.
+  known = VARIANTS.get(found['variant'])
+  stock = 'vit' if known is None else known.timm_class
+  return WeightFile(str(path), shapes, read, stock_layout(stock), found)
 
 
 def _open_shards(path: pathlib.Path) -> WeightFile:

@@ -242,7 +242,7 @@ def _model_of(
   module = make_module(
     spec,
     num_classes=head[1] if head else 0,
-    image_size=image_size or _image_size(spec, shape('pos_embed')),
+    image_size=image_size or _image_size(spec, infer.num_patches(spec, shape)),
   )
   return Model(
     module=module,
@@ -252,11 +252,10 @@ def _model_of(
   )
 
 
-def _image_size(spec: Variant, positions: convert.Shape | None) -> int:
-  """Image size from the number of positions: square, else the variant's."""
-  if positions is None or len(positions) != 3:
+def _image_size(spec: Variant, patches: int | None) -> int:
+  """Image size from the number of patches: square, else the variant's."""
+  if patches is None:
     return spec.image_size
-  patches = positions[1] - infer.num_prefix(spec)
   side = math.isqrt(max(patches, 1))
   return side * spec.patch_size if side**2 == patches else spec.image_size
 
@@ -269,7 +268,7 @@ def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
     f'blocks.{layer}.{part}.'
     for layer in own.removed_layers
     for part in ATTENTION_PARTS
-  )
+  ) + tuple(f'blocks.{layer}.gamma_1' for layer in own.removed_layers)
   filled = [name for name in file.shapes if name.startswith(prefixes)]
   for name in filled:
     if '.proj.' in name and file.read(name).any():

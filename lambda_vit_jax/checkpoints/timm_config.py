@@ -13,8 +13,9 @@ from lambda_vit_jax.core.schema import (
   Object,
   Text,
 )
+from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.variants import get_variant
+from lambda_vit_jax.models.variants import VARIANTS, get_variant
 
 _ARGUMENTS = {
   'patch_size': 'patch_size',
@@ -25,13 +26,15 @@ _ARGUMENTS = {
   'init_values': 'layer_scale',
   'reg_tokens': 'num_registers',
   'pre_norm': 'pre_norm',
+  'class_token': 'class_token',
+  'act_layer': 'activation',
   'global_pool': 'pooling',
 }
 """timm's constructor arguments, and the field of `Variant` that each sets."""
 
 _POSITIVE = Number(0, 1e6, above=True)
 _SIZE = Number(1, 1 << 16, whole=True)
-_POOLING = Choice(('token', 'avg'))
+_POOLING = Choice(('token', 'avg', 'map'))
 
 _PREPROCESSING = Object(
   optional={
@@ -62,8 +65,12 @@ SCHEMA = Object(
           'init_values': Nullable(_POSITIVE),
           'reg_tokens': Number(0, 1 << 16, whole=True),
           'pre_norm': Bool(),
+          'class_token': Bool(),
+          'act_layer': Choice(tuple(ACTIVATIONS)),
           'global_pool': _POOLING,
           'fc_norm': Nullable(Bool()),
+          'num_reg_tokens': Number(0, 1 << 16, whole=True),
+          'use_fc_norm': Nullable(Bool()),
           'no_embed_class': Bool(),
         }
       )
@@ -74,6 +81,9 @@ SCHEMA = Object(
 """What timm and we write, as far as it is read."""
 
 REMEDY = 'get the file again, or load the weights without it'
+
+_OTHER_CLASSES = {'reg_tokens': 'num_reg_tokens', 'fc_norm': 'use_fc_norm'}
+"""What classes but `VisionTransformer` call some of these."""
 
 # Given elsewhere in the file, or by the arrays themselves.
 _REDUNDANT = ('img_size', 'in_chans', 'num_classes', 'fc_norm')
@@ -104,7 +114,11 @@ def read_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   Raises:
     CheckpointError: an argument that we have no network for.
   """
-  arguments = dict(config.get('model_args') or {})
+  ours = {theirs: name for name, theirs in _OTHER_CLASSES.items()}
+  arguments = {
+    ours.get(name, name): value
+    for name, value in (config.get('model_args') or {}).items()
+  }
   if 'global_pool' in config:
     arguments.setdefault('global_pool', config['global_pool'])
   fields: dict[str, Any] = {}
@@ -116,12 +130,19 @@ def read_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     elif name not in _REDUNDANT:
       raise CheckpointError(f'{where}: model_args.{name} is not supported')
   if 'global_pool' in arguments or 'fc_norm' in arguments:
-    pooling = fields.setdefault('pooling', 'token')
-    # timm moves the norm behind a mean unless it is told otherwise.
-    behind = arguments.get('fc_norm')
-    fields['norm_before_pool'] = not (
-      pooling == 'avg' if behind is None else behind
+    stock = VARIANTS.get(str(config.get('architecture')))
+    own = (
+      ('token', True)
+      if stock is None
+      else (stock.pooling, stock.norm_before_pool)
     )
+    pooling = fields.setdefault('pooling', own[0])
+    behind = arguments.get('fc_norm')
+    if behind is None:
+      # timm moves the norm behind a mean unless the architecture is made
+      # otherwise.
+      behind = pooling == 'avg' if pooling != own[0] else not own[1]
+    fields['norm_before_pool'] = not behind
   return fields | _read_preprocessing(config.get('pretrained_cfg') or {}, where)
 
 
@@ -168,6 +189,8 @@ def write_config(model: Model) -> dict[str, Any]:
     arguments['no_embed_class'] = not module.position_on_class
   if module.pooling == 'avg' or not module.norm_before_pool:
     arguments['fc_norm'] = not module.norm_before_pool
+  if stock.timm_class != 'vit':
+    arguments = {_OTHER_CLASSES.get(n, n): x for n, x in arguments.items()}
   if module.in_chans != _COLOURS:
     arguments['in_chans'] = module.in_chans
   if module.image_size != (stock.image_size, stock.image_size):

@@ -17,8 +17,13 @@ from etils import epath
 from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
-from lambda_vit_jax.checkpoints import convert, orbax_store, readers
+from lambda_vit_jax.checkpoints import (
+  convert,
+  orbax_store,
+  readers,
+)
 from lambda_vit_jax.checkpoints.description import describe
+from lambda_vit_jax.checkpoints.layout_tables import stock_layout
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.checkpoints.timm_config import write_config
 from lambda_vit_jax.core import digests
@@ -33,6 +38,7 @@ from lambda_vit_jax.models.build import abstract_params, apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
+from lambda_vit_jax.models.variants import get_variant
 
 # Largest difference of a stock program's logits without a warning.
 _STOCK_WARNING = 1e-3
@@ -59,7 +65,8 @@ def write_safetensors(folder: epath.Path, source: Source) -> None:
   fields = describe(model) | {'zero_filled': source.zero_fill}
   description = json.dumps(fields, allow_nan=False)
   params = _zero_filled(model) if source.zero_fill else model.params
-  arrays = convert.encode(params)
+  timm_class = get_variant(model.variant).timm_class
+  arrays = convert.encode(params, stock_layout(timm_class).rules)
   digest = digests.of_arrays(arrays, arrays.__getitem__, description)
   data = safetensors_numpy.save(
     arrays,

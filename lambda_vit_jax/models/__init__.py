@@ -8,6 +8,10 @@ The network:
 - `attention`: multi-head self-attention.
 - `map_inputs`: table of the inputs of the map in mode `linear`, and their cost.
 - `linear_attention`: that map.
+- `attention_pool`: a learnt query that gathers the patches.
+- `rotary`: rotary positions of queries and keys.
+- `relative_bias`: BEiT's bias of the scores by relative position.
+- `gated_mlp`: SwiGLU.
 - `layers`: norm, dense, MLP, LayerScale, patch embedding, drop path.
 - `shortcuts`: the last block on the class token only; no factor 2.
 - `decoders`: segmentation decoders.
@@ -18,6 +22,8 @@ The network:
 Models:
 
 - `variants`: table of known architectures by timm's names.
+- `families`: its rows of SigLIP, DINOv3, EVA-02, CLIP and BEiT.
+- `architecture`: `Variant`, one row of these tables.
 - `pretrained_tags`: preprocessing of each of timm's weights of a variant.
 - `build`: make, initialise and run the module of a variant.
 - `model`: `Model`, a module with its parameters; `create_model`.

@@ -17,6 +17,8 @@ from lambda_vit_jax.models.build import (
 )
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.models.relative_bias import TABLE, resize_table
 
 
 @check_arguments
@@ -42,14 +44,15 @@ def with_decoder(
   check_sizes(num_classes=num_classes)
   decoder.check_depth(model.depth)
   plain = backbone(model)
+  # A decoder reads the patches; attention pooling goes with the head.
+  attends = model.module.pooling == 'map'
   module = plain.module.clone(
     num_classes=num_classes,
     segmentation=decoder,
-    pooling=model.module.pooling,
+    pooling='avg' if attends else model.module.pooling,
   )
-  return plain.replace(
-    module=module, params=plain.params | init_head(module, seed)
-  )
+  kept = {name: x for name, x in plain.params.items() if name != 'attn_pool'}
+  return plain.replace(module=module, params=kept | init_head(module, seed))
 
 
 @check_arguments
@@ -87,13 +90,23 @@ def with_image_size(model: Model, image_size: int | Sequence[int]) -> Model:
     grid = size[0] // old.patch_size, size[1] // old.patch_size
     map_inputs.check_grid(inputs, grid)
   module = old.clone(image_size=size)
-  prefix = old.num_prefix_tokens if old.position_on_class else 0
-  resized = resampling.resize_positions(
-    model.params['pos_embed'], old.grid_size, module.grid_size, prefix
-  )
+  params = dict(model.params)
+  if old.absolute_positions:
+    prefix = old.num_prefix_tokens if old.position_on_class else 0
+    resized = resampling.resize_positions(
+      params['pos_embed'], old.grid_size, module.grid_size, prefix
+    )
+    params['pos_embed'] = jnp.asarray(resized)
+  for index in range(old.depth):
+    block = params[block_name(index)]
+    if TABLE not in block.get('attn', {}):
+      continue
+    table = resize_table(block['attn'][TABLE], old.grid_size, module.grid_size)
+    attention = block['attn'] | {TABLE: jnp.asarray(table)}
+    params[block_name(index)] = block | {'attn': attention}
   return model.replace(
     module=module,
-    params=model.params | {'pos_embed': jnp.asarray(resized)},
+    params=params,
     preprocessing=dataclasses.replace(model.preprocessing, image_size=size),
   )
 

@@ -15,6 +15,12 @@ from lambda_vit_jax.models.layers import (
   parameter,
 )
 from lambda_vit_jax.models.quantization import product_parts
+from lambda_vit_jax.models.relative_bias import (
+  TABLE,
+  relative_index,
+  table_rows,
+)
+from lambda_vit_jax.models.rotary import rotate
 
 AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
 
@@ -53,6 +59,7 @@ def dot_product_attention(
   value: Array,
   kernel: AttentionKernel = 'explicit',
   sizes: Array | None = None,
+  bias: Array | None = None,
 ) -> Array:
   """Softmax attention of `query` over `key` and `value`.
 
@@ -63,6 +70,7 @@ def dot_product_attention(
     kernel: `explicit`, `xla` or `cudnn`, see `resolve_attention_kernel`.
     sizes: number of patches in each token, `[batch, tokens]`: proportional
       attention, the same as over that many copies of each key and value.
+    bias: of the scores, `[heads, queries, tokens]`.
 
   Returns:
     `[batch, heads, queries, head_dim]` in the dtype of `value`.
@@ -70,17 +78,20 @@ def dot_product_attention(
   if kernel != 'explicit':
     # The library's layout is [batch, tokens, heads, head_dim].
     query, key, value = (jnp.swapaxes(t, 1, 2) for t in (query, key, value))
-    bias = None
+    added: Array | None = None
+    if bias is not None:
+      added = bias[None].astype(query.dtype)
     if sizes is not None:
       logs = jnp.log(sizes)[:, None, None].astype(query.dtype)
-      bias = jnp.broadcast_to(
+      logs = jnp.broadcast_to(
         logs, (*logs.shape[:2], query.shape[1], sizes.shape[1])
       )
+      added = logs if added is None else added + logs
     mixed = jax.nn.dot_product_attention(
       query,
       key,
       value,
-      bias,
+      added,
       implementation=None if kernel == 'auto' else kernel,
     )
     return jnp.swapaxes(mixed, 1, 2)
@@ -91,6 +102,8 @@ def dot_product_attention(
     key,
     preferred_element_type=accumulate,
   )
+  if bias is not None:
+    scores = scores + bias.astype(accumulate)
   if sizes is not None:
     scores = scores + jnp.log(sizes)[:, None, None].astype(accumulate)
   # Normalising after the second product touches [queries, head_dim] numbers
@@ -113,6 +126,7 @@ class FusedProjection(nn.Module):
   dtype: Any
   use_bias: bool = True
   quantization: str = 'none'
+  key_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array, queries: int | None) -> tuple[Array, ...]:
@@ -121,9 +135,15 @@ class FusedProjection(nn.Module):
     shape = (width, 3 * width)
     kernel = matrix_param(self, self.quantization, kernel_init, shape)
     bias: Array = jnp.zeros(shape[1:], self.dtype)
-    if self.use_bias:
+    if self.use_bias and self.key_bias:
       bias = parameter(self, 'bias', nn.initializers.zeros, shape[1:])
       bias = bias.astype(self.dtype)
+    elif self.use_bias:
+      zeros = nn.initializers.zeros
+      of_query = parameter(self, 'q_bias', zeros, (width,))
+      of_value = parameter(self, 'v_bias', zeros, (width,))
+      parts = (of_query, jnp.zeros_like(of_query), of_value)
+      bias = jnp.concatenate(parts).astype(self.dtype)
 
     def project(rows: Array, first: int, count: int) -> tuple[Array, ...]:
       """`count` of q, k and v, from the `first` on."""
@@ -142,13 +162,59 @@ class FusedProjection(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention with timm's parameter names."""
+  """Multi-head self-attention with timm's parameter names.
+
+  Attributes:
+    qkv_bias: whether queries, keys and values have a bias.
+    key_bias: whether keys have one too.
+    fused_qkv: one array for all three, else one each.
+    rotary: a key of `rotary.ROTARIES`, or empty.
+    relative_bias: whether scores have a bias by relative position.
+    num_prefix_tokens: leading tokens, which have no place.
+    grid_size: patches along height and width.
+  """
 
   num_heads: int
   kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
   qkv_bias: bool = True
   quantization: str = 'none'
+  key_bias: bool = True
+  fused_qkv: bool = True
+  rotary: str = ''
+  relative_bias: bool = False
+  num_prefix_tokens: int = 1
+  grid_size: tuple[int, int] = (0, 0)
+
+  def _project(self, x: Array, queries: int | None) -> tuple[Array, ...]:
+    """See `FusedProjection`."""
+    settings = self.dtype, self.quantization
+    if self.fused_qkv:
+      fused = FusedProjection(
+        self.dtype,
+        self.qkv_bias,
+        self.quantization,
+        self.key_bias,
+        name='qkv',
+      )
+      return fused(x, queries)
+
+    def dense(name: str, use_bias: bool) -> Dense:
+      return Dense(
+        x.shape[-1], *settings, use_bias=use_bias, name=f'{name}_proj'
+      )
+
+    key = dense('k', self.qkv_bias and self.key_bias)
+    rows = x if queries is None else x[:, :queries]
+    query, value = (dense(name, self.qkv_bias) for name in 'qv')
+    return query(rows), key(x), value(x)
+
+  def _bias(self, queries: int | None) -> Array:
+    """Bias of the scores by relative position, `[heads, queries, tokens]`."""
+    shape = table_rows(self.grid_size), self.num_heads
+    table = parameter(self, TABLE, nn.initializers.zeros, shape)
+    index = relative_index(self.grid_size)[:queries]
+    return jnp.moveaxis(jnp.asarray(table)[index], -1, 0)
 
   @nn.compact
   def __call__(
@@ -167,21 +233,28 @@ class Attention(nn.Module):
     """
     embed_dim = x.shape[-1]
     head_dim = embed_dim // self.num_heads
-    projected = FusedProjection(
-      self.dtype, self.qkv_bias, self.quantization, name='qkv'
-    )(x, queries)
+    projected = self._project(x, queries)
     # [batch, tokens, embed] -> [batch, heads, tokens, head_dim], once: batched
     # products in this layout are several times faster on a CPU.
+    query: Array
+    key: Array
     query, key, value = (
       jnp.swapaxes(t.reshape(*t.shape[:2], self.num_heads, head_dim), 1, 2)
       for t in projected
     )
+    if self.rotary:
+      place = self.rotary, self.grid_size, self.num_prefix_tokens
+      query, key = (rotate(x, *place) for x in (query, key))
     kernel = resolve_attention_kernel(self.kernel, head_dim, self.dtype)
-    if sizes is not None and self.kernel == 'auto':
-      # Fused kernels take log(size) in half precision, and not every shape.
+    bias = self._bias(queries) if self.relative_bias else None
+    added = sizes is not None or bias is not None
+    if added and self.kernel == 'auto':
+      # Fused kernels take what is added in half precision, and not every shape.
       kernel = 'explicit'
-    mixed = dot_product_attention(query, key, value, kernel, sizes)
+    mixed = dot_product_attention(query, key, value, kernel, sizes, bias)
     mixed = jnp.swapaxes(mixed, 1, 2)
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
+    # Kept only for callers that ask for it (`pieces.head_outputs`).
+    self.sow('heads', 'values', mixed)
     project = Dense(embed_dim, self.dtype, self.quantization, name='proj')
     return project(mixed), key

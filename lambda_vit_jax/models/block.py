@@ -15,10 +15,12 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.typing import Array, AttentionMode
 from lambda_vit_jax.models import token_merging
+from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
 )
+from lambda_vit_jax.models.gated_mlp import GatedMlp
 from lambda_vit_jax.models.layers import (
   LayerNorm,
   LayerScale,
@@ -70,6 +72,14 @@ class EncoderBlock(nn.Module):
     merge: patch tokens that mode `full` merges away after its attention.
     num_prefix_tokens: leading tokens, which are no patches and never merged.
     grid_size: patches along height and width.
+    key_bias: whether keys have a bias, where queries and values have.
+    fused_qkv: whether one array projects to all three.
+    rotary: a key of `rotary.ROTARIES`, or empty.
+    relative_bias: whether scores have a bias by relative position.
+    mlp_kind: of `gated_mlp.MLPS`.
+    mlp_norm: whether a gated hidden layer is normalised.
+    mlp_alignment: the hidden width is a multiple of it.
+    pre_norm_eps: epsilon of that norm; folding does not change it.
     quantization: of the matrices, see `lambda_vit_jax.models.quantization`.
   """
 
@@ -87,6 +97,14 @@ class EncoderBlock(nn.Module):
   merge: int = 0
   num_prefix_tokens: int = 1
   grid_size: tuple[int, int] = (0, 0)
+  key_bias: bool = True
+  fused_qkv: bool = True
+  rotary: str = ''
+  relative_bias: bool = False
+  mlp_kind: str = 'plain'
+  mlp_norm: bool = False
+  mlp_alignment: int = 1
+  pre_norm_eps: float = 1e-6
   quantization: str = 'none'
   attention_kernel: AttentionKernel = 'auto'
   dtype: Any = jnp.float32
@@ -133,9 +151,7 @@ class EncoderBlock(nn.Module):
     x = self._merge_tokens(x, keys, info, taps)
     taps['after_attention'] = x
 
-    hidden = int(x.shape[-1] * self.mlp_ratio)
-    settings = self.activation, self.dtype, self.quantization
-    mlp = MlpBlock(hidden, *settings, name='mlp')(
+    mlp = self.mlp_layer(x.shape[-1], name='mlp')(
       self._norm('norm2')(x, info.norm_halvings)
     )
     taps['mlp'] = mlp = self._scale(mlp, 'ls2')
@@ -180,7 +196,7 @@ class EncoderBlock(nn.Module):
   ) -> tuple[Array, Array]:
     """`attn(norm1(x))`, and its keys `[batch, heads, tokens, head_dim]`."""
     taps['norm1'] = self._norm('norm1')(x, info.norm_halvings)
-    attention, keys = self._attention_layer(name='attn')(
+    attention, keys = self.attention_layer(name='attn')(
       taps['norm1'], info.read_tokens, info.sizes
     )
     taps['attention'] = self._scale(attention, 'ls1')
@@ -199,7 +215,7 @@ class EncoderBlock(nn.Module):
 
   def _blend(self, x: Array, dilution_factor: Any, info: StreamInfo) -> Array:
     """`λ·attn + (1 - λ)·(W·n(x) + b)`, from attention to a fitted map."""
-    layers = self._attention_layer(parent=None), self._linear_layer(parent=None)
+    layers = self.attention_layer(parent=None), self._linear_layer(parent=None)
     attention, affine = BlendedAttention(*layers, name='attn')(
       self._norm('norm1')(x, info.norm_halvings),
       self._norm('norm', affine=False)(x, info.norm_halvings),
@@ -228,12 +244,35 @@ class EncoderBlock(nn.Module):
       taps['sizes'] = sizes
     return x
 
-  def _attention_layer(self, **place: Any) -> Attention:
+  def attention_layer(self, **place: Any) -> Attention:
+    """The attention layer; `place` is a name or a parent."""
     return Attention(
       self.num_heads,
       self.attention_kernel,
       self.dtype,
       self.qkv_bias,
+      self.quantization,
+      self.key_bias,
+      self.fused_qkv,
+      self.rotary,
+      self.relative_bias,
+      self.num_prefix_tokens,
+      self.grid_size,
+      **place,
+    )
+
+  def mlp_layer(self, embed_dim: int, **place: Any) -> MlpBlock | GatedMlp:
+    """The MLP; likewise."""
+    width = hidden_width(embed_dim, self.mlp_ratio, self.mlp_alignment)
+    if self.mlp_kind == 'plain':
+      return MlpBlock(
+        width, self.activation, self.dtype, self.quantization, **place
+      )
+    return GatedMlp(
+      width,
+      self.mlp_kind == 'swiglu_packed',
+      self.pre_norm_eps if self.mlp_norm else None,
+      self.dtype,
       self.quantization,
       **place,
     )

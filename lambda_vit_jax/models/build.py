@@ -100,7 +100,43 @@ def _check_options(
     )
 
 
-def _check_architecture(module: ViT) -> ViT:
+def _check_places(module: ViT) -> None:
+  """Refuses positions that a network's heads or tokens do not have."""
+  head_dim = module.embed_dim // module.num_heads
+  if module.rotary and head_dim % 4:
+    raise ModelError(
+      f'rotary positions turn pairs of channels for rows and for columns, but a '
+      f'head has {head_dim}; choose num_heads so that 4 divides it'
+    )
+  if (module.rotary or module.relative_bias) and any(module.merge):
+    raise ModelError(
+      'merged tokens have no single place, which relative positions need; use '
+      'merge_tokens(model, 0)'
+    )
+  if module.relative_bias and module.num_prefix_tokens != 1:
+    raise ModelError(
+      'relative_bias is for a class token and patches; the network has '
+      f'{module.num_prefix_tokens} leading tokens'
+    )
+
+
+def _check_class_token(module: ViT) -> None:
+  """Refuses a network that reads a class token but has none."""
+  if module.pooling == 'token' and not module.class_token:
+    raise ModelError(
+      'pooling `token` needs a class token, which the network lacks; use avg '
+      'or map'
+    )
+  if module.pooling == 'map' and not module.norm_before_pool:
+    raise ModelError('pooling `map` follows the final norm; it has no fc_norm')
+  if 'class_map' in module.linear_inputs and not module.class_token:
+    raise ModelError(
+      'an affine map has the input `class_map`, but the network has no class '
+      'token; leave class_map out'
+    )
+
+
+def check_architecture(module: ViT) -> ViT:
   """Returns `module`; raises ModelError for one that cannot be computed."""
   if module.embed_dim % module.num_heads:
     raise ModelError(
@@ -111,6 +147,8 @@ def _check_architecture(module: ViT) -> ViT:
     raise ModelError(
       f'drop_path_rates={rates}: give one per block, at least 0 and less than 1'
     )
+  _check_places(module)
+  _check_class_token(module)
   whole = module.pooling == 'token' and module.norm_before_pool
   # A decoder reads patches alone.
   if module.distilled and module.segmentation is None and not whole:
@@ -184,7 +222,7 @@ def make_module(
   )
   for name in shared - set(fields) - {'name'}:
     fields[name] = getattr(variant, name)
-  return _check_architecture(ViT(**(fields | overrides)))
+  return check_architecture(ViT(**(fields | overrides)))
 
 
 def init_params(module: ViT, seed: int | Array = 0) -> Params:

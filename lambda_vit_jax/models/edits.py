@@ -17,6 +17,7 @@ from lambda_vit_jax.models import (
   quantization,
   surgery,
 )
+from lambda_vit_jax.models.build import check_architecture
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import (
@@ -93,7 +94,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   )
   if any(schedule) and module.computes_maps:
     map_inputs.check_unmerged(map_inputs.union(module.linear_inputs))
-  return model.replace(module=module.clone(merge=schedule))
+  return model.replace(module=check_architecture(module.clone(merge=schedule)))
 
 
 @check_arguments

@@ -47,8 +47,14 @@ def quick_gelu(x: Array) -> Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu_tanh(x: Array) -> Array:
+  """GELU with tanh for erf, as some of SigLIP's networks have it."""
+  return jax.nn.gelu(x, approximate=True)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu': gelu,
+  'gelu_tanh': gelu_tanh,
   'quick_gelu': quick_gelu,
 }
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import decoders, map_inputs
+from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.modes import MODES
+from lambda_vit_jax.models.relative_bias import table_rows
 from lambda_vit_jax.models.vit import ViT
 
 
@@ -43,8 +45,23 @@ def count_macs(module: ViT, executed: bool = False) -> int:
       total += executed * _merging_macs(module, tokens, merged)
       tokens -= merged
       computed = tokens
-    total += int(2 * computed * module.mlp_ratio * width**2)
+    matrices = 2 if module.mlp_kind == 'plain' else 3
+    total += matrices * computed * _hidden(module) * width
+  if module.pooling == 'map':
+    total += _pooling_macs(module, tokens)
   return total
+
+
+def _hidden(module: ViT) -> int:
+  """Width of the hidden layer of an MLP."""
+  return hidden_width(module.embed_dim, module.mlp_ratio, module.mlp_alignment)
+
+
+def _pooling_macs(module: ViT, tokens: int) -> int:
+  """Of attention pooling: one query, keys and values of all patches, an MLP."""
+  width, patches = module.embed_dim, tokens - module.num_prefix_tokens
+  attention = (2 + 2 * patches) * width**2 + 2 * patches * width
+  return attention + 2 * width * _hidden(module)
 
 
 def _attention_macs(
@@ -104,18 +121,26 @@ def size_of(module: ViT) -> int:
   """
   width, patch = module.embed_dim, module.patch_size
   rows, columns = module.grid_size
-  hidden = int(width * module.mlp_ratio)
+  hidden = _hidden(module)
   scale = 0 if module.layer_scale is None else width
   positions = module.num_tokens if module.position_on_class else rows * columns
+  positions *= module.absolute_positions
+  gated = module.mlp_kind != 'plain'
+  biases = (2 + module.key_bias) * module.qkv_bias
   total = patch * patch * module.in_chans * width
   total += 2 * width if module.pre_norm else width
   total += (module.num_prefix_tokens + positions) * width
   total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
+  if module.pooling == 'map':
+    total += 4 * width**2 + (2 * width + 1) * hidden + 8 * width
   for index, mode in enumerate(module.attention_modes):
     total += 2 * width + (2 * width + 1) * hidden + width + scale
+    total += gated * (width + 1) * hidden + 2 * module.mlp_norm * hidden
     if MODES[mode].has_attention:
       total += 2 * width + 4 * width * width + width + scale
-      total += 3 * width if module.qkv_bias else 0
+      total += biases * width
+      if module.relative_bias:
+        total += table_rows(module.grid_size) * module.num_heads
     elif mode == 'linear':
       inputs, tokens = module.inputs_of(index), module.num_tokens
       extent = map_extent(module, inputs, tokens, tokens)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
-from lambda_vit_jax.models.attention import dot_product_attention
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.modes import block_name
@@ -94,10 +93,21 @@ def run_block(
 
 def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
   """The input of `fc2`, `[batch, tokens, hidden]`, from the MLP half's input."""
-  norm, first = params['norm2'], params['mlp']['fc1']
+  norm = params['norm2']
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
+  if block.mlp_kind != 'plain':
+    layer = block.mlp_layer(x.shape[-1], parent=None)
+    return _sown(layer, params['mlp'], normal, 'hidden')
+  first = params['mlp']['fc1']
   hidden = normal @ first['kernel'] + first['bias']
   return ACTIVATIONS[block.activation](hidden)
+
+
+def _sown(layer: Any, params: Params, x: Array, collection: str) -> Array:
+  """What a layer offers under `collection` (Flax's `sow`)."""
+  _, found = layer.apply({'params': params}, x, mutable=[collection])
+  (values,) = found[collection]['values']
+  return values
 
 
 def head_outputs(block: EncoderBlock, params: Params, x: Array) -> Array:
@@ -108,15 +118,23 @@ def head_outputs(block: EncoderBlock, params: Params, x: Array) -> Array:
     params: of the block.
     x: the stream before it, `[batch, tokens, embed]`.
   """
-  norm, fused = params['norm1'], params['attn']['qkv']
+  norm = params['norm1']
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
-  projected = normal @ fused['kernel'] + fused.get('bias', 0.0)
-  query, key, value = (
-    jnp.swapaxes(part.reshape(*x.shape[:2], block.num_heads, -1), 1, 2)
-    for part in jnp.split(projected, 3, axis=-1)
-  )
-  mixed = dot_product_attention(query, key, value)
-  return jnp.swapaxes(mixed, 1, 2).reshape(x.shape)
+  layer = block.attention_layer(parent=None)
+  return _sown(layer, params['attn'], normal, 'heads')
+
+
+def value_projection(attention: Params, embed_dim: int) -> tuple[Array, Array]:
+  """Kernel `[embed, embed]` and bias `[embed]` of an attention layer's values."""
+  zeros = jnp.zeros(embed_dim)
+  if 'v_proj' in attention:
+    value = attention['v_proj']
+    return value['kernel'], value.get('bias', zeros)
+  fused = attention['qkv']
+  bias = fused.get('v_bias', zeros)
+  if 'bias' in fused:
+    bias = fused['bias'][2 * embed_dim :]
+  return fused['kernel'][:, 2 * embed_dim :], bias
 
 
 def readout(

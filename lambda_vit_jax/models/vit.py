@@ -18,6 +18,7 @@ from lambda_vit_jax.models import (
   token_merging,
 )
 from lambda_vit_jax.models.attention import AttentionKernel
+from lambda_vit_jax.models.attention_pool import AttentionPool
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.layers import (
   Dense,
@@ -49,14 +50,20 @@ class ViT(nn.Module):
     attention_modes: one mode per block.
     norm_eps: one epsilon per block, then that of the final norm.
     drop_path_rates: one rate per block.
-    pooling: `token` reads the class token, `avg` the mean of the patches.
+    pooling: `token` reads the class token, `avg` the mean of the patches, `map`
+      attends to the patches from a learnt query (`AttentionPool`).
     distilled: a second leading token with a head of its own; the two heads'
       logits are averaged.
     num_registers: register tokens after the class token.
+    class_token: whether there is a class token.
+    absolute_positions: whether there is a position embedding.
+    qkv_bias, key_bias, fused_qkv, rotary, relative_bias: see `EncoderBlock`, as
+      for mlp_kind, mlp_norm and mlp_alignment.
     position_on_class: whether the position embedding has slots for the
       leading tokens or only for patches.
     pre_norm: a norm before the first block, and no patch bias (CLIP).
-    pre_norm_eps: the epsilon of that norm.
+    pre_norm_eps: the epsilon of that norm and of all others that folding does
+      not change: in attention pooling and in MLPs.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
     linear_inputs: inputs of blocks in mode `linear`, of
@@ -89,6 +96,15 @@ class ViT(nn.Module):
   pooling: str = 'token'
   distilled: bool = False
   num_registers: int = 0
+  class_token: bool = True
+  absolute_positions: bool = True
+  key_bias: bool = True
+  fused_qkv: bool = True
+  rotary: str = ''
+  relative_bias: bool = False
+  mlp_kind: str = 'plain'
+  mlp_norm: bool = False
+  mlp_alignment: int = 1
   position_on_class: bool = True
   pre_norm: bool = False
   pre_norm_eps: float = 1e-6
@@ -105,7 +121,8 @@ class ViT(nn.Module):
   @property
   def num_prefix_tokens(self) -> int:
     """Leading tokens before the patches: class, distillation, registers."""
-    return 1 + int(self.distilled) + self.num_registers
+    named = int(self.class_token) + int(self.distilled)
+    return named + self.num_registers
 
   @property
   def grid_size(self) -> tuple[int, int]:
@@ -187,13 +204,15 @@ class ViT(nn.Module):
       self.dtype,
       self.quantization,
     )
-    self.cls_token = self._tokens('cls_token', 1)
+    if self.class_token:
+      self.cls_token = self._tokens('cls_token', 1)
     if self.distilled:
       self.dist_token = self._tokens('dist_token', 1)
     if self.num_registers:
       self.reg_token = self._tokens('reg_token', self.num_registers)
     unplaced = 0 if self.position_on_class else self.num_prefix_tokens
-    self.pos_embed = self._tokens('pos_embed', self.num_tokens - unplaced)
+    if self.absolute_positions:
+      self.pos_embed = self._tokens('pos_embed', self.num_tokens - unplaced)
     if self.pre_norm:
       # Before all blocks: folding does not change its epsilon.
       self.norm_pre = LayerNorm(self.pre_norm_eps, self.dtype)
@@ -207,6 +226,16 @@ class ViT(nn.Module):
       self.norm = norm
     else:
       self.fc_norm = norm
+    if self.pooling == 'map':
+      self.attn_pool = AttentionPool(
+        self.num_heads,
+        self.mlp_ratio,
+        self.activation,
+        # After the final norm: folding does not change its epsilon.
+        self.pre_norm_eps,
+        self.dtype,
+        self.quantization,
+      )
     if self.segmentation is not None:
       self.decoder = decoders.make_decoder(
         self.segmentation, self.num_classes, self.dtype
@@ -225,7 +254,7 @@ class ViT(nn.Module):
   def embed(self, images: Array) -> Array:
     """Images `[batch, height, width, channels]` to the first stream."""
     patches = self.patch_embed(images)
-    prefix = [self.cls_token]
+    prefix = [self.cls_token] if self.class_token else []
     if self.distilled:
       prefix.append(self.dist_token)
     if self.num_registers:
@@ -235,11 +264,11 @@ class ViT(nn.Module):
       jnp.broadcast_to(t, (images.shape[0], *t.shape[1:])).astype(self.dtype)
       for t in prefix
     ]
-    position = self.pos_embed.astype(self.dtype)
-    if self.position_on_class:
-      x = jnp.concatenate([*prefix, patches], axis=1) + position
-    else:
-      x = jnp.concatenate([*prefix, patches + position], axis=1)
+    if self.absolute_positions and not self.position_on_class:
+      patches = patches + self.pos_embed.astype(self.dtype)
+    x = jnp.concatenate([*prefix, patches], axis=1)
+    if self.absolute_positions and self.position_on_class:
+      x = x + self.pos_embed.astype(self.dtype)
     return self.norm_pre(x) if self.pre_norm else x
 
   def readout(
@@ -251,7 +280,7 @@ class ViT(nn.Module):
     no head, and `features` (pooled, after the final norm; the mean of both
     leading tokens where there are two) among the intermediates. `x` may contain
     only the `read_tokens` leading tokens; it is `2^-halvings` of the stream.
-    A mean over the patches weights each token by `sizes`.
+    Pooling over the patches weights each token by `sizes`.
     """
     taps = {}
     if self.norm_before_pool:
@@ -260,9 +289,12 @@ class ViT(nn.Module):
       pooled = x[:, 0]
     else:
       leading = self.num_prefix_tokens
-      pooled = token_merging.weighted_mean(
-        x[:, leading:], None if sizes is None else sizes[:, leading:]
-      )
+      patches = x[:, leading:]
+      weights = None if sizes is None else sizes[:, leading:]
+      if self.pooling == 'map':
+        pooled = self.attn_pool(patches, weights)
+      else:
+        pooled = token_merging.weighted_mean(patches, weights)
     if not self.norm_before_pool:
       pooled = self.fc_norm(pooled, halvings)
     taps['features'] = pooled

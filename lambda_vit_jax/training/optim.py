@@ -12,7 +12,8 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.typing import Array, Params
 
 _BLOCK = re.compile(r'block(\d+)')
-_NO_DECAY = ('pos_embed', 'cls_token', 'dist_token', 'reg_token', 'gamma')
+_TOKENS = ('cls_token', 'dist_token', 'reg_token', 'latent')
+_NO_DECAY = ('pos_embed', 'gamma', 'relative_position_bias_table', *_TOKENS)
 
 
 def _map_named(

@@ -37,12 +37,10 @@ def values_of(params: Params) -> Params:
   Returns:
     `kernel` `[embed, embed]` and `bias` `[embed]`, float32.
   """
-  norm, qkv = params['norm1'], params['attn']['qkv']
-  width = len(norm['scale'])
-  kernel = np.asarray(qkv['kernel'], np.float64)[:, 2 * width :]
-  bias = np.asarray(norm['bias'], np.float64) @ kernel
-  if 'bias' in qkv:
-    bias = bias + np.asarray(qkv['bias'], np.float64)[2 * width :]
+  norm = params['norm1']
+  projection = pieces.value_projection(params['attn'], len(norm['scale']))
+  kernel, own = (np.asarray(leaf, np.float64) for leaf in projection)
+  bias = np.asarray(norm['bias'], np.float64) @ kernel + own
   kernel = np.asarray(norm['scale'], np.float64)[:, None] * kernel
   found = {'kernel': kernel, 'bias': bias}
   return {

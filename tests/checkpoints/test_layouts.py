@@ -38,7 +38,12 @@ def function_of(model):
   """What decides the logits besides the parameters."""
   module = model.module
   # Of these, files say nothing: a variant's name stands for them.
-  return module.clone(norm_eps=(1e-6,) * 3, pre_norm_eps=1e-6)
+  return module.clone(
+    norm_eps=(1e-6,) * 3,
+    pre_norm_eps=1e-6,
+    # Its value is that of new parameters.
+    layer_scale=module.layer_scale and 1.0,
+  )
 
 
 def file_of(member, folder):
@@ -65,10 +70,7 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
   for member in FAMILIES:
-    token = dataclasses.replace(
-      member.variant, pooling='token', norm_before_pool=True
-    )
-    monkeypatch.setitem(VARIANTS, member.name, token)
+    monkeypatch.setitem(VARIANTS, member.name, member.registered)
 
 
 @pytest.mark.parametrize('other', FAMILIES, ids=lambda member: member.name)
@@ -82,7 +84,7 @@ def test_no_layout_loads_as_another_function(member, other, files):
     assert member.name != other.name
     return
   own = load_pretrained(files[member.name], variant=member.name)
-  assert own.module.pooling == member.pooling
+  assert own.module.pooling == member.variant.pooling
   module = function_of(found)
   if member.variant.activation != other.variant.activation:
     # Equal arrays: only the name that was given tells these two apart, and

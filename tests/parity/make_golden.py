@@ -1,6 +1,6 @@
 """Write `tests/golden/*.npz`: timm's results for one tiny model per family.
 
-  python -m tests.parity.make_golden
+  python -m tests.parity.make_golden [FAMILY ...]
 
 Needs the extra `[parity]`. A file holds the shapes of timm's state dict and,
 per image size, the logits and the stream after every block, so that CI can
@@ -9,6 +9,7 @@ compare without PyTorch. Weights and images come from `family_members`.
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import timm
@@ -45,12 +46,19 @@ def timm_model(
     return model
   state = model.state_dict()
   resized = timm.create_model(**(arguments | {'img_size': image_size})).eval()
-  prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-  state['pos_embed'] = timm.layers.resample_abs_pos_embed(
-    state['pos_embed'],
-    new_size=list(resized.patch_embed.grid_size),
-    num_prefix_tokens=prefix,
-  )
+  table = 'relative_position_bias_table'
+  for name in [name for name in state if name.endswith(table)]:
+    shape = resized.state_dict()[name].shape
+    state[name] = timm.layers.resize_rel_pos_bias_table(
+      state[name], resized.patch_embed.grid_size, shape
+    )
+  if 'pos_embed' in state:
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    state['pos_embed'] = timm.layers.resample_abs_pos_embed(
+      state['pos_embed'],
+      new_size=list(resized.patch_embed.grid_size),
+      num_prefix_tokens=prefix,
+    )
   resized.load_state_dict(state, strict=True)
   return resized
 
@@ -90,11 +98,14 @@ def make(member: Member) -> dict[str, np.ndarray]:
   return golden
 
 
-def main() -> None:
+def main(only: list[str]) -> None:
+  """Writes the files of all members, or of those families alone."""
   GOLDEN.mkdir(exist_ok=True)
   for member in MEMBERS:
+    if only and member.family not in only:
+      continue
     np.savez_compressed(GOLDEN / f'{member.name}.npz', **make(member))
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1:])

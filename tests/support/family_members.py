@@ -30,24 +30,34 @@ class Member:
     patch_size: pixels of a patch.
     image_sizes: its own size, then another one to resize to.
     num_classes: of its head, 0 for no head.
-    pooling: `avg` for the mean of the patches, and then `fc_norm`.
+    pooling: `avg` for the mean of the patches, and then `fc_norm`; else the
+      family's own.
   """
 
   family: str
   patch_size: int = 4
   image_sizes: tuple[int, int] = (16, 24)
   num_classes: int = 5
-  pooling: str = 'token'
+  pooling: str = ''
 
   @property
   def name(self) -> str:
     """Name of the variant."""
-    pooled = '' if self.pooling == 'token' else f'_{self.pooling}'
+    pooled = f'_{self.pooling}' if self.pooling else ''
     return f'tiny_{self.family.split(".")[0]}{pooled}'
 
   @property
   def variant(self) -> Variant:
     """Our variant."""
+    if not self.pooling:
+      return self.registered
+    return dataclasses.replace(
+      self.registered, pooling=self.pooling, norm_before_pool=False
+    )
+
+  @property
+  def registered(self) -> Variant:
+    """The same with the family's own pooling."""
     return dataclasses.replace(
       get_variant(self.family),
       name=self.name,
@@ -57,15 +67,14 @@ class Member:
       depth=_DEPTH,
       num_heads=_HEADS,
       num_classes=self.num_classes,
-      pooling=self.pooling,
-      norm_before_pool=self.pooling == 'token',
       timm_name=self.family.split('.')[0],
     )
 
   @property
   def timm_arguments(self) -> dict:
     """Arguments of `timm.create_model`."""
-    return {
+    pooling = {'global_pool': self.pooling} if self.pooling else {}
+    return pooling | {
       'model_name': self.family.split('.')[0],
       'img_size': self.image_sizes[0],
       'patch_size': self.patch_size,
@@ -73,7 +82,6 @@ class Member:
       'depth': _DEPTH,
       'num_heads': _HEADS,
       'num_classes': self.num_classes,
-      'global_pool': self.pooling,
     }
 
 
@@ -98,6 +106,15 @@ MEMBERS = (
   ),
   Member('vit_base_patch16_clip_224'),
   Member('vit_base_patch16_clip_quickgelu_224'),
+  Member('vit_base_patch16_siglip_224', patch_size=8),
+  Member('vit_base_patch32_siglip_gap_256', patch_size=8),
+  Member('vit_so400m_patch16_siglip_256', patch_size=8, num_classes=0),
+  Member('vit_small_patch16_dinov3', patch_size=8, num_classes=0),
+  Member('vit_small_plus_patch16_dinov3_qkvb', patch_size=8),
+  Member('eva02_tiny_patch14_224', patch_size=8),
+  Member('eva02_base_patch14_224', patch_size=8),
+  Member('beit_base_patch16_224'),
+  Member('beitv2_base_patch16_224', patch_size=8, image_sizes=(24, 16)),
 )
 """At least one of every family, each with two image sizes."""
 
@@ -116,7 +133,7 @@ def synthetic_arrays(
     normal = np.random.RandomState(zlib.crc32(name.encode())).normal(size=shape)
     if len(shape) in (2, 4):
       array = normal / np.sqrt(np.prod(shape[1:]))
-    elif name.endswith('gamma'):
+    elif 'gamma' in name:
       array = 0.5 + 0.1 * normal
     elif name.endswith('weight'):
       array = 1.0 + 0.1 * normal

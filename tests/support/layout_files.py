@@ -39,6 +39,7 @@ PLAIN = _BY_FAMILY['vit_tiny_patch16_224']
 # Of each layout the family that its files are of.
 _FAMILIES = {
   "DeiT III's": 'deit3_small_patch16_224',
+  "timm's EVA and BEiT": 'vit_small_patch16_dinov3',
   "Meta's DINOv2": 'vit_small_patch14_dinov2',
   "Meta's DINOv2 with registers": 'vit_small_patch14_reg4_dinov2',
   "transformers' DeiT": 'deit_small_distilled_patch16_224',

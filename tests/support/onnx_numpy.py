@@ -73,9 +73,10 @@ OPERATORS = {
     x, np.arange(start[0], min(stop[0], x.shape[axis[0]]), step[0]), axis[0]
   ),
   'Softmax': softmax,
-  'Split': lambda x, axis: np.split(x, 3, axis),
+  'Split': np.split,
   'Sub': np.subtract,
   'Squeeze': lambda x, axes: np.squeeze(x, tuple(axes)),
+  'Tanh': np.tanh,
   'TopK': top_k,
   'Transpose': lambda x, perm: np.transpose(x, perm),
   'Unsqueeze': lambda x, axes: np.expand_dims(x, tuple(axes)),
@@ -85,8 +86,11 @@ OPERATORS = {
 def run_graph(graph: Graph, images: np.ndarray) -> np.ndarray:
   values = dict(graph.arrays) | {'images': images}
   for node in graph.nodes:
+    attributes = dict(node.attributes)
+    if node.operator == 'Split':
+      attributes['indices_or_sections'] = len(node.outputs)
     found = OPERATORS[node.operator](
-      *(values[name] for name in node.inputs), **node.attributes
+      *(values[name] for name in node.inputs), **attributes
     )
     found = [found] if len(node.outputs) == 1 else found
     for name, value in zip(node.outputs, found, strict=True):
