@@ -47,11 +47,14 @@ def num_patches(
   return ((math.isqrt(max(table[0] - 3, 1)) + 1) // 2) ** 2
 
 
-def _biases(variant: Variant) -> str:
-  """Which of queries, keys and values have a bias."""
-  if not variant.qkv_bias:
-    return 'none'
-  return 'all' if variant.key_bias else 'no key'
+def _attention_of(variant: Variant) -> set[str]:
+  """Arrays by which attention layers of families differ."""
+  found = {'qkv/kernel' if variant.fused_qkv else 'q_proj/kernel'}
+  if variant.qkv_bias and not variant.fused_qkv:
+    found.add('q_proj/bias')
+  elif variant.qkv_bias:
+    found.add('qkv/bias' if variant.key_bias else 'qkv/q_bias')
+  return found | ({TABLE} if variant.relative_bias else set())
 
 
 def candidates(
@@ -78,19 +81,20 @@ def candidates(
     'num_registers': registers[1] if registers else 0,
     'class_token': shape('cls_token') is not None,
     'absolute_positions': positions is not None,
-    'relative_bias': shape(f'block00/attn/{TABLE}') is not None,
-    'fused_qkv': shape('block00/attn/qkv/kernel') is not None,
     'mlp_norm': shape('block00/mlp/norm/scale') is not None,
     'pre_norm': shape('norm_pre/scale') is not None,
   }
-  biases = 'none'
-  if shape('block00/attn/qkv/bias') is not None:
-    biases = 'all'
-  elif any(
-    shape(f'block00/attn/{name}') is not None
-    for name in ('qkv/q_bias', 'q_proj/bias')
-  ):
-    biases = 'no key'
+  # Of the first block that has such a layer: some may have lost theirs.
+  names = ['qkv/kernel', 'qkv/bias', 'qkv/q_bias']
+  names += ['q_proj/kernel', 'q_proj/bias', TABLE]
+  attention = next(
+    (
+      {name for name in names if shape(f'{block_name(index)}/attn/{name}')}
+      for index in range(depth)
+      if shape(f'{block_name(index)}/attn/proj/kernel')
+    ),
+    None,
+  )
   fitting = [
     variant
     for variant in VARIANTS.values()
@@ -99,7 +103,7 @@ def candidates(
     and all(getattr(variant, name) == value for name, value in facts.items())
     and mlp[1]
     == variant.hidden_dim * (1 + (variant.mlp_kind == 'swiglu_packed'))
-    and _biases(variant) == biases
+    and attention in (None, _attention_of(variant))
     and (variant.pooling == 'map') == (shape('attn_pool/latent') is not None)
     and (variant.layer_scale is None) == (shape('block00/ls2/gamma') is None)
   ]

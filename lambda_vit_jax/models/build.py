@@ -129,7 +129,8 @@ def _check_class_token(module: ViT) -> None:
     )
   if module.pooling == 'map' and not module.norm_before_pool:
     raise ModelError('pooling `map` follows the final norm; it has no fc_norm')
-  if 'class_map' in module.linear_inputs and not module.class_token:
+  inputs = map_inputs.union(module.linear_inputs)
+  if 'class_map' in inputs and not module.class_token:
     raise ModelError(
       'an affine map has the input `class_map`, but the network has no class '
       'token; leave class_map out'
