@@ -55,15 +55,12 @@ class ViT(nn.Module):
     distilled: a second leading token with a head of its own; the two heads'
       logits are averaged.
     num_registers: register tokens after the class token.
-    class_token: whether there is a class token.
-    absolute_positions: whether there is a position embedding.
-    qkv_bias, key_bias, fused_qkv, rotary, relative_bias: see `EncoderBlock`, as
-      for mlp_kind, mlp_norm and mlp_alignment.
+    class_token, absolute_positions: whether there are such parameters.
+    qkv_bias to mlp_alignment: see `EncoderBlock`.
     position_on_class: whether the position embedding has slots for the
       leading tokens or only for patches.
     pre_norm: a norm before the first block, and no patch bias (CLIP).
-    pre_norm_eps: the epsilon of that norm and of all others that folding does
-      not change: in attention pooling and in MLPs.
+    pre_norm_eps: the epsilon of all norms that folding does not change.
     norm_before_pool: the final norm acts on all tokens (`norm`), else on the
       pooled vector (`fc_norm`).
     linear_inputs: inputs of blocks in mode `linear`, of
@@ -121,8 +118,7 @@ class ViT(nn.Module):
   @property
   def num_prefix_tokens(self) -> int:
     """Leading tokens before the patches: class, distillation, registers."""
-    named = int(self.class_token) + int(self.distilled)
-    return named + self.num_registers
+    return int(self.class_token) + int(self.distilled) + self.num_registers
 
   @property
   def grid_size(self) -> tuple[int, int]:
@@ -231,7 +227,6 @@ class ViT(nn.Module):
         self.num_heads,
         self.mlp_ratio,
         self.activation,
-        # After the final norm: folding does not change its epsilon.
         self.pre_norm_eps,
         self.dtype,
         self.quantization,
