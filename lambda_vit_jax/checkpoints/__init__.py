@@ -9,6 +9,7 @@
 - `weight_sets`: find the network's arrays: wrappers, prefixes, several sets
 - `layouts`: `Layout`, which program's names a file has
 - `layout_tables`: all layouts, as data
+- `layout_names`: the names that each of them has
 - `convert`: convert arrays by tables of names; the table of timm's
 - `google_names`: the tables of Google's and big_vision's names
 - `family_names`: rows of timm's table that only some families have

@@ -56,6 +56,7 @@ _NETWORK: dict[str, Schema] = {
   'layerscale_value': _POSITIVE,
   'num_register_tokens': Number(0, 1 << 16, whole=True),
   'hidden_act': Text(100),
+  'use_gated_mlp': Bool(),
 }
 _TRANSFORMERS = Object(
   optional={**_NETWORK, 'vision_config': Object(optional=_NETWORK)}
@@ -168,9 +169,11 @@ def _transformers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   }
   if {'hidden_size', 'intermediate_size'} <= set(network):
     fields['mlp_ratio'] = network['intermediate_size'] / network['hidden_size']
-  if 'hidden_act' in network:
+  # A gated MLP has no other activation than this.
+  gated = network.get('use_gated_mlp') and network.get('hidden_act') == 'silu'
+  if 'hidden_act' in network and not gated:
     name = _ACTIVATIONS.get(network['hidden_act'], network['hidden_act'])
-    if name not in ACTIVATIONS:
+    if name not in ACTIVATIONS or network.get('use_gated_mlp'):
       raise CheckpointError(
         f'{where}: hidden_act={name} is not supported; known are '
         f'{", ".join(ACTIVATIONS)}'

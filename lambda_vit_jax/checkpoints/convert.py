@@ -32,12 +32,17 @@ _BLOCK = r'(?:blocks?\.?|layers?\.|encoder_layer_|encoderblock_)(\d+)'
 # Names of each kind in the line of an error; one may stand for many blocks.
 _MOST_NAMES = 3
 
+# Characters of that line; with long names it has fewer of them.
+_LONGEST = 300
+
 
 class Transform(NamedTuple):
   """Arrays of a file to a parameter (`decode`), and back (`encode`)."""
 
   decode: Callable[..., np.ndarray]
   encode: Callable[..., tuple[np.ndarray | None, ...]]
+  # Of a parameter that is a part of the array's rows: which part, from 1.
+  piece: int = 0
 
 
 SAME = Transform(lambda x: x, lambda x: (x,))
@@ -228,7 +233,8 @@ def _wrong_shape(
     if part is not None
   }
   name = next((x for x in needed if shapes[x] != needed[x]), names[0])
-  expected = _text(needed[name]) if name in needed else 'another shape'
+  known = name in needed and not transform.piece
+  expected = _text(needed[name]) if known else 'another shape'
   return f'{name} is {_text(shapes[name])}, expected {expected}'
 
 
@@ -250,7 +256,10 @@ def _misfit(
       parts += [f'{title}: {shown}{more}'] if names else []
     return '; '.join(parts)
 
-  error = CheckpointError(f'{where}: {text(_MOST_NAMES)}{hint}')
+  lines = [f'{where}: {text(n)}{hint}' for n in range(_MOST_NAMES, 0, -1)]
+  error = CheckpointError(
+    next((x for x in lines if len(x) <= _LONGEST), lines[-1])
+  )
   error.add_note(text(None))
   return error
 
@@ -336,6 +345,7 @@ def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
     CheckpointError: a parameter that the format has no name for.
   """
   arrays: dict[str, np.ndarray] = {}
+  pieces: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
   for path, leaf in flatten(params).items():
     found = source_names(path, rules)
     if found is None:
@@ -344,8 +354,14 @@ def encode(params: Params, rules: Rules = TIMM) -> dict[str, np.ndarray]:
     parts = transform.encode(np.asarray(leaf))
     for name, part in zip(names, parts, strict=True):
       # None: the array is made from another parameter.
-      if part is not None:
+      if part is not None and transform.piece:
+        pieces[name][transform.piece] = part
+      elif part is not None:
         arrays[name] = np.ascontiguousarray(part)
+  for name, rows in pieces.items():
+    whole = np.concatenate([rows[index] for index in sorted(rows)])
+    # Of transposed parts numpy makes a transposed whole.
+    arrays[name] = np.ascontiguousarray(whole)
   return arrays
 
 

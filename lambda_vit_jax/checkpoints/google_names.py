@@ -96,3 +96,66 @@ def _big_vision(rules: Rules) -> Rules:
 
 BIG_VISION = _big_vision(GOOGLE)
 """Names of big_vision's `.npz` files."""
+
+# Two arrays side by side: [embed, heads, head_dim] each <-> [embed, 2·embed].
+_PAIR_KERNEL = Transform(
+  lambda *pair: np.concatenate([x.reshape(len(x), -1) for x in pair], axis=1),
+  lambda x: tuple(part[:, None] for part in np.split(x, 2, axis=1)),
+)
+_PAIR_BIAS = Transform(
+  lambda *pair: np.concatenate([x.reshape(-1) for x in pair]),
+  lambda x: tuple(part[None] for part in np.split(x, 2)),
+)
+_ONE_KERNEL = Transform(
+  lambda x: x.reshape(len(x), -1), lambda x: (x[:, None],)
+)
+_ONE_BIAS = Transform(lambda x: x.reshape(-1), lambda x: (x[None],))
+_POOL = 'MAPHead_0'
+_POOL_MIXER = f'{_POOL}/MultiHeadDotProductAttention_0'
+
+
+def _pair(leaf: str) -> tuple[str, ...]:
+  return tuple(f'{_POOL_MIXER}/{part}/{leaf}' for part in ('key', 'value'))
+
+
+_POOL_RULES: Rules = (
+  (f'{_POOL}/probe', 'attn_pool/latent', SAME),
+  (f'{_POOL_MIXER}/query/kernel', 'attn_pool/q/kernel', _ONE_KERNEL),
+  (f'{_POOL_MIXER}/query/bias', 'attn_pool/q/bias', _ONE_BIAS),
+  (_pair('kernel'), 'attn_pool/kv/kernel', _PAIR_KERNEL),
+  (_pair('bias'), 'attn_pool/kv/bias', _PAIR_BIAS),
+  (f'{_POOL_MIXER}/out/kernel', 'attn_pool/proj/kernel', OUT_KERNEL),
+  (f'{_POOL_MIXER}/out/bias', 'attn_pool/proj/bias', SAME),
+  (f'{_POOL}/LayerNorm_0/scale', 'attn_pool/norm/scale', SAME),
+  (f'{_POOL}/LayerNorm_0/bias', 'attn_pool/norm/bias', SAME),
+  *(
+    (
+      f'{_POOL}/MlpBlock_0/Dense_{index}/{leaf}',
+      f'attn_pool/mlp/fc{index + 1}/{leaf}',
+      SAME,
+    )
+    for index in (0, 1)
+    for leaf in ('kernel', 'bias')
+  ),
+)
+
+
+def _below(prefix: str, rules: Rules) -> Rules:
+  """The rules with a prefix before each name."""
+  return tuple(
+    (
+      prefix + sources
+      if isinstance(sources, str)
+      else tuple(prefix + name for name in sources),
+      target,
+      transform,
+    )
+    for sources, target, transform in rules
+  )
+
+
+SIGLIP = _below(
+  'img/',
+  (*(rule for rule in BIG_VISION if rule[1] != 'cls_token'), *_POOL_RULES),
+)
+"""Names of the image tower in big_vision's files of SigLIP."""

@@ -53,15 +53,19 @@ class Layout:
       for name in ((sources,) if isinstance(sources, str) else sources)
     )
 
+  def has(self, name: str) -> bool:
+    """Whether an array is a part of the network."""
+    return name in self.known or without_index(name) in self.known
+
   def ignores(self, name: str) -> bool:
-    """Whether an array is no part of the network."""
-    return without_index(name) not in self.known and any(
+    """Whether an array is known, and no part of the network."""
+    return not self.has(name) and any(
       re.fullmatch(pattern, name) for pattern in self.ignored
     )
 
   def explains(self, name: str) -> bool:
     """Whether the layout has such an array, perhaps one that is ignored."""
-    return without_index(name) in self.known or self.ignores(name)
+    return self.has(name) or self.ignores(name)
 
 
 def without_index(name: str) -> str:
@@ -170,3 +174,21 @@ POSITIONS_AFTER_CLASS = Transform(
   lambda x: x[:, 1:],
   lambda x: (np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),),
 )
+# [3·embed, embed] of torch.nn.MultiheadAttention: rows of the query, then those
+# of key and value, which timm's attention pooling has apart.
+QUERY_ROWS = Transform(
+  lambda x: np.transpose(x[: x.shape[1]]), lambda x: (np.transpose(x),), 1
+)
+KEY_VALUE_ROWS = Transform(
+  lambda x: np.transpose(x[x.shape[1] :]), lambda x: (np.transpose(x),), 2
+)
+# The same of a bias [3·embed].
+QUERY_BIAS = Transform(lambda x: x[: len(x) // 3], lambda x: (x,), 1)
+KEY_VALUE_BIAS = Transform(lambda x: x[len(x) // 3 :], lambda x: (x,), 2)
+# Of [3·embed] with keys whose bias counts for nothing: zeros are written there.
+MASKED_QUERY_BIAS = Transform(
+  lambda x: x[: len(x) // 3],
+  lambda x: (np.concatenate([x, np.zeros_like(x)]),),
+  1,
+)
+MASKED_VALUE_BIAS = Transform(lambda x: x[2 * len(x) // 3 :], lambda x: (x,), 2)

@@ -62,22 +62,13 @@ def saved(module, folder, **images):
   return load_pretrained(folder)
 
 
-def classifier(name):
-  return getattr(transformers, f'{name}ForImageClassification')
-
-
 def made(name, sizes, **fields):
-  hidden = (
-    {}
-    if name.startswith('Dinov2')
-    else {'intermediate_size': 3 * sizes['hidden_size']}
-  )
-  config = (
-    f'{name}Config' if not name.startswith('CLIP') else 'CLIPVisionConfig'
-  )
-  return getattr(transformers, config)(
-    patch_size=4, **sizes, **hidden, **fields
-  )
+  """The configuration of a tiny network."""
+  hidden = {'intermediate_size': 3 * sizes['hidden_size']}
+  if name.startswith('Dinov2'):
+    hidden = {}
+  config = getattr(transformers, f'{name}Config')
+  return config(patch_size=4, **sizes, **hidden, **fields)
 
 
 CASES = {
@@ -90,6 +81,13 @@ CASES = {
     'CLIPVision',
     'CLIPVisionModelWithProjection',
     {'projection_dim': 5},
+  ),
+  'siglip': ('SiglipVision', 'SiglipVisionModel', {}),
+  'dinov3': ('DINOv3ViT', 'DINOv3ViTModel', {'num_register_tokens': 4}),
+  'dinov3-gated': (
+    'DINOv3ViT',
+    'DINOv3ViTModel',
+    {'num_register_tokens': 4, 'use_gated_mlp': True, 'hidden_act': 'silu'},
   ),
   'clip-gelu': ('CLIPVision', 'CLIPVisionModel', {'hidden_act': 'gelu'}),
 }

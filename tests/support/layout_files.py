@@ -38,6 +38,12 @@ PLAIN = _BY_FAMILY['vit_tiny_patch16_224']
 
 # Of each layout the family that its files are of.
 _FAMILIES = {
+  "transformers' SigLIP": 'vit_base_patch16_siglip_224',
+  "big_vision's SigLIP": 'vit_base_patch16_siglip_224',
+  "transformers' DINOv3": 'vit_small_patch16_dinov3',
+  "transformers' DINOv3 (SwiGLU)": 'vit_small_plus_patch16_dinov3_qkvb',
+  "Meta's DINOv3": 'vit_small_patch16_dinov3',
+  "Meta's DINOv3 (SwiGLU)": 'vit_small_plus_patch16_dinov3_qkvb',
   "DeiT III's": 'deit3_small_patch16_224',
   "timm's EVA and BEiT": 'vit_small_patch16_dinov3',
   "Meta's DINOv2": 'vit_small_patch14_dinov2',
@@ -180,8 +186,10 @@ def _beside(layout: Layout) -> Arrays:
     return {f'{base}embeddings.mask_token': _SOME[0]}
   if layout.title in ("transformers' ViT", "transformers' DeiT"):
     return {f'{base}pooler.dense.bias': _OTHER[0]}
-  if layout.title == "transformers' CLIP" and not base:
+  if layout.title in ("transformers' CLIP", "transformers' SigLIP"):
     return dict(_TEXT)
+  if layout.title == "big_vision's SigLIP":
+    return {'txt/head/bias': _OTHER[0], 't': _OTHER[0, :1]}
   return {}
 
 
