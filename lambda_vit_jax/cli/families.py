@@ -20,9 +20,9 @@ class Family(NamedTuple):
 
 
 _FAMILIES = (
-  Family('DINOv3', r'.*dinov3', ('timm',)),
+  Family('DINOv3', r'.*dinov3', ('timm', 'transformers')),
   Family('DINOv2', r'.*dinov2', ('timm', 'transformers')),
-  Family('SigLIP', r'.*siglip', ('timm',)),
+  Family('SigLIP', r'.*siglip', ('timm', 'transformers')),
   Family('CLIP', r'.*clip', ('timm', 'transformers', 'OpenCLIP')),
   Family('EVA-02', r'eva02', ('timm',)),
   Family('BEiT', r'beit', ('timm',)),
