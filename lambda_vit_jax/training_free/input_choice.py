@@ -12,8 +12,12 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.macs import attention_macs, map_extent
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.training_free import cross_validation, least_squares
-from lambda_vit_jax.training_free.least_squares import CrossMoments
+from lambda_vit_jax.training_free.cross_validation import RIDGES, best_ridge
+from lambda_vit_jax.training_free.least_squares import (
+  CrossMoments,
+  RidgeSolver,
+  merged,
+)
 from lambda_vit_jax.training_free.map_design import columns_of
 
 AUTO = 'auto'
@@ -21,7 +25,7 @@ AUTO = 'auto'
 DEFAULT_BUDGET = 0.5
 
 # Coarse: sets of inputs are compared, and the map's own ridge is chosen after.
-_RIDGES = cross_validation.RIDGES[2::2]
+_RIDGES = RIDGES[2::2]
 
 # An input has to explain this share of what a map of the token leaves.
 _LEAST = 0.01
@@ -101,16 +105,25 @@ def restrict(
 
 
 def held_out_error(groups: Groups) -> float:
-  """Squared error of held-out images, with the best ridge."""
+  """Squared error of the last fold with the map of the others, best ridge.
+
+  One fold, not each in turn: a solution for every set of inputs is what the
+  choice costs.
+  """
   *first, rest = groups
-  errors = cross_validation.held_out_errors(rest, _RIDGES)
-  found = float(errors.min())
+  error, ridge, solver = _of_last(rest)
   for folds in first:
-    ridge = cross_validation.best_ridge(errors, _RIDGES)
-    shared = least_squares.solve(least_squares.merged(rest), ridge)
-    own = [fold.beyond(shared) for fold in folds]
-    found += float(cross_validation.held_out_errors(own, _RIDGES).min())
-  return found
+    shared = solver.solve(ridge)
+    error += _of_last([fold.beyond(shared) for fold in folds])[0]
+  return error
+
+
+def _of_last(folds: Sequence[CrossMoments]) -> tuple[float, float, RidgeSolver]:
+  """The error of the last fold, its ridge, and the solver of the others."""
+  *fitted, held_out = folds
+  solver = RidgeSolver(merged(fitted))
+  errors = solver.errors(held_out, _RIDGES)
+  return float(errors.min()), best_ridge(errors, _RIDGES), solver
 
 
 def choose_inputs(
