@@ -85,6 +85,10 @@ TRAINED = (
 )
 
 
+# The other formats are those of the first run.
+ONE_FORMAT = '--config.export.formats=("safetensors",)'
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('segment') / 'run'
@@ -220,6 +224,7 @@ def test_tokens_merge_without_training(finished, tmp_path):
   run = open_run(
     tmp_path / 'merging',
     *SMALL,
+    ONE_FORMAT,
     '--config.model.merge=3',
     f'--config.resume_from={finished.workdir}',
   )
@@ -245,6 +250,7 @@ def test_whole_blocks_are_dropped_in_front_of_a_decoder(finished, tmp_path):
   run = open_run(
     tmp_path / 'shorter',
     *SMALL,
+    ONE_FORMAT,
     '--config.method=linearize',
     '--config.select.num_layers=0',
     '--config.linearize.num_drop_blocks=1',
