@@ -87,8 +87,8 @@ CHANGES = [
   ),
   Change(
     _STEP,
-    '(1.0 - weight) * loss + weight * _dist',
-    'weight * loss + (1.0 - weight) * _dist',
+    'loss += weight * _dist',
+    'loss += (1.0 - weight) * _dist',
     'the weight of the distillation is inverted',
   ),
   Change(

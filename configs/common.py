@@ -266,6 +266,12 @@ def base() -> ml_collections.ConfigDict:
   # Let the MLPs after the first change make up for what is lost, by least
   # squares on their hidden layers. A warm start does not use them.
   linearize.refit = False
+  # Steps of Adam on the same images, towards the dense network's streams and
+  # logits, for the maps and the MLPs that follow; 200 to 1000 where a loss of
+  # some points matters, 0 for none. A warm start does not use them.
+  linearize.polish_steps = 0
+  # Their highest learning rate.
+  linearize.polish_learning_rate = 1e-5
   # Without maps the chosen attention layers are left out; best with `refit`.
   linearize.maps = True
   # Whole blocks to leave out, attention and MLP: this many in a row, the run

@@ -32,6 +32,7 @@ _PUBLIC = {
   'load_pretrained': 'checkpoints.load',
   'merge_tokens': 'models.edits',
   'nose': 'selection.nose',
+  'polish': 'training_free.polish',
   'preprocess': 'data.inputs',
   'prune': 'models.edits',
   'push_to_hub': 'exporters.publish',

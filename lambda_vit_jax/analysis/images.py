@@ -198,6 +198,26 @@ def read_images(
   return found
 
 
+def gathered(images: ImageSet) -> np.ndarray:
+  """All images of every process, `[n, height, width, channels]`.
+
+  In the order of the batches, and within each of the processes: the order does
+  not depend on how many processes share a batch.
+  """
+  if jax.process_count() == 1:
+    return np.concatenate(images.images)
+  from jax.experimental import multihost_utils
+
+  parts = []
+  for array in images.images:
+    lengths = multihost_utils.process_allgather(np.asarray(len(array)))
+    missing = int(lengths.max()) - len(array)
+    padded = np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+    every = multihost_utils.process_allgather(padded)
+    parts += [rows[:n] for rows, n in zip(every, lengths, strict=True)]
+  return np.concatenate(parts)
+
+
 def _iterate(batches: Any) -> Iterator[Any]:
   """The batches of what `read_images` takes."""
   is_array = hasattr(batches, 'shape') and hasattr(batches, 'dtype')

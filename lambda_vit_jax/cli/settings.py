@@ -34,6 +34,7 @@ from lambda_vit_jax.cli.setting_types import (
   Part,
   Positive,
   Probability,
+  Rate,
   Side,
 )
 from lambda_vit_jax.cli.training_settings import Dilute, Pretrain, Training
@@ -147,6 +148,8 @@ class Linearize:
   target: Annotated[str, values.one_of('stream', 'attention')]
   recentre: Flag
   refit: Flag
+  polish_steps: Natural
+  polish_learning_rate: Rate
   maps: Flag
   num_drop_blocks: Block
   drop_blocks: Blocks
@@ -157,6 +160,16 @@ class Linearize:
         f'config.linearize.num_drop_blocks={self.num_drop_blocks} and '
         f'config.linearize.drop_blocks={self.drop_blocks}: give one of the two'
       )
+
+  @property
+  def drops(self) -> bool:
+    """Whether whole blocks are left out."""
+    return bool(self.num_drop_blocks or self.drop_blocks)
+
+  @property
+  def reads_twice(self) -> bool:
+    """Whether the images are read again after the maps were fitted."""
+    return self.drops or self.polish_steps > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -236,10 +236,12 @@ class _Log:
     def mean(name: str) -> float:
       return float(np.mean([row[name] for row in rows]))
 
+    means = {
+      name: mean(name) for name in ('loss', 'accuracy') if name in rows[0]
+    }
     values = {
       'epoch': step / self.job.steps_per_epoch,
-      'loss': mean('loss'),
-      'accuracy': mean('accuracy'),
+      **means,
       'learning_rate': float(self.job.learning_rate(step - 1)),
       'lambda': float(rows[-1]['lambda']),
       'gradient_norm': mean('gradient_norm'),
@@ -248,7 +250,7 @@ class _Log:
     }
     self.metrics.write(self.job.stage, step, **values)
     self.pending, self.step, self.since = [], step, now
-    return (
-      f'loss {values["loss"]:.3f}  accuracy {values["accuracy"]:.3f}  '
-      f'λ {values["lambda"]:.2f}  {values["images_per_second"]:.0f} images/s'
-    )
+    shown = [f'{name} {value:.3f}' for name, value in means.items()]
+    if self.job.dilution.layers:
+      shown.append(f'λ {values["lambda"]:.2f}')
+    return '  '.join([*shown, f'{values["images_per_second"]:.0f} images/s'])

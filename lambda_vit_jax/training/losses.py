@@ -1,5 +1,7 @@
 """Training losses and accuracy: pure functions of logits and targets."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -114,6 +116,28 @@ def feature_distillation_loss(
   teacher_features = jax.lax.stop_gradient(teacher_features)
   difference = _normalize(features) - _normalize(teacher_features)
   return (difference**2).mean()
+
+
+def stream_distillation_loss(
+  streams: Sequence[Array], teacher_streams: Sequence[Array]
+) -> Array:
+  """Scale-free distance between the streams of student and teacher.
+
+  The distance of two tokens is that of `feature_distillation_loss`. The loss is
+  half its mean over all tokens and half that of the first one, the class token,
+  on average over the pairs of streams; it is between 0 and 4.
+
+  Args:
+    streams: of the student, each `[batch, tokens, embed]`.
+    teacher_streams: one for each, of the same shape; no gradient flows into
+      them.
+  """
+  total = jnp.zeros(())
+  for ours, theirs in zip(streams, teacher_streams, strict=True):
+    theirs = jax.lax.stop_gradient(theirs)
+    distances = ((_normalize(ours) - _normalize(theirs)) ** 2).mean(axis=-1)
+    total = total + 0.5 * (distances.mean() + distances[:, 0].mean())
+  return total / len(streams)
 
 
 def _normalize(features: Array) -> Array:

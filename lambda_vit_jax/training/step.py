@@ -43,7 +43,7 @@ class TrainState:
     return self.params if self.ema is None else self.ema
 
 
-DISTILLATIONS = ('none', 'soft', 'hard', 'feature')
+DISTILLATIONS = ('none', 'soft', 'hard', 'feature', 'streams')
 """Possible values of `LossSettings.distill`."""
 
 
@@ -57,9 +57,12 @@ class LossSettings:
     cutmix_alpha: Beta parameter of cutmix, 0 for none.
     mix_size: images that share a draw of mixup or cutmix; None for all.
     distill: one of `DISTILLATIONS`: `soft` and `hard` follow the teacher's
-      logits, `feature` its pooled features.
+      logits, `feature` its pooled features, `streams` its stream after every
+      block and, as `soft`, its logits (without a head its pooled features).
     distill_weight: share of the distillation loss in the total.
-    temperature: softmax temperature of `soft`.
+    temperature: softmax temperature of `soft` and `streams`.
+    stream_pairs: for `streams`, blocks of the student and the teacher's blocks
+      that end alike; () where both have the same blocks.
     ema_decay: decay of the average of the parameters, 0 for no average.
     ema_start: updates before the average begins; until then it is the
       parameters themselves. With λ = 0 from there on, no parameters of a
@@ -73,6 +76,7 @@ class LossSettings:
   distill: str = 'none'
   distill_weight: float = 0.5
   temperature: float = 1.0
+  stream_pairs: tuple[tuple[int, int], ...] = ()
   ema_decay: float = 0.0
   ema_start: int = 0
 
@@ -151,9 +155,9 @@ def make_train_step(
     teacher: dense module for distillation.
 
   Returns:
-    A function whose metrics are `loss`, `accuracy` (against the unmixed
-    labels, so only indicative when images are mixed), `gradient_norm` and
-    `lambda`.
+    A function whose metrics are `loss`, `gradient_norm`, `lambda` and, for
+    batches with `label`, `accuracy` (against the unmixed labels, so only
+    indicative when images are mixed).
   """
 
   def step(
@@ -162,6 +166,7 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     drop_path_key, mix_key = jax.random.split(key)
     images, target_loss = _mix(module, settings, batch, mix_key)
+    streams = teacher is not None and settings.distill == 'streams'
     factors = dilution_plan.block_factors(state.step, module.attention_modes)
 
     def loss_and_logits(params: Params) -> tuple[Array, Array]:
@@ -171,15 +176,14 @@ def make_train_step(
         images,
         dilution_factor=factors,
         drop_path_key=drop_path_key,
-        capture=False,
+        capture=streams,
       )
-      loss = target_loss(student[0])
-      if teacher is not None and settings.distill != 'none':
-        taught = apply_module(teacher, teacher_params, images, capture=False)
-        weight = settings.distill_weight
-        loss = (1.0 - weight) * loss + weight * _distillation_loss(
-          student, taught, settings
-        )
+      if teacher is None or settings.distill == 'none':
+        return target_loss(student[0]), student[0]
+      taught = apply_module(teacher, teacher_params, images, capture=streams)
+      weight = settings.distill_weight
+      loss = (1.0 - weight) * target_loss(student[0])
+      loss += weight * _distillation_loss(student, taught, settings, teacher)
       return loss, student[0]
 
     (loss, logits), gradients = jax.value_and_grad(
@@ -192,10 +196,11 @@ def make_train_step(
     ema = _average(state, params, settings)
     metrics = {
       'loss': loss,
-      'accuracy': losses.accuracy(logits, batch['label']),
       'gradient_norm': optax.tree.norm(gradients),
       'lambda': dilution_plan.factor(state.step),
     }
+    if 'label' in batch:
+      metrics['accuracy'] = losses.accuracy(logits, batch['label'])
     return TrainState(state.step + 1, params, opt_state, ema), metrics
 
   return compilation.Program(
@@ -221,8 +226,11 @@ def _mix(
 ) -> tuple[Array, Callable[[Array], Array]]:
   """Images after mixup or cutmix, and the loss of their logits.
 
-  Images with a mask are not mixed.
+  Images with a mask are not mixed, and neither are images without labels, of
+  which only distillation has a loss.
   """
+  if 'label' not in batch:
+    return batch['image'], lambda logits: jnp.zeros(())
   images, labels = batch['image'], batch['label']
   smoothing = settings.label_smoothing
   if module.segmentation is not None:
@@ -242,11 +250,19 @@ def _mix(
 
 def _distillation_loss(
   student: tuple[Array, Intermediates],
-  teacher: tuple[Array, Intermediates],
+  taught: tuple[Array, Intermediates],
   settings: LossSettings,
+  teacher: ViT,
 ) -> Array:
   """Loss between what two networks return for the same images."""
-  (logits, taps), (teacher_logits, teacher_taps) = student, teacher
+  (logits, taps), (teacher_logits, teacher_taps) = student, taught
+  if settings.distill == 'streams':
+    pairs = settings.stream_pairs or [(i, i) for i in range(teacher.depth)]
+    loss = losses.stream_distillation_loss(
+      [taps[modes.block_name(ours)]['output'] for ours, _ in pairs],
+      [teacher_taps[modes.block_name(own)]['output'] for _, own in pairs],
+    )
+    return loss + _output_loss(student, taught, settings, teacher)
   if settings.distill == 'feature':
     return losses.feature_distillation_loss(
       taps['features'], teacher_taps['features']
@@ -254,3 +270,17 @@ def _distillation_loss(
   return losses.distillation_loss(
     logits, teacher_logits, settings.distill, settings.temperature
   )
+
+
+def _output_loss(
+  student: tuple[Array, Intermediates],
+  taught: tuple[Array, Intermediates],
+  settings: LossSettings,
+  teacher: ViT,
+) -> Array:
+  """Distance of the logits, or of the features of a network without a head."""
+  if teacher.num_classes:
+    return losses.distillation_loss(
+      student[0], taught[0], 'soft', settings.temperature
+    )
+  return losses.feature_distillation_loss(student[0], taught[0])

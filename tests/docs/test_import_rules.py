@@ -18,7 +18,7 @@ ROOMS = {
   'analysis': {'core', 'runtime', 'models'},
   'checkpoints': {'core', 'models'},
   'training': {'core', 'runtime', 'models', 'checkpoints'},
-  'training_free': {'core', 'runtime', 'models', 'analysis'},
+  'training_free': {'core', 'runtime', 'models', 'analysis', 'training'},
   'exporters': {'core', 'models', 'checkpoints'},
   'evaluation': {'core', 'runtime', 'data', 'models'},
   'selection': {

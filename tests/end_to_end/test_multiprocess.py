@@ -384,11 +384,19 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
       ),
     ),
     (
+      ('select', 'linearize'),
+      (
+        '--config.method=linearize',
+        '--config.select.criterion=first',
+        '--config.linearize.polish_steps=3',
+      ),
+    ),
+    (
       ('select',),
       ('--config.select.criterion=probe', '--config.select.probe_steps=2'),
     ),
   ],
-  ids=['linear', 'dropped', 'output', 'probe'],
+  ids=['linear', 'dropped', 'output', 'polished', 'probe'],
 )
 def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
   single, double = tmp_path / 'one', tmp_path / 'two'

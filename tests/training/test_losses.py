@@ -114,6 +114,28 @@ def test_feature_distillation_ignores_scale_and_offset(rng):
   np.testing.assert_allclose(opposite, 4.0, rtol=1e-5)
 
 
+def test_streams_are_compared_token_by_token_and_the_first_twice(rng):
+  ours, theirs = rng.normal(size=(2, 3, 4, 5, 24)).astype(np.float32)
+  loss = losses.stream_distillation_loss(list(ours), list(theirs))
+  # Of 3 streams of 4 images and 5 tokens.
+  pairs = zip(ours.reshape(-1, 24), theirs.reshape(-1, 24), strict=True)
+  distances = np.reshape(
+    [2 * (1 - np.corrcoef(a, b)[0, 1]) for a, b in pairs], (3, 4, 5)
+  )
+  expected = 0.5 * (distances.mean() + distances[:, :, 0].mean())
+  # The epsilon of the variance, 1e-6 against variances of about 1.
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_no_gradient_reaches_the_streams_of_the_teacher(rng):
+  streams = jnp.asarray(rng.normal(size=(3, 4, 24)), jnp.float32)
+  student, teacher = jax.grad(losses.stream_distillation_loss, argnums=(0, 1))(
+    [streams], [streams[::-1]]
+  )
+  assert np.any(student[0])
+  assert not np.any(teacher[0])
+
+
 def test_no_gradient_reaches_the_features_of_the_teacher(rng):
   features = jnp.asarray(rng.normal(size=(3, 24)), jnp.float32)
   student, teacher = jax.grad(losses.feature_distillation_loss, argnums=(0, 1))(

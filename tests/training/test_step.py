@@ -16,7 +16,7 @@ from lambda_vit_jax.models.build import (
   make_module,
 )
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import dilution, mixing
+from lambda_vit_jax.training import dilution, losses, mixing
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.step import (
   LossSettings,
@@ -74,7 +74,14 @@ def teacher(tiny_variant):
 
 
 def run_steps(
-  module, params, settings=None, count=1, seed=SEED, rate=RATE, teacher=None
+  module,
+  params,
+  settings=None,
+  count=1,
+  seed=SEED,
+  rate=RATE,
+  teacher=None,
+  batch=None,
 ):
   """The states, on the host, and metrics of some steps on one batch."""
   mesh = jax.sharding.Mesh(
@@ -97,8 +104,8 @@ def run_steps(
   )
   results = []
   for _ in range(count):
-    batch = sharding.put_batch(make_batch(), mesh)
-    state, metrics = step(state, batch, teacher and teacher[1])
+    placed = sharding.put_batch(batch or make_batch(), mesh)
+    state, metrics = step(state, placed, teacher and teacher[1])
     # Copied: the next step donates the state.
     results.append(jax.tree.map(np.array, (state, metrics)))
   return results
@@ -302,6 +309,36 @@ def test_teacher_sees_the_mixed_images(module, params, teacher, kind):
   # The epsilon of the features' variance is relative to variances of 1.
   np.testing.assert_allclose(metrics['loss'], losses[0], rtol=5e-5)
   assert abs(losses[1] - losses[0]) > 1e-3
+
+
+@pytest.mark.parametrize('classes', [10, 0])
+def test_streams_and_outputs_are_distilled_without_labels(
+  tiny_variant, module, params, teacher, classes
+):
+  """Of the blocks that belong together, and of the logits or the features."""
+  module = module.clone(num_classes=classes)
+  dense = teacher[0].clone(num_classes=classes)
+  settings = LossSettings(
+    distill='streams',
+    distill_weight=0.4,
+    temperature=2.0,
+    stream_pairs=((1, 2),),
+  )
+  images = {'image': make_batch()['image']}
+  ((_, metrics),) = run_steps(
+    module, params, settings, teacher=(dense, teacher[1]), batch=images
+  )
+  pixels = images['image']
+  ours, taps = forward(module, params, pixels, FACTOR, capture=True)
+  theirs, own = forward(dense, teacher[1], pixels, capture=True)
+  loss = losses.stream_distillation_loss(
+    [taps['block01']['output']], [own['block02']['output']]
+  )
+  kind = 'soft' if classes else 'feature'
+  outputs = [(np.asarray(each),) * 2 for each in (ours, theirs)]
+  loss += distance(kind, *outputs)
+  np.testing.assert_allclose(metrics['loss'], 0.4 * loss, rtol=5e-5)
+  assert 'accuracy' not in metrics
 
 
 def test_factor_is_not_rounded_to_bfloat16(module, params):

@@ -50,7 +50,7 @@ _FILES = (
 )
 
 # What a row of `metrics.jsonl` must have to be drawn.
-_CURVES = {'loss', 'accuracy', 'lambda'}
+_CURVES = {'loss', 'lambda'}
 
 # Most rows in the tables that go with the training plots.
 _MOST_ROWS = 60
@@ -264,7 +264,7 @@ def _analysis(profile: dict[str, Any]) -> list[str]:
 
 
 def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-  """Loss and accuracy over the steps of a stage, with λ."""
+  """Loss, and accuracy where there are labels, over the steps of a stage."""
   every = -(-len(rows) // _MOST_ROWS)
   drawn = [
     html.figure(
@@ -277,6 +277,7 @@ def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
       ],
     )
     for key in ('loss', 'accuracy')
+    if key in rows[0]
   ]
   return [
     f'<h2>Training: {escape(stage)}</h2>',

@@ -61,7 +61,10 @@ def compared_models(run: Run) -> dict[str, tuple[Model, int]]:
     more = run.trained_steps('baseline')
     found['baseline'] = run.load('baseline', weights), steps + more
   dilutes = settings.method == 'dilute'
-  total = steps + (run.trained_steps('dilute') if dilutes else 0)
+  more = (
+    run.trained_steps('dilute') if dilutes else settings.linearize.polish_steps
+  )
+  total = steps + more
   found['pruned'] = pruned_model(run), total
   if dilutes and settings.dilute.ema:
     other: Literal['raw', 'ema'] = 'ema' if weights == 'raw' else 'raw'

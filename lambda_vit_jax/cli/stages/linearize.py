@@ -1,13 +1,19 @@
 """Stage `linearize`: least-squares maps in place of attention layers.
 
 With `config.method=linearize` this makes the pruned model instead of `dilute`;
-see docs/method.md. It can also drop whole blocks and refit MLPs.
+see docs/method.md. It can also drop whole blocks, refit MLPs and polish the
+result.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
+from lambda_vit_jax.analysis.images import gathered, read_images
+from lambda_vit_jax.checkpoints import orbax_store
+from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.stages import held_out, select
 from lambda_vit_jax.cli.workdir import Run
@@ -16,13 +22,25 @@ from lambda_vit_jax.exporters import export
 from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import check_layers
-from lambda_vit_jax.training_free import block_spans
+from lambda_vit_jax.training import loop
+from lambda_vit_jax.training_free import block_spans, polish
 from lambda_vit_jax.training_free.linear_maps import (
   LinearFit,
   LinearizeOptions,
   fit_linear,
 )
 from lambda_vit_jax.training_free.mlp_refit import refit
+
+# Keys that `linear/model.json` repeats.
+_RECORDED = (
+  'sequential',
+  'rank',
+  'target',
+  'recentre',
+  'refit',
+  'polish_steps',
+  'maps',
+)
 
 
 def linearize(run: Run) -> None:
@@ -34,10 +52,10 @@ def linearize(run: Run) -> None:
   batches: Iterable[Mapping[str, Array]] = held_out.selection_batches(
     run, dense, settings.num_images
   )
-  dropped: tuple[int, ...] = ()
-  if settings.num_drop_blocks or settings.drop_blocks:
-    # Read more than once.
+  if settings.reads_twice:
     batches = list(batches)
+  dropped: tuple[int, ...] = ()
+  if settings.drops:
     dropped = _dropped(run, dense, layers, batches)
   short, layers = _without(run, searched, dropped, layers, batches)
   options = LinearizeOptions(
@@ -62,16 +80,18 @@ def linearize(run: Run) -> None:
       on_progress=lambda done, total: bar.update(done, f'of {total} blocks'),
     )
   _report_fits(run, fitted)
+  model = fitted.model
+  if settings.polish_steps:
+    model = _polished(run, model, searched, batches)
   if run.leader:
-    keys = ('sequential', 'rank', 'target', 'recentre', 'refit', 'maps')
     record: dict[str, Any] = {
-      **{key: getattr(settings, key) for key in keys},
+      **{key: getattr(settings, key) for key in _RECORDED},
       'dropped': list(dropped),
       'blocks': [dataclasses.asdict(row) for row in fitted.blocks],
       'mlps': [dataclasses.asdict(row) for row in fitted.mlps],
     }
     export.export(
-      with_outputs_of(drop_blocks(dense, dropped), fitted.model),
+      with_outputs_of(drop_blocks(dense, dropped), model),
       run.path(stage_table.LINEAR).parent,
       formats=(),
       extra={'linearize': record},
@@ -82,7 +102,7 @@ def _dropped(
   run: Run,
   dense: Model,
   layers: Sequence[int],
-  batches: Sequence[Mapping[str, Array]],
+  batches: Iterable[Mapping[str, Array]],
 ) -> tuple[int, ...]:
   """Returns the whole blocks to leave out, given or chosen by their number."""
   settings = run.settings.linearize
@@ -126,6 +146,41 @@ def _without(
       short, dense, batches, memory_gib=run.memory_gib, mesh=run.mesh
     )
   return short, layers
+
+
+def _polished(
+  run: Run, model: Model, dense: Model, batches: Iterable[Mapping[str, Array]]
+) -> Model:
+  """Returns the fitted network after `polish_steps`; resumes within them.
+
+  The closed forms before them are computed again: they are the same bits.
+  """
+  settings = run.settings
+  pixels = gathered(read_images(batches, model, run.mesh))
+  job = polish.polish_job(
+    model,
+    dense,
+    pixels,
+    settings.linearize.polish_steps,
+    settings.linearize.polish_learning_rate,
+    -(-polish.BATCH_SIZE // run.mesh.size) * run.mesh.size,
+    run.mesh,
+    seed=settings.seed,
+  )
+  job = dataclasses.replace(
+    job,
+    description=describe(model),
+    log_every=settings.log_every,
+    checkpoint_every=settings.checkpoint_every,
+  )
+  checkpointer = orbax_store.Checkpointer(
+    run.path('checkpoints') / job.stage, keep=1
+  )
+  params = loop.fit(
+    job, lambda: model.params, checkpointer, run.mesh, run.metrics, run.reporter
+  )
+  checkpointer.close()
+  return model.replace(params=jax.device_get(params))
 
 
 def _report_fits(run: Run, fitted: LinearFit) -> None:

@@ -1,0 +1,221 @@
+"""Train maps and MLPs for some hundred steps towards the dense network.
+
+Between the closed forms and training: the maps of `linearize` and the MLPs that
+follow the first change are moved by Adam, on the same unlabelled images, towards
+the dense network's normed streams and logits (`losses.stream_distillation_loss`;
+docs/method.md#polish). Nothing else changes, and inference costs the same.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis.images import Batches, gathered, read_images
+from lambda_vit_jax.core.arguments import check_arguments
+from lambda_vit_jax.core.errors import ModelError, UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import MODES, block_name
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.training import optim
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.job import Job, Phase
+from lambda_vit_jax.training.step import (
+  LossSettings,
+  init_state,
+  make_train_step,
+)
+from lambda_vit_jax.training_free import paired
+
+LEARNING_RATE = 1e-5
+BATCH_SIZE = 32
+_WARMUP = 0.05
+"""Share of the steps."""
+
+
+@check_arguments
+def polish(
+  model: Model,
+  dense: Model,
+  batches: Batches,
+  *,
+  steps: int = 300,
+  learning_rate: float = LEARNING_RATE,
+  batch_size: int = BATCH_SIZE,
+  seed: int = 0,
+  mesh: Mesh | None = None,
+  on_progress: Callable[[int, int], None] | None = None,
+) -> Model:
+  """`model` with maps and MLPs trained towards the dense network.
+
+  Args:
+    model: finished, with blocks `linear` or `absent` (`linearize`, `prune(dense,
+      layers, 'absent')`) or with fewer of them (`drop_blocks`), not folded; not
+      changed.
+    dense: the model before attention layers were replaced or left out, or
+      blocks dropped.
+    batches: an iterable of normalised NHWC arrays, or what else
+      `images.read_images` takes; labels are not used. 512 images are enough
+      for most networks.
+    steps: updates of Adam; 200 to 1000 are usual.
+    learning_rate: its highest value, after a short warm-up and before a cosine
+      to 0.
+    batch_size: images per step.
+    seed: of the order of the images.
+    mesh: devices that share the images; see `images.read_images`.
+    on_progress: is called with steps done and steps in all.
+
+  Returns:
+    `model` with other parameters in its maps and in the MLPs from the first
+    change on; float32 arrays on the host.
+
+  Raises:
+    ModelError: models that differ in more than modes and dropped blocks, that do
+      not differ, or whose changed blocks are `identity` (they double the stream);
+      or a loss that is not finite.
+    DataError: fewer than 32 images, or images of another shape.
+    UsageError: no step, or a batch size that the devices do not divide.
+  """
+  images = read_images(batches, model, mesh)
+  devices = images.placement.mesh.devices.reshape(-1, 1)
+  mesh = Mesh(devices, sharding.BATCH_AXES)
+  paired.check_images(images, 'polish on')
+  pixels = gathered(images)
+  job = polish_job(
+    model, dense, pixels, steps, learning_rate, batch_size, mesh, seed=seed
+  )
+  # The step donates its state, so the caller's arrays are copied.
+  params = jax.tree.map(np.array, model.params)
+  state = init_state(params, job.optimizer, with_ema=False)
+  state = jax.device_put(state, sharding.tree_shardings(state, mesh))
+  step = make_train_step(
+    job.phases[0].module,
+    job.optimizer,
+    job.loss,
+    job.dilution,
+    job.seed,
+    mesh,
+    sharding.tree_shardings(state, mesh),
+    dense.module,
+  )
+  teacher = sharding.replicate(dense.params, mesh)
+  stream = job.make_batches(0)
+  for done in range(1, steps + 1):
+    state, values = step(state, sharding.put_batch(next(stream), mesh), teacher)
+    if not np.isfinite(values['loss']):
+      raise ModelError(
+        f'polish: the loss is not finite at step {done}; give a smaller '
+        f'learning_rate than {learning_rate:g}'
+      )
+    if on_progress is not None:
+      on_progress(done, steps)
+  return model.replace(params=jax.device_get(state.params))
+
+
+def polish_job(
+  model: Model,
+  dense: Model,
+  pixels: np.ndarray,
+  steps: int,
+  learning_rate: float,
+  batch_size: int,
+  mesh: Mesh,
+  *,
+  seed: int = 0,
+) -> Job:
+  """What `polish` does, for `training.loop.fit`.
+
+  Args:
+    model: what is trained.
+    dense: the teacher.
+    pixels: all images, of every process, `[n, height, width, channels]`.
+    steps: of training.
+    learning_rate: the highest.
+    batch_size: images per step, of all processes.
+    mesh: devices to train on.
+    seed: of the order of the images.
+
+  Raises:
+    ModelError: see `polish`.
+    UsageError: see `polish`.
+  """
+  if steps < 1:
+    raise UsageError(f'steps={steps}: polish takes at least one step')
+  pairing = paired.pair(model, dense)
+  for index in pairing.changed:
+    if MODES[model.attention_modes[index]].residual_scale == 2:
+      raise ModelError(
+        f'block {index} is identity, which doubles the stream; polish works on '
+        "blocks left out: prune(dense, layers, 'absent')"
+      )
+  if min(pairing.first, pairing.first_short) == model.depth:
+    raise ModelError('the two models are the same network: nothing to polish')
+  sharding.check_batch_size(batch_size, mesh)
+  schedule = optim.learning_rate_schedule(
+    learning_rate, steps, int(_WARMUP * steps), 0.0
+  )
+  settings = {
+    'b1': 0.9,
+    'b2': 0.999,
+    'weight_decay': 0.0,
+    'clip_norm': 1.0,
+    'layer_decay': 1.0,
+    'accumulate_steps': 1,
+    'frozen': frozen_pattern(model, pairing),
+  }
+  module = model.module.clone(drop_path_rates=(0.0,) * model.depth)
+  pairs = tuple((j, target - 1) for j, target in enumerate(pairing.targets))
+  return Job(
+    stage='linearize',
+    phases=(Phase(module, until=steps),),
+    optimizer=optim.make_optimizer(settings, schedule, model.depth),
+    learning_rate=schedule,
+    loss=LossSettings(
+      distill='streams', distill_weight=1.0, stream_pairs=pairs
+    ),
+    dilution=Dilution((), 0),
+    seed=seed,
+    steps_per_epoch=-(-len(pixels) // batch_size),
+    make_batches=lambda first: _batches(pixels, batch_size, seed, first),
+    teacher=(dense.module, dense.params),
+    batch_size=batch_size,
+    description={},
+    log_every=steps,
+    checkpoint_every=steps,
+  )
+
+
+def frozen_pattern(model: Model, pairing: paired.Pairing) -> str:
+  """Matches paths of all parameters but the maps and the MLPs after a change."""
+  first = min(pairing.first, pairing.first_short)
+  trained = [f'{block_name(j)}/mlp/' for j in range(first, model.depth)]
+  trained += [
+    f'{block_name(j)}/attn/'
+    for j in pairing.changed
+    if model.attention_modes[j] == 'linear'
+  ]
+  return f'^(?!{"|".join(trained)})'
+
+
+def _batches(
+  pixels: np.ndarray, batch_size: int, seed: int, first: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's part of the batches from step `first` on, without end.
+
+  One permutation of the images follows another; a batch may span two.
+  """
+  count, step = len(pixels), first
+  local = batch_size // jax.process_count()
+  begin = jax.process_index() * local
+
+  @functools.lru_cache(maxsize=2)
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+  while True:
+    places = range(step * batch_size, (step + 1) * batch_size)
+    rows = [order(place // count)[place % count] for place in places]
+    yield {'image': pixels[rows[begin : begin + local]]}
+    step += 1
