@@ -77,15 +77,21 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
 
 
 def _check_options(
-  depth: int,
+  blocks: int,
   merge: Any = (),
   quantization: Any = 'none',
   activation: Any = 'gelu',
+  depth: int | None = None,
   **others: Any,
 ) -> None:
   """Raises ModelError for values of these fields that no `ViT` has."""
   del others
-  if not isinstance(merge, tuple) or len(merge) not in (0, depth):
+  if depth not in (None, blocks):
+    raise ModelError(
+      f'depth {depth}: the variant has {blocks} blocks; drop_blocks(model, …) '
+      'leaves some out'
+    )
+  if not isinstance(merge, tuple) or len(merge) not in (0, blocks):
     raise ModelError(
       f'merge={merge!r}: a module takes a tuple of one number per block; '
       'merge_tokens(model, merge) takes the other forms'

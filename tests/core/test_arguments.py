@@ -183,6 +183,7 @@ def test_a_wrong_value_is_shown_with_what_must_be(name, arguments, message):
     {'patch_size': 3},
     {'attention_modes': 'full'},
     {'pooling': None},
+    {'depth': 4},
   ],
   ids=str,
 )
