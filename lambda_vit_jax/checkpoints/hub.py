@@ -1,6 +1,7 @@
 """Download from the Hugging Face hub and upload to it (extra `[hub]`)."""
 
 import re
+from typing import Any
 
 from etils import epath
 
@@ -13,6 +14,10 @@ _NAME = re.compile(r'hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')
 _REPOSITORY = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 
 
+# How other programs than timm say that images are prepared.
+_OPTIONAL = ('preprocessor_config.json', 'open_clip_config.json')
+
+
 def is_hub_name(where: str) -> bool:
   """Whether `where` is of the form `hf-hub:OWNER/NAME[@REVISION]`."""
   return where.startswith(('hf-hub:', 'hf_hub:'))
@@ -20,6 +25,8 @@ def is_hub_name(where: str) -> bool:
 
 def download(where: str) -> epath.Path:
   """Fetches `config.json` and `model.safetensors`, or finds them cached.
+
+  And, from other owners than timm, what says how images are prepared.
 
   Args:
     where: `hf-hub:OWNER/NAME[@REVISION]`.
@@ -59,7 +66,25 @@ def download(where: str) -> epath.Path:
     ]
   except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
     raise CheckpointError(f'{where}: {_explain(error)}') from error
+  if owner != 'timm':
+    for file in _OPTIONAL:
+      _fetch_if_there(huggingface_hub, repository, file, revision)
   return epath.Path(paths[-1]).parent
+
+
+def _fetch_if_there(
+  library: Any, repository: str, file: str, revision: str | None
+) -> None:
+  """Fetches a file that not every repository has."""
+  try:
+    library.hf_hub_download(repository, file, revision=revision)
+  except (library.errors.HfHubHTTPError, OSError, ValueError) as error:
+    # Not there, or not in the cache without network; without any other reason
+    # the files before it would have failed.
+    if 'EntryNotFound' not in type(error).__name__:
+      raise CheckpointError(
+        f'hf-hub:{repository}: {_explain(error)}'
+      ) from error
 
 
 def check_repository(repository: str) -> str:

@@ -508,6 +508,26 @@ def test_hub_models_are_the_folder_in_its_cache(fake_hub, path, nano):
   ]
 
 
+class EntryNotFoundError(HfHubHTTPError):
+  """A repository without this file."""
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_how_images_are_prepared_is_fetched_too(there, fake_hub, path, nano):
+  def answer(file):
+    if not there and file not in ('config.json', 'model.safetensors'):
+      raise EntryNotFoundError(file)
+    return str(path.parent / file)
+
+  (path.parent / 'config.json').write_text(json.dumps(timm_config()))
+  fake_hub.answer = answer
+  assert_same(load_pretrained('hf-hub:somebody/tiny').params, nano.params)
+  assert [file for _, file, _ in fake_hub.asked][2:] == [
+    'preprocessor_config.json',
+    'open_clip_config.json',
+  ]
+
+
 @pytest.mark.parametrize(
   'name, repository',
   [
