@@ -6,7 +6,8 @@ of Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import typing
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
 from lambda_vit_jax.models import map_inputs
+from lambda_vit_jax.models.attention import AttentionKernel
 from lambda_vit_jax.models.layers import ACTIVATIONS
-from lambda_vit_jax.models.modes import check_modes
+from lambda_vit_jax.models.modes import DILUTION_PATHS, check_modes
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
@@ -32,6 +34,14 @@ _LEAST = {
   'embed_dim': 1,
   'num_heads': 1,
   'in_chans': 1,
+}
+# Fields whose values are names.
+_CHOICES: dict[str, Collection[str]] = {
+  'activation': ACTIVATIONS,
+  'attention_kernel': typing.get_args(AttentionKernel),
+  'dilution_path': DILUTION_PATHS,
+  'pooling': ('token', 'avg', 'map'),
+  'quantization': QUANTIZATIONS,
 }
 
 
@@ -79,13 +89,12 @@ def drop_path_rates(rate: float, depth: int, shape: str) -> tuple[float, ...]:
 def _check_options(
   blocks: int,
   merge: Any = (),
-  quantization: Any = 'none',
-  activation: Any = 'gelu',
   depth: int | None = None,
+  dtype: Any = jnp.float32,
+  mlp_ratio: float = 4.0,
   **others: Any,
 ) -> None:
   """Raises ModelError for values of these fields that no `ViT` has."""
-  del others
   if depth not in (None, blocks):
     raise ModelError(
       f'depth {depth}: the variant has {blocks} blocks; drop_blocks(model, …) '
@@ -96,14 +105,19 @@ def _check_options(
       f'merge={merge!r}: a module takes a tuple of one number per block; '
       'merge_tokens(model, merge) takes the other forms'
     )
-  if activation not in ACTIVATIONS:
-    raise ModelError(
-      f'activation {activation!r}; known are {", ".join(ACTIVATIONS)}'
-    )
-  if quantization not in QUANTIZATIONS:
-    raise ModelError(
-      f'quantization {quantization!r}; known are {", ".join(QUANTIZATIONS)}'
-    )
+  if not 0 < mlp_ratio <= _MOST:
+    raise ModelError(f'mlp_ratio {mlp_ratio}: must be above 0, at most {_MOST}')
+  for name, value in others.items():
+    if name in _CHOICES and value not in _CHOICES[name]:
+      raise ModelError(
+        f'{name} {value!r}; known are {", ".join(_CHOICES[name])}'
+      )
+  try:
+    real = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    real = False
+  if not real:
+    raise ModelError(f'dtype {dtype!r}: use float32, bfloat16 or float16')
 
 
 def _check_places(module: ViT) -> None:
