@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -129,7 +130,10 @@ class Model(Shown):
       kept = f'blocks {_ranges(self.kept_blocks)}'
       rows.append(('kept of the variant', kept))
     if module.merge:
-      rows.append(('merged tokens', ' '.join(map(str, module.merge_counts))))
+      counts = ' '.join(map(str, module.merge_counts))
+      # Of the deepest networks the first ones.
+      counts = textwrap.shorten(counts, 70, placeholder=' …')
+      rows.append(('merged tokens', counts))
     if module.quantization != 'none':
       rows.append(('int8 arithmetic', module.quantization))
     rows += [
