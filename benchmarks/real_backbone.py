@@ -50,6 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
   'auto': {'inputs': 'auto'},
   'auto to attention': {'inputs': 'auto:1'},
   'mixing refit': {'inputs': (*TODAY, 'mixing'), 'refit': True},
+  'stream polish': {'inputs': TODAY, 'polish_steps': 300},
+  'mixing polish': {'inputs': (*TODAY, 'mixing'), 'polish_steps': 300},
 }
 # The options of `nose.nose`, or the blocks themselves, in order.
 CHOICES: dict[str, dict[str, Any] | tuple[int, ...]] = {
@@ -174,13 +176,18 @@ def write_row(
 
   def compute() -> dict[str, Any]:
     layers = order[:count]
-    options = LinearizeOptions(**KINDS[kind])
+    how = dict(KINDS[kind])
+    steps = how.pop('polish_steps', 0)
+    images = [table.draw(draw)]
     start = time.perf_counter()
-    fitted = fit_linear(table.dense, [table.draw(draw)], layers, options)
+    options = LinearizeOptions(**how)
+    model = fit_linear(table.dense, images, layers, options).model
+    if steps:
+      model = lv.polish(model, table.dense, images, steps=steps)
     return {
       'layers': sorted(layers),
       'fit_seconds': round(time.perf_counter() - start, 1),
-      **table.score(fitted.model),
+      **table.score(model),
     }
 
   table.row(f'{draw} {choice} {count} {kind}', compute)
