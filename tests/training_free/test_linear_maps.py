@@ -302,8 +302,11 @@ def test_bad_input_is_one_line(tiny_variant):
     lv.linearize(model, [IMAGES], (0,), rank=0)
   with pytest.raises(UsageError, match="target='steam' is not known"):
     lv.linearize(model, [IMAGES], (0,), target='steam')
-  with pytest.raises(ModelError, match='block 0: activations are NaN'):
+  with pytest.raises(DataError, match='batch 0 has NaN'):
     lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
+  broken = model.params | {'pos_embed': model.params['pos_embed'] * np.nan}
+  with pytest.raises(ModelError, match='block 0: activations are NaN'):
+    lv.linearize(model.replace(params=broken), [IMAGES], (0,))
 
 
 FAR = ('neighbours', 'positions', 'mixing')
