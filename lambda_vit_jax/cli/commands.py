@@ -194,7 +194,12 @@ def models(argv: Sequence[str]) -> None:
   caption = 'FAMILY = programs with the same logits, by tests/parity.'
   if not wide:
     caption += ' Where weights are: --json, or a wider terminal.'
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption=caption)
+  table = rich.table.Table(
+    box=rich.box.SIMPLE_HEAD,
+    caption=caption,
+    pad_edge=False,
+    collapse_padding=True,
+  )
   table.add_column('name', no_wrap=True)
   for head in ('parameters', 'MACs', 'pixels', 'tokens'):
     table.add_column(head, justify='right', no_wrap=True)

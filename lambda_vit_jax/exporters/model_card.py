@@ -20,7 +20,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 folder = snapshot_download('{repository}')
-config = json.load(open(f'{{folder}}/config.json'))
+with open(f'{{folder}}/config.json') as file:
+  config = json.load(file)
 model = timm.create_model(
   config['architecture'],
   num_classes=config['num_classes'],
@@ -43,7 +44,7 @@ _JAX_LINES = """```python
 import lambda_vit_jax as lv
 
 model = lv.load_pretrained('hf-hub:{repository}')
-print(model.predict(['image.jpg']))
+logits = model(lv.preprocess(['image.jpg'], model))
 ```"""
 
 _ONNX_LINES = """```python

@@ -113,6 +113,8 @@ def test_nothing_else_in_the_package_parses_json():
   allowed = {'core/files.py', 'core/digests.py', 'runtime/processes.py'}
   # A config's tuples become the lists that `config.json` stores.
   allowed.add('cli/workdir.py')
+  # Lines for whoever reads the card.
+  allowed.add('exporters/model_card.py')
   package = pathlib.Path(files.__file__).parents[1]
   found = {
     str(path.relative_to(package))
