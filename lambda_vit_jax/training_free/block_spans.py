@@ -10,7 +10,6 @@ from one pass over the images for all l and n. Labels are not used.
 """
 
 import itertools
-import numbers
 from collections.abc import Collection
 
 import jax
@@ -87,9 +86,6 @@ def spans_of(
   Raises:
     ModelError: there is no such span.
   """
-  whole = isinstance(num_blocks, numbers.Integral)
-  if isinstance(num_blocks, bool) or not whole:
-    raise ModelError(f'num_blocks={num_blocks!r}: a whole number of blocks')
   rows = [MODES[mode] for mode in model.attention_modes]
   doubling = {i for i, mode in enumerate(rows) if mode.residual_scale == 2}
   needed = {*needed, *doubling}

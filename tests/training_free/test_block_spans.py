@@ -8,7 +8,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.images import read_images
-from lambda_vit_jax.core.errors import DataError, ModelError
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import block_spans
 from tests.support.search_models import (
@@ -109,7 +109,7 @@ def test_spans_that_do_not_exist(tiny_variant, number):
 @pytest.mark.parametrize('number', [1.5, '2', True])
 def test_numbers_of_blocks_that_are_not_whole(tiny_variant, number):
   model = make_model(tiny_variant)
-  with pytest.raises(ModelError, match='a whole number of blocks'):
+  with pytest.raises(UsageError, match='must be a whole number'):
     lv.choose_blocks(model, [], number)
 
 
