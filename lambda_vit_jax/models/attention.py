@@ -255,6 +255,6 @@ class Attention(nn.Module):
     mixed = jnp.swapaxes(mixed, 1, 2)
     mixed = mixed.reshape(*mixed.shape[:2], embed_dim)
     # Kept only for callers that ask for it (`pieces.head_outputs`).
-    self.sow('heads', 'values', mixed)
+    self.sow('heads', 'offered', mixed)
     project = Dense(embed_dim, self.dtype, self.quantization, name='proj')
     return project(mixed), key

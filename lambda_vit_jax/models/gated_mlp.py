@@ -44,5 +44,5 @@ class GatedMlp(nn.Module):
     hidden: Array = jax.nn.silu(halves[0]) * halves[1]
     if self.norm_eps is not None:
       hidden = LayerNorm(self.norm_eps, self.dtype, name='norm')(hidden)
-    self.sow('hidden', 'values', hidden)
+    self.sow('hidden', 'offered', hidden)
     return Dense(x.shape[-1], *settings, name='fc2')(hidden)

@@ -106,7 +106,7 @@ def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
 def _sown(layer: Any, params: Params, x: Array, collection: str) -> Array:
   """What a layer offers under `collection` (Flax's `sow`)."""
   _, found = layer.apply({'params': params}, x, mutable=[collection])
-  (values,) = found[collection]['values']
+  (values,) = found[collection]['offered']
   return values
 
 

@@ -124,5 +124,5 @@ def test_repr_is_a_table_of_at_most_20_lines(model):
 
 
 def test_no_image(model):
-  with pytest.raises(DataError, match='empty'):
+  with pytest.raises(DataError, match='no batch holds an image'):
     entropy_profile(model, [])

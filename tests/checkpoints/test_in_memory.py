@@ -186,7 +186,7 @@ def test_state_dicts(nano, convert_one, wrap):
   'state, words',
   [
     ({'x': 3}, 'no state dict of tensors'),
-    ({'a': {'b': np.zeros(3)}}, 'its 1 arrays fit no variant'),
+    ({'a': {'x': np.zeros(3)}}, 'its 1 arrays fit no variant'),
   ],
 )
 def test_mappings_that_are_no_state_dict(state, words):
