@@ -117,7 +117,9 @@ def test_attention_layers_can_be_left_out_and_mlps_refit(run, tmp_path):
   assert abs(found(images) - absent(images)).max() > 0.01
 
 
-@pytest.mark.parametrize('given', [False, True])
+@pytest.mark.parametrize(
+  'given', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_whole_blocks_can_be_dropped(run, tmp_path, given):
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing))

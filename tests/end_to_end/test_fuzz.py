@@ -64,6 +64,7 @@ def _run(originals: pathlib.Path, folder: pathlib.Path, seeds: range) -> None:
     cases.run(seed)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_read_as_they_were(
   originals, tmp_path, guarded
 ):

@@ -26,6 +26,7 @@ def run(tmp_path_factory):
   return run
 
 
+@pytest.mark.slow
 def test_training_and_the_files_merge_and_the_dense_model_does_not(run):
   dense, pruned = run.load('pretrain'), finished.pruned_model(run)
   assert dense.module.merge == ()
@@ -55,6 +56,7 @@ def test_training_and_the_files_merge_and_the_dense_model_does_not(run):
   assert any('token merging' in line for line in described['warnings'])
 
 
+@pytest.mark.slow
 def test_another_workdir_merges_what_was_trained(run, tmp_path):
   """No training: the trained steps are taken over, r is another."""
   other = open_run(

@@ -162,6 +162,7 @@ def test_the_report_shows_the_pictures(finished):
   assert len(re.findall('image, truth, dense, pruned', page)) == 4
 
 
+@pytest.mark.slow
 def test_another_evaluation_of_the_same_run(finished, tmp_path):
   """Once its file is gone; no picture of the one before stays."""
   workdir = tmp_path / 'run'
@@ -201,6 +202,7 @@ def test_the_export_segments(finished, tmp_path):
   assert other.removed_layers == model.removed_layers
 
 
+@pytest.mark.slow
 def test_short_dilutions_choose_by_the_loss_of_pixels(finished, tmp_path):
   run = open_run(
     tmp_path / 'probe',
@@ -219,6 +221,7 @@ def test_short_dilutions_choose_by_the_loss_of_pixels(finished, tmp_path):
   assert found['num_samples'] == len(run.holdout_indices())
 
 
+@pytest.mark.slow
 def test_tokens_merge_without_training(finished, tmp_path):
   """The trained steps are taken over; the dense network has every token."""
   run = open_run(
@@ -245,6 +248,7 @@ def test_tokens_merge_without_training(finished, tmp_path):
   assert scores['pruned'] != others['pruned']
 
 
+@pytest.mark.slow
 def test_whole_blocks_are_dropped_in_front_of_a_decoder(finished, tmp_path):
   """And the result is a start, whose decoder stays."""
   run = open_run(
@@ -308,6 +312,7 @@ def segmenting(tmp_path):
   return model, f'--config.init={tmp_path / "export"}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kinds', [('linear', 'upernet'), ('upernet',) * 2])
 def test_another_decoder_on_a_shorter_network(kinds, tmp_path, monkeypatch):
   """Fresh where it is of another kind, and renumbered where it is not."""

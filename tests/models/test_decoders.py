@@ -233,6 +233,7 @@ def test_descriptions_keep_the_decoder(decoder):
   assert rebuilt.module == model.module
 
 
+@pytest.mark.slow
 def test_exports_compute_the_same_logits(images, tmp_path):
   model = lv.prune(make_segmenter(UPERNET), (1,))
   lv.export(model, tmp_path / 'out')
@@ -353,6 +354,7 @@ def test_merging_equal_patches_changes_nothing(decoder):
   assert np.ptp(found) > 1e-2
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_merged_tokens(images):
   model = lv.merge_tokens(make_segmenter(UPERNET), 4)
 

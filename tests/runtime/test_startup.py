@@ -182,6 +182,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   platform.libc_ver()[0] != 'glibc' or startup._accelerator_installed(),
   reason='memory is kept by glibc, and beside no accelerator',

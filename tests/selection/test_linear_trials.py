@@ -83,8 +83,16 @@ def assert_same_rounds(found, expected, bound):
   'number, options',
   [
     (3, {}),
-    (2, {'layer_scale': 0.5, 'norm_eps': (1e-6, 1e-3, 1e-6, 1e-6, 1e-5)}),
-    (2, {'linear_inputs': ('token', 'mean', 'class_map')}),
+    pytest.param(
+      2,
+      {'layer_scale': 0.5, 'norm_eps': (1e-6, 1e-3, 1e-6, 1e-6, 1e-5)},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      2,
+      {'linear_inputs': ('token', 'mean', 'class_map')},
+      marks=pytest.mark.slow,
+    ),
     (1, {'linear_inputs': ('token', 'neighbours', 'positions', 'mixing')}),
     (
       1,

@@ -72,7 +72,9 @@ def together(first, model, maps, block):
   )
 
 
-@pytest.mark.parametrize('target', ['logits', 'features'])
+@pytest.mark.parametrize(
+  'target', ['logits', pytest.param('features', marks=pytest.mark.slow)]
+)
 def test_scores_are_those_of_comparing_one_by_one(tiny_variant, target):
   model = make_model(tiny_variant, depth=4)
   error = divergence

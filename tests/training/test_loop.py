@@ -242,7 +242,9 @@ def test_losses_across_the_switch_equal_staying(job, mesh, undisturbed):
   )
 
 
-@pytest.mark.parametrize('kind', ['soft', 'feature'])
+@pytest.mark.parametrize(
+  'kind', ['soft', pytest.param('feature', marks=pytest.mark.slow)]
+)
 def test_distillation_and_averaging_train_the_average(
   job, mesh, tmp_path, kind
 ):
