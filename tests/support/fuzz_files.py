@@ -22,10 +22,12 @@ from lambda_vit_jax.checkpoints import (
   timm_config,
 )
 from lambda_vit_jax.checkpoints.description import describe
+from lambda_vit_jax.checkpoints.layout_tables import LAYOUTS
 from lambda_vit_jax.cli import workdir_lock
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.record import Round, Selection
+from tests.support.layout_files import write_shards
 
 ROOT = pathlib.Path(__file__).parents[2]
 NANO = 'vit_nano_patch2_8'
@@ -50,7 +52,9 @@ def _write_weights(root: pathlib.Path, model: Model) -> None:
   fields = json.loads((unsealed / 'model.json').read_text())
   del fields['sha256'], fields['files']
   files.write_json(unsealed / 'model.json', fields)
-  for name in ('alone', 'foreign', 'timm', 'google', 'pickle'):
+  for name in (
+    'alone', 'foreign', 'timm', 'google', 'pickle', 'shards', 'transformers',
+  ):  # fmt: skip
     (root / name).mkdir()
   shutil.copy(export / 'model.safetensors', root / 'alone')
   arrays = convert.encode(model.params)
@@ -59,11 +63,36 @@ def _write_weights(root: pathlib.Path, model: Model) -> None:
   config = timm_config.write_config(model)
   config['model_args'] |= {'embed_dim': 24, 'depth': 3, 'mlp_ratio': 4.0}
   (root / 'timm/config.json').write_text(json.dumps(config))
+  write_shards(root / 'shards/model.safetensors.index.json', arrays)
+  _write_transformers(root / 'transformers', model)
   np.savez(
     root / 'google/weights.npz',
     **convert.encode(model.params, google_names.GOOGLE),
   )
   _write_pickle(root / 'pickle/weights.pth', arrays)
+
+
+def _write_transformers(folder: pathlib.Path, model: Model) -> None:
+  """As `ViTForImageClassification.save_pretrained` does."""
+  layout = next(x for x in LAYOUTS if x.title == "transformers' ViT")
+  arrays = convert.encode(model.params, layout.rules)
+  save_file(arrays, folder / 'model.safetensors')
+  module = model.module
+  config = {
+    'model_type': 'vit',
+    'hidden_size': module.embed_dim,
+    'num_hidden_layers': module.depth,
+    'num_attention_heads': module.num_heads,
+    'intermediate_size': 4 * module.embed_dim,
+    'patch_size': module.patch_size,
+    'image_size': module.image_size[0],
+    'num_channels': 1,
+    'layer_norm_eps': 1e-6,
+    'hidden_act': 'gelu',
+  }
+  (folder / 'config.json').write_text(json.dumps(config))
+  images = {'image_mean': [0.5], 'image_std': [0.5], 'do_normalize': True}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(images))
 
 
 def _write_pickle(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -106,14 +106,15 @@ class Case:
     elif path.suffix == '.npz':
       np.savez(path, **content)
     elif path.suffix == '.json':
-      _write_shards(path, content)
+      write_shards(path, content)
     else:
       # PyTorch's format, as far as it matters: see `opened`.
       path.write_bytes(pickle.dumps(content))
     return f'{path}#{self.chosen}' if self.chosen else str(path)
 
 
-def _write_shards(path: pathlib.Path, arrays: Arrays) -> None:
+def write_shards(path: pathlib.Path, arrays: Arrays) -> None:
+  """Two safetensors files, and at `path` the index that names them."""
   names = sorted(arrays)
   places = {}
   for number in (1, 2):
