@@ -119,24 +119,31 @@ def feature_distillation_loss(
 
 
 def stream_distillation_loss(
-  streams: Sequence[Array], teacher_streams: Sequence[Array]
+  streams: Sequence[Array],
+  teacher_streams: Sequence[Array],
+  class_token: bool = True,
 ) -> Array:
   """Scale-free distance between the streams of student and teacher.
 
   The distance of two tokens is that of `feature_distillation_loss`. The loss is
-  half its mean over all tokens and half that of the first one, the class token,
-  on average over the pairs of streams; it is between 0 and 4.
+  half its mean over all tokens and half that of the class token, on average over
+  the pairs of streams; it is between 0 and 4.
 
   Args:
     streams: of the student, each `[batch, tokens, embed]`.
     teacher_streams: one for each, of the same shape; no gradient flows into
       them.
+    class_token: whether the first token is one; without, the loss is the mean
+      over all tokens.
   """
   total = jnp.zeros(())
   for ours, theirs in zip(streams, teacher_streams, strict=True):
     theirs = jax.lax.stop_gradient(theirs)
     distances = ((_normalize(ours) - _normalize(theirs)) ** 2).mean(axis=-1)
-    total = total + 0.5 * (distances.mean() + distances[:, 0].mean())
+    mean = distances.mean()
+    if class_token:
+      mean = 0.5 * (mean + distances[:, 0].mean())
+    total = total + mean
   return total / len(streams)
 
 

@@ -261,6 +261,7 @@ def _distillation_loss(
     loss = losses.stream_distillation_loss(
       [taps[modes.block_name(ours)]['output'] for ours, _ in pairs],
       [teacher_taps[modes.block_name(own)]['output'] for _, own in pairs],
+      teacher.class_token,
     )
     return loss + _output_loss(student, taught, settings, teacher)
   if settings.distill == 'feature':

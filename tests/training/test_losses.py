@@ -114,15 +114,18 @@ def test_feature_distillation_ignores_scale_and_offset(rng):
   np.testing.assert_allclose(opposite, 4.0, rtol=1e-5)
 
 
-def test_streams_are_compared_token_by_token_and_the_first_twice(rng):
+@pytest.mark.parametrize('class_token', [True, False])
+def test_streams_are_compared_token_by_token(rng, class_token):
   ours, theirs = rng.normal(size=(2, 3, 4, 5, 24)).astype(np.float32)
-  loss = losses.stream_distillation_loss(list(ours), list(theirs))
+  loss = losses.stream_distillation_loss(list(ours), list(theirs), class_token)
   # Of 3 streams of 4 images and 5 tokens.
   pairs = zip(ours.reshape(-1, 24), theirs.reshape(-1, 24), strict=True)
   distances = np.reshape(
     [2 * (1 - np.corrcoef(a, b)[0, 1]) for a, b in pairs], (3, 4, 5)
   )
-  expected = 0.5 * (distances.mean() + distances[:, :, 0].mean())
+  expected = distances.mean()
+  if class_token:
+    expected = 0.5 * (expected + distances[:, :, 0].mean())
   # The epsilon of the variance, 1e-6 against variances of about 1.
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
