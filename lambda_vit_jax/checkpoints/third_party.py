@@ -63,13 +63,13 @@ def load_folder(path: epath.Path, variant: str | None) -> Model:
     CheckpointError: no weight file, or several; see `load_file`.
   """
   every = sorted(path.iterdir())
-  names = {file.name for file in every}
+  present = {file.name for file in every}
   # Of what is whole in one file, nobody reads an old index.
   indices = [
     file
     for file in every
     if file.name.endswith(readers.INDEX)
-    and file.name.removesuffix('.index.json') not in names
+    and file.name.removesuffix('.index.json') not in present
   ]
   files = indices or [
     file for file in every if file.name.endswith(readers.SUFFIXES)

@@ -308,3 +308,19 @@ def test_a_browser_draws_everything_and_cuts_nothing(page, tmp_path, width):
 def test_a_browser_has_nothing_to_complain_about(page, tmp_path):
   """The page as it is, its security policy included."""
   assert browser.console(page, tmp_path) == []
+
+
+@pytest.mark.parametrize('labelled', [0, 1, 4])
+def test_accuracy_is_drawn_of_the_steps_that_have_one(tmp_path, labelled):
+  """Steps on images without labels have a loss alone."""
+  for name, value in FILES.items():
+    (tmp_path / name).write_text(json.dumps(value))
+  rows = [
+    {'stage': 'linearize', 'step': step, 'loss': 1.0, 'lambda': 1.0}
+    | ({'accuracy': 0.5} if step <= labelled else {})
+    for step in range(1, 5)
+  ]
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  page = build.write_report(tmp_path).read_text()
+  assert ('accuracy on training batches' in page) == (labelled > 0)

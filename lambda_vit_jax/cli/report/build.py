@@ -265,20 +265,24 @@ def _analysis(profile: dict[str, Any]) -> list[str]:
 
 def _training(stage: str, rows: Sequence[dict[str, Any]]) -> list[str]:
   """Loss, and accuracy where there are labels, over the steps of a stage."""
-  every = -(-len(rows) // _MOST_ROWS)
-  drawn = [
-    html.figure(
-      plots.training_curves(rows, key),
-      f'{key} on training batches, and λ (dashed), over the steps of {stage}.',
-      ('step', key, 'λ'),
-      [
-        (str(row['step']), _number(row[key]), _number(row['lambda']))
-        for row in rows[::every]
-      ],
+  drawn = []
+  for key in ('loss', 'accuracy'):
+    curve = [row for row in rows if key in row]
+    if not curve:
+      continue
+    every = -(-len(curve) // _MOST_ROWS)
+    cells = [
+      (str(row['step']), _number(row[key]), _number(row['lambda']))
+      for row in curve[::every]
+    ]
+    drawn.append(
+      html.figure(
+        plots.training_curves(curve, key),
+        f'{key} on training batches, and λ (dashed), over the steps of {stage}.',
+        ('step', key, 'λ'),
+        cells,
+      )
     )
-    for key in ('loss', 'accuracy')
-    if key in rows[0]
-  ]
   return [
     f'<h2>Training: {escape(stage)}</h2>',
     f'<div class="figures">{"".join(drawn)}</div>',
@@ -338,7 +342,7 @@ def _sections(results: Results) -> list[str]:
     parts += _selection(results, max(depth, last + 1))
   if profile:
     parts += _analysis(profile)
-  for stage in ('pretrain', 'dilute', 'baseline'):
+  for stage in ('pretrain', 'linearize', 'dilute', 'baseline'):
     curve = [
       row
       for row in results.metrics
