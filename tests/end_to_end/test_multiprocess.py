@@ -387,7 +387,7 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
       ('select', 'linearize'),
       (
         '--config.method=linearize',
-        '--config.select.criterion=first',
+        '--config.select.criterion=last',
         '--config.linearize.polish_steps=3',
       ),
     ),
