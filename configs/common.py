@@ -271,7 +271,7 @@ def base() -> ml_collections.ConfigDict:
   # some points matters, 0 for none. A warm start does not use them.
   linearize.polish_steps = 0
   # Their highest learning rate.
-  linearize.polish_learning_rate = 1e-5
+  linearize.polish_learning_rate = 3e-5
   # Without maps the chosen attention layers are left out; best with `refit`.
   linearize.maps = True
   # Whole blocks to leave out, attention and MLP: this many in a row, the run

@@ -1,7 +1,9 @@
 """Settings of every test: 8 virtual CPU devices, strict type promotion."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 from tests.support import xla_flags
 
@@ -30,6 +32,25 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 # same examples on every run.
 hypothesis.settings.register_profile('law', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('law')
+
+
+# Linux gives a process 65,530 memory maps. XLA takes some three for a compiled
+# program, and crashes when there are no more.
+_MOST_MAPS = 20_000
+_MAPS = pathlib.Path('/proc/self/maps')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _few_memory_maps() -> Iterator[None]:
+  """Frees the programs of earlier tests before memory maps run out."""
+  yield
+  if not _MAPS.exists():
+    return
+  with _MAPS.open('rb') as lines:
+    count = sum(1 for _ in lines)
+  if count > _MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

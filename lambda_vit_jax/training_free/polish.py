@@ -29,7 +29,7 @@ from lambda_vit_jax.training.step import (
 )
 from lambda_vit_jax.training_free import paired
 
-LEARNING_RATE = 1e-5
+LEARNING_RATE = 3e-5
 BATCH_SIZE = 32
 _WARMUP = 0.05
 """Share of the steps."""
