@@ -15,6 +15,8 @@ SELECTION = 'selection.json'
 PARTIAL_SELECTION = 'selection.part.json'
 PARTIAL_PROBE = 'probe.part.json'
 LINEAR = 'linear/model.json'
+# Of a polish that is not finished.
+POLISHED = 'checkpoints/linearize/'
 DILUTED = 'checkpoints/dilute/'
 BASELINE = 'checkpoints/baseline/'
 EXPORT = 'export/model.json'
@@ -81,6 +83,7 @@ STAGES: dict[str, StageSpec] = {
       'affine maps instead of those layers, without training',
       writes=(LINEAR, 'linear/params/'),
       reads=(PRETRAINED, SELECTION),
+      partial=(POLISHED,),
     ),
     StageSpec(
       'dilute',

@@ -27,12 +27,11 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import MODES, block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import compilation
 from lambda_vit_jax.training_free import least_squares, paired
 from lambda_vit_jax.training_free.cross_validation import (
@@ -121,12 +120,7 @@ def refit_on(
   it is chosen per block.
   """
   pairing = paired.pair(model, dense)
-  for index in pairing.changed:
-    if MODES[model.attention_modes[index]].residual_scale == 2:
-      raise ModelError(
-        f'block {index} is identity, which doubles the stream; refit works on '
-        "blocks left out: prune(dense, layers, 'absent')"
-      )
+  paired.check_not_doubled(model, pairing, 'refit')
   check_images(images)
   first = pairing.first_short
   if first == model.depth:

@@ -88,6 +88,20 @@ def pair(model: Model, dense: Model) -> Pairing:
   return Pairing(origins, tuple(changed), dense.depth)
 
 
+def check_not_doubled(model: Model, pairing: Pairing, name: str) -> None:
+  """Refuses changed blocks that double the stream, for the function `name`.
+
+  Raises:
+    ModelError: names the first of them.
+  """
+  for index in pairing.changed:
+    if MODES[model.attention_modes[index]].residual_scale == 2:
+      raise ModelError(
+        f'block {index} is identity, which doubles the stream; {name} works on '
+        "blocks left out: prune(dense, layers, 'absent')"
+      )
+
+
 def _origins(model: Model, dense: Model) -> tuple[int, ...]:
   """The dense index of every block of models that are otherwise alike."""
   if model.depth < dense.depth and not model.kept_blocks:

@@ -17,7 +17,7 @@ from lambda_vit_jax.analysis.images import Batches, gathered, read_images
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError, UsageError
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import MODES, block_name
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training import optim
 from lambda_vit_jax.training.dilution import Dilution
@@ -144,12 +144,7 @@ def polish_job(
   if steps < 1:
     raise UsageError(f'steps={steps}: polish takes at least one step')
   pairing = paired.pair(model, dense)
-  for index in pairing.changed:
-    if MODES[model.attention_modes[index]].residual_scale == 2:
-      raise ModelError(
-        f'block {index} is identity, which doubles the stream; polish works on '
-        "blocks left out: prune(dense, layers, 'absent')"
-      )
+  paired.check_not_doubled(model, pairing, 'polish')
   if min(pairing.first, pairing.first_short) == model.depth:
     raise ModelError('the two models are the same network: nothing to polish')
   sharding.check_batch_size(batch_size, mesh)

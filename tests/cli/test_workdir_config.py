@@ -132,6 +132,13 @@ def test_a_deleted_result_still_binds_by_what_was_made_from_it(tmp_path):
       'export/model.json',
       False,
     ),
+    # A polish that was stopped goes on as it began.
+    (
+      {'linearize__polish_steps': 9},
+      {'linearize__inputs': ('token', 'mean')},
+      'checkpoints/linearize/4',
+      True,
+    ),
     # The dense model that it is compared with is trained in the same way.
     ({}, {'dilute__settle_steps': 1}, 'checkpoints/baseline/9', True),
     ({}, {'select__num_layers': 4}, 'checkpoints/baseline/9', False),

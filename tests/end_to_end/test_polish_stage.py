@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.checkpoints import load, orbax_store
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.core.errors import StoppedError
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
@@ -40,25 +40,35 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
   finished, tmp_path, monkeypatch
 ):
   workdir = tmp_path / 'run'
-  shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns('linear*'))
-  write = MetricsWriter.write
+  shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns('linear'))
+  write, save = MetricsWriter.write, orbax_store.Checkpointer.save
+  steps = []
 
   def stop(self, stage, step, **values):
     write(self, stage, step, **values)
+    steps.append(step)
     # After the checkpoint of step 2.
-    if (stage, step) == ('linearize', 3):
+    if steps == [1, 2, 3]:
       raise StoppedError(15, 'stopped')
 
-  with monkeypatch.context() as patch:
-    patch.setattr(MetricsWriter, 'write', stop)
-    with pytest.raises(StoppedError):
-      run_stage(workdir, 'linearize')
+  def save_and_wait(self, *values):
+    save(self, *values)
+    self.wait()
+
+  monkeypatch.setattr(MetricsWriter, 'write', stop)
+  monkeypatch.setattr(orbax_store.Checkpointer, 'save', save_and_wait)
+  with pytest.raises(StoppedError):
+    run_stage(workdir, 'linearize')
   assert not (workdir / 'linear').exists()
+  assert (workdir / 'checkpoints/linearize/2').exists()
   run_stage(workdir, 'linearize')
+  assert steps == [1, 2, 3, 3, 4]
   found, wanted = (
     load.load_export(path / 'linear').params for path in (workdir, finished)
   )
   assert_same(found, wanted)
+  # Nothing is left for a later fit of another config to go on from.
+  assert not (workdir / 'checkpoints/linearize').exists()
 
 
 def test_the_steps_are_in_the_metrics_and_in_the_record(finished):

@@ -96,6 +96,7 @@ def linearize(run: Run) -> None:
       formats=(),
       extra={'linearize': record},
     )
+    run.path(stage_table.POLISHED).rmtree(missing_ok=True)
 
 
 def _dropped(
@@ -174,7 +175,7 @@ def _polished(
     checkpoint_every=settings.checkpoint_every,
   )
   checkpointer = orbax_store.Checkpointer(
-    run.path('checkpoints') / job.stage, keep=1
+    run.path(stage_table.POLISHED), keep=1
   )
   params = loop.fit(
     job, lambda: model.params, checkpointer, run.mesh, run.metrics, run.reporter
