@@ -184,8 +184,10 @@ def _write_out() -> None:
     return
   try:
     sys.stdout.flush()
-  except OSError:
+  except OSError as error:
     _discard_output()
+    # Known here alone: after this, stdout takes everything.
+    error.filename = 'stdout'
     raise
 
 

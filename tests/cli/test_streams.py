@@ -52,10 +52,13 @@ def test_a_closed_pipe_is_no_traceback():
   assert (done.returncode, done.stderr) == (1, b'')
 
 
+@pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('arguments', [('--help',), ('models', '--json')])
-def test_a_full_disk_is_one_line(arguments):
+def test_a_full_disk_is_one_line(arguments, unbuffered):
+  """Whether the text fails as it is printed, or when it is written at the end."""
+  env = os.environ | {'PYTHONUNBUFFERED': unbuffered}
   with open('/dev/full', 'wb') as full:
-    done = start(*arguments, stdout=full)
+    done = start(*arguments, stdout=full, env=env)
   assert done.returncode == 1
   assert done.stderr.count(b'\n') == 1
   assert b'stdout: cannot be written (No space left' in done.stderr
