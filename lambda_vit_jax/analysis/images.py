@@ -209,7 +209,10 @@ def gathered(images: ImageSet) -> np.ndarray:
   from jax.experimental import multihost_utils
 
   parts = []
-  for array in images.images:
+  counts = multihost_utils.process_allgather(np.asarray(len(images.images)))
+  # A process may have fewer batches; all of them have to take part.
+  missing_batches = int(counts.max()) - len(images.images)
+  for array in (*images.images, *[images.images[0][:0]] * missing_batches):
     lengths = multihost_utils.process_allgather(np.asarray(len(array)))
     missing = int(lengths.max()) - len(array)
     padded = np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))

@@ -5,6 +5,7 @@ import pytest
 
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError
+from tests.support.processes import run_processes
 from tests.support.search_models import make_images, make_model, mesh_of
 from tests.support.tensors import DataLoader, Tensor
 
@@ -191,3 +192,22 @@ def test_devices_that_divide_nothing_get_every_image_once(
   images, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
   np.testing.assert_array_equal(images, IMAGES[:number])
   np.testing.assert_array_equal(labels, LABELS[:number] + 1)
+
+
+# The first process has two batches, of two images and of one; the second has
+# one of three. An image is its number.
+_RAGGED = """
+import sys
+import jax, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from lambda_vit_jax.analysis.images import ImageSet, gathered
+numbers = ([[0, 1], [5]], [[2, 3, 4]])[int(sys.argv[2])]
+parts = [np.float32(n).reshape(-1, 1, 1, 1) for n in numbers]
+print(','.join(f'{n:g}' for n in gathered(ImageSet(tuple(parts), None, None)).ravel()))
+"""
+
+
+@pytest.mark.slow
+def test_processes_gather_images_in_the_order_of_the_batches():
+  """Each has all of them, whoever read more; else one waits for the other."""
+  assert run_processes(_RAGGED) == ['0,1,2,3,4,5'] * 2
