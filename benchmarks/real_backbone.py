@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
   'token': {'inputs': ('token',)},
   'own output': {'inputs': TODAY, 'target': 'attention'},
   'stream': {'inputs': TODAY},
+  'stream refit': {'inputs': TODAY, 'refit': True},
   'neighbours': {'inputs': (*TODAY, 'neighbours')},
   'neighbours positions': {'inputs': (*TODAY, 'neighbours', 'positions')},
   'mixing': {'inputs': (*TODAY, 'mixing')},
@@ -51,6 +52,11 @@ KINDS: dict[str, dict[str, Any]] = {
   'auto to attention': {'inputs': 'auto:1'},
   'mixing refit': {'inputs': (*TODAY, 'mixing'), 'refit': True},
   'stream polish': {'inputs': TODAY, 'polish_steps': 300},
+  'stream refit polish': {
+    'inputs': TODAY,
+    'refit': True,
+    'polish_steps': 300,
+  },
   'mixing polish': {'inputs': (*TODAY, 'mixing'), 'polish_steps': 300},
 }
 # The options of `nose.nose`, or the blocks themselves, in order.
