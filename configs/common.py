@@ -294,7 +294,8 @@ def base() -> ml_collections.ConfigDict:
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()
-  # Any of orbax, safetensors, stablehlo, onnx; orbax is always written.
+  # Any of orbax, safetensors, stablehlo, onnx, transformers; orbax is always
+  # written.
   export.formats = ('orbax', 'safetensors', 'stablehlo')
   # Storage type of the portable formats: float32, bfloat16, float16 or int8;
   # int8 quantises matrices, in params/ too.

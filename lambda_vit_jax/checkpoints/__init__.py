@@ -16,6 +16,7 @@
 - `infer`: recognise the variant from the shapes of the arrays
 - `config_files`: read the JSON files of timm, transformers and OpenCLIP
 - `timm_config`: read and write timm's `config.json`
+- `transformers_config`: read and write transformers' `config.json`
 - `hub`: download from the Hugging Face hub, and upload to it
 - `description`: a model in JSON, and back
 - `orbax_store`: training checkpoints and `params/`, with Orbax

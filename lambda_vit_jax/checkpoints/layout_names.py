@@ -7,6 +7,7 @@ prefix that depends on which class was saved.
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.checkpoints.layouts import (
+  CLASS_HALF,
   CLASS_WITH_POSITION,
   GRID,
   KEY_VALUE_BIAS,
@@ -95,6 +96,8 @@ HF_DINOV2: Names = {
   },
   'blocks.#.ls1.gamma': '@encoder.layer.#.layer_scale1.lambda1',
   'blocks.#.ls2.gamma': '@encoder.layer.#.layer_scale2.lambda1',
+  'head.weight': ('classifier.weight', CLASS_HALF),
+  'head.bias': 'classifier.bias',
 }
 HF5_DINOV2: Names = HF_DINOV2 | {
   'blocks.#.attn.qkv': '@encoder.layer.#.attention.{q_proj,k_proj,v_proj}',

@@ -174,6 +174,23 @@ POSITIONS_AFTER_CLASS = Transform(
   lambda x: x[:, 1:],
   lambda x: (np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),),
 )
+
+
+def _class_half(kernel: np.ndarray) -> np.ndarray:
+  half = kernel.shape[1] // 2
+  if np.any(kernel[:, half:]):
+    raise CheckpointError(
+      'classifier.weight: it reads the mean of the patches beside the class '
+      'token, which no head of ours does; load the backbone alone'
+    )
+  return np.transpose(kernel[:, :half])
+
+
+# [classes, 2·embed]: of the class token, then of the patches' mean.
+CLASS_HALF = Transform(
+  _class_half,
+  lambda x: (np.concatenate([np.transpose(x), np.zeros_like(x.T)], axis=1),),
+)
 # [3·embed, embed] of torch.nn.MultiheadAttention: rows of the query, then those
 # of key and value, which timm's attention pooling has apart.
 QUERY_ROWS = Transform(

@@ -86,8 +86,8 @@ def export(
     model: dense or pruned, unfolded as trained; folded here where a format
       needs it.
     directory: a new or empty folder, or an older export, which is replaced.
-    formats: of `orbax`, `safetensors`, `stablehlo`, `onnx`. `orbax` is what
-      we load ourselves, and always written.
+    formats: of `orbax`, `safetensors`, `stablehlo`, `onnx` and `transformers`.
+      `orbax` is what we load ourselves, and always written.
     dtype: storage of the portable formats: `float32`, `bfloat16`, `float16`.
       `params/` keeps the model's own. With `int8` the export, `params/`
       included, is of `models.edits.quantize(model, int8_arithmetic)`.
@@ -157,9 +157,10 @@ def check_settings(
   for name in chosen:
     supported = FORMATS[name].int8_arithmetic
     if dtype == 'int8' and int8_arithmetic not in supported:
+      take = f'take {" or ".join(supported)}, or ' if supported else ''
       raise UsageError(
         f'format {name}: does not support int8_arithmetic={int8_arithmetic}; '
-        f'take {" or ".join(supported)}, or leave `{name}` out of the formats'
+        f'{take}leave `{name}` out of the formats'
       )
   return tuple(name for name in FORMATS if name in (ALWAYS, *chosen))
 
@@ -224,10 +225,13 @@ def _check_differences(
     exact = name == ALWAYS or (
       name in FORMATS and source.dtype in ('float32', 'int8')
     )
-    if not math.isfinite(value) or (exact and value > allowed):
+    bound = allowed
+    if name in FORMATS and FORMATS[name].one_epsilon:
+      bound += differences['stock_epsilon']
+    if not math.isfinite(value) or (exact and value > bound):
       raise CheckpointError(
         f'export: logits of {name} differ from the model by {value:.1e} '
-        f'(allowed {allowed:.0e}); nothing was changed, leave that format '
+        f'(allowed {bound:.0e}); nothing was changed, leave that format '
         'out and report this'
       )
 

@@ -21,6 +21,7 @@ from lambda_vit_jax.checkpoints import (
   convert,
   orbax_store,
   readers,
+  transformers_config,
 )
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.checkpoints.layout_tables import stock_layout
@@ -82,6 +83,31 @@ def write_safetensors(folder: epath.Path, source: Source) -> None:
   write_json(folder / 'config.json', config)
 
 
+def write_transformers(folder: epath.Path, source: Source) -> None:
+  """Writes `transformers/`, which `AutoModel.from_pretrained` loads.
+
+  Its networks have all attention layers: those that are removed are zeros.
+
+  Raises:
+    ModelError: a model that none of its classes computes.
+  """
+  model = source.stored
+  entry, layout = transformers_config.class_of(model)
+  arrays = convert.encode(_zero_filled(model), layout.rules)
+  if entry.mask_axes:
+    prefix = f'{entry.model_type}.' if model.num_classes else ''
+    shape = (1,) * (entry.mask_axes - 1) + (model.module.embed_dim,)
+    arrays[f'{prefix}embeddings.mask_token'] = np.zeros(shape, np.float32)
+  place = folder / 'transformers'
+  place.mkdir()
+  data = safetensors_numpy.save(arrays, metadata={'format': 'pt'})
+  _write_in_fixed_order(place / 'model.safetensors', data)
+  config = transformers_config.write_config(source.model)
+  write_json(place / 'config.json', config)
+  images = transformers_config.write_preprocessing(model)
+  write_json(place / transformers_config.IMAGES, images)
+
+
 def _write_in_fixed_order(path: epath.Path, data: bytes) -> None:
   """Writes a safetensors file with its metadata sorted by name.
 
@@ -104,8 +130,9 @@ def _zero_filled(model: Model) -> Params:
   modes = model.attention_modes
   if 'linear' in modes:
     raise ModelError(
-      f'zero_fill: block {modes.index("linear")} is a linear map, which no '
-      'stock attention can stand for; export without zero_fill'
+      f'block {modes.index("linear")} is a linear map, which no stock '
+      'attention can stand for; export without zero_fill, and without '
+      'the format transformers'
     )
   module = model.module.clone(attention_modes=('full',) * model.depth)
   params = dict(model.params)
@@ -224,6 +251,8 @@ class Format:
     others: more programs to compare, by name; their differences are recorded
       only.
     warnings: lines to show, given the differences by name.
+    one_epsilon: whether its programs have one epsilon for all norms, so that
+      logits differ by as much as those of `stock_epsilon`.
     int8_arithmetic: the forms of int8 arithmetic that it can express.
   """
 
@@ -233,6 +262,7 @@ class Format:
   warnings: Callable[[Source, Mapping[str, float]], list[str]] = (
     lambda source, differences: []
   )
+  one_epsilon: bool = False
   int8_arithmetic: tuple[str, ...] = QUANTIZATIONS[1:]
 
 
@@ -258,6 +288,13 @@ FORMATS = {
     write=write_onnx,
     read=lambda folder: read_onnx(folder / 'model.onnx'),
     int8_arithmetic=('weights',),
+  ),
+  'transformers': Format(
+    write=write_transformers,
+    read=lambda folder: plain(load_pretrained(folder / 'transformers')),
+    others=lambda source: {'stock_epsilon': _with_stock_epsilon(source)},
+    one_epsilon=True,
+    int8_arithmetic=(),
   ),
 }
 """What `export.formats` may name, in the order they are written."""

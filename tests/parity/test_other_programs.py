@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.checkpoints.load import load_pretrained
+from lambda_vit_jax.exporters import export
+from tests.support import transformers_members
 from tests.support.family_members import synthetic_images
 
 torch = pytest.importorskip('torch')
@@ -191,3 +193,30 @@ def test_open_clip(quick, whole, tmp_path):
   assert model.preprocessing.mean == (0.1, 0.2, 0.3)
   images, logits, _ = run(model, 16)
   assert_close(logits, network.encode_image(images))
+
+
+@pytest.mark.parametrize('case', transformers_members.CLASSES)
+def test_transformers_loads_what_we_write(case, tmp_path):
+  """Every array of its module is in the file, and none is left over."""
+  model = transformers_members.member(case)
+  export.export(model, tmp_path / 'out', formats=('transformers',))
+  folder = tmp_path / 'out' / 'transformers'
+  config = json.loads((folder / 'config.json').read_text())
+  program = getattr(transformers, config['architectures'][0])
+  module, report = program.from_pretrained(folder, output_loading_info=True)
+  # The pooler of a plain ViT is no part of timm's network.
+  missing = [x for x in report['missing_keys'] if not x.startswith('pooler.')]
+  assert not missing
+  assert not report['unexpected_keys']
+  assert not report['mismatched_keys']
+  images, logits, _ = run(model, 16)
+  with torch.no_grad():
+    found = module.eval()(images)
+  keys = ('logits', 'image_embeds', 'pooler_output')
+  if case == 'vit-headless':
+    keys = ()
+  expected = next((found[key] for key in keys if key in found), None)
+  if expected is None:
+    expected = found.last_hidden_state[:, 0]
+  assert_close(logits, expected)
+  transformers.AutoImageProcessor.from_pretrained(folder)
