@@ -311,7 +311,7 @@ def measure(file: str, sample: int, seed: int, again: bool) -> dict:
       outcome = 'equal'
     elif outcome in (None, 'equal') or (again and outcome == 'survived'):
       start = time.perf_counter()
-      outcome = run_tests(file, text, tests_of(file), timeout=180)
+      outcome = run_tests(file, text, tests_of(file), timeout=600)
       print(
         f'{outcome:8} {time.perf_counter() - start:5.1f} s  {file}\n'
         f'    - {old}\n    + {new}',
