@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from tests.support import xla_flags
 
+# Two workers share the cores: threads of BLAS would wait for each other, which
+# takes up to ten times as long.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 # Set before JAX starts its backend; child processes inherit them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
