@@ -15,7 +15,9 @@ from typing import Any
 
 __version__ = '0.1.0'
 
+# `__init__.pyi` has the same names for editors and type checkers.
 _PUBLIC = {
+  'Evaluation': 'evaluation.scores',
   'Model': 'models.model',
   'Selection': 'selection.record',
   'backbone': 'models.adapt',
@@ -24,6 +26,7 @@ _PUBLIC = {
   'dequantize': 'models.edits',
   'drop_blocks': 'models.edits',
   'entropy_profile': 'analysis.profile',
+  'evaluate': 'evaluation.scores',
   'export': 'exporters.export',
   'fold': 'models.edits',
   'image_batches': 'data.inputs',
@@ -33,6 +36,7 @@ _PUBLIC = {
   'merge_tokens': 'models.edits',
   'nose': 'selection.nose',
   'polish': 'training_free.polish',
+  'predict': 'evaluation.scores',
   'preprocess': 'data.inputs',
   'prune': 'models.edits',
   'push_to_hub': 'exporters.publish',

@@ -151,37 +151,19 @@ def read_images(
     DataError: no image, images of another shape or with NaN, labels that are
       no class indices, or no batches at all.
   """
-  images, labels = [], []
+  images: list[np.ndarray] = []
+  labels: list[np.ndarray] = []
   warning = ''
-  for index, batch in enumerate(_iterate(batches)):
-    fields = _fields(batch, index)
-    if mesh is None:
-      mesh = _mesh_of(fields['image'])
-    image = _checked(fields['image'], index, model)
-    keep: Any = slice(None)
-    if fields.get('mask') is not None:
-      keep = _local_rows(fields['mask']).reshape(-1).astype(bool)
-    images.append(image[keep])
-    warning = warning or check_values(
-      images[-1], model.preprocessing, f'batch {index}'
-    )
-    if fields.get('label') is not None:
-      label = _local_rows(fields['label']).reshape(-1)
-      if label.size and label.dtype.kind not in 'iub':
-        raise DataError(
-          f'batch {index} has labels of type {label.dtype}; give one class '
-          'index (a whole number from 0) per image'
-        )
-      if len(label) != len(image):
-        raise DataError(
-          f'batch {index} has {len(image)} images and {len(label)} labels; '
-          'give one class index per image'
-        )
-      labels.append(np.asarray(label, np.int32)[keep])
+  placement = Placement(_flat_mesh(mesh))
+  for part, odd in each_batch(batches, model, mesh):
+    placement = part.placement
+    images += part.images
+    labels += part.labels or ()
+    warning = warning or odd
   found = ImageSet(
     tuple(images),
     tuple(labels) if labels and len(labels) == len(images) else None,
-    Placement(_flat_mesh(mesh)),
+    placement,
   )
   if warning:
     # Once, not for every batch.
@@ -196,6 +178,40 @@ def read_images(
       'no batch holds an image; give at least one, and 128 or more to select by'
     )
   return found
+
+
+def each_batch(
+  batches: Batches, model: Model, mesh: Mesh | None = None
+) -> Iterator[tuple[ImageSet, str]]:
+  """Yields every batch of `read_images` by itself, and a line if it looks odd.
+
+  The line says that images do not look normalised; the rest is as there.
+  """
+  for index, batch in enumerate(_iterate(batches)):
+    fields = _fields(batch, index)
+    if mesh is None:
+      mesh = _mesh_of(fields['image'])
+    image = _checked(fields['image'], index, model)
+    keep: Any = slice(None)
+    if fields.get('mask') is not None:
+      keep = _local_rows(fields['mask']).reshape(-1).astype(bool)
+    labels = None
+    if fields.get('label') is not None:
+      label = _local_rows(fields['label']).reshape(-1)
+      if label.size and label.dtype.kind not in 'iub':
+        raise DataError(
+          f'batch {index} has labels of type {label.dtype}; give one class '
+          'index (a whole number from 0) per image'
+        )
+      if len(label) != len(image):
+        raise DataError(
+          f'batch {index} has {len(image)} images and {len(label)} labels; '
+          'give one class index per image'
+        )
+      labels = (np.asarray(label, np.int32)[keep],)
+    kept = image[keep]
+    found = ImageSet((kept,), labels, Placement(_flat_mesh(mesh)))
+    yield found, check_values(kept, model.preprocessing, f'batch {index}')
 
 
 def gathered(images: ImageSet) -> np.ndarray:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 import rich.box
 import rich.table
 import rich.text
@@ -64,42 +63,6 @@ def _images(paths: Sequence[str]) -> list[str]:
   return found
 
 
-def top_classes(
-  model: Model,
-  images: np.ndarray,
-  size: tuple[int, int] | None = None,
-  topk: int = 5,
-) -> list[dict[str, float]]:
-  """The most probable classes of each image, best first.
-
-  Args:
-    model: with a head, or with a decoder: a class then has the share of the
-      pixels where it is the most probable.
-    images: `[batch, height, width, channels]` float32, normalised.
-    size: (height, width) of the pixels that a decoder's shares are of, from
-      the first; all of them by default.
-    topk: how many classes.
-
-  Returns:
-    Per image at most `topk` of `{class name: probability}`.
-  """
-  logits = np.asarray(model(images), np.float64)
-  if model.module.segmentation is not None:
-    height, width = size or images.shape[1:3]
-    best = logits[:, :height, :width].argmax(axis=-1)
-    found = best[..., None] == np.arange(logits.shape[-1])
-    probabilities = found.mean(axis=(1, 2))
-  else:
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities = weights / weights.sum(axis=-1, keepdims=True)
-  names = model.class_names or tuple(map(str, range(model.num_classes)))
-  order = np.argsort(-probabilities, axis=-1, kind='stable')[:, :topk]
-  return [
-    {names[k]: float(row[k]) for k in best}
-    for row, best in zip(probabilities, order, strict=True)
-  ]
-
-
 def predict(argv: Sequence[str]) -> None:
   """`predict --model=EXPORT_DIR IMAGE…`: the best classes of each image.
 
@@ -110,6 +73,7 @@ def predict(argv: Sequence[str]) -> None:
   """
   from lambda_vit_jax.checkpoints.load import load_pretrained
   from lambda_vit_jax.data.inputs import read_image
+  from lambda_vit_jax.evaluation.scores import top_classes
 
   parser = _Parser('predict')
   parser.add_argument('--model', required=True)

@@ -50,13 +50,26 @@ def evaluation_counts(
     `correct1`, `correct5`, `images` as int32 and `loss` as float32 sums; top
     5 means top `classes` if there are fewer than 5.
   """
-  k = min(5, logits.shape[-1])
-  _, best = jax.lax.top_k(logits, k)
-  hits = (best == labels[:, None]) & mask[:, None]
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  scores = image_scores(logits, labels)
   return {
-    'correct1': hits[:, 0].sum(dtype=jnp.int32),
-    'correct5': hits.any(axis=-1).sum(dtype=jnp.int32),
-    'loss': jnp.where(mask, loss, 0.0).sum(),
+    'correct1': (scores['correct1'] & mask).sum(dtype=jnp.int32),
+    'correct5': (scores['correct5'] & mask).sum(dtype=jnp.int32),
+    'loss': jnp.where(mask, scores['loss'], 0.0).sum(),
     'images': mask.sum(dtype=jnp.int32),
+  }
+
+
+def image_scores(logits: Array, labels: Array) -> dict[str, Array]:
+  """Of each image `correct1` and `correct5`, bool, and `loss`, float32 nats.
+
+  Args:
+    logits: `[batch, classes]`.
+    labels: `[batch]` int.
+  """
+  _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+  hits = best == labels[:, None]
+  return {
+    'correct1': hits[:, 0],
+    'correct5': hits.any(axis=-1),
+    'loss': optax.softmax_cross_entropy_with_integer_labels(logits, labels),
   }

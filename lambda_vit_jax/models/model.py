@@ -1,6 +1,7 @@
 """`Model`: a frozen pair of a Flax module and its parameters."""
 
 import dataclasses
+import importlib
 import inspect
 import itertools
 import textwrap
@@ -142,6 +143,25 @@ class Model(Shown):
       ('of these executed', _millions(self.macs(executed=True))),
     ]
     return Table(f'Model {self.variant}', ('', ''), rows)
+
+  def summary(self) -> str:
+    """The text of `table`: sizes, cost and the mode of every block."""
+    return str(self.table())
+
+  def predict(self, images: Any, topk: int = 5) -> list[dict[str, float]]:
+    """The most probable classes of images, see `lv.predict`.
+
+    Args:
+      images: paths, Pillow images or arrays that are not normalised.
+      topk: how many classes.
+
+    Returns:
+      Per image `{class name: probability}`, best first.
+    """
+    # Reading images is above this room: as users, by the public name.
+    package = importlib.import_module(__name__.partition('.')[0])
+    found: list[dict[str, float]] = package.predict(self, images, topk)
+    return found
 
   def replace(self, **changes: Any) -> 'Model':
     """A new Model with fields changed, `replace(params=...)`."""

@@ -1,7 +1,9 @@
 """Every public name explains itself: what goes in, what comes out."""
 
+import ast
 import dataclasses
 import inspect
+import pathlib
 
 import pytest
 
@@ -80,3 +82,15 @@ def test_errors_are_named(name):
 @pytest.mark.parametrize('name', ['nose', 'entropy_profile', 'spectrum'])
 def test_shapes_of_images_are_said(name):
   assert 'NHWC' in _documented(getattr(lv, name))
+
+
+def test_type_checkers_see_the_same_names():
+  """`__init__.pyi` imports each public name from where it is looked up."""
+  stub = pathlib.Path(lv.__file__).with_suffix('.pyi').read_text()
+  seen = {}
+  for node in ast.parse(stub).body:
+    if isinstance(node, ast.ImportFrom):
+      for alias in node.names:
+        assert alias.asname == alias.name
+        seen[alias.name] = node.module.removeprefix('lambda_vit_jax.')
+  assert seen == lv._PUBLIC

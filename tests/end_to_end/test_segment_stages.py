@@ -16,7 +16,7 @@ from PIL import Image
 
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
-from lambda_vit_jax.cli import commands, flags
+from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.stages import (
   evaluate,
   evaluate_masks,
@@ -27,6 +27,7 @@ from lambda_vit_jax.cli.stages import (
 from lambda_vit_jax.cli.stages.finished import load_linear, pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
+from lambda_vit_jax.evaluation import scores
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
 from lambda_vit_jax.runtime import sharding
@@ -185,7 +186,7 @@ def test_the_export_segments(finished, tmp_path):
   assert model.removed_layers == pruned.removed_layers != ()
   images = next(finished.eval_batches(model.preprocessing))['image'][:2]
   np.testing.assert_allclose(model(images), pruned(images), atol=1e-5)
-  shares = commands.top_classes(model, images)
+  shares = scores.top_classes(model, images)
   assert all(0 <= v <= 1 for row in shares for v in row.values())
   assert set(shares[0]) <= set(model.class_names)
   # Its decoder is kept where it fits, and made afresh where it does not.
