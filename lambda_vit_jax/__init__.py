@@ -34,6 +34,8 @@ _PUBLIC = {
   'load_export': 'checkpoints.load',
   'load_pretrained': 'checkpoints.load',
   'merge_tokens': 'models.edits',
+  'narrow': 'training_free.neurons',
+  'narrow_mlps': 'models.edits',
   'nose': 'selection.nose',
   'polish': 'training_free.polish',
   'predict': 'evaluation.scores',

@@ -36,7 +36,8 @@ def bytes_per_image(module: ViT) -> int:
   attention = 8 * stream + module.num_heads * tokens**2 * (4 + size)
   # Gated MLPs have a gate besides the values and their product.
   layers = 2 if module.mlp_kind == 'plain' else 3
-  mlp = 2 * stream + int(layers * module.mlp_ratio * stream)
+  widest = max(module.hidden_dims, default=0)
+  mlp = 2 * stream + layers * widest * tokens * size
   image = 2 * 4 * height * columns * module.in_chans
   return (module.depth + 2) * stream + max(attention, mlp) + image
 

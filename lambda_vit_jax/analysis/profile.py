@@ -37,7 +37,7 @@ def _block_moments(
   taps: dict[str, Array], mask: Array, placement: Placement
 ) -> dict[str, Moments]:
   """Moments of what the two halves of a block add, and of the cosine."""
-  measured = {'mlp': taps['mlp']}
+  measured = {'mlp': taps['mlp']} if 'mlp' in taps else {}
   if 'attention' in taps:
     measured['attention'] = taps['attention']
     measured['cosine'] = _cosine(taps['input'], taps['after_attention'])

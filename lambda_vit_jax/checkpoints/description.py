@@ -94,6 +94,7 @@ _OPTIONAL: dict[str, Schema] = {
   'block_inputs': List(_NAMES),
   'dilution_path': Choice(tuple(DILUTION_PATHS)),
   'merge': List(_COUNT),
+  'mlp_dims': List(_COUNT),
   'quantization': Choice(tuple(QUANTIZATIONS)),
 }
 
@@ -121,6 +122,7 @@ _DEFAULTS = {
   'block_inputs': [],
   'dilution_path': 'attention',
   'merge': [],
+  'mlp_dims': [],
   'quantization': 'none',
   'segmentation': None,
   'class_names': [],
@@ -149,6 +151,7 @@ def describe(model: Model) -> dict[str, Any]:
     ],
     'dilution_path': module.dilution_path,
     'merge': list(module.merge),
+    'mlp_dims': list(module.hidden_dims),
     'quantization': module.quantization,
     'segmentation': module.segmentation and module.segmentation.to_json(),
     'preprocessing': model.preprocessing.to_json(),
@@ -189,6 +192,7 @@ def _rebuild(fields: Mapping[str, Any]) -> Model:
   num_classes, depth = fields['num_classes'], variant.depth
   lengths = {
     'merge': depth,
+    'mlp_dims': depth,
     'kept_blocks': depth,
     'block_inputs': depth,
     'class_names': num_classes,

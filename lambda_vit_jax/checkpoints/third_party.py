@@ -27,9 +27,14 @@ from lambda_vit_jax.checkpoints import (
 from lambda_vit_jax.checkpoints.layout_tables import TIMM
 from lambda_vit_jax.checkpoints.weight_file import WeightFile
 from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
-from lambda_vit_jax.models.build import abstract_params, make_module
+from lambda_vit_jax.models import edits
+from lambda_vit_jax.models.build import (
+  abstract_params,
+  make_module,
+  with_mlp_dims,
+)
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import ATTENTION_PARTS
+from lambda_vit_jax.models.modes import ATTENTION_PARTS, block_name
 from lambda_vit_jax.models.variants import (
   VARIANTS,
   Variant,
@@ -105,8 +110,9 @@ def load_file(path: epath.Path, variant: str | None, chosen: str = '') -> Model:
     if file.description is not None:
       own = description.rebuild(file.description, str(path))
       own = check_variant(own, variant, str(path))
-      file = _without_zero_fill(file, own)
       hint = '; the file is damaged, export the model again'
+      if file.description.get('zero_filled'):
+        return _without_zeros(own, file, hint)
       return _filled(own, file, hint)
     return load_weights(file, _variant_of(path, file, variant))
 
@@ -267,10 +273,26 @@ def _image_size(spec: Variant, patches: int | None) -> int:
   return side * spec.patch_size if side**2 == patches else spec.image_size
 
 
-def _without_zero_fill(file: WeightFile, own: Model) -> WeightFile:
-  """Leaves out the zeros in place of removed attention layers (zero_fill)."""
-  if not (file.description or {}).get('zero_filled'):
-    return file
+def _without_zeros(own: Model, file: WeightFile, hint: str) -> Model:
+  """`own` without the zeros that stand for what it lacks (zero_fill)."""
+  module = with_mlp_dims(own.module, ())
+  full = own.replace(module=module, params=abstract_params(module))
+  full = _filled(full, _without_attention(file, own), hint)
+  kept = dict(enumerate(map(range, own.mlp_dims)))
+  for index, width in enumerate(own.mlp_dims):
+    second = (
+      full.params.get(block_name(index), {}).get('mlp', {}).get('fc2', {})
+    )
+    if second and second['kernel'][width:].any():
+      raise CheckpointError(
+        f'{file.path}: mlp.fc2 of block {index} is not zero beyond the '
+        f'{width} neurons that are described; export the model again'
+      )
+  return edits.narrow_mlps(full, kept)
+
+
+def _without_attention(file: WeightFile, own: Model) -> WeightFile:
+  """Leaves out the zeros in place of removed attention layers."""
   prefixes = tuple(
     f'blocks.{layer}.{part}.'
     for layer in own.removed_layers

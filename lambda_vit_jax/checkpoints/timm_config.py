@@ -1,5 +1,6 @@
 """Read and write timm's `config.json`, as on the Hugging Face hub."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,11 @@ from lambda_vit_jax.core.schema import (
   Object,
   Text,
 )
+from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
+from lambda_vit_jax.models.vit import ViT
 
 _ARGUMENTS = {
   'patch_size': 'patch_size',
@@ -171,6 +174,24 @@ def _read_preprocessing(
   return fields
 
 
+def uniform_ratio(module: ViT) -> float | None:
+  """The `mlp_ratio` with which all MLPs have the width that they have.
+
+  None for the module's own widths, for widths that differ between blocks, and
+  for one that no ratio gives: 0, or no multiple of the alignment.
+  """
+  widths = set(module.mlp_dims)
+  if len(widths) != 1 or not min(widths):
+    return None
+  (width,) = widths
+  ratio = width / module.embed_dim
+  if int(module.embed_dim * ratio) < width:
+    # The quotient was rounded down, and so is its product.
+    ratio = math.nextafter(ratio, math.inf)
+  made = hidden_width(module.embed_dim, ratio, module.mlp_alignment)
+  return ratio if made == width else None
+
+
 def write_config(model: Model) -> dict[str, Any]:
   """Returns the `config.json` with which timm builds a model's architecture.
 
@@ -185,6 +206,11 @@ def write_config(model: Model) -> dict[str, Any]:
     value = getattr(module, name)
     if value != getattr(stock, name):
       arguments[argument] = value
+  ratio = uniform_ratio(module)
+  if ratio is not None:
+    # In this class the ratio is that of both halves of a packed layer.
+    packed = module.mlp_kind == 'swiglu_packed' and stock.timm_class == 'vit'
+    arguments['mlp_ratio'] = ratio * (1 + packed)
   if module.position_on_class != stock.position_on_class:
     arguments['no_embed_class'] = not module.position_on_class
   if module.pooling == 'avg' or not module.norm_before_pool:

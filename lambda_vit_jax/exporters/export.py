@@ -91,8 +91,8 @@ def export(
     dtype: storage of the portable formats: `float32`, `bfloat16`, `float16`.
       `params/` keeps the model's own. With `int8` the export, `params/`
       included, is of `models.edits.quantize(model, int8_arithmetic)`.
-    zero_fill: write zeroed projections in place of removed attention layers,
-      so that stock timm loads `model.safetensors` with `strict=True`.
+    zero_fill: write zeros in place of removed attention layers, MLPs and
+      neurons, so that stock timm loads `model.safetensors` with `strict=True`.
     check_images: NHWC images for the comparisons, as a call of the model takes
       them; noise if None.
     extra: more entries for `model.json`, JSON values.

@@ -35,7 +35,12 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.exporters.comparison import Program
 from lambda_vit_jax.exporters.onnx import graph, vit
 from lambda_vit_jax.exporters.source import Source, plain
-from lambda_vit_jax.models.build import abstract_params, apply_module
+from lambda_vit_jax.models import surgery
+from lambda_vit_jax.models.build import (
+  abstract_params,
+  apply_module,
+  with_mlp_dims,
+)
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
@@ -78,8 +83,10 @@ def write_safetensors(folder: epath.Path, source: Source) -> None:
     },
   )
   _write_in_fixed_order(folder / 'model.safetensors', data)
+  stored = model if not source.zero_fill else _wide(model)
   ours = ('attention_modes', 'norm_eps', 'zero_filled', 'quantization')
-  config = write_config(model) | {n: fields[n] for n in ours}
+  config = write_config(stored) | {n: fields[n] for n in ours}
+  config['mlp_dims'] = list(stored.mlp_dims)
   write_json(folder / 'config.json', config)
 
 
@@ -126,7 +133,7 @@ def _write_in_fixed_order(path: epath.Path, data: bytes) -> None:
 
 
 def _zero_filled(model: Model) -> Params:
-  """Parameters with attention layers of zeros in the removed blocks."""
+  """Parameters with zeros for attention layers and neurons that are gone."""
   modes = model.attention_modes
   if 'linear' in modes:
     raise ModelError(
@@ -134,14 +141,21 @@ def _zero_filled(model: Model) -> Params:
       'attention can stand for; export without zero_fill, and without '
       'the format transformers'
     )
-  module = model.module.clone(attention_modes=('full',) * model.depth)
+  module = _wide(model).module.clone(attention_modes=('full',) * model.depth)
+  expected = abstract_params(module)
   params = dict(model.params)
-  for name in map(block_name, model.removed_layers):
-    zeros = jax.tree.map(
-      lambda s: np.zeros(s.shape, s.dtype), abstract_params(module)[name]
-    )
-    params[name] = zeros | params[name]
+  for name in map(block_name, range(model.depth)):
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), expected[name])
+    params[name] = zeros | params.get(name, {})
+    if 'mlp' in params[name]:
+      mlp = surgery.with_zero_neurons(params[name]['mlp'], zeros['mlp'])
+      params[name] = params[name] | {'mlp': mlp}
   return params
+
+
+def _wide(model: Model) -> Model:
+  """The model as far as its architecture goes, with MLPs of full width."""
+  return model.replace(module=with_mlp_dims(model.module, ()))
 
 
 def _with_stock_epsilon(source: Source) -> Model:

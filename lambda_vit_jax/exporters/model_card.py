@@ -27,17 +27,40 @@ model = timm.create_model(
   num_classes=config['num_classes'],
   **config['model_args'],
 )
-for block, mode, epsilon in zip(
-  model.blocks, config['attention_modes'], config['norm_eps']
+state = load_file(f'{{folder}}/model.safetensors')
+
+
+def forward(x, block, mode, width):
+  if mode != 'absent':
+    x = x + block.ls1(block.attn(block.norm1(x)))
+  if width:
+    x = x + block.ls2(block.mlp(block.norm2(x)))
+  return x
+
+
+for index, (block, mode, width, epsilon) in enumerate(
+  zip(
+    model.blocks,
+    config['attention_modes'],
+    config['mlp_dims'],
+    config['norm_eps'],
+  )
 ):
   block.norm1.eps = block.norm2.eps = epsilon
-  if mode == 'absent':
-    block.forward = lambda x, block=block, **_: (
-      x + block.ls2(block.mlp(block.norm2(x)))
+  for name, layer in list(block.mlp.named_children()):
+    if width and isinstance(layer, torch.nn.Linear):
+      shape = state[f'blocks.{{index}}.mlp.{{name}}.weight'].shape
+      setattr(block.mlp, name, torch.nn.Linear(shape[1], shape[0]))
+  if mode == 'absent' or not width:
+    block.forward = lambda x, block=block, mode=mode, width=width, **_: (
+      forward(x, block, mode, width)
     )
+  if mode == 'absent':
     block.norm1 = block.attn = block.ls1 = torch.nn.Identity()
+  if not width:
+    block.norm2 = block.mlp = block.ls2 = torch.nn.Identity()
 model.norm.eps = model.fc_norm.eps = config['norm_eps'][-1]
-model.load_state_dict(load_file(f'{{folder}}/model.safetensors'))
+model.load_state_dict(state)
 ```"""
 
 _JAX_LINES = """```python
@@ -133,6 +156,11 @@ def _summary(model: Model) -> str:
     if linear
     else ''
   )
+  if model.module.mlp_dims:
+    more += (
+      ' The hidden widths of its MLPs, block by block, are '
+      f'{_listed(model.mlp_dims)}.'
+    )
   return (
     f'A `{model.variant}` {what}, made with lambda_vit_jax.{more} It has '
     f'{model.num_parameters / 1e6:.2f} million parameters and needs '

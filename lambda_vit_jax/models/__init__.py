@@ -28,7 +28,7 @@ Models:
 - `build`: make, initialise and run the module of a variant.
 - `model`: `Model`, a module with its parameters; `create_model`.
 - `macs`: multiply-accumulates and parameters in closed form.
-- `surgery`: prune parameter trees, fold the factor 2 into their weights.
+- `surgery`: prune and narrow parameter trees, fold the factor 2 into weights.
 - `edits`: the same on a `Model`, and merge tokens, quantize, drop blocks.
 - `adapt`: replace or remove the head, change the image size.
 - `pieces`: run embedding, single blocks and readout by themselves.

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.typing import Array, AttentionMode
 from lambda_vit_jax.models import token_merging
-from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.attention import (
   Attention,
   AttentionKernel,
@@ -76,15 +75,15 @@ class EncoderBlock(nn.Module):
     fused_qkv: whether one array projects to all three.
     rotary: a key of `rotary.ROTARIES`, or empty.
     relative_bias: whether scores have a bias by relative position.
+    mlp_dim: width of the MLP's hidden layer; with 0 there is no MLP.
     mlp_kind: of `gated_mlp.MLPS`.
     mlp_norm: whether a gated hidden layer is normalised.
-    mlp_alignment: the hidden width is a multiple of it.
     pre_norm_eps: epsilon of that norm; folding does not change it.
     quantization: of the matrices, see `lambda_vit_jax.models.quantization`.
   """
 
   num_heads: int
-  mlp_ratio: float = 4.0
+  mlp_dim: int
   attention_mode: AttentionMode = 'full'
   compensation: bool = True
   norm_eps: float = 1e-6
@@ -103,7 +102,6 @@ class EncoderBlock(nn.Module):
   relative_bias: bool = False
   mlp_kind: str = 'plain'
   mlp_norm: bool = False
-  mlp_alignment: int = 1
   pre_norm_eps: float = 1e-6
   quantization: str = 'none'
   attention_kernel: AttentionKernel = 'auto'
@@ -134,7 +132,8 @@ class EncoderBlock(nn.Module):
       The stream `[batch, read_tokens or tokens - merge, embed]`, and the named
       intermediates: `input`, `norm1` and `attention` (where the mode has
       them; `attention` is what the branch adds at scale 1), the stream
-      `after_attention` (merged), `mlp` (what that branch adds) and `output`;
+      `after_attention` (merged), `mlp` (what that branch adds, if there is
+      one) and `output`;
       `sizes` of the output's tokens once any were merged, and `places`
       (`token_merging.places`) where this block merges.
     """
@@ -150,13 +149,13 @@ class EncoderBlock(nn.Module):
     x = mix(residual, attn, r, a)
     x = self._merge_tokens(x, keys, info, taps)
     taps['after_attention'] = x
-
-    mlp = self.mlp_layer(x.shape[-1], name='mlp')(
-      self._norm('norm2')(x, info.norm_halvings)
-    )
-    taps['mlp'] = mlp = self._scale(mlp, 'ls2')
-    mlp = drop_path(mlp, self.drop_path_rate, fold_key(drop_path_key, 1))
-    x = x + info.branch_scale * mlp
+    if self.mlp_dim:
+      mlp = self.mlp_layer(name='mlp')(
+        self._norm('norm2')(x, info.norm_halvings)
+      )
+      taps['mlp'] = mlp = self._scale(mlp, 'ls2')
+      mlp = drop_path(mlp, self.drop_path_rate, fold_key(drop_path_key, 1))
+      x = x + info.branch_scale * mlp
     taps['output'] = x
     return x, taps
 
@@ -261,15 +260,14 @@ class EncoderBlock(nn.Module):
       **place,
     )
 
-  def mlp_layer(self, embed_dim: int, **place: Any) -> MlpBlock | GatedMlp:
+  def mlp_layer(self, **place: Any) -> MlpBlock | GatedMlp:
     """The MLP; likewise."""
-    width = hidden_width(embed_dim, self.mlp_ratio, self.mlp_alignment)
     if self.mlp_kind == 'plain':
       return MlpBlock(
-        width, self.activation, self.dtype, self.quantization, **place
+        self.mlp_dim, self.activation, self.dtype, self.quantization, **place
       )
     return GatedMlp(
-      width,
+      self.mlp_dim,
       self.mlp_kind == 'swiglu_packed',
       self.pre_norm_eps if self.mlp_norm else None,
       self.dtype,

@@ -243,7 +243,40 @@ def make_module(
   )
   for name in shared - set(fields) - {'name'}:
     fields[name] = getattr(variant, name)
-  return check_architecture(ViT(**(fields | overrides)))
+  widths = overrides.pop('mlp_dims', ())
+  module = with_mlp_dims(ViT(**(fields | overrides)), widths)
+  return check_architecture(module)
+
+
+def with_mlp_dims(module: ViT, widths: Sequence[int]) -> ViT:
+  """The module with a hidden width per block.
+
+  Equal networks are equal modules: widths that are all the architecture's own
+  are not stored.
+
+  Args:
+    module: its own widths, if any, are replaced.
+    widths: one per block, 0 for no MLP; empty for the architecture's own.
+
+  Raises:
+    ModelError: a wrong count, or a width out of range.
+  """
+  plain = module.clone(mlp_dims=())
+  if len(widths) not in (0, module.depth):
+    raise ModelError(
+      f'mlp_dims has {len(widths)} widths for {module.depth} blocks; give one '
+      'per block, 0 where there is no MLP'
+    )
+  for index, width in enumerate(widths):
+    if not 0 <= width <= _MOST:
+      raise ModelError(
+        f'mlp_dims: block {index} has width {width}; must be from 0 (no MLP) to '
+        f'{_MOST}'
+      )
+  widths = tuple(int(width) for width in widths)
+  if widths in ((), plain.hidden_dims):
+    return plain
+  return module.clone(mlp_dims=widths)
 
 
 def init_params(module: ViT, seed: int | Array = 0) -> Params:

@@ -11,7 +11,7 @@ batch, and there are no running statistics. There is no auxiliary head.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from lambda_vit_jax.core.errors import ModelError, nearest
 from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.models import token_merging
 from lambda_vit_jax.models.layers import Dense, LayerNorm, small_init
 from lambda_vit_jax.models.resampling import pooling_matrix, resample, resize
 
@@ -255,6 +256,36 @@ class UperNet(nn.Module):
       pooled = self._unit(f'pool{cells}', 1)(pooled)
       parts.append(resize(pooled, (height, width)))
     return self._unit('pooled', 3)(jnp.concatenate(parts, axis=-1))
+
+
+def read_grids(
+  decoder: Decoder,
+  blocks: Sequence[Mapping[str, Array]],
+  halvings: Sequence[int],
+  grid: Callable[[Array, Array | None], Array],
+) -> tuple[dict[str, Array], Array | None]:
+  """The streams that a decoder reads, as grids.
+
+  Args:
+    decoder: which blocks it reads.
+    blocks: intermediates of every block, see `EncoderBlock`.
+    halvings: factors of 2 that are left out of each block's output.
+    grid: from tokens, and the one that each patch is part of, to a grid.
+
+  Returns:
+    `grid0` and so on, `[batch, rows, columns, embed]`; and the token that each
+    patch is part of in the end, None where none has merged.
+  """
+  grids: dict[str, Array] = {}
+  owners = None
+  for index, block in enumerate(blocks):
+    if 'places' in block:
+      owners = token_merging.follow(owners, block['places'])
+    for place, read in enumerate(decoder.blocks):
+      if read == index:
+        factor = decoder.factor(place, halvings[index])
+        grids[f'grid{place}'] = grid(block['output'], owners) * factor
+  return grids, owners
 
 
 def make_decoder(

@@ -1,12 +1,15 @@
-"""Edits of a `Model`, each returns a new one: prune, fold, merge, quantize.
+"""Edits of a `Model`, each returns a new one: prune, narrow, fold, quantize.
 
 They need no data, and share the arrays that they do not change. `adapt` has
 those that replace the head or the image size.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError
@@ -17,7 +20,7 @@ from lambda_vit_jax.models import (
   quantization,
   surgery,
 )
-from lambda_vit_jax.models.build import check_architecture
+from lambda_vit_jax.models.build import check_architecture, with_mlp_dims
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import (
@@ -65,6 +68,66 @@ def prune(
     module=model.module.clone(attention_modes=modes),
     params=surgery.prune_tree(model.params, gone),
   )
+
+
+@check_arguments
+def narrow_mlps(model: Model, kept: Mapping[int, Iterable[int]]) -> Model:
+  """Removes hidden neurons of MLPs: none of their weights stays in the tree.
+
+  Nothing makes up for them, for which see `lv.narrow` (docs/method.md#narrow-mlps). A block that has then
+  neither attention nor MLP only scales the stream; in mode `absent` it does
+  nothing, and `drop_blocks` leaves it out.
+
+  Args:
+    model: left as it is; may be quantised.
+    kept: per block the indices of the neurons that stay, in any order; with
+      none the whole MLP goes. Other blocks stay as they are.
+
+  Returns:
+    A new `Model` with other `mlp_dims`; arrays of other blocks are shared with
+    the old one, and of blocks whose neurons all stay.
+
+  Raises:
+    ModelError: a block or a neuron that there is not, one given twice, or some
+      of the neurons of an MLP whose hidden layer is normalised.
+  """
+  widths = list(model.mlp_dims)
+  chosen = {}
+  for index, neurons in kept.items():
+    block = _whole(index, model.depth, 'blocks')
+    found = [
+      _whole(n, widths[block], f'neurons of block {block}') for n in neurons
+    ]
+    if len({*found}) < len(found):
+      raise ModelError(
+        f'narrow_mlps: block {block} has a neuron that is given twice; name each '
+        'once'
+      )
+    if len(found) == widths[block]:
+      continue
+    if found and model.module.mlp_norm:
+      raise ModelError(
+        f'narrow_mlps: the hidden layer of block {block} is normalised, so that '
+        'no neuron can go without changing the others; keep all or none'
+      )
+    chosen[block] = np.asarray(sorted(found), int)
+    widths[block] = len(found)
+  if not chosen:
+    return model
+  return model.replace(
+    module=with_mlp_dims(model.module, widths),
+    params=surgery.narrow_tree(model.params, chosen),
+  )
+
+
+def _whole(index: Any, count: int, what: str) -> int:
+  """An index below `count`; else a `ModelError` that names `what`."""
+  whole = isinstance(index, numbers.Integral) and not isinstance(index, bool)
+  if not whole or not 0 <= index < count:
+    raise ModelError(
+      f'narrow_mlps: {index!r} is out of range: {what} are 0 to {count - 1}'
+    )
+  return int(index)
 
 
 @check_arguments
@@ -220,14 +283,18 @@ def drop_blocks(model: Model, blocks: Iterable[int]) -> Model:
       [module.inputs_of(i) for i in kept], len(kept)
     ),
     segmentation=_decoder(module.segmentation, kept),
+    mlp_dims=(),
   )
+  widths = tuple(model.mlp_dims[i] for i in kept)
   names = [block_name(index) for index in range(model.depth)]
   params = {k: v for k, v in model.params.items() if k not in names}
   params |= {
-    names[new]: model.params[names[old]] for new, old in enumerate(kept)
+    names[new]: model.params[names[old]]
+    for new, old in enumerate(kept)
+    if names[old] in model.params
   }
   return model.replace(
-    module=shorter,
+    module=with_mlp_dims(shorter, widths),
     params=params,
     kept_blocks=tuple(model.block_origins[i] for i in kept),
   )

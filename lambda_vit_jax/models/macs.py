@@ -46,22 +46,18 @@ def count_macs(module: ViT, executed: bool = False) -> int:
       tokens -= merged
       computed = tokens
     matrices = 2 if module.mlp_kind == 'plain' else 3
-    total += matrices * computed * _hidden(module) * width
+    total += matrices * computed * module.hidden_dims[index] * width
   if module.pooling == 'map':
     total += _pooling_macs(module, tokens)
   return total
-
-
-def _hidden(module: ViT) -> int:
-  """Width of the hidden layer of an MLP."""
-  return hidden_width(module.embed_dim, module.mlp_ratio, module.mlp_alignment)
 
 
 def _pooling_macs(module: ViT, tokens: int) -> int:
   """Of attention pooling: one query, keys and values of all patches, an MLP."""
   width, patches = module.embed_dim, tokens - module.num_prefix_tokens
   attention = (2 + 2 * patches) * width**2 + 2 * patches * width
-  return attention + 2 * width * _hidden(module)
+  hidden = hidden_width(width, module.mlp_ratio)
+  return attention + 2 * width * hidden
 
 
 def _attention_macs(
@@ -121,7 +117,6 @@ def size_of(module: ViT) -> int:
   """
   width, patch = module.embed_dim, module.patch_size
   rows, columns = module.grid_size
-  hidden = _hidden(module)
   scale = 0 if module.layer_scale is None else width
   positions = module.num_tokens if module.position_on_class else rows * columns
   positions *= module.absolute_positions
@@ -132,10 +127,13 @@ def size_of(module: ViT) -> int:
   total += (module.num_prefix_tokens + positions) * width
   total += 2 * width + (width + 1) * module.num_classes * (1 + module.distilled)
   if module.pooling == 'map':
+    hidden = hidden_width(width, module.mlp_ratio)
     total += 4 * width**2 + (2 * width + 1) * hidden + 8 * width
   for index, mode in enumerate(module.attention_modes):
-    total += 2 * width + (2 * width + 1) * hidden + width + scale
-    total += gated * (width + 1) * hidden + 2 * module.mlp_norm * hidden
+    hidden = module.hidden_dims[index]
+    if hidden:
+      total += 2 * width + (2 * width + 1) * hidden + width + scale
+      total += gated * (width + 1) * hidden + 2 * module.mlp_norm * hidden
     if MODES[mode].has_attention:
       total += 2 * width + 4 * width * width + width + scale
       total += biases * width

@@ -98,6 +98,11 @@ class Model(Shown):
     return removed_layers(self.attention_modes)
 
   @property
+  def mlp_dims(self) -> tuple[int, ...]:
+    """Hidden width of the MLP of each block, 0 where there is none."""
+    return self.module.hidden_dims
+
+  @property
   def num_parameters(self) -> int:
     """Numbers in `params`."""
     return count_parameters(self.params)
@@ -130,11 +135,15 @@ class Model(Shown):
     if self.kept_blocks:
       kept = f'blocks {_ranges(self.kept_blocks)}'
       rows.append(('kept of the variant', kept))
-    if module.merge:
-      counts = ' '.join(map(str, module.merge_counts))
-      # Of the deepest networks the first ones.
-      counts = textwrap.shorten(counts, 70, placeholder=' …')
-      rows.append(('merged tokens', counts))
+    for name, numbers in (
+      ('MLP widths', module.mlp_dims),
+      ('merged tokens', module.merge and module.merge_counts),
+    ):
+      if numbers:
+        text = ' '.join(map(str, numbers))
+        # Of the deepest networks the first ones.
+        text = textwrap.shorten(text, 70, placeholder=' …')
+        rows.append((name, text))
     if module.quantization != 'none':
       rows.append(('int8 arithmetic', module.quantization))
     rows += [

@@ -86,6 +86,9 @@ MODES: dict[AttentionMode, Mode] = {
 ATTENTION_PARTS = tuple(dict.fromkeys(n.split('.')[0] for n in ATTENTION))
 """Children of a block that belong to its attention half."""
 
+MLP_PARTS = ('norm2', 'mlp', 'ls2')
+"""Children of a block that belong to its MLP half."""
+
 DILUTION_PATHS = ('attention', 'to_linear', 'from_linear')
 """What mode `diluted` computes: from attention to x + x, or by way of a map.
 
@@ -155,6 +158,16 @@ def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
   Raises:
     ModelError: an index out of range, given twice, or no attention left.
   """
+  found = check_blocks(layers, depth)
+  if depth and len(found) >= depth:
+    raise ModelError(
+      f'all {depth} attention layers would be removed; keep at least one'
+    )
+  return found
+
+
+def check_blocks(layers: Iterable[int], depth: int) -> tuple[int, ...]:
+  """`check_layers`, but there may be all of them."""
   if isinstance(layers, str) or not isinstance(layers, Iterable):
     raise ModelError(
       f'layers {_one_line(layers)}: give a list of block indices'
@@ -172,10 +185,6 @@ def check_layers(layers: Iterable[int], depth: int) -> tuple[int, ...]:
       )
     if layers.count(layer) > 1:
       raise ModelError(f'layer {layer} is given twice; name each block once')
-  if depth and len(layers) >= depth:
-    raise ModelError(
-      f'all {depth} attention layers would be removed; keep at least one'
-    )
   return tuple(sorted(int(layer) for layer in layers))
 
 

@@ -40,6 +40,7 @@ def stem_of(module: ViT) -> ViT:
   return module.clone(
     depth=0,
     attention_modes=(),
+    mlp_dims=(),
     norm_eps=module.norm_eps[-1:],
     drop_path_rates=(),
   )
@@ -64,8 +65,9 @@ def block_of(
 
 
 def block_params(params: Params, block_index: int) -> Params:
-  """The parameters of one block."""
-  return params[block_name(block_index)]
+  """The parameters of one block; none where both of its halves are gone."""
+  found: Params = params.get(block_name(block_index), {})
+  return found
 
 
 def mlp_params(params: Params, block_index: int) -> Params:
@@ -92,11 +94,14 @@ def run_block(
 
 
 def hidden_layer(block: EncoderBlock, params: Params, x: Array) -> Array:
-  """The input of `fc2`, `[batch, tokens, hidden]`, from the MLP half's input."""
+  """The input of `fc2`, `[batch, tokens, hidden]`, from the MLP half's input.
+
+  The block has an MLP.
+  """
   norm = params['norm2']
   normal = normalize(x, block.norm_eps) * norm['scale'] + norm['bias']
   if block.mlp_kind != 'plain':
-    layer = block.mlp_layer(x.shape[-1], parent=None)
+    layer = block.mlp_layer(parent=None)
     return _sown(layer, params['mlp'], normal, 'hidden')
   first = params['mlp']['fc1']
   hidden = normal @ first['kernel'] + first['bias']

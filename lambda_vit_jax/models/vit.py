@@ -17,6 +17,7 @@ from lambda_vit_jax.models import (
   merge_schedule,
   token_merging,
 )
+from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.attention import AttentionKernel
 from lambda_vit_jax.models.attention_pool import AttentionPool
 from lambda_vit_jax.models.block import EncoderBlock
@@ -56,7 +57,9 @@ class ViT(nn.Module):
       logits are averaged.
     num_registers: register tokens after the class token.
     class_token, absolute_positions: whether there are such parameters.
-    qkv_bias to mlp_alignment: see `EncoderBlock`.
+    mlp_dims: hidden width of the MLP per block, 0 for none; empty for that of
+      `mlp_ratio`, rounded up to a multiple of `mlp_alignment`, in all blocks.
+    qkv_bias to mlp_norm: see `EncoderBlock`.
     position_on_class: whether the position embedding has slots for the
       leading tokens or only for patches.
     pre_norm: a norm before the first block, and no patch bias (CLIP).
@@ -86,6 +89,7 @@ class ViT(nn.Module):
   drop_path_rates: tuple[float, ...]
   in_chans: int = 3
   mlp_ratio: float = 4.0
+  mlp_dims: tuple[int, ...] = ()
   compensation: bool = True
   activation: str = 'gelu'
   layer_scale: float | None = None
@@ -145,14 +149,18 @@ class ViT(nn.Module):
 
     From it on only the tokens that the readout reads need computing.
     """
-    return max(
-      (
-        index
-        for index, mode in enumerate(self.attention_modes)
-        if mixes_tokens(mode, self.inputs_of(index))
-      ),
-      default=-1,
+    mixing = (
+      index
+      for index, mode in enumerate(self.attention_modes)
+      if mixes_tokens(mode, self.inputs_of(index))
     )
+    return max(mixing, default=-1)
+
+  @property
+  def hidden_dims(self) -> tuple[int, ...]:
+    """Hidden width of the MLP of each block, 0 where there is none."""
+    width = hidden_width(self.embed_dim, self.mlp_ratio, self.mlp_alignment)
+    return self.mlp_dims or (width,) * self.depth
 
   def inputs_of(self, block_index: int) -> tuple[str, ...]:
     """Inputs of the map of one block, should it be in mode `linear`."""
@@ -184,6 +192,7 @@ class ViT(nn.Module):
     own = {
       'attention_mode': self.attention_modes[block_index],
       'norm_eps': self.norm_eps[block_index],
+      'mlp_dim': self.hidden_dims[block_index],
       'drop_path_rate': self.drop_path_rates[block_index],
       'merge': self.merge_counts[block_index],
       'linear_inputs': self.inputs_of(block_index),
@@ -193,12 +202,9 @@ class ViT(nn.Module):
     return own | {name: getattr(self, name) for name in shared}
 
   def setup(self) -> None:
+    settings = self.dtype, self.quantization
     self.patch_embed = PatchEmbed(
-      self.patch_size,
-      self.embed_dim,
-      not self.pre_norm,
-      self.dtype,
-      self.quantization,
+      self.patch_size, self.embed_dim, not self.pre_norm, *settings
     )
     if self.class_token:
       self.cls_token = self._tokens('cls_token', 1)
@@ -228,8 +234,7 @@ class ViT(nn.Module):
         self.mlp_ratio,
         self.activation,
         self.pre_norm_eps,
-        self.dtype,
-        self.quantization,
+        *settings,
       )
     if self.segmentation is not None:
       self.decoder = decoders.make_decoder(
@@ -329,16 +334,8 @@ class ViT(nn.Module):
     decoder = self.segmentation
     assert decoder is not None
     counts = doublings(self.attention_modes) if halved else (0,) * self.depth
-    grids: dict[str, Array] = {}
-    owners = None
-    for index, halvings in enumerate(counts):
-      block = taps[block_name(index)]
-      if 'places' in block:
-        owners = token_merging.follow(owners, block['places'])
-      for place, read in enumerate(decoder.blocks):
-        if read == index:
-          grid = self.grid(block['output'], owners)
-          grids[f'grid{place}'] = grid * decoder.factor(place, halvings)
+    blocks = [taps[block_name(index)] for index in range(self.depth)]
+    grids, owners = decoders.read_grids(decoder, blocks, counts, self.grid)
     norm = self.norm if self.norm_before_pool else self.fc_norm
     # Also for decoders that do not read it: selection does.
     tokens = norm(x, counts[-1] if counts else 0)

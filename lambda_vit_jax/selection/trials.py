@@ -242,7 +242,7 @@ class TrialRunner:
     mlp, mlp_params = runner.mlp(index)
     block, params = runner.block(source, removed)
     if kind == 'full':
-      block = pieces.block_of(self._module, index, kind)
+      block = pieces.block_of(self._module, source, kind)
     stem, stem_params = runner.stem
     return trial_readout.run_tail(
       trial_readout.Tail(

@@ -112,12 +112,12 @@ def prune_state(
 
   Returns:
     The state of the pruned network. Optimizer moments are pruned with the
-    parameters: a subtree with a first block is taken for a parameter tree.
+    parameters: a subtree with a patch embedding is taken for a parameter tree.
   """
   layers, linear = tuple(layers), tuple(linear)
 
   def is_model_tree(node: Any) -> bool:
-    return isinstance(node, dict) and modes.block_name(0) in node
+    return isinstance(node, dict) and 'patch_embed' in node
 
   def prune(node: Any) -> Any:
     if not is_model_tree(node):

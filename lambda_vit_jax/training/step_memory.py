@@ -95,12 +95,16 @@ def estimate(
   parameters = sum(math.prod(leaf.shape) for leaf in leaves)
   state = 4 * (_COPIES + with_ema) * parameters // fsdp
   tokens, width = module.num_tokens, module.embed_dim
-  stream = tokens * width * jnp.dtype(module.dtype).itemsize
-  block = int((8 + 2 * module.mlp_ratio) * stream)
-  block += 4 * module.num_heads * tokens**2
+  size = jnp.dtype(module.dtype).itemsize
+  stream = tokens * width * size
+  scores = 4 * module.num_heads * tokens**2
+  blocks = [
+    8 * stream + 2 * hidden * tokens * size + scores
+    for hidden in module.hidden_dims
+  ]
   if module.remat:
-    return state + images * (module.depth * stream + block)
-  return state + images * module.depth * block
+    return state + images * (module.depth * stream + max(blocks))
+  return state + images * sum(blocks)
 
 
 def device_bytes() -> int | None:

@@ -11,6 +11,7 @@
 - `paired`: a modified model and its dense original, side by side
 - `norm_recentring`: recalibrate LayerNorm scale and bias: `recentre`
 - `mlp_refit`: correct MLPs towards the dense model: `refit`
+- `neurons`: fewer neurons, which make up for the others: `narrow`
 - `polish`: some hundred steps of Adam after the closed forms
 - `block_spans`: which consecutive blocks to drop: `choose_blocks`
 """

@@ -210,7 +210,8 @@ def _with_maps(model: Model, maps: dict[int, Params]) -> Model:
   left = modes.modes_without(maps, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, maps)
   for index, fitted in maps.items():
-    params[modes.block_name(index)] |= {'attn': fitted}
+    name = modes.block_name(index)
+    params[name] = params.get(name, {}) | {'attn': fitted}
   inputs = [
     map_inputs.inputs_of_map(params[modes.block_name(index)]['attn'])
     for index, mode in enumerate(left)

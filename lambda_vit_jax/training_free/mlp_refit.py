@@ -13,7 +13,7 @@ stream after them. Labels are not used, and inference costs nothing more.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -130,20 +130,12 @@ def refit_on(
   fits = []
   for index in range(first, model.depth):
     here.run_attention(index)
+    if not module.hidden_dims[index]:
+      # Without an MLP nothing can be corrected; the next one makes up for it.
+      here.run_mlp(index)
+      continue
     there.run_to(pairing.targets[index])
-    narrow = index >= module.last_mixing_block
-    moments = FoldMoments()
-    for position, mask in enumerate(here.masks):
-      sums = _hidden_sums(
-        *here.runner.mlp(index),
-        here.streams[position],
-        there.streams[position],
-        mask,
-        # If no attention follows, no other tokens are computed.
-        stop=module.read_tokens if narrow else None,
-        placement=images.placement,
-      )
-      moments.add(position, jax.device_get(sums))
+    moments = hidden_moments(here, index, there.streams)
     fit, correction = _solve(index, moments, ridge)
     fits.append(fit)
     name = block_name(index)
@@ -159,12 +151,40 @@ def check_images(images: ImageSet) -> None:
   paired.check_images(images, 'fit MLPs on')
 
 
+def hidden_moments(
+  here: paired.StreamedModel, index: int, wanted: Sequence[Array] | None
+) -> FoldMoments:
+  """Moments of a block's hidden layer, and of what the stream then lacks.
+
+  Args:
+    here: before the MLP of the block.
+    index: the block, which has an MLP.
+    wanted: the streams that should follow it, one per micro-batch; None for
+      those that do, which lack nothing.
+  """
+  module = here.runner.module
+  narrow = index >= module.last_mixing_block
+  moments = FoldMoments()
+  for position, mask in enumerate(here.masks):
+    sums = hidden_sums(
+      *here.runner.mlp(index),
+      here.streams[position],
+      None if wanted is None else wanted[position],
+      mask,
+      # If no attention follows, no other tokens are computed.
+      stop=module.read_tokens if narrow else None,
+      placement=here.runner.placement,
+    )
+    moments.add(position, jax.device_get(sums))
+  return moments
+
+
 @compilation.jit(static_argnames=('block', 'stop', 'placement'))
-def _hidden_sums(
+def hidden_sums(
   block: EncoderBlock,
   params: Params,
   x: Array,
-  target: Array,
+  target: Array | None,
   mask: Array,
   *,
   stop: int | None,
@@ -173,11 +193,11 @@ def _hidden_sums(
   """Sums of products of the hidden layer with the gap after the block.
 
   Of the first `stop` tokens; x is the stream between the halves of the block,
-  `target` the dense stream after it.
+  `target` the dense stream after it, or None for no gap.
   """
-  output, _ = pieces.run_block(block, params, x)
   hidden = pieces.hidden_layer(block, params, x)[:, :stop]
-  gap = (target - output)[:, :stop]
+  output, _ = pieces.run_block(block, params, x)
+  gap = ((output if target is None else target) - output)[:, :stop]
   keep = jnp.broadcast_to(mask[:, None], gap.shape[:2])
   sums = fold_sums(hidden, gap, keep)
   return jax.lax.with_sharding_constraint(sums, placement.replicated)

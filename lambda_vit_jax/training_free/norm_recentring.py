@@ -87,7 +87,8 @@ def recentre_on(
     origin = pairing.origins[index]
     there.run_to(origin)
     epsilon, name = module.norm_eps[index], block_name(index)
-    block, base = here.params[name], there.params[block_name(origin)]
+    block = here.params.get(name, {})
+    base = there.params.get(block_name(origin), {})
     if MODES[model.attention_modes[index]].has_attention:
       block = correct(block, base, 'norm1', _View(epsilon))
       here.update({name: block})
@@ -96,7 +97,8 @@ def recentre_on(
     # If no attention follows, no other tokens are computed.
     narrow = index >= module.last_mixing_block
     seen = _View(epsilon, stop=module.read_tokens if narrow else None)
-    here.update({name: correct(block, base, 'norm2', seen)})
+    if module.hidden_dims[index]:
+      here.update({name: correct(block, base, 'norm2', seen)})
     here.run_mlp(index)
     there.run_mlp(origin)
   there.run_to(dense.depth)

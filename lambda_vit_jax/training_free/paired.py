@@ -6,6 +6,7 @@ same images and correct the pruned one as they go.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from lambda_vit_jax.analysis.blocks import BlockRunner, advance, check_finished
@@ -15,7 +16,7 @@ from lambda_vit_jax.core.errors import DataError, ModelError
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import MODES
+from lambda_vit_jax.models.modes import MODES, block_name
 
 # The class token is one sample per image: 32 of them give σ within an eighth.
 LEAST_IMAGES = 32
@@ -29,11 +30,13 @@ class Pairing:
     origins: the dense index of every block of the modified model.
     changed: the blocks whose mode differs, by their index in the modified
       model.
+    narrowed: likewise those whose MLP has fewer neurons or is gone.
     dense_depth: blocks of the dense model.
   """
 
   origins: tuple[int, ...]
   changed: tuple[int, ...]
+  narrowed: tuple[int, ...]
   dense_depth: int
 
   @property
@@ -51,21 +54,23 @@ class Pairing:
 
     Its mode or its input differs. The depth if there is none.
     """
-    moved = (j for j, origin in enumerate(self.origins) if j != origin)
-    return min((*self.changed, *moved), default=len(self.origins))
+    moved = [j for j, origin in enumerate(self.origins) if j != origin]
+    after = [j + 1 for j in self.narrowed]
+    return min([*self.changed, *moved, *after], default=len(self.origins))
 
   @property
   def first_short(self) -> int:
     """The first block after whose MLP the streams differ, or the depth."""
-    short = (j for j, target in enumerate(self.targets) if target != j + 1)
-    return min((*self.changed, *short), default=len(self.origins))
+    short = [j for j, target in enumerate(self.targets) if target != j + 1]
+    found = [*self.changed, *self.narrowed, *short]
+    return min(found, default=len(self.origins))
 
 
 def pair(model: Model, dense: Model) -> Pairing:
   """Matches the blocks of a modified model with those of its dense original.
 
   Raises:
-    ModelError: they differ in more than modes and dropped blocks.
+    ModelError: they differ in more than modes, dropped blocks and narrower MLPs.
   """
   for one in (model, dense):
     # Refuses models that merge tokens or segment.
@@ -85,7 +90,21 @@ def pair(model: Model, dense: Model) -> Pairing:
         f'block {index} is {mode!r} in the first model and {old!r} in the '
         'second: give the changed model first, then the dense one'
       )
-  return Pairing(origins, tuple(changed), dense.depth)
+  narrowed = _narrowed(model, [dense.mlp_dims[origin] for origin in origins])
+  return Pairing(origins, tuple(changed), narrowed, dense.depth)
+
+
+def _narrowed(model: Model, old: Sequence[int]) -> tuple[int, ...]:
+  """Blocks whose MLP is narrower than the `old` one, per block of the model."""
+  for index, (width, before) in enumerate(
+    zip(model.mlp_dims, old, strict=True)
+  ):
+    if width > before:
+      raise ModelError(
+        f'block {index} has an MLP of width {width} in the first model and '
+        f'{before} in the second: give the changed model first, then the dense one'
+      )
+  return tuple(i for i, width in enumerate(model.mlp_dims) if width < old[i])
 
 
 def check_not_doubled(model: Model, pairing: Pairing, name: str) -> None:
@@ -140,6 +159,8 @@ _FREE = (
   'dilution_path',
   'drop_path_rates',
   'linear_inputs',
+  # Compared by `_narrowed`.
+  'mlp_dims',
   'name',
   'parent',
   'remat',
@@ -166,6 +187,11 @@ class StreamedModel:
     """Replaces the parameters of some blocks or norms."""
     self.params |= changed
     self.runner.update(changed)
+
+  def narrow(self, model: Model, index: int) -> None:
+    """Goes on with another version of the model, whose block differs."""
+    self.runner.module = model.module
+    self.update({block_name(index): pieces.block_params(model.params, index)})
 
   def run_to(self, index: int) -> None:
     """Runs the blocks that remain before a block."""

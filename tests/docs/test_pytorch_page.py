@@ -18,12 +18,24 @@ from tests.support import doc_pages, timm_stub
 PAGE = doc_pages.ROOT / 'docs' / 'pytorch.md'
 
 
-def test_the_lines_load_an_export_like_the_quickstarts(tmp_path, monkeypatch):
+def _widths(*counts):
+  return {index: range(count) for index, count in enumerate(counts)}
+
+
+@pytest.mark.parametrize(
+  'kept',
+  [{}, _widths(40, 7, 0), _widths(0, 9, 3), _widths(40, 40, 40)],
+  ids=['whole', 'last gone', 'first gone', 'equal'],
+)
+def test_the_lines_load_an_export_like_the_quickstarts(
+  tmp_path, monkeypatch, kept
+):
   """Of its kind: a grey, small network that timm has no name for."""
   for name, module in timm_stub.modules().items():
     monkeypatch.setitem(sys.modules, name, module)
   monkeypatch.chdir(tmp_path)
   model = lv.prune(lv.create_model('vit_nano_patch2_8'), (0, 2))
+  model = lv.narrow_mlps(model, kept)
   lv.export(model, 'export', formats=('safetensors',))
   scope = {}
   exec(doc_pages.fences(PAGE, 'python')[0], scope)
@@ -33,8 +45,11 @@ def test_the_lines_load_an_export_like_the_quickstarts(tmp_path, monkeypatch):
   ]
   assert found.norm.eps == epsilons[-1]
   for index, block in enumerate(found.blocks):
-    assert block.norm2.eps == epsilons[index]
-    assert hasattr(block, 'forward') == (index in (0, 2))
+    if model.mlp_dims[index]:
+      assert block.norm2.eps == epsilons[index]
+    # Blocks without attention are 0 and 2.
+    lacking = index in (0, 2) or not model.mlp_dims[index]
+    assert hasattr(block, 'forward') == lacking
 
 
 @pytest.mark.parametrize(

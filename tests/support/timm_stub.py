@@ -27,6 +27,10 @@ class Module:
         found[prefix + name] = value
     return found
 
+  def named_children(self):
+    pairs = vars(self).items()
+    return [(n, module) for n, module in pairs if isinstance(module, Module)]
+
   def load_state_dict(self, state, strict):
     assert strict
     assert {name: a.shape for name, a in state.items()} == self.shapes()
@@ -112,7 +116,7 @@ def create_model(
 def modules():
   """What the page imports, by name."""
   torch = types.ModuleType('torch')
-  torch.nn = types.SimpleNamespace(Identity=Module)
+  torch.nn = types.SimpleNamespace(Identity=Module, Linear=Linear)
   of_torch = types.ModuleType('safetensors.torch')
   of_torch.load_file = load_file
   timm = types.ModuleType('timm')

@@ -208,6 +208,8 @@ class _Writer(LinearMaps):
       raise ModelError(f'block {block_index}: fold the model before exporting')
     if not mode.adds_nothing:
       x = self.attention_half(x, block_index, mode.has_attention)
+    if not self.module.hidden_dims[block_index]:
+      return x
     branch = self.norm(x, f'{name}/norm2', epsilon)
     mlp = self.mlp if self.module.mlp_kind == 'plain' else self.gated_mlp
     branch = mlp(branch, f'{name}/mlp')
