@@ -17,6 +17,7 @@ from lambda_vit_jax.models.edits import dequantize as dequantize
 from lambda_vit_jax.models.edits import drop_blocks as drop_blocks
 from lambda_vit_jax.models.edits import fold as fold
 from lambda_vit_jax.models.edits import merge_tokens as merge_tokens
+from lambda_vit_jax.models.edits import narrow_mlps as narrow_mlps
 from lambda_vit_jax.models.edits import prune as prune
 from lambda_vit_jax.models.edits import quantize as quantize
 from lambda_vit_jax.models.model import Model as Model
@@ -28,6 +29,7 @@ from lambda_vit_jax.training_free.block_spans import (
 )
 from lambda_vit_jax.training_free.linear_maps import linearize as linearize
 from lambda_vit_jax.training_free.mlp_refit import refit as refit
+from lambda_vit_jax.training_free.neurons import narrow as narrow
 from lambda_vit_jax.training_free.norm_recentring import recentre as recentre
 from lambda_vit_jax.training_free.polish import polish as polish
 
