@@ -134,6 +134,9 @@ def test_tags_agree_with_timm(name):
     assert (3, variant.image_size, variant.image_size) == config.input_size
 
 
+# Of timm's own resampling of BEiT's bias tables, under newer PyTorch.
+@pytest.mark.filterwarnings('ignore:Using a non-tuple sequence:UserWarning')
+@pytest.mark.filterwarnings('ignore:torch.searchsorted:UserWarning')
 @pytest.mark.parametrize('name, sizes', FAMILIES, ids=lambda value: str(value))
 def test_logits_and_blocks(name, sizes, tmp_path):
   shapes = state_shapes(timm.create_model(**arguments(name)))
@@ -403,7 +406,7 @@ def test_a_network_in_memory(name, options, form):
     ('vit_tiny_patch16_224', {'global_pool': 'max'}, "'max', but must be"),
     ('vit_tiny_patch16_224', {'qk_norm': True}, 'unexpected: blocks'),
     ('vit_tiny_patch16_224', {'act_layer': 'silu'}, 'SiLU'),
-    ('vit_small_patch16_18x2_224', {}, 'vit_small_patch16_18x2_224'),
+    ('vit_small_patch16_18x2_224', {}, 'ParallelThingsBlock'),
   ],
 )
 def test_other_networks_in_memory_are_refused(name, options, words):
