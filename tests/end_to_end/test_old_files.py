@@ -7,6 +7,7 @@ logits that version 0.1.0 computed for them from the workdir and the export.
 
 import json
 import pathlib
+import sys
 import tarfile
 
 import numpy as np
@@ -47,10 +48,10 @@ def test_its_models_load_and_compute_the_same(old_run, golden, where, folder):
   np.testing.assert_allclose(logits, golden[where], atol=TOLERANCE)
 
 
-def test_its_stages_count_as_finished(old_run, capsys):
-  config = json.loads((old_run / 'config.json').read_text())
-  before = (old_run / 'selection.json').read_bytes()
-  arguments = [
+def arguments_of(run):
+  """The command line with which the run was made."""
+  config = json.loads((run / 'config.json').read_text())
+  return [
     '--config=configs/digits.py',
     '--config.init=',
     *(
@@ -72,7 +73,13 @@ def test_its_stages_count_as_finished(old_run, capsys):
       }.items()
     ),
   ]
-  code = main.main(['run', f'--workdir={old_run}', '--json', *arguments])
+
+
+def test_its_stages_count_as_finished(old_run, capsys):
+  before = (old_run / 'selection.json').read_bytes()
+  code = main.main(
+    ['run', f'--workdir={old_run}', '--json', *arguments_of(old_run)]
+  )
   outcome = json.loads(capsys.readouterr().out)
   assert code == 0
   status = {entry['stage']: entry['status'] for entry in outcome['stages']}
@@ -80,3 +87,27 @@ def test_its_stages_count_as_finished(old_run, capsys):
   assert status.pop('report', 'done') == 'done'
   assert set(status.values()) == {'already done'}, status
   assert (old_run / 'selection.json').read_bytes() == before
+
+
+def test_an_export_for_the_hub_has_a_card_of_the_run(
+  old_run, monkeypatch, caplog
+):
+  """Without the hub's package the folder is whole, and a line says how on."""
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  code = main.main(
+    [
+      'export',
+      f'--workdir={old_run}',
+      *arguments_of(old_run),
+      '--config.export.hub=somebody/digits',
+    ]
+  )
+  assert code == 0
+  folder = old_run / 'export'
+  assert f'hf upload somebody/digits {folder}' in caplog.text
+  card = (folder / 'README.md').read_text()
+  assert "lv.load_pretrained('hf-hub:somebody/digits')" in card
+  results = json.loads((old_run / 'evaluation.json').read_text())
+  for name in ('dense', 'pruned'):
+    assert f'{100 * results[name]["top1"]:.2f}' in card
+  assert lv.load_pretrained(folder).removed_layers == (2,)

@@ -12,10 +12,15 @@ from collections.abc import Callable
 from lambda_vit_jax.cli import stage_table, workdir
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stage_table import StageSpec
-from lambda_vit_jax.cli.stages import baseline, benchmark, dilute, pretrain
+from lambda_vit_jax.cli.stages import (
+  baseline,
+  benchmark,
+  dilute,
+  export,
+  pretrain,
+)
 from lambda_vit_jax.cli.stages.analyze import analyze
 from lambda_vit_jax.cli.stages.evaluate import evaluate_all
-from lambda_vit_jax.cli.stages.export import export_model
 from lambda_vit_jax.cli.stages.linearize import linearize
 from lambda_vit_jax.cli.stages.select import select
 from lambda_vit_jax.cli.workdir import Run
@@ -95,7 +100,9 @@ STAGES: dict[str, Stage] = {
       ),
       is_needed=lambda run: run.settings.method == 'dilute',
     ),
-    Stage(_SPECS['export'], export_model),
+    Stage(
+      _SPECS['export'], export.export_model, is_finished=export.is_finished
+    ),
     Stage(
       _SPECS['baseline'],
       baseline.baseline,
