@@ -19,7 +19,8 @@ from typing import Any
 
 from absl import flags
 
-from lambda_vit_jax.cli.flags import is_job, parse
+from lambda_vit_jax.cli.about import ABOUT
+from lambda_vit_jax.cli.flags import as_flags, is_job, parse
 from lambda_vit_jax.cli.help import COMMANDS, help_of
 from lambda_vit_jax.core.errors import (
   LambdaVitError,
@@ -120,6 +121,13 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
   commands.COMMANDS[name](arguments)
 
 
+def _print_config(stage: str, config: Any, values: flags.FlagValues) -> None:
+  if values.json:
+    print(json.dumps(config.to_dict()))
+  else:
+    print('\n'.join(as_flags(config)))
+
+
 def _fail(argv: Sequence[str], text: str, exit_code: int) -> int:
   """Prints an error: a line on stderr, and JSON with --json."""
   text = printable(text)
@@ -135,6 +143,8 @@ def main(argv: Sequence[str]) -> int:
     return _guarded(argv, lambda: print(help_of(''))) or UsageError.exit_code
   if any(a in ('--help', '-h', '--helpfull') for a in argv):
     return _guarded(argv, lambda: print(help_of(argv[0])))
+  if argv[0] in ABOUT:
+    return _guarded(argv, lambda: print(ABOUT[argv[0]](argv[1:])))
   _configure_logging('--debug' in argv)
   if argv[0] in COMMANDS:
     rest = [a for a in argv[1:] if a != '--debug']
@@ -143,6 +153,8 @@ def main(argv: Sequence[str]) -> int:
   code = _guarded(argv, lambda: parsed.append(parse(argv)))
   if code:
     return code
+  if parsed[0][2].print_config:
+    return _guarded(argv, lambda: _print_config(*parsed[0]))
   if is_job(parsed[0][2]):
     return _run_in_job(*parsed[0], argv)
   return _guarded(argv, lambda: _run_stage(*parsed[0], argv))

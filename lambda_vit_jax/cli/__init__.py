@@ -3,6 +3,7 @@
 - `stage_table`: the stages in order, and the files that each one writes
 - `help`: the texts of `--help`
 - `flags`: parse a command line
+- `about`: what `help`, `--version` and `completion` print
 - `config_values`: readers of single values, with their ranges as data
 - `setting_types`, `training_settings`, `settings`: a config as typed dataclasses
 - `config_check`: check settings against the model

@@ -3,6 +3,7 @@
 import difflib
 import pathlib
 import re
+import shlex
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -69,7 +70,13 @@ def find_config(path: str) -> str:
   if not pathlib.Path(name).exists():
     package = pathlib.Path(__file__).parents[1]
     packaged = package / 'configs' / name.removeprefix('configs/')
-    for candidate in (packaged, package.parent / name):
+    beside = package.parent / name
+    short = (
+      folder / f'{name}.py'
+      for folder in (package / 'configs', package.parent / 'configs')
+      if name.isidentifier()
+    )
+    for candidate in (packaged, beside, *short):
       if candidate.exists():
         return f'{candidate}{colon}{argument}'
     raise UsageError(
@@ -98,7 +105,7 @@ def _define_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(name, None, '', flag_values=values)
   for name in ('num_processes', 'process_id'):
     flags.DEFINE_integer(name, None, '', flag_values=values)
-  for name in ('distributed', 'json', 'quiet', 'debug'):
+  for name in ('distributed', 'json', 'quiet', 'debug', 'print_config'):
     flags.DEFINE_bool(name, False, '', flag_values=values)
   return values
 
@@ -121,6 +128,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
       f'unknown stage {stage!r}{nearest(stage, known)} '
       '(`lambda-vit --help` lists all)'
     )
+  rest = ['--print_config' if a == '--print-config' else a for a in rest]
   # --config FILE as well as --config=FILE.
   for index, argument in enumerate(rest):
     if argument in ('--config', '-config') and index + 1 < len(rest):
@@ -145,11 +153,27 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
     raise UsageError(f'unexpected argument {positional[0]!r}')
   if config is None:
     raise UsageError(f'{stage}: --config=FILE.py is needed')
-  if not values.workdir:
+  if not (values.workdir or values.print_config):
     raise UsageError(f'{stage}: --workdir=DIR is needed')
   _apply_budget_flags(config, rest)
   is_job(values)
   return stage, config, values
+
+
+def as_flags(config: Any) -> list[str]:
+  """Returns every value of a config as the flag that sets it, for a shell."""
+  flat = config_differences.flatten(config.to_dict())
+  return [
+    shlex.quote(f'--config.{key}={_literal(value)}')
+    for key, value in sorted(flat.items())
+  ]
+
+
+def _literal(value: Any) -> str:
+  """A value as `config_flags` parses it."""
+  if isinstance(value, list):
+    return repr(tuple(value))
+  return str(value)
 
 
 def _read_flags(
@@ -173,7 +197,7 @@ def _check_keys(arguments: Sequence[str]) -> None:
     flag = argument.partition('=')[0]
     key = flag.removeprefix('--config.')
     if key != flag and not re.fullmatch(r'[\w.\[\]]+', key):
-      hint = _nearest_keys(key.replace('-', '_'), _full_keys(arguments))
+      hint = _nearest_keys(key.replace('-', '_'), full_keys(arguments))
       raise UsageError(f'{flag}: the config has no key {key!r}{hint}')
 
 
@@ -212,7 +236,7 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> tuple[str, str]:
   """Returns the flag with an unknown key, and the nearest known keys."""
   prefix = '--config.'
   named = [a.partition('=')[0] for a in arguments if a.startswith(prefix)]
-  known = _full_keys(arguments)
+  known = full_keys(arguments)
   for flag in named:
     wanted = flag.removeprefix(prefix)
     if wanted not in known:
@@ -241,7 +265,7 @@ def _nearest_keys(wanted: str, known: Sequence[str]) -> str:
   return f'; {section or "the config"} has {", ".join(sorted(names))}'
 
 
-def _full_keys(arguments: Sequence[str]) -> list[str]:
+def full_keys(arguments: Sequence[str]) -> list[str]:
   """Returns every full key of the config file, `dilute.settle_steps`."""
   files = [a for a in arguments if a.startswith('--config=')]
   values, _ = _read_flags(files)

@@ -184,9 +184,10 @@ HELP: dict[str, Help] = {
 """By the name of the stage or command."""
 
 _FLAGS = """\
-  --config=FILE.py[:args]  a config file; configs/NAME.py of the package too
+  --config=FILE.py[:args]  a config file; NAME is configs/NAME.py of the package
   --config.a.b=value       overrides one value of it
   --workdir=DIR            where results go; may be gs://... (extra `gcs`)
+  --print-config           the values that would be used, as flags; runs nothing
   --json                   one JSON object on stdout, nothing else there
   --quiet                  no progress and no hints, warnings alone
   --debug                  tracebacks
@@ -219,7 +220,7 @@ usage: lambda-vit STAGE --config=FILE.py[:args] --workdir=DIR \
        lambda-vit predict --model=DIR IMAGE...
        lambda-vit models [--filter=TEXT]
        lambda-vit check-data SOURCE
-       lambda-vit STAGE --help
+       lambda-vit help [STAGE] | --version | completion bash
 
 stages:
 {_lines(STAGES)}
