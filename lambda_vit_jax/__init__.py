@@ -24,6 +24,7 @@ _PUBLIC = {
   'choose_blocks': 'training_free.block_spans',
   'create_model': 'models.model',
   'dequantize': 'models.edits',
+  'dilute': 'training_free.dilute',
   'drop_blocks': 'models.edits',
   'entropy_profile': 'analysis.profile',
   'evaluate': 'evaluation.scores',

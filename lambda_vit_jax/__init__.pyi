@@ -27,6 +27,7 @@ from lambda_vit_jax.selection.record import Selection as Selection
 from lambda_vit_jax.training_free.block_spans import (
   choose_blocks as choose_blocks,
 )
+from lambda_vit_jax.training_free.dilute import dilute as dilute
 from lambda_vit_jax.training_free.linear_maps import linearize as linearize
 from lambda_vit_jax.training_free.mlp_refit import refit as refit
 from lambda_vit_jax.training_free.neurons import narrow as narrow

@@ -220,15 +220,26 @@ def gathered(images: ImageSet) -> np.ndarray:
   In the order of the batches, and within each of the processes: the order does
   not depend on how many processes share a batch.
   """
+  return _gathered(images.images)
+
+
+def gathered_labels(images: ImageSet) -> np.ndarray:
+  """Their labels, `[n]`, in the same order; there are labels."""
+  assert images.labels is not None
+  return _gathered(images.labels)
+
+
+def _gathered(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+  """The rows of the arrays of every process."""
   if jax.process_count() == 1:
-    return np.concatenate(images.images)
+    return np.concatenate(arrays)
   from jax.experimental import multihost_utils
 
   parts = []
-  counts = multihost_utils.process_allgather(np.asarray(len(images.images)))
+  counts = multihost_utils.process_allgather(np.asarray(len(arrays)))
   # A process may have fewer batches; all of them have to take part.
-  missing_batches = int(counts.max()) - len(images.images)
-  for array in (*images.images, *[images.images[0][:0]] * missing_batches):
+  missing_batches = int(counts.max()) - len(arrays)
+  for array in (*arrays, *[arrays[0][:0]] * missing_batches):
     lengths = multihost_utils.process_allgather(np.asarray(len(array)))
     missing = int(lengths.max()) - len(array)
     padded = np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))

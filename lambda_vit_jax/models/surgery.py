@@ -88,6 +88,17 @@ def take_neurons(mlp: Params, neurons: np.ndarray) -> Params:
   return {name: found[name] for name in mlp}
 
 
+def neurons_of(mlp: Params) -> np.ndarray:
+  """What makes each hidden neuron, `[hidden, numbers]`; not what it writes."""
+  halves = 1 + _is_packed(mlp)
+  rows = []
+  for name in sorted(mlp.keys() - {'fc2'}):
+    for _, leaf in sorted(mlp[name].items()):
+      columns = np.split(np.asarray(leaf), halves, axis=-1)
+      rows += [part.reshape(-1, part.shape[-1]) for part in columns]
+  return np.ascontiguousarray(np.concatenate(rows).T)
+
+
 def with_zero_neurons(mlp: Params, zeros: Params) -> Params:
   """An MLP as wide as `zeros`, an MLP of zeros: the added neurons do nothing.
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lambda_vit_jax.core.typing import Array, AttentionMode
+from lambda_vit_jax.core.typing import Array, AttentionMode, Params
+from lambda_vit_jax.training.blend import Blend
 
 
 def dilution_schedule(
@@ -52,11 +53,23 @@ class Dilution:
       from attention to an affine map, then from the map to the identity, and
       0 in the first half is the same network as 1 in the second. None for the
       plain schedule.
+    blend: what λ does to parameters besides, while it falls; None for nothing.
   """
 
   layers: tuple[int, ...] = ()
   steps: int = 0
   halfway: int | None = None
+  blend: Blend | None = None
+
+  def within(self, blend: Blend | None) -> 'Dilution':
+    """The same with another blend, that of a phase."""
+    return dataclasses.replace(self, blend=blend)
+
+  def blended(self, params: Params, step: Array) -> Params:
+    """The parameters to run the network with at `step`."""
+    if self.blend is None:
+      return params
+    return self.blend(params, self.factor(step))
 
   def factor(self, step: Array) -> Array:
     """λ of the diluted layers at `step`; 1 without any."""

@@ -1,7 +1,7 @@
 """`Job`: what one training stage does, as data."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from lambda_vit_jax.checkpoints import orbax_store
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.models.modes import removed_layers
 from lambda_vit_jax.models.vit import ViT
+from lambda_vit_jax.training.blend import Blend
 from lambda_vit_jax.training.dilution import Dilution
-from lambda_vit_jax.training.step import LossSettings
+from lambda_vit_jax.training.step import LossSettings, TrainState, prune_state
 from lambda_vit_jax.training.tracing import Window
 
 
@@ -25,12 +26,20 @@ class Phase:
     until: the step at which the phase ends.
     removed: blocks that lose their attention when the phase begins.
     linear: blocks that then keep only the affine map of their attention.
+    narrowed: per block that then loses neurons those that stay.
+    blend: what λ does to parameters during the phase, None for nothing.
   """
 
   module: ViT
   until: int
   removed: tuple[int, ...] = ()
   linear: tuple[int, ...] = ()
+  narrowed: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+  blend: Blend | None = None
+
+  def prune(self, state: TrainState) -> TrainState:
+    """The state of the phase before, without what goes when this one begins."""
+    return prune_state(state, self.removed, self.linear, self.narrowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Job:
         'attention_modes': list(module.attention_modes),
         'removed_layers': list(removed_layers(module.attention_modes)),
         'dilution_path': module.dilution_path,
+        'mlp_dims': list(module.hidden_dims),
       },
       'has_ema': bool(self.loss.ema_decay),
       'data': {'seed': self.seed, 'next_step': step},

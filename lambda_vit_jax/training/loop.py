@@ -22,11 +22,7 @@ from lambda_vit_jax.runtime.progress import Bar, Reporter
 from lambda_vit_jax.training import persistence, step_memory
 from lambda_vit_jax.training.job import Job
 from lambda_vit_jax.training.metrics import MetricsWriter
-from lambda_vit_jax.training.step import (
-  TrainState,
-  make_train_step,
-  prune_state,
-)
+from lambda_vit_jax.training.step import TrainState, make_train_step
 
 # The host prepares a step while the device computes the one before, but not
 # dozens of them: all would have to end before a signal is answered, and each
@@ -119,7 +115,7 @@ class _Loop:
       phase.module,
       job.optimizer,
       job.loss,
-      job.dilution,
+      job.dilution.within(phase.blend),
       job.seed,
       self.mesh,
       sharding.tree_shardings(state, self.mesh),
@@ -142,7 +138,7 @@ class _Loop:
       if len(self.log.pending) > _STEPS_AHEAD:
         jax.block_until_ready(self.log.pending[-1 - _STEPS_AHEAD])
       for following in job.begun(step)[index + 1 :]:
-        state = prune_state(state, following.removed, following.linear)
+        state = following.prune(state)
       self._after_step(step, state, last=step == phase.until)
     return state
 

@@ -15,7 +15,7 @@ from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.runtime.progress import Reporter
 from lambda_vit_jax.training.job import Job
-from lambda_vit_jax.training.step import TrainState, init_state, prune_state
+from lambda_vit_jax.training.step import TrainState, init_state
 
 TRAINING_STAGES = ('pretrain', 'dilute', 'baseline')
 """Stages with checkpoints."""
@@ -46,7 +46,7 @@ def restore_or_init(
   def fresh(values: Params, step: int) -> TrainState:
     state = init_state(values, job.optimizer, bool(job.loss.ema_decay))
     for phase in job.begun(step):
-      state = prune_state(state, phase.removed, phase.linear)
+      state = phase.prune(state)
     return state
 
   def restored(source: orbax_store.Checkpointer, step: int) -> TrainState:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -101,14 +103,18 @@ def init_state(
 
 
 def prune_state(
-  state: TrainState, layers: Iterable[int], linear: Iterable[int] = ()
+  state: TrainState,
+  layers: Iterable[int],
+  linear: Iterable[int] = (),
+  narrowed: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> TrainState:
-  """Drops the attention of `layers` from parameters, moments and average.
+  """Drops attention and neurons from parameters, moments and average.
 
   Args:
     state: of the network before the switch.
     layers: blocks that lose their attention and its norm.
     linear: blocks that keep the affine map that replaces their attention.
+    narrowed: per block that loses neurons those that stay; of none, its MLP goes.
 
   Returns:
     The state of the pruned network. Optimizer moments are pruned with the
@@ -122,7 +128,8 @@ def prune_state(
   def prune(node: Any) -> Any:
     if not is_model_tree(node):
       return node
-    return surgery.prune_tree(surgery.keep_maps(node, linear), layers)
+    node = surgery.prune_tree(surgery.keep_maps(node, linear), layers)
+    return surgery.narrow_tree(node, narrowed)
 
   return jax.tree.map(prune, state, is_leaf=is_model_tree)
 
@@ -148,7 +155,8 @@ def make_train_step(
     module: the network, in modes `full` and `diluted` or already pruned.
     optimizer: an optax transformation.
     settings: terms of the loss, mixing and averaging.
-    dilution_plan: λ by step, for the blocks in mode `diluted`.
+    dilution_plan: λ by step, for the blocks in mode `diluted`, and what it does
+      to other parameters.
     seed: of every random choice in the step.
     mesh: devices that hold the batch and the parameters.
     state_shardings: a sharding per leaf of the state.
@@ -172,7 +180,7 @@ def make_train_step(
     def loss_and_logits(params: Params) -> tuple[Array, Array]:
       student = apply_module(
         module,
-        params,
+        dilution_plan.blended(params, state.step),
         images,
         dilution_factor=factors,
         drop_path_key=drop_path_key,

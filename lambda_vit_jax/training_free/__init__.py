@@ -13,5 +13,6 @@
 - `mlp_refit`: correct MLPs towards the dense model: `refit`
 - `neurons`: fewer neurons, which make up for the others: `narrow`
 - `polish`: some hundred steps of Adam after the closed forms
+- `dilute`: train into the result of a closed form, by λ: `dilute`
 - `block_spans`: which consecutive blocks to drop: `choose_blocks`
 """

@@ -6,10 +6,8 @@ the dense network's normed streams and logits (`losses.stream_distillation_loss`
 docs/method.md#polish). Nothing else changes, and inference costs the same.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,14 +17,10 @@ from lambda_vit_jax.core.errors import ModelError, UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import optim
+from lambda_vit_jax.training import in_memory, optim
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Job, Phase
-from lambda_vit_jax.training.step import (
-  LossSettings,
-  init_state,
-  make_train_step,
-)
+from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training_free import paired
 
 LEARNING_RATE = 3e-5
@@ -86,32 +80,8 @@ def polish(
   job = polish_job(
     model, dense, pixels, steps, learning_rate, batch_size, mesh, seed=seed
   )
-  # The step donates its state, so the caller's arrays are copied.
-  params = jax.tree.map(np.array, model.params)
-  state = init_state(params, job.optimizer, with_ema=False)
-  state = jax.device_put(state, sharding.tree_shardings(state, mesh))
-  step = make_train_step(
-    job.phases[0].module,
-    job.optimizer,
-    job.loss,
-    job.dilution,
-    job.seed,
-    mesh,
-    sharding.tree_shardings(state, mesh),
-    dense.module,
-  )
-  teacher = sharding.replicate(dense.params, mesh)
-  stream = job.make_batches(0)
-  for done in range(1, steps + 1):
-    state, values = step(state, sharding.put_batch(next(stream), mesh), teacher)
-    if not np.isfinite(values['loss']):
-      raise ModelError(
-        f'polish: the loss is not finite at step {done}; give a smaller '
-        f'learning_rate than {learning_rate:g}'
-      )
-    if on_progress is not None:
-      on_progress(done, steps)
-  return model.replace(params=jax.device_get(state.params))
+  params = in_memory.run(job, model.params, mesh, 'polish', on_progress)
+  return model.replace(params=params)
 
 
 def polish_job(
@@ -173,7 +143,9 @@ def polish_job(
     dilution=Dilution((), 0),
     seed=seed,
     steps_per_epoch=-(-len(pixels) // batch_size),
-    make_batches=lambda first: _batches(pixels, batch_size, seed, first),
+    make_batches=lambda first: in_memory.batches(
+      {'image': pixels}, batch_size, seed, first
+    ),
     teacher=(dense.module, dense.params),
     batch_size=batch_size,
     description={},
@@ -192,25 +164,3 @@ def frozen_pattern(model: Model, pairing: paired.Pairing) -> str:
     if model.attention_modes[j] == 'linear'
   ]
   return f'^(?!{"|".join(trained)})'
-
-
-def _batches(
-  pixels: np.ndarray, batch_size: int, seed: int, first: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """This process's part of the batches from step `first` on, without end.
-
-  One permutation of the images follows another; a batch may span two.
-  """
-  count, step = len(pixels), first
-  local = batch_size // jax.process_count()
-  begin = jax.process_index() * local
-
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-  while True:
-    places = range(step * batch_size, (step + 1) * batch_size)
-    rows = [order(place // count)[place % count] for place in places]
-    yield {'image': pixels[rows[begin : begin + local]]}
-    step += 1

@@ -295,7 +295,7 @@ def test_a_search_sees_the_same_network_as_with_zeros(tiny_variant):
   zeros = without_outputs(model, 0, range(96))
   zeros.params['block00']['mlp']['fc2']['bias'][:] = 0.0
   narrow = lv.narrow_mlps(model, {0: (), 3: range(96)})
-  images = [make_images()]
+  images = [make_images(128)]
   one, two = (lv.nose(m, images, num_layers=2) for m in (narrow, zeros))
   assert one.order == two.order
   profile = lv.entropy_profile(narrow, images)

@@ -1,0 +1,90 @@
+"""λ from a network to its closed-form stand-in, on parameter trees.
+
+Attention is diluted inside the network (mode `diluted`). All else that a
+stand-in changes is linear in parameters, and blended before the network runs:
+of the arrays θ that are trained, it computes with
+
+  θ + λ·δ    where both networks have the array, with δ = dense - stand-in
+  λ·θ        of the output weights of neurons, or of an MLP, that leave
+
+At λ = 1 it is the dense network, at λ = 0 the stand-in, to the bit, whose arrays
+are then a part of θ.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models.modes import block_name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blend:
+  """What λ does to the parameters of a network on the way to its stand-in.
+
+  Attributes:
+    differences: δ, a tree with some of the arrays of the parameters.
+    staying: per block whose MLP is narrowed or leaves, the neurons that stay,
+      ascending.
+  """
+
+  differences: Params = dataclasses.field(default_factory=dict)
+  staying: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def __call__(self, params: Params, factor: Array) -> Params:
+    """The parameters to run the network with; traceable.
+
+    Args:
+      params: those that are trained.
+      factor: λ, a float32 scalar.
+    """
+    blended = _plus(params, self.differences, factor)
+    for index, neurons in self.staying.items():
+      block = blended[block_name(index)]
+      mlp = block['mlp'] | {'fc2': _faded(block['mlp']['fc2'], neurons, factor)}
+      blended = blended | {block_name(index): block | {'mlp': mlp}}
+    return blended
+
+
+def _plus(params: Params, differences: Params, factor: Array) -> Params:
+  """`params + factor · differences`, where there are any."""
+  found = dict(params)
+  for name, change in differences.items():
+    if isinstance(change, Mapping):
+      found[name] = _plus(params[name], dict(change), factor)
+    else:
+      found[name] = params[name] + factor * change
+  return found
+
+
+def _faded(layer: Params, neurons: np.ndarray, factor: Array) -> Params:
+  """An output layer in which all rows but those of `neurons` fade with λ.
+
+  Without any, so does the bias: the whole MLP leaves.
+  """
+  stays = np.zeros((layer['kernel'].shape[0], 1), bool)
+  stays[neurons] = True
+  found = {
+    'kernel': jnp.where(stays, layer['kernel'], factor * layer['kernel'])
+  }
+  if not len(neurons):
+    found['bias'] = factor * layer['bias']
+  return layer | found
+
+
+def differences(dense: Params, stand_in: Params) -> Params:
+  """`dense - stand_in` of the arrays of both that differ, as a tree."""
+  found: dict[str, Any] = {}
+  for name in dense.keys() & stand_in.keys():
+    if isinstance(dense[name], Mapping):
+      if below := differences(dense[name], stand_in[name]):
+        found[name] = below
+      continue
+    old, new = np.asarray(dense[name]), np.asarray(stand_in[name])
+    if not np.array_equal(old, new):
+      found[name] = old - new
+  return found

@@ -1,0 +1,254 @@
+"""λ from a network to its closed-form stand-in: `lv.dilute`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.core.errors import ModelError, UsageError
+from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.runtime import sharding
+from lambda_vit_jax.training import in_memory
+from lambda_vit_jax.training.dilution import factor_vector
+from lambda_vit_jax.training.step import init_state
+from lambda_vit_jax.training_free import dilute as diluting
+from tests.support.search_models import (
+  make_images,
+  make_model,
+  mesh_of,
+)
+
+IMAGES = make_images()
+LABELS = np.arange(len(IMAGES)) % 10
+BATCHES = [{'image': IMAGES, 'label': LABELS}]
+STEPS = {'steps': 4, 'settle_steps': 2, 'batch_size': 16}
+# A ridge that is given spares the choice.
+FIT = {'ridge': 0.01}
+
+
+@pytest.fixture(scope='module')
+def dense(tiny_variant):
+  return make_model(tiny_variant)
+
+
+WAYS = {
+  'identity': lambda m: lv.prune(m, (1,)),
+  'absent': lambda m: lv.prune(m, (1,), 'absent'),
+  'maps': lambda m: lv.linearize(m, [IMAGES], (0, 2), **FIT),
+  'neurons': lambda m: lv.narrow(m, [IMAGES], [40, 96, 0], **FIT),
+  'blocks': lambda m: lv.drop_blocks(m, (1,)),
+  'refit': lambda m: lv.refit(
+    lv.narrow(lv.prune(m, (1,), 'absent'), [IMAGES], 0.5, dense=m, **FIT),
+    m,
+    [IMAGES],
+    **FIT,
+  ),
+  'norms': lambda m: lv.recentre(lv.drop_blocks(m, (2,)), m, [IMAGES]),
+}
+
+
+FAST = ('identity', 'maps', 'refit')
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    way if way in FAST else pytest.param(way, marks=pytest.mark.slow)
+    for way in WAYS
+  ],
+)
+def plan(request, dense):
+  stand_in = WAYS[request.param](dense)
+  return stand_in, diluting.plan_towards(dense, stand_in)
+
+
+def logits_at(plan, factor):
+  """The network of the plan with λ = `factor` in all parts."""
+  blended = plan.blend(plan.params, jnp.float32(factor))
+  depth = plan.during.depth
+  factors = factor_vector(factor, range(depth), depth)
+  return np.asarray(
+    apply_module(plan.during, blended, IMAGES, dilution_factor=factors)[0]
+  )
+
+
+def test_it_begins_as_the_network_and_ends_as_the_stand_in(dense, plan):
+  stand_in, plan = plan
+  # At λ = 1 some weights are a sum of two, rounded once.
+  np.testing.assert_allclose(logits_at(plan, 1.0), dense(IMAGES), atol=2e-4)
+  np.testing.assert_allclose(logits_at(plan, 0.0), stand_in(IMAGES), atol=1e-4)
+  between = logits_at(plan, 0.5)
+  assert abs(between - logits_at(plan, 1.0)).max() > 1e-3
+  assert abs(between - logits_at(plan, 0.0)).max() > 1e-3
+
+
+def test_the_switch_changes_no_logit_and_leaves_the_arrays_of_the_rest(
+  dense, plan
+):
+  stand_in, plan = plan
+  job = diluting.dilute_job(
+    plan,
+    dense,
+    {'image': IMAGES},
+    diluting.DiluteOptions(4, 2, batch_size=16),
+    _mesh(1),
+  )
+  state = init_state(plan.params, job.optimizer, with_ema=True)
+  pruned = job.phases[1].prune(state)
+  before = logits_at(plan, 0.0)
+  after = apply_module(plan.after, pruned.params, IMAGES)[0]
+  np.testing.assert_allclose(after, before, atol=1e-5)
+  losses = [
+    -jax.nn.log_softmax(rows)[np.arange(len(LABELS)), LABELS].mean()
+    for rows in (before, after)
+  ]
+  np.testing.assert_allclose(losses[1], losses[0], atol=1e-6)
+  shapes = jax.tree.map(np.shape, pruned.params)
+  for tree in (pruned.ema, *_moments(pruned)):
+    assert jax.tree.map(np.shape, tree) == shapes
+  found = dense.replace(module=plan.after, params=pruned.params)
+  if plan.dropped:
+    found = lv.drop_blocks(found, plan.dropped)
+  assert jax.tree.structure(found.params) == jax.tree.structure(stand_in.params)
+  jax.tree.map(np.testing.assert_array_equal, found.params, stand_in.params)
+
+
+def _mesh(devices):
+  grid = mesh_of(devices).devices.reshape(-1, 1)
+  return jax.sharding.Mesh(grid, sharding.BATCH_AXES)
+
+
+def _moments(state):
+  (adam,) = (
+    part
+    for part in jax.tree.leaves(
+      state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+    )
+    if isinstance(part, optax.ScaleByAdamState)
+  )
+  return adam.mu, adam.nu
+
+
+def test_moments_of_neurons_that_stay_stay_with_them(dense):
+  stand_in = WAYS['neurons'](dense)
+  plan = diluting.plan_towards(dense, stand_in)
+  options = diluting.DiluteOptions(4, 2, batch_size=16)
+  job = diluting.dilute_job(plan, dense, {'image': IMAGES}, options, _mesh(1))
+  state = init_state(plan.params, job.optimizer, with_ema=False)
+  # Moments equal to the parameters end up equal to them.
+  state = dataclasses.replace(
+    state,
+    opt_state=jax.tree.map(
+      lambda part: (
+        part._replace(mu=plan.params, nu=plan.params)
+        if isinstance(part, optax.ScaleByAdamState)
+        else part
+      ),
+      state.opt_state,
+      is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState),
+    ),
+  )
+  pruned = job.phases[1].prune(state)
+  for moments in _moments(pruned):
+    jax.tree.map(np.testing.assert_array_equal, moments, pruned.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['identity', 'maps', 'refit'])
+def test_training_goes_on_across_the_switch(dense, way):
+  """Without a rate, the loss is that of λ alone, and then that of the rest."""
+  stand_in = WAYS[way](dense)
+  plan = diluting.plan_towards(dense, stand_in)
+  arrays = {'image': np.tile(IMAGES[:16], (4, 1, 1, 1))}
+  options = diluting.DiluteOptions(
+    2, 2, learning_rate=0.0, weight_decay=0.0, batch_size=64, distill_weight=1.0
+  )
+  job = diluting.dilute_job(plan, dense, arrays, options, _mesh(1))
+  found = in_memory.run(job, plan.params, _mesh(1), 'dilute')
+  trained = dense.replace(module=plan.after, params=found)
+  np.testing.assert_allclose(trained(IMAGES), stand_in(IMAGES), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['absent', 'neurons', 'blocks'])
+def test_the_result_is_a_trained_stand_in(dense, way):
+  stand_in = WAYS[way](dense)
+  seen = []
+  found = lv.dilute(
+    dense,
+    BATCHES,
+    stand_in,
+    steps=60,
+    settle_steps=20,
+    batch_size=25,
+    learning_rate=1e-3,
+    distill_weight=1.0,
+    on_progress=lambda *x: seen.append(x),
+  )
+  assert found.module == stand_in.module
+  assert found.kept_blocks == stand_in.kept_blocks
+  assert seen[-1] == (80, 80)
+
+  def distance(model):
+    guess, truth = (jax.nn.log_softmax(each(IMAGES)) for each in (model, dense))
+    return float((jnp.exp(truth) * (truth - guess)).sum(-1).mean())
+
+  assert distance(found) < 0.7 * distance(stand_in)
+  # And it is a model like any other.
+  assert lv.fold(found).num_parameters == stand_in.num_parameters
+
+
+@pytest.mark.slow
+def test_layers_alone_become_the_identity(dense):
+  found = lv.dilute(dense, [IMAGES], (1,), **STEPS)
+  assert found.attention_modes == ('full', 'identity', 'full')
+  same = lv.dilute(dense, [IMAGES], lv.prune(dense, (1,)), **STEPS)
+  jax.tree.map(np.testing.assert_array_equal, found.params, same.params)
+
+
+def test_networks_that_cannot_be_diluted_are_refused(dense):
+  mixed = lv.prune(lv.linearize(dense, [IMAGES], (0,), **FIT), (1,), 'absent')
+  trained = WAYS['neurons'](dense)
+  trained.params['block00']['mlp']['fc1']['bias'][0] += 1.0
+  for stand_in, message in (
+    (dense, 'nothing would change'),
+    (mixed, 'would become absent and linear'),
+    (trained, "block 0 has a neuron that is none of the first network's"),
+  ):
+    with pytest.raises(ModelError, match=message):
+      lv.dilute(dense, BATCHES, stand_in, **STEPS)
+  with pytest.raises(ModelError, match='changed model first'):
+    lv.dilute(lv.prune(dense, (1,)), BATCHES, dense, **STEPS)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'steps': 0}, 'at least one step'),
+    ({'batch_size': 0}, 'batch_size=0'),
+    ({'distill': 'loud'}, "distill='loud'"),
+  ],
+)
+def test_impossible_options_are_refused(dense, change, message):
+  with pytest.raises(UsageError, match=message):
+    lv.dilute(dense, BATCHES, (1,), **(STEPS | change))
+
+
+def test_labels_alone_need_labels(dense):
+  with pytest.raises(UsageError, match='needs labels'):
+    lv.dilute(dense, [IMAGES], (1,), distill='none', **STEPS)
+
+
+def test_neurons_are_found_in_gated_mlps(tiny_variant):
+  for kind in ('swiglu', 'swiglu_packed'):
+    dense = make_model(dataclasses.replace(tiny_variant, mlp_kind=kind))
+    kept = {1: (3, 50, 95)}
+    plan = diluting.plan_towards(dense, lv.narrow_mlps(dense, kept))
+    assert list(plan.narrowed) == [1]
+    assert list(plan.narrowed[1]) == [3, 50, 95]
+    assert block_name(1) not in plan.blend.differences
