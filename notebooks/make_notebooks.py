@@ -72,7 +72,7 @@ def notebook(script: str) -> dict[str, Any]:
 
 def _name_owner(owner: str) -> None:
   """Puts a GitHub account into every link to this repository."""
-  for path in (*scripts(), ROOT / 'README.md'):
+  for path in scripts():
     path.write_text(_OWNER.sub(rf'\g<1>{owner}\g<2>', path.read_text()))
 
 

@@ -11,7 +11,7 @@ HEAD = """# Results
 
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). None of them is for ImageNet: the published
-accuracies for it are in the [README](../README.md) and not verified by us.
+accuracies for it are in [evidence.md](evidence.md) and not verified by us.
 """
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli.about import ABOUT
 from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.exporters.export import FORMATS
 from tests.support import doc_pages
@@ -51,7 +52,7 @@ def check_stage(words):
 
 
 def check_ours(words, capsys):
-  if words[0] == '--help':
+  if words[0] == '--help' or words[0] in ABOUT:
     assert main.main(words) == 0
     return
   if words[0] not in flags.COMMANDS:
@@ -138,7 +139,7 @@ def test_config_keys_in_the_text_exist(path):
 @each_page
 def test_stages_in_the_text_exist(path):
   named = re.findall(r'`lambda-vit ([\w-]+)', doc_pages.prose(path))
-  assert set(named) <= {*flags.STAGES, *flags.COMMANDS, '--help'}
+  assert set(named) <= {*flags.STAGES, *flags.COMMANDS, *ABOUT, '--help'}
 
 
 @each_page
