@@ -76,9 +76,10 @@ def _run_stage(
   try:
     names = registry.needed(run) if stage == 'run' else (stage,)
     training_check.check(run, names)
-    for name in names:
+    for number, name in enumerate(names, 1):
       start = time.perf_counter()
-      ran = registry.run_stage(run, name)
+      place = f', stage {number} of {len(names)}' if len(names) > 1 else ''
+      ran = registry.run_stage(run, name, place)
       done.append((name, ran, time.perf_counter() - start))
   except Exception:
     run.withdraw()

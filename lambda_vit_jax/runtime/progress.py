@@ -5,6 +5,7 @@ with `--quiet`. Only process 0 of a multi-host job prints.
 """
 
 import contextlib
+import datetime
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,9 @@ class Bar:
     self._description = description
     self._total = total
     self._done = 0
-    self._last = time.monotonic()
+    self._last = self._start = time.monotonic()
+    # What a resumed task has done before counts for no speed.
+    self._before: int | None = None
     self._progress = progress
     if progress is not None:
       self._task = progress.add_task(description, total=total, note='')
@@ -47,6 +50,8 @@ class Bar:
     interrupts.check()
     # The last batch may be padded.
     done = min(done, self._total)
+    if self._before is None:
+      self._before, self._start = done, time.monotonic()
     last = done == self._total > self._done
     self._done = done
     if self._progress is not None:
@@ -56,9 +61,17 @@ class Bar:
     # The last line always, or a file would never show how a stage ended.
     if last or (done < self._total and now - self._last >= _PLAIN_EVERY):
       self._last = now
-      self._reporter.say(
-        f'{self._description}: {done}/{self._total} {note}'.rstrip()
-      )
+      parts = (f'{self._description}: {done}/{self._total}', note)
+      left = self._left(now)
+      self._reporter.say(' '.join(x for x in (*parts, left) if x))
+
+  def _left(self, now: float) -> str:
+    """How long it will take at the speed so far, as text; '' if unknown."""
+    done = self._done - (self._before or 0)
+    if self._done == self._total or done <= 0:
+      return ''
+    seconds = (now - self._start) / done * (self._total - self._done)
+    return f' {datetime.timedelta(seconds=round(seconds))} left'
 
   def advance(self, count: int = 1, note: str = '') -> None:
     """Adds `count` to how much is done."""

@@ -126,8 +126,10 @@ def needed(run: Run) -> tuple[str, ...]:
   return tuple(name for name, stage in STAGES.items() if stage.is_needed(run))
 
 
-def run_stage(run: Run, name: str) -> bool:
+def run_stage(run: Run, name: str, place: str = '') -> bool:
   """Runs one stage unless it is finished; returns whether it ran.
+
+  `place` says which stage of how many it is, for its first line.
 
   All processes of a job leave it together, so that none of them reads what
   the leading one has not written yet.
@@ -137,7 +139,7 @@ def run_stage(run: Run, name: str) -> bool:
   if processes.from_leader(lambda: stage.finished(run)):
     run.reporter.say(f'{name}: already done')
     return False
-  run.reporter.say(f'{name}: starting')
+  run.reporter.say(f'{name}: starting{place}')
   stage.run(run)
   processes.barrier()
   return True
