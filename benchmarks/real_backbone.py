@@ -87,6 +87,7 @@ class Table:
     train: Split,
     test: Split,
     cache: pathlib.Path,
+    output: pathlib.Path = OUTPUT,
   ):
     self.dense = dense
     self._train, self._test = train, test
@@ -101,7 +102,8 @@ class Table:
       ),
     )
     self._logits, self._features = outputs['logits'], outputs['features']
-    self._all = common.read(OUTPUT)
+    self._output = output
+    self._all = common.read(output)
     self._name = name
     self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
 
@@ -111,6 +113,9 @@ class Table:
       len(self._train.labels)
     )
     return self._train.take(order[:IMAGES]).images(self.dense)
+
+  def has(self, key: str) -> bool:
+    return key in self._rows
 
   def row(self, key: str, compute: Callable[[], dict[str, Any]]) -> Any:
     if key not in self._rows:
@@ -124,7 +129,7 @@ class Table:
         'dense_top1': float(self._right(self._logits).mean()),
         'dense_macs': self.dense.macs(executed=True),
       }
-      common.write(OUTPUT, self._all)
+      common.write(self._output, self._all)
       print(key, self._rows[key], flush=True)
     return self._rows[key]
 
@@ -199,24 +204,36 @@ def write_row(
   table.row(f'{draw} {choice} {count} {kind}', compute)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Which network and data, and how often."""
   parser.add_argument('--name', required=True)
   parser.add_argument('--weights', required=True)
   parser.add_argument('--data', required=True)
   parser.add_argument('--cache', required=True, type=pathlib.Path)
   parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
-  parser.add_argument('--counts', nargs='+', type=int, default=[3, 5, 6])
-  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
-  parser.add_argument('--choices', nargs='+', choices=CHOICES, default=CHOICES)
-  options = parser.parse_args()
+
+
+def open_table(
+  options: argparse.Namespace, output: pathlib.Path
+) -> tuple[Table, pathlib.Path]:
+  """The rows of a network and a data set, and the folder of its cache."""
   cache = options.cache / options.name
   backbone = lv.load_pretrained(
     options.weights, variant=VARIANT, num_classes=0, image_size=IMAGE_SIZE
   )
   train, test, classes = real_network.read_data(options.data, backbone, cache)
   dense = real_network.with_probe(backbone, train, classes, cache)
-  table = Table(options.name, dense, train, test, cache)
+  return Table(options.name, dense, train, test, cache, output), cache
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add_arguments(parser)
+  parser.add_argument('--counts', nargs='+', type=int, default=[3, 5, 6])
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=KINDS)
+  parser.add_argument('--choices', nargs='+', choices=CHOICES, default=CHOICES)
+  options = parser.parse_args()
+  table, _ = open_table(options, OUTPUT)
   # The outermost loop over draws: each finishes a table of its own.
   for draw in options.draws:
     for choice in options.choices:

@@ -236,7 +236,8 @@ def base() -> ml_collections.ConfigDict:
   select.probe_steps = 100
 
   # What makes the pruned model: `dilute` trains it, `linearize` fits affine
-  # maps instead of the chosen attention layers, without training or labels.
+  # maps instead of the chosen attention layers, without training or labels;
+  # `compress` chooses among all parts of the network and fits, likewise.
   config.method = 'dilute'
 
   config.linearize = linearize = ml_collections.ConfigDict()
@@ -280,6 +281,31 @@ def base() -> ml_collections.ConfigDict:
   linearize.num_drop_blocks = 0
   # The blocks themselves, instead of their number.
   linearize.drop_blocks = ()
+
+  config.compress = compress = ml_collections.ConfigDict()
+  # How many times as fast as the dense network: above 1.
+  compress.target_speedup = 1.5
+  # What may go: any of attention, neurons (of MLPs, by eighths), mlps, blocks.
+  compress.parts = ('attention', 'neurons', 'blocks')
+  # What a part's loss is: output (how far the output is from the dense one) or
+  # transfer_entropy.
+  compress.criterion = 'output'
+  # The output that is compared: logits or features.
+  compress.target = 'logits'
+  # What is saved: macs (operations that are executed) or time (measured on the
+  # device at hand).
+  compress.cost = 'macs'
+  # Inputs of the maps that take the place of attention, as linearize.inputs;
+  # token, mean and class_map when empty, and no maps with ().
+  compress.inputs = free()
+  # Whether maps, neurons that stay and MLPs make up for what goes.
+  compress.repair = True
+  # Ridge penalty of these fits; `auto` chooses for each.
+  compress.ridge = free('auto')
+  # lazy scores few parts again in each step, all every one.
+  compress.rescore = 'lazy'
+  # Images of the held-out slice; all when empty.
+  compress.num_images = free(512)
 
   config.dilute = _training(5e-4)
   # How long λ takes to fall from 1 to 0: steps, or epochs as '300ep'.

@@ -17,11 +17,13 @@ __version__ = '0.1.0'
 
 # `__init__.pyi` has the same names for editors and type checkers.
 _PUBLIC = {
+  'Compression': 'compression.record',
   'Evaluation': 'evaluation.scores',
   'Model': 'models.model',
   'Selection': 'selection.record',
   'backbone': 'models.adapt',
   'choose_blocks': 'training_free.block_spans',
+  'compress': 'compression.greedy',
   'create_model': 'models.model',
   'dequantize': 'models.edits',
   'dilute': 'training_free.dilute',

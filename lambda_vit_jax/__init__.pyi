@@ -4,6 +4,8 @@ from lambda_vit_jax.analysis.profile import entropy_profile as entropy_profile
 from lambda_vit_jax.analysis.spectrum import spectrum as spectrum
 from lambda_vit_jax.checkpoints.load import load_export as load_export
 from lambda_vit_jax.checkpoints.load import load_pretrained as load_pretrained
+from lambda_vit_jax.compression.greedy import compress as compress
+from lambda_vit_jax.compression.record import Compression as Compression
 from lambda_vit_jax.data.inputs import image_batches as image_batches
 from lambda_vit_jax.data.inputs import preprocess as preprocess
 from lambda_vit_jax.evaluation.scores import Evaluation as Evaluation

@@ -108,7 +108,10 @@ SCHEMA = Object(
     'zero_filled': Bool(),
     'folded': Object(optional={'dtype': Text(100)}),
     'files': Object(others=Text(100)),
-    'linearize': Object(optional={'dropped': List(_COUNT, distinct=True)}),
+    **dict.fromkeys(
+      ('linearize', 'compress'),
+      Object(optional={'dropped': List(_COUNT, distinct=True)}),
+    ),
     **_OPTIONAL,
   },
 )

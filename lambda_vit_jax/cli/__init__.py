@@ -5,7 +5,8 @@
 - `flags`: parse a command line
 - `about`: what `help`, `--version` and `completion` print
 - `config_values`: readers of single values, with their ranges as data
-- `setting_types`, `training_settings`, `settings`: a config as typed dataclasses
+- `setting_types`, `training_settings`, `training_free_settings`, `settings`: a
+  config as typed dataclasses
 - `config_check`: check settings against the model
 - `training_check`: check a command against data set, weights and devices
 - `result_files`: what the JSON files of a workdir hold

@@ -9,7 +9,9 @@ from etils import epath
 
 from lambda_vit_jax.checkpoints import hub
 from lambda_vit_jax.cli import task
-from lambda_vit_jax.cli.settings import Linearize, Settings
+from lambda_vit_jax.cli.settings import Settings
+from lambda_vit_jax.cli.training_free_settings import Linearize
+from lambda_vit_jax.compression import costs, steps
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.sources import registry
@@ -51,6 +53,7 @@ def check(settings: Settings) -> None:
     optim.check_frozen(training.frozen, stage)
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
+  _check_compress(settings, model)
   export.check_settings(**settings.export.options)
   if settings.export.hub:
     hub.check_repository(settings.export.hub)
@@ -77,8 +80,10 @@ def _check_model(settings: Settings) -> Model:
       map_inputs.check_unmerged(settings.linearize.inputs)
     if _size_is_known(settings):
       map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
-  # The search for a number of layers prunes the parameters' shapes.
-  searches = settings.select.target_speedup is not None
+  # Searches for a speed-up prune the parameters' shapes.
+  searches = (
+    settings.select.target_speedup is not None or settings.method == 'compress'
+  )
   params = abstract_params(module) if searches else {}
   preprocessing = variant.preprocessing(module.image_size)
   return Model(module, params, variant.name, preprocessing)
@@ -114,6 +119,22 @@ def _check_select(settings: Settings, model: Model) -> None:
     select.target_speedup is None or name == 'given' or _size_is_known(settings)
   ):
     checks.check_budget(model, name, select.layers, **select.budget)
+
+
+def _check_compress(settings: Settings, model: Model) -> None:
+  options = task.compress_options(settings).checked(model)
+  if settings.method != 'compress':
+    return
+  if settings.segments and 'blocks' in options.parts:
+    raise UsageError(
+      'config.compress.parts: a decoder reads the outputs of blocks; with '
+      'task=segment leave `blocks` out'
+    )
+  map_inputs.check_linear_inputs(options.inputs or ('token',))
+  if _size_is_known(settings):
+    map_inputs.check_grid(options.inputs or (), model.module.grid_size)
+    if options.cost == 'macs':
+      steps.check_reach(model, model, options, costs.macs)
 
 
 def _check_linearize(settings: Linearize, depth: int) -> None:

@@ -108,6 +108,17 @@ digits_maps --config.linearize.inputs="('token', 'mean', 'class_map')"
 digits_refit --config.linearize.maps=False --config.linearize.refit=True
 digits_shorter --config.linearize.num_drop_blocks=3 --config.linearize.refit=True
 """,
+  'compress': """
+Makes the network so many times as fast without training: attention,
+neurons and blocks go where the output needs them least, and closed forms
+on unlabelled images make up for them.
+With --config.method=compress, `run` has this stage instead of select,
+linearize and dilute.
+
+digits_compress --config.method=compress --config.compress.target_speedup=1.5
+digits_heads --config.compress.parts="('attention',)"
+digits_time --config.compress.cost=time
+""",
   'export': """
 Exports the pruned parameters, and portable formats that are checked
 against the model. Format onnx needs an extra:

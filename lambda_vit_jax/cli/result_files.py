@@ -6,6 +6,7 @@ from etils import epath
 
 from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.compression import record as compression
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.schema import (
   List,
@@ -110,6 +111,8 @@ SCHEMAS: dict[str, Schema] = {
     others=_REAL, names=r'\d{1,3}(?:,\d{1,3})*@\d{1,9}'
   ),
   stage_table.LINEAR: description.SCHEMA,
+  stage_table.COMPRESSION: compression.SCHEMA,
+  stage_table.COMPRESSED: description.SCHEMA,
   stage_table.EXPORT: description.SCHEMA,
   stage_table.EVALUATION: _EVALUATION,
   stage_table.BENCHMARK: _BENCHMARK,
@@ -119,6 +122,7 @@ SCHEMAS: dict[str, Schema] = {
 _REMEDIES = {
   stage_table.CONFIG: 'delete it, and the next command writes its own values',
   stage_table.LINEAR: 'delete that folder to have `linearize` run again',
+  stage_table.COMPRESSED: 'delete that folder to have `compress` run again',
   stage_table.EXPORT: 'delete that folder to have `export` run again',
 }
 

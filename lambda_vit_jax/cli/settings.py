@@ -19,7 +19,6 @@ from lambda_vit_jax.cli import config_values as values
 from lambda_vit_jax.cli.config_values import (
   ImageSize,
   ListOf,
-  OrWord,
   Real,
   Steps,
   Whole,
@@ -34,9 +33,9 @@ from lambda_vit_jax.cli.setting_types import (
   Part,
   Positive,
   Probability,
-  Rate,
   Side,
 )
+from lambda_vit_jax.cli.training_free_settings import Compress, Linearize
 from lambda_vit_jax.cli.training_settings import Dilute, Pretrain, Training
 from lambda_vit_jax.core.errors import UsageError
 
@@ -137,42 +136,6 @@ class Select:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linearize:
-  """Section `linearize`: what replaces attention layers without training."""
-
-  num_images: Positive | None
-  ridge: Annotated[float | str, OrWord(Real(0, 1e6), 'auto')]
-  rank: Side | None
-  sequential: Flag
-  inputs: Names
-  target: Annotated[str, values.one_of('stream', 'attention')]
-  recentre: Flag
-  refit: Flag
-  polish_steps: Natural
-  polish_learning_rate: Rate
-  maps: Flag
-  num_drop_blocks: Block
-  drop_blocks: Blocks
-
-  def __post_init__(self):
-    if self.num_drop_blocks and self.drop_blocks:
-      raise UsageError(
-        f'config.linearize.num_drop_blocks={self.num_drop_blocks} and '
-        f'config.linearize.drop_blocks={self.drop_blocks}: give one of the two'
-      )
-
-  @property
-  def drops(self) -> bool:
-    """Whether whole blocks are left out."""
-    return bool(self.num_drop_blocks or self.drop_blocks)
-
-  @property
-  def reads_twice(self) -> bool:
-    """Whether the images are read again after the maps were fitted."""
-    return self.drops or self.polish_steps > 0
-
-
-@dataclasses.dataclass(frozen=True)
 class Export:
   """Section `export`: formats of the pruned model."""
 
@@ -246,8 +209,9 @@ class Settings:
   pretrain: Pretrain
   analyze: Analyze
   select: Select
-  method: Annotated[str, values.one_of('dilute', 'linearize')]
+  method: Annotated[str, values.one_of('dilute', 'linearize', 'compress')]
   linearize: Linearize
+  compress: Compress
   dilute: Dilute
   export: Export
   evaluate: Evaluate

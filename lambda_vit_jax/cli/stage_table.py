@@ -17,6 +17,8 @@ PARTIAL_PROBE = 'probe.part.json'
 LINEAR = 'linear/model.json'
 # Of a polish that is not finished.
 POLISHED = 'checkpoints/linearize/'
+COMPRESSION = 'compression.json'
+COMPRESSED = 'compressed/model.json'
 DILUTED = 'checkpoints/dilute/'
 BASELINE = 'checkpoints/baseline/'
 EXPORT = 'export/model.json'
@@ -35,8 +37,8 @@ class StageSpec:
     help: its line in `lambda-vit --help`.
     writes: its results; the first is written last, and is there once the
       stage is finished. Some depend on the config.
-    reads: results of earlier stages that it needs; of `linearize`, `dilute`
-      and `baseline`, those that the config asks for.
+    reads: results of earlier stages that it needs; of `linearize`,
+      `compress`, `dilute` and `baseline`, those that the config asks for.
     partial: files that an unfinished stage resumes from.
   """
 
@@ -86,6 +88,13 @@ STAGES: dict[str, StageSpec] = {
       partial=(POLISHED,),
     ),
     StageSpec(
+      'compress',
+      'attention, MLPs and blocks under one budget, without training',
+      writes=(COMPRESSED, 'compressed/params/', COMPRESSION),
+      reads=(PRETRAINED,),
+      partial=(COMPRESSION,),
+    ),
+    StageSpec(
       'dilute',
       'λ from 1 to 0 over those layers, then training without them',
       writes=(DILUTED,),
@@ -102,7 +111,7 @@ STAGES: dict[str, StageSpec] = {
         'export/model.stablehlo',
         'export/model.onnx',
       ),
-      reads=(DILUTED, LINEAR),
+      reads=(DILUTED, LINEAR, COMPRESSED),
     ),
     StageSpec(
       'baseline',
@@ -114,13 +123,13 @@ STAGES: dict[str, StageSpec] = {
       'evaluate',
       'exact accuracy of dense, baseline, pruned and exported',
       writes=(EVALUATION, PICTURES),
-      reads=(PRETRAINED, BASELINE, DILUTED, LINEAR, EXPORT),
+      reads=(PRETRAINED, BASELINE, DILUTED, LINEAR, COMPRESSED, EXPORT),
     ),
     StageSpec(
       'benchmark',
       'sizes and speed, dense against pruned in one run',
       writes=(BENCHMARK,),
-      reads=(PRETRAINED, DILUTED, LINEAR, EXPORT),
+      reads=(PRETRAINED, DILUTED, LINEAR, COMPRESSED, EXPORT),
     ),
     StageSpec(
       'report',

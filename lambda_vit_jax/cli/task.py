@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambda_vit_jax.cli.settings import Segment, Settings
+from lambda_vit_jax.compression.options import CompressOptions
 from lambda_vit_jax.data.augment import Augment, Recipe
 from lambda_vit_jax.data.masks import MaskRules
 from lambda_vit_jax.data.segment_augment import SegmentAugment
@@ -94,6 +95,15 @@ def _with_decoder(
     return model.replace(module=model.module.clone(segmentation=wanted))
   wanted = dataclasses.replace(wanted, doublings=())
   return adapt.with_decoder(model, wanted, num_classes, seed)
+
+
+def compress_options(
+  settings: Settings, memory_gib: float | None = None
+) -> CompressOptions:
+  """Returns how the stage `compress` searches."""
+  section = dataclasses.asdict(settings.compress)
+  del section['num_images']
+  return CompressOptions(**section, memory_gib=memory_gib)
 
 
 def searched(model: Model) -> Model:

@@ -17,7 +17,7 @@ from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.runtime import processes
 from lambda_vit_jax.training import step_memory
 
-_READ_HELD_OUT = ('analyze', 'select', 'linearize')
+_READ_HELD_OUT = ('analyze', 'select', 'linearize', 'compress')
 
 
 def check(run: Run, stages: Iterable[str]) -> None:
@@ -64,6 +64,9 @@ def _check_held_out(run: Run, due: Sequence[str]) -> None:
     held_out.check(run, settings.select.num_images, least=2)
   if 'linearize' in due:
     held_out.check(run, settings.linearize.num_images)
+  if 'compress' in due:
+    # A quarter of them is scored.
+    held_out.check(run, settings.compress.num_images, least=4)
 
 
 def check_batch_size(batch_size: int, images: int, held_out: int) -> None:

@@ -23,6 +23,7 @@ from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 
 _SEARCH = stage_table.results('select')
 _LINEAR = stage_table.results('linearize')
+_COMPRESSED = stage_table.results('compress')
 _DILUTED = stage_table.results('dilute')
 # Trained with the section `dilute`, from the dense model.
 _BASELINE = stage_table.results('baseline')
@@ -111,11 +112,14 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
     saved: the config that results were made with, which decides which
       stages were run.
   """
-  linear = saved.get('method') == 'linearize'
+  method = saved.get('method')
+  linear = method == 'linearize'
   warm = saved.get('dilute', {}).get('start') == 'linear'
   # Criterion `probe` dilutes, and `output` fits maps.
   criterion = saved.get('select', {}).get('criterion')
-  of_selection = (*_SEARCH, *_LINEAR, *_DILUTED, *_LAST)
+  # What later stages read of a search for layers, and of training.
+  last = () if method == 'compress' else _LAST
+  of_selection = (*_SEARCH, *_LINEAR, *_DILUTED, *last)
   by_section = {
     'analyze': stage_table.results('analyze'),
     'select': of_selection,
@@ -125,11 +129,12 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
       *(_DILUTED if warm else ()),
       *(_LAST if linear or warm else ()),
     ),
+    'compress': (*_COMPRESSED, *(_LAST if method == 'compress' else ())),
     'dilute': (
       *(_SEARCH if criterion == 'probe' else ()),
       *_DILUTED,
       *_BASELINE,
-      *(() if linear else _LAST),
+      *(() if linear else last),
     ),
     'model.merge': (*_DILUTED, *_LAST),
     'model.merge_start': (*_DILUTED, *_LAST),

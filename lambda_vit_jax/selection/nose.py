@@ -146,7 +146,7 @@ def select(
 
   if len(start.order) == num_layers:
     return start
-  model = _in_float32(model)
+  model = in_float32(model)
   # Products too: accelerators round their float32 factors by default.
   with jax.default_matmul_precision('highest'):
     if name == 'exhaustive':
@@ -183,7 +183,7 @@ def _as_run(options: SearchOptions, name: str, score: str) -> SearchOptions:
   )
 
 
-def _in_float32(model: Model) -> Model:
+def in_float32(model: Model) -> Model:
   """The model that computes in float32, or wider.
 
   In bfloat16, rounding moves scores by as much as their intervals are wide.

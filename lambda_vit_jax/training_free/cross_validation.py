@@ -21,6 +21,9 @@ FOLDS = 4
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Ridges that `choose_ridge` tries, as shares of the inputs' mean variance."""
 
+QUICK_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Those of `quick_ridge`."""
+
 
 def fold_sums(inputs: Array, outputs: Array, weights: Array) -> Sums:
   """`least_squares.batch_sums` with a leading axis over folds; traceable.
@@ -101,3 +104,21 @@ def best_ridge(errors: np.ndarray, ridges: Sequence[float] = RIDGES) -> float:
   # explain, one may even fall below zero.
   best = errors <= errors.min() + 1e-9 * np.abs(errors).max()
   return ridges[int(np.flatnonzero(best)[-1])]
+
+
+def quick_ridge(folds: Sequence[CrossMoments]) -> float:
+  """The one of four ridges with the least error on the last fold.
+
+  It costs four factorisations, and `choose_ridge` as many eigendecompositions,
+  which take twenty times as long for the hidden layer of an MLP.
+  """
+  folds = [fold for fold in folds if fold.count > 0]
+  if len(folds) < 2:
+    return QUICK_RIDGES[0]
+  *most, held_out = folds
+  whole = merged(most)
+  errors = [
+    held_out.squared_error(least_squares.solve(whole, ridge))
+    for ridge in QUICK_RIDGES
+  ]
+  return best_ridge(np.asarray(errors), QUICK_RIDGES)

@@ -192,7 +192,7 @@ def fit_linear(
       model, images, layers, how, dense=dense, memory_gib=memory_gib
     )
     maps = fitter.run(layers if options.sequential else (), on_progress)
-    found = _with_maps(model, maps)
+    found = with_maps(model, maps)
     blocks = tuple(fitter.fits)
   else:
     found = prune(model, layers, 'absent')
@@ -205,7 +205,7 @@ def fit_linear(
   return LinearFit(found, blocks, mlps)
 
 
-def _with_maps(model: Model, maps: dict[int, Params]) -> Model:
+def with_maps(model: Model, maps: dict[int, Params]) -> Model:
   """`model` with these maps instead of the attention of their blocks."""
   left = modes.modes_without(maps, model.attention_modes, 'linear')
   params = surgery.prune_tree(model.params, maps)
@@ -218,12 +218,12 @@ def _with_maps(model: Model, maps: dict[int, Params]) -> Model:
     if mode == 'linear'
   ]
   module = model.module.clone(
-    attention_modes=left, linear_inputs=_shared(left, inputs)
+    attention_modes=left, linear_inputs=shared_inputs(left, inputs)
   )
   return model.replace(module=module, params=params)
 
 
-def _shared(
+def shared_inputs(
   left: Sequence[str], inputs: Sequence[tuple[str, ...]]
 ) -> map_inputs.LinearInputs:
   """The inputs of all maps, or per block where they differ."""

@@ -8,7 +8,8 @@ so far; the dense network's streams then go along, as what the maps aim at.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from lambda_vit_jax.training_free.map_design import (
   num_columns,
   to_parameters,
 )
-from lambda_vit_jax.training_free.stream_pair import StreamPair
+from lambda_vit_jax.training_free.stream_pair import Halves, StreamPair
 
 TARGETS = ('stream', 'attention')
 """What a map is fitted to, given the modified network's stream x.
@@ -135,10 +136,120 @@ def map_sums(
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
+def check_samples(model: Model, images: ImageSet, options: MapOptions) -> None:
+  """Refuses fewer samples (images × tokens) than inputs of a map.
+
+  Raises:
+    DataError: says how many images are needed.
+  """
+  tokens = model.module.num_tokens
+  width = num_columns(model.module, options.inputs)
+  if images.total * tokens <= width:
+    raise DataError(
+      f'{images.total} images of {tokens} tokens are {images.total * tokens} '
+      f'samples, too few for an affine map of {width} inputs; give at least '
+      f'{width // tokens + 1} images, better 512'
+    )
+
+
 def _groups(inputs: tuple[str, ...]) -> list[slice]:
   """The tokens of each group."""
   own = map_inputs.CLASS_MAP in inputs
   return [slice(1), slice(1, None)] if own else [slice(None)]
+
+
+def fit_map(
+  index: int,
+  module: ViT,
+  options: MapOptions,
+  halves: Iterable[Halves],
+  sources: Params,
+  placement: Placement,
+) -> tuple[BlockFit, Params]:
+  """The map that takes a block's stream to a wanted one.
+
+  Args:
+    index: of the block.
+    module: of the network.
+    options: of the fit.
+    halves: of each micro-batch, as of `StreamPair.halves`.
+    sources: parameters from which inputs are computed, see `design`.
+    placement: of the streams.
+
+  Returns:
+    How well it was fitted, and the parameters of `attn` in mode `linear`.
+
+  Raises:
+    ModelError: activations that are not finite; names the block.
+  """
+  groups = [FoldMoments() for _ in _groups(options.inputs)]
+  placed = placement.replicate(sources)
+  # The same for all blocks, so that they share a program.
+  stem = pieces.stem_of(module)
+  for position, streams in enumerate(halves):
+    sums = map_sums(
+      *streams,
+      placed,
+      module=stem,
+      epsilon=module.norm_eps[index],
+      options=options,
+      placement=placement,
+    )
+    for group, values in zip(groups, jax.device_get(sums), strict=True):
+      group.add(position, values)
+  moments = [group.folds for group in groups]
+  for fold in moments[-1]:
+    least_squares.require_finite(f'block {index}', fold.in_out)
+  inputs = options.inputs
+  if options.budget is not None:
+    inputs = input_choice.choose_inputs(
+      module, options.inputs, options.budget, moments
+    )
+    moments = input_choice.restrict(module, options.inputs, inputs, moments)
+  ridge, *maps = _solve_groups(options, moments)
+  fit = BlockFit(
+    index,
+    ridge,
+    least_squares.residual_share(*maps),
+    round(sum(whole.count for whole, _ in maps)),
+    inputs,
+  )
+  # The class token's map comes first, where it has its own.
+  *own, shared = (affine for _, affine in maps)
+  fitted = to_parameters(module, inputs, shared, *own)
+  return fit, (sources if 'mixing' in inputs else {}) | fitted
+
+
+def _solve_groups(
+  options: MapOptions, groups: Sequence[Sequence[CrossMoments]]
+) -> tuple[Any, ...]:
+  """The ridge, and per group of tokens its moments and map."""
+  *first, rest = groups
+  whole = least_squares.merged(rest)
+  ridge, shared = _solve(options, rest)
+  if not first:
+    return ridge, (whole, shared)
+  # The class token is one sample per image, too few for a map of its own:
+  # its map is that of the others plus a correction, which is penalised.
+  class_tokens = least_squares.merged(first[0])
+  _, correction = _solve(options, [fold.beyond(shared) for fold in first[0]])
+  own = AffineMap(
+    shared.kernel + correction.kernel, shared.bias + correction.bias
+  )
+  if options.rank is not None:
+    own = least_squares.truncate(class_tokens, own, options.rank)
+  return ridge, (class_tokens, own), (whole, shared)
+
+
+def _solve(
+  options: MapOptions, folds: Sequence[CrossMoments]
+) -> tuple[float, AffineMap]:
+  """The ridge, given or chosen, and the map of all folds."""
+  ridge = options.ridge
+  if ridge is None:
+    ridge = choose_ridge(folds)
+  whole = least_squares.merged(folds)
+  return ridge, least_squares.solve(whole, ridge, options.rank)
 
 
 class MapFitter:
@@ -164,20 +275,11 @@ class MapFitter:
       DataError: fewer samples (images × tokens) than inputs of the map.
       ModelError: `dense` differs in more than modes and dropped blocks.
     """
-    tokens = model.module.num_tokens
-    width = num_columns(model.module, options.inputs)
-    if images.total * tokens <= width:
-      raise DataError(
-        f'{images.total} images of {tokens} tokens are {images.total * tokens} '
-        f'samples, too few for an affine map of {width} inputs; give at least '
-        f'{width // tokens + 1} images, better 512'
-      )
+    check_samples(model, images, options)
     self.fits: list[BlockFit] = []
     self._images = images
     self._layers = layers
     self._options = options
-    # The same for all blocks, so that they share a program.
-    self._stem = pieces.stem_of(model.module)
     self._runner = BlockRunner(model, images.placement)
     origins: tuple[int, ...] = ()
     reference = None
@@ -214,9 +316,15 @@ class MapFitter:
         streams.run(index)
       else:
         stays = index not in sequential
-        sources = self._sources(index)
-        groups = self._moments(index, stays, sources)
-        found[index] = self._fit(index, groups, sources)
+        fit, found[index] = fit_map(
+          index,
+          self._runner.module,
+          self._options,
+          streams.halves(index, stays),
+          self._sources(index),
+          self._images.placement,
+        )
+        self.fits.append(fit)
         if not stays and index < last:
           self._runner.use_maps({index: found[index]})
           streams.run_map(index)
@@ -237,85 +345,3 @@ class MapFitter:
       self._streams.before(index),
       self._images.placement,
     )
-
-  def _moments(
-    self, index: int, stays: bool, sources: Params
-  ) -> list[FoldMoments]:
-    """Per group of tokens, over all images."""
-    sources = self._images.placement.replicate(sources)
-    found = [FoldMoments() for _ in _groups(self._options.inputs)]
-    for position, halves in enumerate(self._streams.halves(index, stays)):
-      sums = map_sums(
-        *halves,
-        sources,
-        module=self._stem,
-        epsilon=self._runner.module.norm_eps[index],
-        options=self._options,
-        placement=self._images.placement,
-      )
-      for group, values in zip(found, jax.device_get(sums), strict=True):
-        group.add(position, values)
-    return found
-
-  def _fit(
-    self, index: int, groups: Sequence[FoldMoments], sources: Params
-  ) -> Params:
-    """The parameters of the map that replaces an attention layer."""
-    options, module = self._options, self._runner.module
-    moments = [group.folds for group in groups]
-    for fold in moments[-1]:
-      least_squares.require_finite(f'block {index}', fold.in_out)
-    inputs = options.inputs
-    if options.budget is not None:
-      inputs = input_choice.choose_inputs(
-        module, options.inputs, options.budget, moments
-      )
-      moments = input_choice.restrict(module, options.inputs, inputs, moments)
-    fitted = self._solve_groups(index, inputs, moments)
-    return (sources if 'mixing' in inputs else {}) | fitted
-
-  def _solve_groups(
-    self,
-    index: int,
-    inputs: Sequence[str],
-    groups: Sequence[Sequence[CrossMoments]],
-  ) -> Params:
-    """The map of some inputs, from the folds of each group of tokens."""
-    module = self._runner.module
-    *first, rest = groups
-    inputs = tuple(inputs)
-    whole = least_squares.merged(rest)
-    ridge, shared = self._solve(rest)
-    if not first:
-      self._record(index, inputs, ridge, (whole, shared))
-      return to_parameters(module, inputs, shared)
-    # The class token is one sample per image, too few for a map of its own:
-    # its map is that of the others plus a correction, which is penalised.
-    class_tokens = least_squares.merged(first[0])
-    _, correction = self._solve([fold.beyond(shared) for fold in first[0]])
-    own = AffineMap(
-      shared.kernel + correction.kernel, shared.bias + correction.bias
-    )
-    if self._options.rank is not None:
-      own = least_squares.truncate(class_tokens, own, self._options.rank)
-    self._record(index, inputs, ridge, (class_tokens, own), (whole, shared))
-    return to_parameters(module, inputs, shared, own)
-
-  def _solve(self, folds: Sequence[CrossMoments]) -> tuple[float, AffineMap]:
-    """The ridge, given or chosen, and the map of all folds."""
-    ridge = self._options.ridge
-    if ridge is None:
-      ridge = choose_ridge(folds)
-    whole = least_squares.merged(folds)
-    return ridge, least_squares.solve(whole, ridge, self._options.rank)
-
-  def _record(
-    self,
-    index: int,
-    inputs: tuple[str, ...],
-    ridge: float,
-    *maps: tuple[CrossMoments, AffineMap],
-  ) -> None:
-    residual = least_squares.residual_share(*maps)
-    samples = self._images.total * self._runner.module.num_tokens
-    self.fits.append(BlockFit(index, ridge, residual, samples, inputs))

@@ -30,6 +30,15 @@ ROOMS = {
     'training_free',
     'evaluation',
   },
+  'compression': {
+    'core',
+    'runtime',
+    'models',
+    'analysis',
+    'training_free',
+    'evaluation',
+    'selection',
+  },
   'cli': {
     'core',
     'runtime',
@@ -42,6 +51,7 @@ ROOMS = {
     'exporters',
     'evaluation',
     'selection',
+    'compression',
     'configs',
   },
   'main': {'cli', 'runtime', 'core'},

@@ -3,6 +3,7 @@
 - `build`: the page and the results table, from the files of a workdir
 - `results`: read those files, leaving out damaged ones
 - `speed_table`: the table of `benchmark.json`
+- `compression`: the path of `compression.json`
 - `plots`: figures as SVG
 - `html`: pieces of the page
 """

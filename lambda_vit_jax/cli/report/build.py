@@ -8,7 +8,7 @@ from etils import epath
 
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.console import print_line, print_table
-from lambda_vit_jax.cli.report import html, plots, speed_table
+from lambda_vit_jax.cli.report import compression, html, plots, speed_table
 from lambda_vit_jax.cli.report.html import Cell, cell, escape
 from lambda_vit_jax.cli.report.results import Results, read_results
 from lambda_vit_jax.cli.report.speed_table import si
@@ -333,6 +333,8 @@ def _sections(results: Results) -> list[str]:
   parts += _segmentation(results)
   if results.benchmark:
     parts += _speed(results.benchmark)
+  if results.compression is not None:
+    parts += compression.section(results.compression)
   profile = results.analysis.get('profile', {})
   selected = results.selection
   if selected:

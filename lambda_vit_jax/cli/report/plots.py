@@ -1,7 +1,7 @@
 """The plots of a run, as SVG text. Matplotlib is imported when one is drawn."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _SIZE = (4.2, 2.6)
@@ -75,6 +75,37 @@ def layer_entropy(
     axes.legend(frameon=False)
 
   return _draw(paint, 'block', 'entropy (nats)')
+
+
+def speed_against_error(pairs: Sequence[tuple[float, float]]) -> str:
+  """The path of a search: speed-up and error of each network."""
+
+  def paint(axes: Any) -> None:
+    axes.plot(*zip(*pairs, strict=True), marker='o', ms=4)
+
+  return _draw(paint, 'speed-up', 'error')
+
+
+def strip(
+  shares: Sequence[float], attention: Mapping[str, Sequence[float]]
+) -> str:
+  """What is left of each block: its MLP upwards, its attention downwards.
+
+  Args:
+    shares: of each MLP's width.
+    attention: per kind, and for each block, how much of the bar it takes.
+  """
+
+  def paint(axes: Any) -> None:
+    blocks = range(len(shares))
+    axes.bar(blocks, shares, label='MLP')
+    for name, heights in attention.items():
+      axes.bar(blocks, [-height for height in heights], label=name)
+    axes.set_yticks([])
+    axes.set_xticks(list(blocks))
+    axes.legend(frameon=False, ncols=3, loc='lower center')
+
+  return _draw(paint, 'block', '')
 
 
 def training_curves(rows: Sequence[dict[str, Any]], key: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from lambda_vit_jax.cli import result_files, stage_table
+from lambda_vit_jax.compression.record import Compression
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.training.metrics import read_lines
 
@@ -43,6 +44,7 @@ class Results:
     analysis: `analysis.json`.
     selection: `selection.json`.
     linear: `linear/model.json`.
+    compression: `compression.json`, None where there is none.
     evaluation: `evaluation.json`.
     benchmark: `benchmark.json`.
     metrics: rows of `metrics.jsonl`.
@@ -55,6 +57,7 @@ class Results:
   analysis: dict[str, Any]
   selection: dict[str, Any]
   linear: dict[str, Any]
+  compression: Compression | None
   evaluation: dict[str, Any]
   benchmark: dict[str, Any]
   metrics: list[dict[str, Any]]
@@ -97,12 +100,21 @@ def read_results(workdir: str | epath.Path) -> Results:
       problems.append(str(error))
       return {}
 
+  def read_path() -> Compression | None:
+    fields = read(stage_table.COMPRESSION)
+    try:
+      return Compression.from_json(fields) if fields else None
+    except CheckpointError as error:
+      problems.append(str(error))
+      return None
+
   return Results(
     workdir=folder,
     config=read(stage_table.CONFIG),
     analysis=read(stage_table.ANALYSIS),
     selection=read(stage_table.SELECTION),
     linear=read(stage_table.LINEAR),
+    compression=read_path(),
     evaluation=read(stage_table.EVALUATION),
     benchmark=read(stage_table.BENCHMARK),
     metrics=_metrics(folder / stage_table.METRICS, problems),

@@ -8,6 +8,12 @@ from lambda_vit_jax.cli.workdir import Run, finished_step
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.models.model import Model
 
+_FITTED = {
+  'linearize': stage_table.LINEAR,
+  'compress': stage_table.COMPRESSED,
+}
+"""The result of each stage that makes the pruned model without training."""
+
 
 def pruned_model(
   run: Run, weights: Literal['raw', 'ema'] | None = None
@@ -26,9 +32,9 @@ def pruned_model(
     weights = weights or run.settings.export.weights
     model, dropped = run.load('dilute', weights), []
   else:
-    model = load_linear(run)
-    fields = run.read_json(stage_table.LINEAR) or {}
-    dropped = fields.get('linearize', {}).get('dropped', [])
+    model = _load_fitted(run, run.settings.method)
+    fields = run.read_json(_FITTED[run.settings.method]) or {}
+    dropped = fields.get(run.settings.method, {}).get('dropped', [])
   # The config counts blocks as the dense network does.
   modes = list(model.attention_modes)
   for index in dropped:
@@ -61,9 +67,11 @@ def compared_models(run: Run) -> dict[str, tuple[Model, int]]:
     more = run.trained_steps('baseline')
     found['baseline'] = run.load('baseline', weights), steps + more
   dilutes = settings.method == 'dilute'
-  more = (
-    run.trained_steps('dilute') if dilutes else settings.linearize.polish_steps
-  )
+  more = 0
+  if dilutes:
+    more = run.trained_steps('dilute')
+  elif settings.method == 'linearize':
+    more = settings.linearize.polish_steps
   total = steps + more
   found['pruned'] = pruned_model(run), total
   if dilutes and settings.dilute.ema:
@@ -78,9 +86,14 @@ def load_linear(run: Run) -> Model:
   Raises:
     CheckpointError: nothing yet.
   """
-  folder = run.path(stage_table.LINEAR).parent
-  if not run.path(stage_table.LINEAR).exists():
+  return _load_fitted(run, 'linearize')
+
+
+def _load_fitted(run: Run, stage: str) -> Model:
+  """Loads the result of a stage that fits; see `load_linear`."""
+  path = run.path(_FITTED[stage])
+  if not path.exists():
     raise CheckpointError(
-      f'{folder}: nothing fitted; run the stage `linearize` first'
+      f'{path.parent}: nothing fitted; run the stage `{stage}` first'
     )
-  return run.with_options(load.load_export(folder))
+  return run.with_options(load.load_export(path.parent))

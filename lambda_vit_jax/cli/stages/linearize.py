@@ -204,5 +204,6 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
   module = dense.module.clone(
     attention_modes=fitted.module.attention_modes,
     linear_inputs=fitted.module.linear_inputs,
+    mlp_dims=fitted.module.mlp_dims,
   )
   return dense.replace(module=module, params=dense.params | fitted.params)

@@ -20,6 +20,7 @@ from lambda_vit_jax.cli.stages import (
   pretrain,
 )
 from lambda_vit_jax.cli.stages.analyze import analyze
+from lambda_vit_jax.cli.stages.compress import compress
 from lambda_vit_jax.cli.stages.evaluate import evaluate_all
 from lambda_vit_jax.cli.stages.linearize import linearize
 from lambda_vit_jax.cli.stages.select import select
@@ -84,13 +85,22 @@ STAGES: dict[str, Stage] = {
       # Nothing depends on it.
       is_needed=lambda run: run.settings.data.holdout_images > 0,
     ),
-    Stage(_SPECS['select'], select),
+    Stage(
+      _SPECS['select'],
+      select,
+      is_needed=lambda run: run.settings.method != 'compress',
+    ),
     Stage(
       _SPECS['linearize'],
       linearize,
       is_needed=lambda run: (
         run.settings.method == 'linearize' or run.settings.dilute.is_warm
       ),
+    ),
+    Stage(
+      _SPECS['compress'],
+      compress,
+      is_needed=lambda run: run.settings.method == 'compress',
     ),
     Stage(
       _SPECS['dilute'],

@@ -1,0 +1,219 @@
+"""One budget over every part of a network: `compress`.
+
+A greedy search. Each step scores parts with their repair in place, and takes the
+one whose score grows least for what it saves,
+
+  ratio = (score after - score now) / (cost now - cost after),
+
+on a tie that of the lowest block. A score is what the network's output has lost
+(`scores`), a cost is in executed operations or in measured time (`costs`).
+
+With `rescore='lazy'` a part keeps the growth that was last measured. Only the part
+of least ratio is scored again, until the least one is of this step. If no growth
+ever fell from step to step (if the score were supermodular in what is gone), that
+would be the exact greedy search. Scores of networks nearly are, which makes it a
+heuristic; `rescore='all'` is exact.
+"""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from lambda_vit_jax.analysis.images import Batches
+from lambda_vit_jax.compression import costs, nose_path, steps
+from lambda_vit_jax.compression.options import CompressOptions, names_of
+from lambda_vit_jax.compression.parts import Part
+from lambda_vit_jax.compression.record import Compression, Step
+from lambda_vit_jax.compression.search import OnScore, Search
+from lambda_vit_jax.core.arguments import check_arguments
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.selection import checks
+from lambda_vit_jax.selection.nose import in_float32
+from lambda_vit_jax.training_free import paired
+
+OnStep = Callable[[Compression], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+  """What is called as a search goes on.
+
+  Attributes:
+    on_step: takes the path so far, after every new step.
+    on_score: takes each part that was scored.
+  """
+
+  on_step: OnStep = lambda found: None
+  on_score: OnScore = lambda part: None
+
+
+@check_arguments
+def compress(
+  model: Model,
+  batches: Batches,
+  *,
+  target_speedup: float = 1.5,
+  parts: str | Sequence[str] = ('attention', 'neurons', 'blocks'),
+  criterion: str = 'output',
+  cost: str = 'macs',
+  target: str = 'logits',
+  inputs: str | Sequence[str] | None = None,
+  repair: bool = True,
+  ridge: float | str = 'auto',
+  rescore: str = 'lazy',
+  dense: Model | None = None,
+  memory_gib: float | None = None,
+  mesh: Mesh | None = None,
+  resume: Compression | None = None,
+  on_step: OnStep = lambda found: None,
+  warn: Callable[[str], None] = warnings.warn,
+) -> Compression:
+  """Makes a network so many times as fast, with the parts that it needs least.
+
+  Greedy: each step takes the part whose loss is the smallest for what it saves,
+  with its repair in place, and repairs it (docs/method.md#one-budget). Labels are
+  not used.
+
+  Args:
+    model: finished, without token merging; not changed. It may lack parts.
+    batches: normalised NHWC arrays, or what else `images.read_images` takes; 512
+      images are enough for most networks. Three quarters are fitted on, the
+      others score.
+    target_speedup: of the cost, against `dense`; above 1.
+    parts: of `attention`, `neurons` (of MLPs, an eighth at a time), `mlps` and
+      `blocks`.
+    criterion: `output`, how far the output is from the dense one; or
+      `transfer_entropy`, in nats.
+    cost: `macs`, operations that are executed; or `time`, measured per kind of
+      block on the device at hand.
+    target: `logits` or `features` (of the class token).
+    inputs: of the maps that take the place of attention, as for `linearize`; by
+      default token, mean and class_map. With `()` nothing takes it.
+    repair: whether anything makes up for what goes. Without, with attention as
+      the only part and `transfer_entropy`, the search is that of `nose`.
+    ridge: penalty of the repairs, see `least_squares.solve`; `auto` chooses.
+    rescore: `lazy` scores few parts again in each step, `all` every one.
+    dense: the network to compare with and to repair towards, where parts of
+      `model` are gone already; by default `model`.
+    memory_gib: memory for activations per device; by default a share of what
+      the device has. With little of it, blocks run more often.
+    mesh: devices that share the images; see `images.read_images`.
+    resume: an earlier search as passed to `on_step`, or read from a file: its
+      steps are made again without a search, up to the target.
+    on_step: called after every step with the path so far.
+    warn: takes one line; a Python warning by default.
+
+  Returns:
+    The whole path: `.model` is its end, `.at(1.3)` a network on the way, and
+    `.steps` say what went and what that cost.
+
+  Raises:
+    UsageError: an unknown name, a budget out of reach (says the largest), or a
+      search that `resume` is not part of.
+    DataError: too few images, or images of the wrong shape.
+    ModelError: two models that are not of one network, one that is quantised,
+      merges tokens or segments, or activations that are not finite.
+  """
+  options = CompressOptions(
+    target_speedup=target_speedup,
+    parts=names_of(parts),
+    criterion=criterion,
+    target=target,
+    cost=cost,
+    inputs=None if inputs is None else names_of(inputs),
+    repair=repair,
+    ridge=ridge,
+    rescore=rescore,
+    memory_gib=memory_gib,
+  )
+  return run(
+    model,
+    batches,
+    options,
+    dense=dense,
+    mesh=mesh,
+    resume=resume,
+    listener=Listener(on_step=on_step),
+    warn=warn,
+  )
+
+
+def run(
+  model: Model,
+  batches: Batches,
+  options: CompressOptions,
+  *,
+  dense: Model | None = None,
+  mesh: Mesh | None = None,
+  resume: Compression | None = None,
+  listener: Listener = Listener(),
+  warn: Callable[[str], None] = warnings.warn,
+) -> Compression:
+  """`compress` with its options as one object; see there."""
+  options = options.checked(model)
+  dense = model if dense is None else dense
+  paired.pair(model, dense)
+  cost = costs.make(options.cost, {} if resume is None else resume.timings)
+  steps.check_reach(model, dense, options, cost)
+  images = checks.enough_images(model, batches, mesh, warn)
+  found = steps.start(model, dense, options, images.total, cost)
+  before = steps.earlier(found, resume)
+  # Products too: accelerators round their float32 factors by default.
+  with jax.default_matmul_precision('highest'):
+    if options.is_nose:
+      return nose_path.walk(
+        found, before, images, options, cost, listener.on_step
+      )
+    exact = in_float32(model)
+    reference = exact if dense is model else in_float32(dense)
+    search = Search(exact, reference, images, options, cost)
+    found = steps.scored(found, search.score)
+    found = _again(found, search, before)
+    if resume is not None and found.reached < found.target_speedup:
+      search.growth = steps.growth_of(resume)
+    return _walk(found, search, listener)
+
+
+def _again(
+  found: Compression, search: Search, before: Sequence[Step]
+) -> Compression:
+  """Makes the steps of an earlier search again, as far as they are needed."""
+  for step in before:
+    if found.reached >= found.target_speedup:
+      break
+    part = Part(step.block, step.part)
+    if part not in search.savings():
+      raise UsageError(
+        f'resume: the step {part} cannot be made on this model; give the model '
+        'and the images of that search'
+      )
+    model = steps.applied(found.model, search.take(part, step.error))
+    found = steps.extended(found, step, model, search.growth)
+  return found
+
+
+def _walk(
+  found: Compression,
+  search: Search,
+  listener: Listener,
+) -> Compression:
+  """Takes part after part until the target is reached."""
+  while found.reached < found.target_speedup:
+    began = time.perf_counter()
+    part, measured = search.choose(listener.on_score)
+    model = steps.applied(found.model, search.take(part, measured[part]))
+    seconds = time.perf_counter() - began
+    step = steps.step_of(model, part, measured, search.cost, seconds)
+    found = steps.extended(found, step, model, search.growth)
+    found = dataclasses.replace(
+      found,
+      evaluations=search.evaluations,
+      timings=getattr(search.cost, 'known', {}),
+    )
+    listener.on_step(found)
+  return found

@@ -1,0 +1,85 @@
+"""NOSE as a path: attention alone, by transfer entropy, without repair.
+
+The scores are those of `selection.nose`, by the same code on the same images, and
+so is the order; only the budget is in what the network costs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.compression import costs, steps
+from lambda_vit_jax.compression.options import CompressOptions
+from lambda_vit_jax.compression.parts import (
+  Part,
+  parts_left,
+  position_of,
+  without,
+)
+from lambda_vit_jax.compression.record import Compression, Step
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.selection import criteria
+from lambda_vit_jax.selection.criteria import TrialCriterion
+from lambda_vit_jax.selection.nose import in_float32
+from lambda_vit_jax.selection.trial_readout import Target
+from lambda_vit_jax.selection.trials import TrialRunner
+
+
+def walk(
+  found: Compression,
+  before: Sequence[Step],
+  images: ImageSet,
+  options: CompressOptions,
+  cost: costs.Cost,
+  on_step: Callable[[Compression], None],
+) -> Compression:
+  """Removes attention layers until the target is reached.
+
+  Args:
+    found: a path without steps.
+    before: steps of an earlier search, which need not be scored again.
+    images: all of them are scored.
+    options: of the search.
+    cost: of a network.
+    on_step: called after every new step.
+  """
+  first = found.model
+  target = cast(Target, options.target)
+  runner = TrialRunner(in_float32(first), images, target, options.memory_gib)
+  trials = TrialCriterion('transfer_entropy', runner, resamples=0, seed=0)
+  while found.reached < found.target_speedup:
+    began = time.perf_counter()
+    done = len(found.steps)
+    if done < len(before):
+      step = before[done]
+      model = without(found.model, Part(step.block, 'attention'))
+    else:
+      scores = _scores(first, found, trials)
+      # Positions in the first network, as in the search for layers.
+      chosen = criteria.choose(scores)
+      part = Part(first.block_origins[chosen], 'attention')
+      model = without(found.model, part)
+      seconds = time.perf_counter() - began
+      measured = {
+        Part(first.block_origins[position], 'attention'): value
+        for position, value in scores.items()
+      }
+      step = steps.step_of(model, part, measured, cost, seconds)
+    found = steps.extended(found, step, model, {})
+    if done >= len(before):
+      blocks = runner.block_evaluations
+      found = dataclasses.replace(found, evaluations=blocks / first.depth)
+      on_step(found)
+  return found
+
+
+def _scores(
+  first: Model, found: Compression, trials: TrialCriterion
+) -> dict[int, float]:
+  """The transfer entropy of each attention layer left, beside those gone."""
+  gone = sorted(position_of(first, step.block) for step in found.steps)
+  left = parts_left(found.model, ('attention',))
+  at = sorted(position_of(first, part.block) for part in left)
+  return trials(tuple(gone), at).values

@@ -1,0 +1,166 @@
+"""The state of a search over the parts of a network.
+
+`Search` holds the network as it is, its streams on the images, and what is known
+of each part that can go. `greedy` decides with it, step by step.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from lambda_vit_jax.analysis import memory
+from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.compression import costs, parts
+from lambda_vit_jax.compression.options import CompressOptions
+from lambda_vit_jax.compression.parts import Part
+from lambda_vit_jax.compression.repairs import Repair, Repairer, RepairOptions
+from lambda_vit_jax.compression.scores import Scorer
+from lambda_vit_jax.compression.streams import Streams
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.selection.output_error import split
+from lambda_vit_jax.training_free import linear_maps, map_fitter, mlp_refit
+
+# Of the memory for activations, for each of three sets of streams.
+_STREAMS_SHARE = 1 / 6
+
+OnScore = Callable[[Part], None]
+
+
+class Search:
+  """The network as it is, and what is known of its parts.
+
+  Attributes:
+    model: float32, on the devices.
+    score: of the network.
+    growth: per part, how much the score grew by it when it was last measured.
+    cost: of a network.
+  """
+
+  def __init__(
+    self,
+    model: Model,
+    dense: Model,
+    images: ImageSet,
+    options: CompressOptions,
+    cost: costs.Cost,
+  ):
+    """Splits the images, and runs the dense network on those to score."""
+    self._options, self.cost = options, cost
+    self._inputs = tuple(options.inputs or ())
+    fitted, held = split(images)
+    maps = None
+    if self._inputs:
+      maps = linear_maps.map_options(model, self._inputs)
+      maps = dataclasses.replace(maps, ridge=options.fixed_ridge)
+      map_fitter.check_samples(model, fitted, maps)
+    mlp_refit.check_images(fitted)
+    place = images.placement
+    self.model = model.replace(params=place.replicate(model.params))
+    dense = dense.replace(params=place.replicate(dense.params))
+    size = memory.micro_batch_size(model.module, fitted, options.memory_gib)
+    budget = options.memory_gib or memory.default_gib()
+    share = _STREAMS_SHARE * budget
+
+    def streams(of: Model, some: ImageSet) -> Streams:
+      return Streams(of, some, size, share)
+
+    self._fitted, self._dense = (
+      streams(self.model, fitted),
+      streams(dense, fitted),
+    )
+    self._held, reference = streams(self.model, held), streams(dense, held)
+    self._repairer = Repairer(
+      self._fitted,
+      self._dense,
+      RepairOptions(maps, options.repair, options.fixed_ridge),
+    )
+    self._scorer = Scorer.make(
+      self._held, reference, options.criterion, options.target
+    )
+    self._before = reference.blocks_run
+    self._per_evaluation = images.total * dense.depth
+    self.growth: dict[Part, float] = {}
+    self._repairs: dict[Part, Repair] = {}
+    self.score = self._scorer(self.model, self.model.depth)
+
+  @property
+  def evaluations(self) -> float:
+    """Blocks run so far, in forward passes of the dense network."""
+    each = (self._fitted, self._dense, self._held)
+    total = self._before + sum(streams.blocks_run for streams in each)
+    return total / self._per_evaluation
+
+  def savings(self) -> dict[Part, float]:
+    """The parts that can go, and what each saves."""
+    now = self.cost(self.model)
+    found = {
+      part: now - self.cost(parts.without(self.model, part, self._inputs))
+      for part in parts.parts_left(self.model, self._options.parts)
+    }
+    return {part: saved for part, saved in found.items() if saved > 0.0}
+
+  def choose(
+    self, on_score: OnScore = lambda part: None
+  ) -> tuple[Part, dict[Part, float]]:
+    """The part that goes next, and the scores of those that were measured.
+
+    Raises:
+      UsageError: no part is left that saves anything.
+    """
+    savings = self.savings()
+    if not savings:
+      raise UsageError(
+        f'compress.parts={list(self._options.parts)}: nothing is left that '
+        'saves anything; give more parts, or a smaller target_speedup'
+      )
+    measured: dict[Part, float] = {}
+
+    def measure(part: Part) -> None:
+      measured[part] = self._measure(part)
+      self.growth[part] = measured[part] - self.score
+      on_score(part)
+
+    def ratio(part: Part) -> tuple[float, Part]:
+      # Parts that were never scored come first.
+      return self.growth.get(part, -math.inf) / savings[part], part
+
+    if self._options.rescore == 'all':
+      for part in savings:
+        measure(part)
+    while (best := min(savings, key=ratio)) not in measured:
+      measure(best)
+    return best, measured
+
+  def _measure(self, part: Part) -> float:
+    """The score of the network without a part."""
+    repair = self._repair(part)
+    first = parts.position_of(self.model, repair.first)
+    return self._scorer(repair.apply(self.model), first)
+
+  def _repair(self, part: Part) -> Repair:
+    """Of the network as it is; fitted once for what it depends on."""
+    if part not in self._repairs:
+      self._repairs[part] = self._repairer(part)
+    return self._repairs[part]
+
+  def take(self, part: Part, score: float) -> Repair:
+    """Goes on without a part, whose network has this score."""
+    repair, old = self._repair(part), self.model
+    first = parts.position_of(old, repair.first)
+    self.model, self.score = repair.apply(old), score
+    for streams in (self._fitted, self._held):
+      streams.change(self.model, first)
+    # Fits look at the network up to their block, and at whether its other tokens
+    # are still read.
+    kept = parts.last_mixing(old) == parts.last_mixing(self.model)
+    self._repairs = {
+      other: found
+      for other, found in self._repairs.items()
+      if kept and found.last < repair.first
+    }
+    left = parts.parts_left(self.model, self._options.parts)
+    self.growth = {
+      other: grown for other, grown in self.growth.items() if other in left
+    }
+    return repair

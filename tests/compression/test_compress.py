@@ -1,0 +1,344 @@
+"""The search over all parts: its path, its choices, and how it goes on."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lambda_vit_jax as lv
+from lambda_vit_jax.compression import costs, parts, scores
+from lambda_vit_jax.compression.parts import Part
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.models.modes import block_name
+from tests.support.search_models import make_images, make_model, mesh_of
+
+IMAGES = make_images(64)
+
+
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope='module')
+def model(tiny_variant):
+  return make_model(tiny_variant, depth=3)
+
+
+def compress(model, speedup=1.6, **options):
+  return lv.compress(
+    model, [IMAGES], target_speedup=speedup, warn=str, **options
+  )
+
+
+@pytest.fixture(scope='module')
+def found(model):
+  return compress(model)
+
+
+def same(one, other):
+  """Whether two models are the same network, to the bit."""
+  assert one.module == other.module
+  assert one.block_origins == other.block_origins
+  assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
+  return all(
+    np.array_equal(a, b)
+    for a, b in zip(
+      jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True
+    )
+  )
+
+
+@pytest.mark.slow
+def test_every_step_is_the_parent_of_the_next(model, found):
+  assert found.models[0] is model
+  assert len(found.models) == len(found.steps) + 1
+  for step, old, new in zip(
+    found.steps, found.models[:-1], found.models[1:], strict=True
+  ):
+    part = Part(step.block, step.part)
+    assert part in parts.parts_left(old, ('attention', 'neurons', 'blocks'))
+    inputs = ('token', 'mean', 'class_map')
+    assert new.module == parts.without(old, part, inputs).module
+    assert step.macs == new.macs(executed=True) < old.macs(executed=True)
+    assert step.parameters == new.num_parameters < old.num_parameters
+    # Only the repaired blocks have other arrays.
+    changed = {
+      block for block in new.block_origins if not _alike(old, new, block)
+    }
+    assert changed <= {step.block, parts.mender(old, part)}
+  assert found.reached >= 1.6 > found.speedup(found.points[-2])
+
+
+def _alike(old, new, block):
+  one, other = (
+    m.params[block_name(parts.position_of(m, block))] for m in (old, new)
+  )
+  return jax.tree.structure(one) == jax.tree.structure(other) and all(
+    np.array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  )
+
+
+@pytest.mark.slow
+def test_the_error_is_that_of_the_model_on_the_held_out_images(model, found):
+  held = IMAGES[3::4]
+  dense = np.asarray(model(held), np.float64)
+  for step, smaller in zip(found.steps, found.models[1:], strict=True):
+    error = scores.divergence(dense, np.asarray(smaller(held), np.float64))
+    # The same network by other programs.
+    assert step.error == pytest.approx(error, rel=1e-3, abs=1e-7)
+  assert found.start.error == found.dense.error == 0.0
+
+
+@pytest.mark.slow
+def test_the_best_ratio_of_those_scored_is_taken(model, found):
+  now, cost = 0.0, model.macs(executed=True)
+  for step, before in zip(found.steps, found.models[:-1], strict=True):
+    ratios = {
+      (block, kind): (score - now)
+      / (
+        cost
+        - parts.without(
+          before, Part(block, kind), ('token', 'mean', 'class_map')
+        ).macs(executed=True)
+      )
+      for block, kind, score in step.scores
+    }
+    assert min(ratios, key=ratios.get) == (step.block, step.part)
+    now, cost = step.error, step.macs
+
+
+def silent(model, block, *halves):
+  """`model`, with halves of a block that add nothing to the stream."""
+  params = jax.tree.map(np.array, model.params)
+  for half, projection in halves:
+    for leaf in params[block_name(block)][half][projection].values():
+      leaf[:] = 0.0
+  return model.replace(params=params)
+
+
+ATTENTION, MLP = ('attn', 'proj'), ('mlp', 'fc2')
+
+
+@pytest.mark.parametrize(
+  ('halves', 'options', 'kind'),
+  [
+    slow([ATTENTION], {'parts': ['attention']}, 'attention'),
+    slow([ATTENTION], {'parts': ['attention'], 'inputs': ()}, 'attention'),
+    slow([MLP], {'parts': ['neurons']}, 'neurons'),
+    slow([ATTENTION, MLP], {'parts': ['blocks']}, 'block'),
+    ([ATTENTION, MLP], {'parts': ['blocks'], 'repair': False}, 'block'),
+  ],
+)
+def test_a_part_that_does_nothing_goes_first_at_no_error(
+  model, halves, options, kind
+):
+  dense = silent(model, 1, *halves)
+  found = compress(dense, 1.05, **options)
+  first = found.steps[0]
+  assert (first.block, first.part) == (1, kind)
+  # Squares of float32 rounding.
+  assert first.error < 1e-9
+  np.testing.assert_allclose(found.models[1](IMAGES), dense(IMAGES), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_neurons_that_are_affine_in_others_cost_nothing(model):
+  params = jax.tree.map(np.array, model.params)
+  first = params['block01']['mlp']['fc1']
+  # Each of the first eighth is another one again.
+  for leaf in first.values():
+    leaf[..., :12] = leaf[..., 12:24]
+  dense = model.replace(params=params)
+  found = compress(dense, 1.01, parts=['neurons'])
+  step = found.steps[0]
+  assert (step.block, step.neurons) == (1, 84)
+  assert step.error < 1e-7
+  assert step.error < 1e-3 * min(
+    score for block, _, score in step.scores if block != 1
+  )
+
+
+@pytest.mark.parametrize('target', ['logits', slow('features')])
+def test_attention_alone_by_transfer_entropy_is_nose(model, target):
+  found = compress(
+    model,
+    1.4,
+    parts=['attention'],
+    criterion='transfer_entropy',
+    target=target,
+    repair=False,
+  )
+  selection = lv.nose(
+    model, [IMAGES], num_layers=len(found.steps), target=target, warn=str
+  )
+  assert tuple(step.block for step in found.steps) == selection.order
+  for step, row in zip(found.steps, selection.rounds, strict=True):
+    assert {block: score for block, _, score in step.scores} == row.scores
+    assert step.error == row.scores[row.chosen]
+  assert same(found.model, lv.prune(model, selection, 'absent'))
+
+
+@pytest.mark.slow
+def test_lazy_and_exact_agree_where_losses_only_add_up(model, monkeypatch):
+  # A score that is the sum of what each part costs by itself: no growth ever
+  # changes, so that the lazy search may not differ from the exact one.
+  price = {'attention': 5.0, 'neurons': 1.0, 'block': 9.0, 'map': 2.0}
+
+  def priced(scorer, model, first):
+    gone = 96 * 3 - sum(model.mlp_dims)
+    blocks = 3 - model.depth
+    lost = [
+      price['attention'] * (block + 1)
+      for block, mode in zip(
+        model.block_origins, model.attention_modes, strict=True
+      )
+      if mode != 'full'
+    ]
+    return price['neurons'] * gone / 12 + sum(lost) + 100.0 * blocks
+
+  monkeypatch.setattr(scores.Scorer, '__call__', priced)
+  options = {'parts': ['attention', 'neurons'], 'repair': False}
+  lazy, exact = (
+    compress(model, 1.8, rescore=how, **options) for how in ('lazy', 'all')
+  )
+  steps = [[(s.block, s.part) for s in f.steps] for f in (lazy, exact)]
+  assert steps[0] == steps[1]
+  counts = [sum(len(step.scores) for step in f.steps) for f in (lazy, exact)]
+  assert counts[0] < 0.6 * counts[1]
+
+
+@pytest.mark.slow
+def test_a_resumed_search_ends_in_the_same_bits(model, found):
+  for done in (1, len(found.steps) - 1):
+    paths = []
+    compress(model, on_step=paths.append)
+    text = json.dumps(paths[done - 1].to_json())
+    begun = lv.Compression.from_json(json.loads(text))
+    again = compress(model, resume=begun)
+    assert [dataclasses.replace(s, seconds=0) for s in again.steps] == [
+      dataclasses.replace(s, seconds=0) for s in found.steps
+    ]
+    assert again.pending == found.pending
+    assert same(again.model, found.model)
+
+
+@pytest.mark.slow
+def test_any_point_of_a_path_is_made_again_without_a_search(model, found):
+  record = lv.Compression.from_json(found.to_json())
+  scored = []
+  again = compress(model, 1.2, resume=record, on_step=scored.append)
+  assert not scored
+  assert same(again.model, found.at(1.2))
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_from_a_smaller_network(model, found):
+  middle = found.models[2]
+  more = compress(middle, 1.6, dense=model)
+  assert more.start.macs == found.steps[1].macs
+  # Scored by other programs than those of the path.
+  assert more.start.error == pytest.approx(found.steps[1].error, rel=1e-3)
+  assert more.reached >= 1.6
+  # The speed-up is that over the dense network.
+  assert more.speedup(more.points[-1]) == pytest.approx(
+    model.macs(executed=True) / more.model.macs(executed=True)
+  )
+  assert compress(middle, 1.01, dense=model).steps == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [2, 8])
+def test_same_on_any_number_of_devices(model, found, devices):
+  other = compress(model, mesh=mesh_of(devices))
+  assert [(s.block, s.part) for s in other.steps] == [
+    (s.block, s.part) for s in found.steps
+  ]
+  # Float32 sums in another order, through solves.
+  np.testing.assert_allclose(
+    other.model(IMAGES), found.model(IMAGES), atol=5e-3
+  )
+
+
+@pytest.mark.slow
+def test_little_memory_changes_no_bit(model, found, monkeypatch):
+  kept = compress(model)
+  monkeypatch.setattr('lambda_vit_jax.compression.search._STREAMS_SHARE', 1e-9)
+  tight = compress(model)
+  assert same(tight.model, kept.model)
+  assert tight.evaluations > kept.evaluations
+
+
+@pytest.mark.slow
+def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
+  asked = []
+
+  def fake(calls, rounds):
+    (name,) = calls
+    asked.append(name)
+    # As if time were proportional to the letters: what matters is that one
+    # name has one time.
+    return {name: [1e-3 * len(name)] * rounds}
+
+  monkeypatch.setattr(costs, 'time_in_turn', fake)
+  found = compress(model, 1.1, parts=['attention', 'blocks'], cost='time')
+  assert len(asked) == len(set(asked))
+  assert found.timings.keys() == set(asked)
+  last = found.steps[-1]
+  assert found.reached == found.dense.ms / last.ms >= 1.1
+  # A resumed search has the same times and measures none again.
+  asked.clear()
+  again = compress(
+    model, 1.1, parts=['attention', 'blocks'], cost='time', resume=found
+  )
+  assert not asked
+  assert same(again.model, found.model)
+
+
+@pytest.mark.parametrize(
+  ('options', 'error', 'says'),
+  [
+    ({'speedup': 1.0}, UsageError, 'above 1'),
+    ({'speedup': 90.0}, UsageError, r'out of reach.*it is \d'),
+    ({'parts': ['heads']}, UsageError, "'heads' is not known"),
+    ({'criterion': 'loss'}, UsageError, 'compress.criterion'),
+    ({'target': 'loss'}, UsageError, 'compress.target'),
+    ({'cost': 'flops'}, UsageError, 'compress.cost'),
+    ({'rescore': 'some'}, UsageError, 'compress.rescore'),
+    ({'ridge': -1.0}, UsageError, 'ridge'),
+  ],
+)
+def test_bad_options_are_refused_in_one_line(model, options, error, says):
+  with pytest.raises(error, match=says) as caught:
+    compress(model, **options)
+  assert '\n' not in str(caught.value)
+
+
+def test_too_few_images_are_refused(model):
+  with pytest.raises(DataError, match=r'too few|cannot be split'):
+    lv.compress(model, [IMAGES[:24]], warn=str)
+
+
+def test_what_cannot_be_compressed_says_why(model):
+  with pytest.raises(ModelError, match='quantised'):
+    compress(lv.quantize(model))
+  with pytest.raises(ModelError, match='merges tokens'):
+    compress(lv.merge_tokens(model, 2))
+
+
+@pytest.mark.slow
+def test_another_search_is_not_resumed(model, found):
+  with pytest.raises(UsageError, match='resume: that search had criterion'):
+    compress(model, criterion='transfer_entropy', resume=found)
+
+
+@pytest.mark.slow
+def test_the_largest_speedup_is_reached_and_no_more(model):
+  with pytest.raises(UsageError) as caught:
+    compress(model, 90.0)
+  largest = float(str(caught.value).split()[-1])
+  found = compress(model, largest - 0.002)
+  assert found.model.depth == 1
+  assert found.reached == pytest.approx(largest, abs=0.001)
