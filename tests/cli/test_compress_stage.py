@@ -16,7 +16,7 @@ OPTIONS = (
   '--config.method=compress',
   '--config.pretrain.steps=2',
   '--config.compress.target_speedup=1.4',
-  '--config.compress.parts=("attention", "blocks")',
+  '--config.compress.parts=("attention", "mlps")',
   '--config.compress.num_images=64',
   '--config.export.formats=("safetensors",)',
 )
@@ -35,6 +35,7 @@ def record(run):
   return json.loads(run.path('compression.json').read_text())
 
 
+@pytest.mark.slow
 def test_a_run_searches_instead_of_selecting_and_training(run):
   names = registry.needed(run)
   assert 'compress' in names
@@ -42,6 +43,7 @@ def test_a_run_searches_instead_of_selecting_and_training(run):
   assert registry.STAGES['compress'].finished(run)
 
 
+@pytest.mark.slow
 def test_the_record_is_the_path_to_the_model(run, record):
   found = lv.Compression.from_json(record)
   model = finished.pruned_model(run)
@@ -53,6 +55,7 @@ def test_the_record_is_the_path_to_the_model(run, record):
   assert tuple(left) == model.block_origins
 
 
+@pytest.mark.slow
 def test_later_stages_take_the_compressed_model(run, record):
   dense = run.load('pretrain')
   model = finished.pruned_model(run)
@@ -66,12 +69,15 @@ def test_later_stages_take_the_compressed_model(run, record):
   assert measured['dense']['macs_executed'] == dense.macs(executed=True)
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_path(run):
   page = build.write_report(run.workdir).read_text()
   assert '<h2>Compression</h2>' in page
-  assert page.count('<svg') == 2
+  assert 'aria-label="Error of the output' in page
+  assert 'aria-label="What is left of each block' in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_in_the_same_model(
   run, record, tmp_path, monkeypatch
 ):
