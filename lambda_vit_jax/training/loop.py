@@ -154,11 +154,16 @@ class _Loop:
     if job.evaluate is not None and wanted and not signum:
       self.log.check()
       began = time.monotonic()
-      module = job.module_at(step)
-      factors = job.dilution.block_factors(
-        np.asarray(step, np.int32), module.attention_modes
+      phase = job.begun(step)[-1]
+      at, dilution = (
+        np.asarray(step, np.int32),
+        job.dilution.within(phase.blend),
       )
-      scores = job.evaluate(module, state.averaged, factors)
+      scores = job.evaluate(
+        phase.module,
+        dilution.blended(state.averaged, at),
+        dilution.block_factors(at, phase.module.attention_modes),
+      )
       # Not part of the speed of training.
       self.log.since += time.monotonic() - began
     if step % job.log_every == 0 or due or scores:

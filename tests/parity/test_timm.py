@@ -20,7 +20,7 @@ from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.exporters import export
 from lambda_vit_jax.models import resampling
 from lambda_vit_jax.models.build import abstract_params, make_module
-from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.models.edits import narrow_mlps, prune
 from lambda_vit_jax.models.macs import count_parameters
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
@@ -58,6 +58,9 @@ FAMILIES = (
   ('beitv2_base_patch16_224', (224, 96)),
   ('vit_base_patch32_siglip_gap_256', (256, 160)),
 )
+
+# Of twelve MLPs of width 768 one is gone, one has a third and one 64 neurons.
+NARROW = {0: (), 1: range(0, 768, 3), 5: range(64)}
 
 TIMM_NAMES = sorted(name for name in VARIANTS if not VARIANTS[name].timm_name)
 
@@ -189,12 +192,13 @@ def timm_logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
   return run(model.eval(), images)['logits']
 
 
+@pytest.mark.parametrize('kept', [{}, NARROW], ids=['whole', 'narrow'])
 @pytest.mark.parametrize(
   'name',
   ['vit_tiny_patch16_224', 'deit3_small_patch16_224'],
 )
-def test_stock_timm_loads_a_zero_filled_export(name, tmp_path):
-  model = pruned_model(name)
+def test_stock_timm_loads_a_zero_filled_export(name, kept, tmp_path):
+  model = narrow_mlps(pruned_model(name), kept)
   images, logits = images_and_logits(model)
   report = export.export(
     model, tmp_path / 'out', formats=('safetensors',), zero_fill=True
@@ -230,6 +234,34 @@ def set_epsilons(model: torch.nn.Module, norm_eps: list[float]) -> None:
       if hasattr(norm, 'eps'):
         norm.eps = epsilon
   model.norm.eps = norm_eps[-1]
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'vit_tiny_patch16_224',
+    'vit_small_plus_patch16_dinov3_qkvb',
+    'eva02_tiny_patch14_336',
+  ],
+)
+def test_stock_timm_loads_equally_narrow_mlps(name, tmp_path):
+  spec = get_variant(name)
+  model = create_model(name, num_classes=10, image_size=4 * spec.patch_size)
+  model = narrow_mlps(
+    model, dict.fromkeys(range(12), range(0, spec.hidden_dim, 2))
+  )
+  images, logits = images_and_logits(model)
+  export.export(model, tmp_path / 'out', formats='safetensors')
+  config = json.loads((tmp_path / 'out/config.json').read_text())
+  stock = timm.create_model(
+    config['architecture'],
+    num_classes=config['num_classes'],
+    **config['model_args'],
+  )
+  state = load_file(tmp_path / 'out/model.safetensors')
+  stock.load_state_dict(state, strict=True)
+  assert_difference(timm_logits(stock, images), logits, TOLERANCE)
+  assert sum(p.numel() for p in stock.parameters()) == model.num_parameters
 
 
 def test_own_small_variant_opens_in_timm(tmp_path):
@@ -275,9 +307,12 @@ def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
   assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
+@pytest.mark.parametrize('kept', [{}, NARROW], ids=['whole', 'narrow'])
 @pytest.mark.parametrize('options', [{}, AVERAGE], ids=['token', 'avg'])
-def test_compact_export_in_timm_by_the_documented_lines(options, tmp_path):
-  model = pruned_model(**options)
+def test_compact_export_in_timm_by_the_documented_lines(
+  options, kept, tmp_path
+):
+  model = narrow_mlps(pruned_model(**options), kept)
   images, logits = images_and_logits(model)
   export.export(model, tmp_path / 'out', formats=('safetensors',))
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'

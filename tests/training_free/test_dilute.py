@@ -9,12 +9,15 @@ import optax
 import pytest
 
 import lambda_vit_jax as lv
+from lambda_vit_jax.checkpoints import description, orbax_store
 from lambda_vit_jax.core.errors import ModelError, UsageError
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import in_memory
+from lambda_vit_jax.runtime.progress import Reporter
+from lambda_vit_jax.training import in_memory, loop
 from lambda_vit_jax.training.dilution import factor_vector
+from lambda_vit_jax.training.metrics import MetricsWriter
 from lambda_vit_jax.training.step import init_state
 from lambda_vit_jax.training_free import dilute as diluting
 from tests.support.search_models import (
@@ -22,6 +25,8 @@ from tests.support.search_models import (
   make_model,
   mesh_of,
 )
+from tests.support.training_jobs import shared_programs
+from tests.support.trees import assert_same
 
 IMAGES = make_images()
 LABELS = np.arange(len(IMAGES)) % 10
@@ -52,7 +57,8 @@ WAYS = {
 }
 
 
-FAST = ('identity', 'maps', 'refit')
+# Each compiles programs of its own; this one has every kind of change.
+FAST = ('refit',)
 
 
 @pytest.fixture(
@@ -252,3 +258,88 @@ def test_neurons_are_found_in_gated_mlps(tiny_variant):
     assert list(plan.narrowed) == [1]
     assert list(plan.narrowed[1]) == [3, 50, 95]
     assert block_name(1) not in plan.blend.differences
+
+
+def fit(job, plan, workdir):
+  """The job with checkpoints, as the stages run it."""
+  checkpointer = orbax_store.Checkpointer(workdir / 'checkpoints', keep=9)
+  try:
+    return loop.fit(
+      job,
+      lambda: plan.params,
+      checkpointer,
+      _mesh(1),
+      MetricsWriter(workdir),
+      Reporter(quiet=True),
+    )
+  finally:
+    checkpointer.close()
+
+
+@pytest.fixture(scope='module')
+def job_with_checkpoints(dense):
+  stand_in = WAYS['refit'](dense)
+  plan = diluting.plan_towards(dense, stand_in)
+  options = diluting.DiluteOptions(3, 2, batch_size=16, learning_rate=1e-3)
+  arrays = {'image': IMAGES, 'label': LABELS}
+  job = diluting.dilute_job(plan, dense, arrays, options, _mesh(1))
+  job = dataclasses.replace(
+    job,
+    description=description.describe(lv.create_model('vit_nano_patch2_8')),
+    log_every=1,
+    checkpoint_every=1,
+  )
+  with shared_programs():
+    yield job, plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stop_after', [2, 3, 4])
+def test_checkpoints_continue_with_the_same_bits(
+  job_with_checkpoints, tmp_path, stop_after
+):
+  """Before the switch, at it, and after it."""
+  job, plan = job_with_checkpoints
+  whole = fit(job, plan, tmp_path / 'whole')
+
+  class PowerCutError(Exception):
+    pass
+
+  def until_cut(step):
+    batches = job.make_batches(step)
+    for count, batch in enumerate(batches):
+      if step + count == stop_after:
+        raise PowerCutError
+      yield batch
+
+  cut = dataclasses.replace(job, make_batches=until_cut)
+  with pytest.raises(PowerCutError):
+    fit(cut, plan, tmp_path / 'cut')
+  assert_same(fit(job, plan, tmp_path / 'cut'), whole)
+  # Without checkpoints it is the same training.
+  assert_same(in_memory.run(job, plan.params, _mesh(1), 'dilute'), whole)
+
+
+@pytest.mark.slow
+def test_an_evaluation_sees_the_network_at_its_factor(dense, tmp_path):
+  plan = diluting.plan_towards(dense, WAYS['refit'](dense))
+  options = diluting.DiluteOptions(4, 1, batch_size=16, learning_rate=0.0)
+  arrays = {'image': IMAGES, 'label': LABELS}
+  job = diluting.dilute_job(plan, dense, arrays, options, _mesh(1))
+  seen = []
+
+  def evaluate(module, params, factors):
+    logits, _ = apply_module(module, params, IMAGES, dilution_factor=factors)
+    seen.append(np.asarray(logits))
+    return {'loss': 0.0, 'accuracy': 0.0}
+
+  job = dataclasses.replace(
+    job,
+    description=description.describe(lv.create_model('vit_nano_patch2_8')),
+    evaluate=evaluate,
+    eval_every=1,
+  )
+  fit(job, plan, tmp_path)
+  for logits, factor in zip(seen, [0.75, 0.5, 0.25, 0.0, 0.0], strict=True):
+    # Another program of the same network.
+    np.testing.assert_allclose(logits, logits_at(plan, factor), atol=1e-4)

@@ -154,10 +154,10 @@ SLOW = {'marks': pytest.mark.slow}
 @pytest.mark.parametrize(
   'fields, target',
   [
-    pytest.param({}, 'stream', **SLOW),
+    ({}, 'stream'),
     pytest.param({'layer_scale': 0.1}, 'stream', **SLOW),
     pytest.param({'mlp_kind': 'swiglu'}, 'mlp', **SLOW),
-    ({'mlp_kind': 'swiglu_packed'}, 'stream'),
+    pytest.param({'mlp_kind': 'swiglu_packed'}, 'stream', **SLOW),
   ],
   ids=str,
 )
@@ -203,6 +203,7 @@ def test_a_block_makes_up_for_what_earlier_ones_lost(tiny_variant):
   assert once.module == both.module
 
 
+@pytest.mark.slow
 def test_the_residual_is_what_remains_of_the_gap(tiny_variant):
   from lambda_vit_jax.analysis.images import read_images
 
