@@ -1,5 +1,7 @@
 """Multi-head self-attention."""
 
+import functools
+import logging
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -28,10 +30,40 @@ AttentionKernel = Literal['auto', 'explicit', 'xla', 'cudnn']
 # a multiple of 8 up to 128.
 _CUDNN_DTYPES = ('bfloat16', 'float16')
 _CUDNN_MAX_HEAD_DIM = 128
+# NVIDIA's Ampere.
+_CUDNN_CAPABILITY = 8.0
+
+_LOG = logging.getLogger(__name__)
+
+
+@functools.cache
+def device_without_cudnn() -> str:
+  """Why the default GPU has no fused attention; '' if it has.
+
+  It is logged once: on such a device the products are explicit.
+  """
+  device = jax.devices()[0]
+  # ROCm has names in place of numbers: gfx942.
+  capability = str(getattr(device, 'compute_capability', ''))
+  try:
+    runs = float(capability) >= _CUDNN_CAPABILITY
+  except ValueError:
+    runs = False
+  if runs:
+    return ''
+  reason = (
+    f'{device.device_kind} (compute capability {capability or "unknown"}) has '
+    'no fused attention of cuDNN, which needs an NVIDIA GPU of 8.0 or later'
+  )
+  _LOG.warning('%s: attention is computed by explicit products', reason)
+  return reason
 
 
 def resolve_attention_kernel(
-  kernel: AttentionKernel, head_dim: int, dtype: Any
+  kernel: AttentionKernel,
+  head_dim: int,
+  dtype: Any,
+  queries: int | None = None,
 ) -> AttentionKernel:
   """Returns the kernel that `auto` means on the default backend.
 
@@ -41,6 +73,8 @@ def resolve_attention_kernel(
       implementations of `jax.nn.dot_product_attention`.
     head_dim: channels of one head.
     dtype: the compute dtype.
+    queries: tokens that attend; None for all. A single one is a product of a
+      vector and a matrix, which cuDNN does not take in every version.
   """
   if kernel != 'auto':
     return kernel
@@ -49,6 +83,8 @@ def resolve_attention_kernel(
     and jnp.dtype(dtype).name in _CUDNN_DTYPES
     and head_dim % 8 == 0
     and head_dim <= _CUDNN_MAX_HEAD_DIM
+    and queries != 1
+    and not device_without_cudnn()
   )
   return 'cudnn' if fused else 'explicit'
 
@@ -245,7 +281,9 @@ class Attention(nn.Module):
     if self.rotary:
       place = self.rotary, self.grid_size, self.num_prefix_tokens
       query, key = (rotate(x, *place) for x in (query, key))
-    kernel = resolve_attention_kernel(self.kernel, head_dim, self.dtype)
+    kernel = resolve_attention_kernel(
+      self.kernel, head_dim, self.dtype, queries
+    )
     bias = self._bias(queries) if self.relative_bias else None
     added = sizes is not None or bias is not None
     if added and self.kernel == 'auto':

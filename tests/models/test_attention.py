@@ -1,10 +1,13 @@
 """Which attention kernel runs where, and what it is given."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lambda_vit_jax.models import attention
 from lambda_vit_jax.models.attention import (
   Attention,
   dot_product_attention,
@@ -16,8 +19,18 @@ HALF = (jnp.bfloat16, jnp.float16)
 
 @pytest.fixture
 def backend(monkeypatch):
-  """Sets the name of the default backend."""
-  return lambda name: monkeypatch.setattr(jax, 'default_backend', lambda: name)
+  """Sets the name of the default backend, and what its devices can do."""
+
+  def set_backend(name, capability='9.0'):
+    device = types.SimpleNamespace(
+      compute_capability=capability, device_kind='a GPU'
+    )
+    monkeypatch.setattr(jax, 'default_backend', lambda: name)
+    monkeypatch.setattr(jax, 'devices', lambda: [device])
+    attention.device_without_cudnn.cache_clear()
+
+  yield set_backend
+  attention.device_without_cudnn.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +50,37 @@ def backend(monkeypatch):
 def test_what_auto_means(backend, platform, dtype, head_dim, kernel):
   backend(platform)
   assert resolve_attention_kernel('auto', head_dim, dtype) == kernel
+
+
+@pytest.mark.parametrize(
+  'capability, kernel',
+  [
+    ('8.0', 'cudnn'),
+    ('12.0', 'cudnn'),
+    # Before Ampere; ROCm, which is a `gpu` too; and an unknown device.
+    ('7.5', 'explicit'),
+    ('gfx942', 'explicit'),
+    ('', 'explicit'),
+  ],
+)
+def test_gpus_without_fused_attention_are_named(
+  backend, capability, kernel, caplog
+):
+  backend('gpu', capability)
+  for _ in range(2):
+    assert resolve_attention_kernel('auto', 64, jnp.bfloat16) == kernel
+  lines = [r for r in caplog.records if 'explicit products' in r.message]
+  # Once, whatever the number of layers.
+  assert len(lines) == (kernel == 'explicit')
+
+
+def test_a_single_query_is_not_for_the_fused_kernel(backend):
+  backend('gpu')
+  kernels = [
+    resolve_attention_kernel('auto', 64, jnp.bfloat16, queries)
+    for queries in (None, 1, 2)
+  ]
+  assert kernels == ['cudnn', 'explicit', 'cudnn']
 
 
 @pytest.mark.parametrize('platform', ['gpu', 'tpu', 'cpu'])
