@@ -320,14 +320,16 @@ def base() -> ml_collections.ConfigDict:
   config.dilute.start = 'attention'
 
   config.export = export = ml_collections.ConfigDict()
-  # Any of orbax, safetensors, stablehlo, onnx, transformers; orbax is always
-  # written.
+  # Any of orbax, safetensors, stablehlo, onnx, openvino, transformers; orbax is
+  # always written.
   export.formats = ('orbax', 'safetensors', 'stablehlo')
   # Storage type of the portable formats: float32, bfloat16, float16 or int8;
   # int8 quantises matrices, in params/ too.
   export.dtype = 'float32'
-  # How int8 matrices are multiplied: weights (converted to floats) or dynamic
-  # (each token is quantised as well; integer products).
+  # How int8 matrices are multiplied: weights (converted to floats), dynamic
+  # (each token is quantised as well; integer products), or static (so are
+  # activations, with scales found on held-out images; for onnx and openvino,
+  # params/ stay in float32). static:0.02 accepts a loss of 0.02 of top-1.
   export.int8_arithmetic = 'weights'
   # Write zeros for removed attention layers, so that stock timm loads the file.
   export.zero_fill = False
@@ -358,6 +360,12 @@ def base() -> ml_collections.ConfigDict:
   benchmark.seconds = 30.0
   # Half the width of an interval that is narrow enough, as a share of the ratio.
   benchmark.precision = 0.02
+  # Also compare these, where they are installed: any of jax, onnxruntime,
+  # openvino and torch; none when empty.
+  benchmark.runtimes = ()
+  # The first test images, on which the accuracy in each runtime is measured;
+  # 0 for none.
+  benchmark.test_images = 256
 
   config.mesh = mesh = ml_collections.ConfigDict()
   # Devices that share one copy of the parameters; 1 keeps a copy on each.

@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
   if argv[0] in ABOUT:
     return _guarded(argv, lambda: print(ABOUT[argv[0]](argv[1:])))
   _configure_logging('--debug' in argv)
-  if argv[0] in COMMANDS:
+  if argv[0] in COMMANDS or _without_config(argv):
     rest = [a for a in argv[1:] if a != '--debug']
     return _guarded(argv, lambda: _run_command(argv[0], rest))
   parsed: list[tuple[str, Any, flags.FlagValues]] = []
@@ -159,6 +159,12 @@ def main(argv: Sequence[str]) -> int:
   if is_job(parsed[0][2]):
     return _run_in_job(*parsed[0], argv)
   return _guarded(argv, lambda: _run_stage(*parsed[0], argv))
+
+
+def _without_config(argv: Sequence[str]) -> bool:
+  """Whether this is `benchmark --model=DIR`, which is a stage otherwise."""
+  names = [argument.partition('=')[0] for argument in argv]
+  return argv[0] == 'benchmark' and '--model' in names
 
 
 def _guarded(argv: Sequence[str], action: Callable[[], None]) -> int:

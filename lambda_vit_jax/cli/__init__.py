@@ -15,6 +15,7 @@
 - `workdir`: `Run`, a workdir with everything that a stage needs
 - `task`: data set, outputs and batches of a task
 - `stages/`: one file per stage
+- `runtime_comparison`: dense, pruned and exported in every runtime
 - `outcome`: what a finished stage prints
 - `report/`: the page and the tables of results
 - `commands`: commands without a config

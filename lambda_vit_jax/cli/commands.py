@@ -4,9 +4,10 @@ import argparse
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import rich.box
 import rich.table
 import rich.text
@@ -74,11 +75,13 @@ def predict(argv: Sequence[str]) -> None:
   from lambda_vit_jax.checkpoints.load import load_pretrained
   from lambda_vit_jax.data.inputs import read_image
   from lambda_vit_jax.evaluation.scores import top_classes
+  from lambda_vit_jax.exporters import runtimes
 
   parser = _Parser('predict')
   parser.add_argument('--model', required=True)
   parser.add_argument('--variant')
   parser.add_argument('--topk', type=int, default=5)
+  parser.add_argument('--runtime', default='')
   parser.add_argument('images', nargs='+')
   options = parser.parse_args(argv)
   if options.topk < 1:
@@ -88,6 +91,9 @@ def predict(argv: Sequence[str]) -> None:
   model = load_pretrained(options.model, options.variant)
   if not model.num_classes:
     raise UsageError(f'--model={options.model}: has no head to predict with')
+  program: Callable[[np.ndarray], Any] = model
+  if options.runtime:
+    program = runtimes.open_export(options.runtime, options.model)
   results: dict[str, Any] = {}
   failed = []
   # One image at a time: one compilation whatever the number of images.
@@ -98,7 +104,9 @@ def predict(argv: Sequence[str]) -> None:
       failed.append(str(error))
       results[path] = {'error': str(error)}
       continue
-    results[path] = top_classes(model, image[None], size, options.topk)[0]
+    results[path] = top_classes(
+      model, image[None], size, options.topk, program
+    )[0]
     if not options.json:
       print_line(path)
       for name, probability in results[path].items():
@@ -228,4 +236,67 @@ def check_data(argv: Sequence[str]) -> None:
     )
 
 
-COMMANDS = {'predict': predict, 'models': models, 'check-data': check_data}
+def benchmark(argv: Sequence[str]) -> None:
+  """`benchmark --model=EXPORT_DIR`: an export in every runtime.
+
+  Beside it runs the dense network of the same variant, with random weights,
+  on images of noise.
+
+  Raises:
+    CheckpointError: not an export.
+    UsageError: a wrong command line.
+  """
+  from lambda_vit_jax.checkpoints.load import load_export
+  from lambda_vit_jax.cli import runtime_comparison
+  from lambda_vit_jax.cli.report import runtime_table
+  from lambda_vit_jax.evaluation import benchmark as measures
+  from lambda_vit_jax.evaluation.timing import Limits
+  from lambda_vit_jax.exporters import runtimes
+
+  parser = _Parser('benchmark')
+  parser.add_argument('--model', required=True)
+  parser.add_argument('--runtimes', default=','.join(runtimes.RUNTIMES))
+  parser.add_argument('--batch_size', type=int, default=16)
+  parser.add_argument('--rounds', type=int)
+  parser.add_argument('--seconds', type=float, default=30.0)
+  options = parser.parse_args(argv)
+  for name in ('batch_size', 'rounds', 'seconds'):
+    value = getattr(options, name)
+    if value is not None and not value > 0:
+      raise UsageError(f'--{name}={value}: must be above 0')
+  names = [name for name in options.runtimes.split(',') if name]
+  runtimes.check_names(names, '--runtimes')
+  startup.use_cache()
+  startup.check_devices()
+  pruned = load_export(options.model)
+  models = {'dense': runtime_comparison.dense_like(pruned), 'pruned': pruned}
+  module = pruned.module
+  rng = np.random.default_rng(0)
+
+  def noise(count: int) -> np.ndarray:
+    shape = (count, *module.image_size, module.in_chans)
+    return rng.normal(size=shape).astype(np.float32)
+
+  images = noise(options.batch_size)
+  found = runtime_comparison.compare_runtimes(
+    names,
+    models,
+    user_path(options.model),
+    runtime_comparison.make_samples(models, images, calibration=noise(8)),
+    Limits(options.rounds, options.seconds),
+    Reporter(options.quiet),
+  )
+  measured = measures.conditions(options.batch_size) | found
+  measured['versions'] = measures.versions() | found['versions']
+  if options.json:
+    print(json.dumps(measured))
+  else:
+    runtime_table.show(measured)
+
+
+COMMANDS = {
+  'predict': predict,
+  'models': models,
+  'check-data': check_data,
+  'benchmark': benchmark,
+}

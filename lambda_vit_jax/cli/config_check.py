@@ -16,7 +16,7 @@ from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.data.augment import Augment
 from lambda_vit_jax.data.sources import registry
 from lambda_vit_jax.evaluation.sliding_windows import Windowing
-from lambda_vit_jax.exporters import export
+from lambda_vit_jax.exporters import export, runtimes
 from lambda_vit_jax.models import map_inputs, merge_schedule, modes
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
@@ -55,6 +55,7 @@ def check(settings: Settings) -> None:
   _check_linearize(settings.linearize, model.depth)
   _check_compress(settings, model)
   export.check_settings(**settings.export.options)
+  runtimes.check_names(settings.benchmark.runtimes, 'config.benchmark.runtimes')
   if settings.export.hub:
     hub.check_repository(settings.export.hub)
 

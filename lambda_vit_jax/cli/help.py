@@ -121,12 +121,14 @@ digits_time --config.compress.cost=time
 """,
   'export': """
 Exports the pruned parameters, and portable formats that are checked
-against the model. Format onnx needs an extra:
-pip install 'lambda_vit_jax[onnx]'.
+against the model. Formats onnx and openvino need an extra:
+pip install 'lambda_vit_jax[onnx]' or 'lambda_vit_jax[openvino]'.
 
 digits_onnx --config.export.formats="('orbax', 'safetensors', 'onnx')"
 digits_bf16 --config.export.dtype=bfloat16
 digits_int8 --config.export.dtype=int8 --config.export.int8_arithmetic=dynamic
+digits_static --config.export.formats="('openvino',)" \
+--config.export.dtype=int8 --config.export.int8_arithmetic=static
 """,
   'baseline': """
 Trains the dense model for the steps of dilute, with its settings, so
@@ -142,9 +144,14 @@ the baseline, over every test image.
   'benchmark': """
 Parameters, MACs, bytes, memory and images per second, dense against
 pruned against exported in one run.
+Without a config, --model=EXPORT_DIR measures an export in the runtimes
+that are installed, beside a dense network with random weights:
+lambda-vit benchmark --model=EXPORT_DIR [--runtimes=jax,onnxruntime]
+[--batch_size=16] [--rounds=N] [--seconds=30] [--json] [--quiet].
 
 digits --config.benchmark.batch_size=1
 digits --config.benchmark.batch_sizes="(1, 4, 16)"
+digits --config.benchmark.runtimes="('jax', 'onnxruntime', 'openvino')"
 """,
   'report': """
 One self-contained page with the plots and tables of what is there so
@@ -155,7 +162,7 @@ far.
 HELP: dict[str, Help] = {
   **{name: _stage(name, block) for name, block in _STAGES.items()},
   'predict': Help(
-    '--model=DIR IMAGE... [--variant=NAME] [--topk=5] [--json]',
+    '--model=DIR IMAGE... [--variant=NAME] [--topk=5] [--runtime=NAME] [--json]',
     'The most probable classes of each image, or of each in a folder. DIR is\n'
     'an export, a workdir, a weight file, or a name like hf-hub:timm/NAME.\n'
     'An image that cannot be read does not stop the others; the exit code is\n'
@@ -171,6 +178,8 @@ HELP: dict[str, Help] = {
   --variant=NAME           a name of `lambda-vit models`, where the weights fit
                            several
   --topk=N                 how many classes; 5 by default
+  --runtime=NAME           compute with onnxruntime, openvino or torch instead,
+                           from the file of an export
 """,
   ),
   'models': Help(

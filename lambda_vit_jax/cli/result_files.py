@@ -83,6 +83,23 @@ _MODELS: dict[str, Schema] = dict.fromkeys(
   ('dense', 'pruned', 'exported'), _SIZE_AND_SPEED
 )
 
+_PROGRAM = Object(
+  {
+    'images_per_second': Object(
+      dict.fromkeys(('min', 'median', 'max'), _POSITIVE)
+    ),
+    'largest_difference': Nullable(_REAL),
+  },
+  {
+    'images_per_second_interval': _INTERVAL,
+    'speedup': _POSITIVE,
+    'speedup_interval': _INTERVAL,
+    'peak_bytes': Nullable(_COUNT),
+    'top1': _SHARE,
+    'num_images': _COUNT,
+  },
+)
+
 _BENCHMARK = Object(
   {
     'device': Text(1000),
@@ -93,6 +110,9 @@ _BENCHMARK = Object(
     **_MODELS,
   },
   {
+    # By runtime, dtype and model.
+    'runtimes': Object(others=Object(others=Object(others=_PROGRAM))),
+    'threads': _COUNT,
     'attention_kernel': Text(100),
     'rounds': _COUNT,
     'speedup_interval': _INTERVAL,

@@ -177,6 +177,8 @@ class Benchmark:
   rounds: Positive | None
   seconds: Annotated[float, Real(0, 1e6, above=True)]
   precision: Annotated[float, Real(0, 1, above=True)]
+  runtimes: Names
+  test_images: Natural
 
 
 @dataclasses.dataclass(frozen=True)

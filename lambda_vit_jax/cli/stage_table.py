@@ -110,6 +110,8 @@ STAGES: dict[str, StageSpec] = {
         'export/model.safetensors',
         'export/model.stablehlo',
         'export/model.onnx',
+        'export/model.xml',
+        'export/model.bin',
       ),
       reads=(DILUTED, LINEAR, COMPRESSED),
     ),

@@ -231,11 +231,15 @@ class Run:
     )
 
   def eval_batches(
-    self, preprocessing: Preprocessing
+    self,
+    preprocessing: Preprocessing,
+    limit: int | None = None,
+    alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Every test image once, padded and masked."""
+    """Every test image once, padded and masked; see `holdout_batches`."""
     test = self.dataset.test
-    return self._batches(test, np.arange(len(test)), preprocessing)
+    indices = np.arange(len(test))[:limit]
+    return self._batches(test, indices, preprocessing, alone)
 
   @property
   def train_indices(self) -> np.ndarray:

@@ -6,5 +6,6 @@
 - `confusion`: turn a confusion matrix into IoU
 - `sliding_windows`: segment images of any size
 - `timing`: time programs in turn, until a ratio is known
+- `programs`: time programs that runtimes have opened, and check their logits
 - `benchmark`: compare sizes and speed of models
 """

@@ -142,15 +142,16 @@ def evaluate_program(
   predict: Predict,
   batches: Iterable[dict[str, np.ndarray]],
   advance: Callable[[int], None] = lambda images: None,
+  alone: bool = False,
 ) -> dict[str, float]:
   """`evaluate_model` for any function to logits, such as an exported program.
 
   Each process of a job runs it on its own part of the batches; their counts
-  are added up.
+  are added up. With `alone`, one process does all of it.
   """
   rows = []
   for batch in batches:
     logits = np.asarray(predict(batch['image']), np.float32)
     rows.append(_counts_of_logits(logits, batch['label'], batch['mask']))
     advance(len(batch['label']) * jax.process_count())
-  return summarize(processes.gather(_totals(rows)))
+  return summarize(rows if alone else processes.gather(_totals(rows)))

@@ -20,13 +20,8 @@ import numpy as np
 
 from lambda_vit_jax import __version__
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.evaluation.timing import (
-  Estimate,
-  Limits,
-  measure,
-  ratio,
-  time_in_turn,
-)
+from lambda_vit_jax.evaluation.programs import speed
+from lambda_vit_jax.evaluation.timing import Limits, measure, time_in_turn
 from lambda_vit_jax.models.attention import resolve_attention_kernel
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
@@ -154,18 +149,14 @@ def compare(
     found[size] = _time_batch_size(models, programs, size, limits, reporter)
   first = next(iter(models.values()))
   module = first.module
-  results = {
-    'device': describe_device(),
+  results = conditions(batch_size) | {
     'dtype': jnp.dtype(module.dtype).name,
-    'batch_size': batch_size,
     'attention_kernel': resolve_attention_kernel(
       module.attention_kernel,
       module.embed_dim // module.num_heads,
       module.dtype,
     ),
     'compiler_options': compilation.options_for(first.params),
-    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'versions': versions(),
     **found[batch_size],
   }
   if batch_sizes:
@@ -179,6 +170,16 @@ def compare(
       for size in dict.fromkeys(batch_sizes)
     ]
   return results
+
+
+def conditions(batch_size: int) -> dict[str, Any]:
+  """Device, day and versions, as `benchmark.json` has them."""
+  return {
+    'device': describe_device(),
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'versions': versions(),
+    'batch_size': batch_size,
+  }
 
 
 def _of_batch(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,28 +213,16 @@ def _time_batch_size(
       lambda share: bar.update(round(100 * share), '%'),
     )
   for name, row in rows.items():
-    times = seconds[name]
-    # The same images in every round: the interval is that of the seconds.
-    rate = ratio([batch_size] * len(times), times)
-    row['images_per_second'] = {
-      'min': batch_size / max(times),
-      'median': rate.value,
-      'max': batch_size / min(times),
-    }
-    row['images_per_second_interval'] = rate.interval
-    row['flops_per_second'] = 2 * row['macs_executed'] * rate.value
+    row |= speed(batch_size, seconds[name], seconds['dense'])
+    rate = row['images_per_second']['median']
+    row['flops_per_second'] = 2 * row['macs_executed'] * rate
     row['fraction_of_matmul'] = row['flops_per_second'] / matmul
-    row |= _speedup(ratio(seconds['dense'], times))
   return {
     'rounds': len(seconds['dense']),
     'matmul_flops_per_second': matmul,
     **rows,
-    **_speedup(ratio(seconds['dense'], seconds['pruned'])),
+    **{name: rows['pruned'][name] for name in ('speedup', 'speedup_interval')},
   }
-
-
-def _speedup(estimate: Estimate) -> dict[str, Any]:
-  return {'speedup': estimate.value, 'speedup_interval': estimate.interval}
 
 
 def _matmul_rate(dtype: Any) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -207,6 +207,7 @@ def top_classes(
   images: np.ndarray,
   size: tuple[int, int] | None = None,
   topk: int = 5,
+  program: Callable[[np.ndarray], Any] | None = None,
 ) -> list[dict[str, float]]:
   """The most probable classes of each image, best first.
 
@@ -217,11 +218,12 @@ def top_classes(
     size: (height, width) of the pixels that a decoder's shares are of, from
       the first; all of them by default.
     topk: how many classes.
+    program: computes the logits in place of the model.
 
   Returns:
     Per image at most `topk` of `{class name: probability}`.
   """
-  logits = np.asarray(model(images), np.float64)
+  logits = np.asarray((program or model)(images), np.float64)
   if model.module.segmentation is not None:
     height, width = size or images.shape[1:3]
     best = logits[:, :height, :width].argmax(axis=-1)

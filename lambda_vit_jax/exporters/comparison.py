@@ -16,6 +16,27 @@ Program = Callable[[Array], Array]
 """Normalised NHWC images to logits."""
 
 _NUM_IMAGES = 4
+# More are for a calibration.
+_MOST_IMAGES = 8
+
+
+def checked_images(model: Model, images: Array) -> np.ndarray:
+  """Images as a call of the model takes them, in float32.
+
+  Raises:
+    DataError: images of another shape, or none.
+  """
+  module = model.module
+  shape = (*module.image_size, module.in_chans)
+  found = np.asarray(
+    model_images(images, model.preprocessing, shape, 'check_images'), np.float32
+  )
+  warning = check_values(found, model.preprocessing, 'check_images')
+  if warning:
+    warnings.warn(warning, stacklevel=4)
+  if not len(found):
+    raise DataError('check_images holds no image; give at least one')
+  return found
 
 
 def compare_with(
@@ -38,17 +59,10 @@ def compare_with(
     ModelError: logits that are not finite.
   """
   module = model.module
-  shape = (*module.image_size, module.in_chans)
   if images is None:
-    images = np.random.default_rng(0).normal(size=(_NUM_IMAGES, *shape))
-  images = np.asarray(
-    model_images(images, model.preprocessing, shape, 'check_images'), np.float32
-  )
-  warning = check_values(images, model.preprocessing, 'check_images')
-  if warning:
-    warnings.warn(warning, stacklevel=3)
-  if not len(images):
-    raise DataError('check_images holds no image; give at least one')
+    shape = (_NUM_IMAGES, *module.image_size, module.in_chans)
+    images = np.random.default_rng(0).normal(size=shape)
+  images = checked_images(model, images)[:_MOST_IMAGES]
 
   def run(program: Program) -> np.ndarray:
     with jax.default_matmul_precision('highest'):

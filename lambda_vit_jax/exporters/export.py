@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from lambda_vit_jax import __version__
@@ -27,15 +28,26 @@ from lambda_vit_jax.core.files import user_path, write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import replaced_folder
-from lambda_vit_jax.exporters.comparison import Program, compare_with
+from lambda_vit_jax.exporters.calibration import (
+  STATIC,
+  accepted_loss,
+  accuracy,
+  check_loss,
+  make_calibration,
+)
+from lambda_vit_jax.exporters.comparison import (
+  Program,
+  checked_images,
+  compare_with,
+)
 from lambda_vit_jax.exporters.formats import ALWAYS, FORMATS
-from lambda_vit_jax.exporters.source import DTYPES, Source, make_source
+from lambda_vit_jax.exporters.source import (
+  ARITHMETICS,
+  DTYPES,
+  Source,
+  make_source,
+)
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.quantization import QUANTIZATIONS
-
-# Largest difference (see `comparison.difference`) between a format and the
-# model: the same function in float32, summed in another order.
-_TOLERANCE = 1e-4
 
 _PACKAGES = (
   'jax',
@@ -74,7 +86,7 @@ def export(
   formats: str | Iterable[str] = ('orbax', 'safetensors', 'stablehlo'),
   dtype: str = 'float32',
   zero_fill: bool = False,
-  check_images: Array | None = None,
+  check_images: Array | tuple[Array, Array] | None = None,
   extra: Mapping[str, Any] | None = None,
   int8_arithmetic: str = 'weights',
 ) -> ExportReport:
@@ -86,7 +98,8 @@ def export(
     model: dense or pruned, unfolded as trained; folded here where a format
       needs it.
     directory: a new or empty folder, or an older export, which is replaced.
-    formats: of `orbax`, `safetensors`, `stablehlo`, `onnx` and `transformers`.
+    formats: of `orbax`, `safetensors`, `stablehlo`, `onnx`, `openvino` and
+      `transformers`.
       `orbax` is what we load ourselves, and always written.
     dtype: storage of the portable formats: `float32`, `bfloat16`, `float16`.
       `params/` keeps the model's own. With `int8` the export, `params/`
@@ -94,27 +107,44 @@ def export(
     zero_fill: write zeros in place of removed attention layers, MLPs and
       neurons, so that stock timm loads `model.safetensors` with `strict=True`.
     check_images: NHWC images for the comparisons, as a call of the model takes
-      them; noise if None.
+      them; noise if None. With `static` arithmetic the even ones calibrate,
+      and the accuracy is measured on the odd ones; (images, labels) to measure
+      it against labels instead of the model's own classes.
     extra: more entries for `model.json`, JSON values.
-    int8_arithmetic: `weights` or `dynamic`, see `models.edits.quantize`.
+    int8_arithmetic: `weights` or `dynamic`, see `models.edits.quantize`; or
+      `static`, for `onnx` and `openvino`, where activations are quantised with
+      scales that were found on images, and `params/` stays in float32.
+      `static:0.02` accepts a loss of 0.02 of top-1, and not 0.005.
 
   Returns:
     A dict of `differences` (per format from the exported model's logits;
     `stock_epsilon`: of the folded model with one epsilon for all norms;
     `quantization`: of the quantised model from the one in float32), `bytes`
-    per file, and `warnings`, lines to show.
+    per file, `accuracy` per calibrated format (see `calibration.accuracy`), and
+    `warnings`, lines to show.
 
   Raises:
     UsageError: an unknown format or dtype, or options that exclude each other.
     DataError: `check_images` that are no input of the model.
     ModelError: a model that cannot be exported like that.
-    CheckpointError: a written file does not reproduce the model's logits.
+    CheckpointError: a written file does not reproduce the model's logits, or
+      has lost more accuracy than is accepted.
     LambdaVitError: the folder is not an export or cannot be written.
   """
   names = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_model(model, dtype)
+  labels = None
+  if isinstance(check_images, tuple):
+    check_images, labels = check_images
   with replaced_folder.replaced(user_path(directory)) as folder:
-    source = make_source(model, dtype, zero_fill, int8_arithmetic)
+    calibration = None
+    if dtype == 'int8' and int8_arithmetic.startswith(STATIC):
+      calibration = make_calibration(
+        None if check_images is None else checked_images(model, check_images),
+        None if labels is None else np.asarray(labels),
+        int8_arithmetic,
+      )
+    source = make_source(model, dtype, zero_fill, int8_arithmetic, calibration)
     compare = compare_with(source.model, check_images)
     report = _write_formats(folder, source, names, compare)
     _write_model_json(folder, source, names, report | dict(extra or {}))
@@ -144,11 +174,13 @@ def check_settings(
       )
   if dtype not in DTYPES:
     raise UsageError(f'export.dtype={dtype!r}; known are {", ".join(DTYPES)}')
-  if int8_arithmetic not in QUANTIZATIONS[1:]:
+  arithmetic = int8_arithmetic.partition(':')[0]
+  if arithmetic not in ARITHMETICS:
     raise UsageError(
       f'export.int8_arithmetic={int8_arithmetic!r}; known are '
-      f'{" and ".join(QUANTIZATIONS[1:])}'
+      f'{", ".join(ARITHMETICS)}'
     )
+  accepted_loss(int8_arithmetic)
   if dtype == 'int8' and zero_fill:
     raise UsageError(
       'export.zero_fill is for stock timm, which reads no int8; leave one of '
@@ -156,10 +188,10 @@ def check_settings(
     )
   for name in chosen:
     supported = FORMATS[name].int8_arithmetic
-    if dtype == 'int8' and int8_arithmetic not in supported:
+    if dtype == 'int8' and arithmetic not in supported:
       take = f'take {" or ".join(supported)}, or ' if supported else ''
       raise UsageError(
-        f'format {name}: does not support int8_arithmetic={int8_arithmetic}; '
+        f'format {name}: does not support int8_arithmetic={arithmetic}; '
         f'{take}leave `{name}` out of the formats'
       )
   return tuple(name for name in FORMATS if name in (ALWAYS, *chosen))
@@ -188,6 +220,7 @@ def _write_formats(
 ) -> ExportReport:
   """Writes every format and compares what is read back."""
   differences: dict[str, float] = {}
+  accuracies: dict[str, Any] = {}
   warnings: list[str] = []
   for name in names:
     entry = FORMATS[name]
@@ -195,6 +228,10 @@ def _write_formats(
     programs = {name: entry.read(folder)} | entry.others(source)
     differences |= {other: compare(programs[other]) for other in programs}
     warnings += entry.warnings(source, differences)
+    judged = source.calibration
+    if judged is not None and name != ALWAYS:
+      accuracies[name] = accuracy(source.model, programs[name], judged)
+      check_loss(name, accuracies[name], judged.accepted_loss)
   if source.kept_float32:
     warnings.append(
       f'float16 cannot hold {", ".join(source.kept_float32)}: kept in float32'
@@ -205,7 +242,8 @@ def _write_formats(
     for path in sorted(folder.iterdir())
     if path.name != 'model.json'
   }
-  return ExportReport(differences=differences, bytes=sizes, warnings=warnings)
+  report = ExportReport(differences=differences, bytes=sizes, warnings=warnings)
+  return ExportReport(report | {'accuracy': accuracies}) if judged else report
 
 
 def _check_differences(
@@ -216,19 +254,16 @@ def _check_differences(
   Formats in half precision, and comparisons that are no format, only have to
   be finite.
   """
-  allowed = _TOLERANCE
-  if source.model.module.quantization == 'dynamic':
-    # Another program may round a value halfway between two integers the other
-    # way; that changes the logits by less than quantisation itself did.
-    allowed = max(allowed, differences['quantization'])
   for name, value in differences.items():
-    exact = name == ALWAYS or (
-      name in FORMATS and source.dtype in ('float32', 'int8')
-    )
-    bound = allowed
-    if name in FORMATS and FORMATS[name].one_epsilon:
+    entry = FORMATS.get(name)
+    bound = math.inf if entry is None else entry.tolerance(source)
+    if source.model.module.quantization == 'dynamic':
+      # Another program may round a value halfway between two integers the other
+      # way; that changes the logits by less than quantisation itself did.
+      bound = max(bound, differences['quantization'])
+    if entry is not None and entry.one_epsilon:
       bound += differences['stock_epsilon']
-    if not math.isfinite(value) or (exact and value > bound):
+    if not math.isfinite(value) or value > bound:
       raise CheckpointError(
         f'export: logits of {name} differ from the model by {value:.1e} '
         f'(allowed {bound:.0e}); nothing was changed, leave that format '

@@ -8,6 +8,7 @@ arrays.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -32,9 +33,12 @@ from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.core.files import parse_json, write_json
 from lambda_vit_jax.core.schema import Anything
 from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.exporters import calibration, openvino_ir
+from lambda_vit_jax.exporters.calibration import STATIC
 from lambda_vit_jax.exporters.comparison import Program
+from lambda_vit_jax.exporters.extras import import_extra
 from lambda_vit_jax.exporters.onnx import graph, vit
-from lambda_vit_jax.exporters.source import Source, plain
+from lambda_vit_jax.exporters.source import ARITHMETICS, Source, plain
 from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import (
   abstract_params,
@@ -45,6 +49,13 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import get_variant
+
+EXACT = 1e-4
+"""Largest difference (see `comparison.difference`) of exact files."""
+
+# The same, with weights rounded to float16: each is off by at most 2^-11 of
+# itself, and networks add that up over their blocks.
+_FLOAT16_WEIGHTS = 1e-2
 
 # Largest difference of a stock program's logits without a warning.
 _STOCK_WARNING = 1e-3
@@ -228,6 +239,12 @@ def read_stablehlo(path: epath.Path) -> Program:
     ) from error
 
 
+def _onnx(source: Source) -> bytes:
+  """The contents of a `model.onnx`, before activations are quantised."""
+  dtype = 'float32' if source.dtype == 'int8' else source.dtype
+  return graph.serialize(vit.build(source.stored, dtype))
+
+
 def write_onnx(folder: epath.Path, source: Source) -> None:
   """Writes `model.onnx`: input `images` (NHWC, any batch), output `logits`.
 
@@ -235,8 +252,9 @@ def write_onnx(folder: epath.Path, source: Source) -> None:
     LambdaVitError: the extra `[onnx]` is not installed, or the model is too
       large for one ONNX file.
   """
-  dtype = 'float32' if source.dtype == 'int8' else source.dtype
-  data = graph.serialize(vit.build(source.stored, dtype))
+  data = _onnx(source)
+  if source.calibration is not None:
+    data = calibration.quantize_onnx(data, source.calibration)
   (folder / 'model.onnx').write_bytes(data)
 
 
@@ -246,12 +264,38 @@ def read_onnx(path: epath.Path) -> Program:
   Raises:
     LambdaVitError: the extra `[onnx]` is not installed.
   """
-  session = graph.import_extra('onnxruntime').InferenceSession(
+  runtime = import_extra('onnxruntime', 'format onnx', graph.LEAVE_OUT)
+  session = runtime.InferenceSession(
     path.read_bytes(), providers=['CPUExecutionProvider']
   )
   return lambda images: session.run(
     ['logits'], {'images': np.asarray(images, np.float32)}
   )[0]
+
+
+def write_openvino(folder: epath.Path, source: Source) -> None:
+  """Writes `model.xml` and `model.bin`, made from the ONNX file.
+
+  Raises:
+    LambdaVitError: the extra `[openvino]` is not installed, or the model is too
+      large for one ONNX file.
+  """
+  network = openvino_ir.from_onnx(_onnx(source))
+  if source.calibration is not None:
+    network = calibration.quantize_openvino(network, source.calibration)
+  openvino_ir.write(folder, network)
+
+
+def exact(source: Source) -> float:
+  """The same function in float32, summed in another order."""
+  return math.inf if source.dtype in ('bfloat16', 'float16') else EXACT
+
+
+def _calibrated(otherwise: float) -> Callable[[Source], float]:
+  """Files that are judged by their accuracy where activations are int8."""
+  return lambda source: (
+    math.inf if source.calibration else max(otherwise, exact(source))
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +312,8 @@ class Format:
     one_epsilon: whether its programs have one epsilon for all norms, so that
       logits differ by as much as those of `stock_epsilon`.
     int8_arithmetic: the forms of int8 arithmetic that it can express.
+    tolerance: largest `comparison.difference` of its logits; infinite where
+      they only have to be finite.
   """
 
   write: Callable[[epath.Path, Source], None]
@@ -278,6 +324,7 @@ class Format:
   )
   one_epsilon: bool = False
   int8_arithmetic: tuple[str, ...] = QUANTIZATIONS[1:]
+  tolerance: Callable[[Source], float] = exact
 
 
 FORMATS = {
@@ -287,6 +334,8 @@ FORMATS = {
     others=lambda source: (
       {'quantization': source.unquantized} if source.dtype == 'int8' else {}
     ),
+    int8_arithmetic=ARITHMETICS,
+    tolerance=lambda source: EXACT,
   ),
   'safetensors': Format(
     write=write_safetensors,
@@ -301,7 +350,14 @@ FORMATS = {
   'onnx': Format(
     write=write_onnx,
     read=lambda folder: read_onnx(folder / 'model.onnx'),
-    int8_arithmetic=('weights',),
+    int8_arithmetic=('weights', STATIC),
+    tolerance=_calibrated(EXACT),
+  ),
+  'openvino': Format(
+    write=write_openvino,
+    read=lambda folder: openvino_ir.read(folder / openvino_ir.FILES[0]),
+    int8_arithmetic=('weights', STATIC),
+    tolerance=_calibrated(_FLOAT16_WEIGHTS),
   ),
   'transformers': Format(
     write=write_transformers,

@@ -8,11 +8,16 @@ import numpy as np
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.exporters.calibration import STATIC, Calibration
 from lambda_vit_jax.models.edits import dequantize, fold, quantize
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.quantization import QUANTIZATIONS
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'int8')
 """Storage types of the portable files; computation stays in float32."""
+
+ARITHMETICS = (*QUANTIZATIONS[1:], STATIC)
+"""What `export.int8_arithmetic` may be."""
 
 # Rounding to float16 is off by at most 2^-11 of a normal number; an array
 # below the normal range loses more.
@@ -31,6 +36,8 @@ class Source:
     kept_float32: paths of arrays that float16 cannot hold.
     dtype: of `DTYPES`.
     zero_fill: see `export`.
+    calibration: of int8 files with `static` arithmetic, whose `model` is in
+      float32; otherwise None.
   """
 
   model: Model
@@ -40,14 +47,23 @@ class Source:
   kept_float32: list[str]
   dtype: str
   zero_fill: bool
+  calibration: Calibration | None = None
 
 
 def make_source(
-  model: Model, dtype: str, zero_fill: bool, int8_arithmetic: str
+  model: Model,
+  dtype: str,
+  zero_fill: bool,
+  int8_arithmetic: str,
+  calibration: Calibration | None = None,
 ) -> Source:
   """Prepares a model for export; see `export` for the arguments."""
   unquantized = plain(dequantize(model))
-  model = plain(quantize(model, int8_arithmetic) if dtype == 'int8' else model)
+  if calibration is not None:
+    model = unquantized
+  elif dtype == 'int8':
+    model = quantize(model, int8_arithmetic)
+  model = plain(model)
   folded = fold(model)
   params, kept = folded.params, list[str]()
   if dtype != 'int8':
@@ -56,7 +72,9 @@ def make_source(
     # stored type; the cast of a numpy array would be done while tracing.
     params = jax.tree.map(jnp.asarray, params)
   stored = folded.replace(params=params)
-  return Source(model, unquantized, folded, stored, kept, dtype, zero_fill)
+  return Source(
+    model, unquantized, folded, stored, kept, dtype, zero_fill, calibration
+  )
 
 
 def plain(model: Model) -> Model:

@@ -9,5 +9,6 @@
 - `supervise`: the work in a child process, so that a crash is reported.
 - `interrupts`: SIGTERM and Ctrl-C, noted and never lost.
 - `signals`: SIGTERM and Ctrl-C while training: save first.
+- `resident`: memory that a piece of work adds to the process.
 - `progress`: progress bars and messages.
 """

@@ -74,8 +74,9 @@ ONLY_IN = {
   'sklearn': {'data'},
   'tensorflow': set(),
   'tensorflow_datasets': {'data'},
-  'timm': set(),
-  'torch': {'checkpoints'},
+  # `exporters.pytorch`, which the runtime `torch` imports when it is opened.
+  'timm': {'exporters'},
+  'torch': {'checkpoints', 'exporters'},
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
+from lambda_vit_jax import exporters
 from lambda_vit_jax.checkpoints.convert import encode
 from lambda_vit_jax.checkpoints.timm_config import write_config
 from lambda_vit_jax.models.build import abstract_params, make_module
@@ -33,6 +34,10 @@ def test_the_lines_load_an_export_like_the_quickstarts(
   """Of its kind: a grey, small network that timm has no name for."""
   for name, module in timm_stub.modules().items():
     monkeypatch.setitem(sys.modules, name, module)
+  # Imported with the stubs, and not to stay.
+  loader = 'lambda_vit_jax.exporters.pytorch'
+  monkeypatch.delitem(sys.modules, loader, raising=False)
+  monkeypatch.delattr(exporters, 'pytorch', raising=False)
   monkeypatch.chdir(tmp_path)
   model = lv.prune(lv.create_model('vit_nano_patch2_8'), (0, 2))
   model = lv.narrow_mlps(model, kept)
@@ -50,6 +55,8 @@ def test_the_lines_load_an_export_like_the_quickstarts(
     # Blocks without attention are 0 and 2.
     lacking = index in (0, 2) or not model.mlp_dims[index]
     assert hasattr(block, 'forward') == lacking
+  monkeypatch.delitem(sys.modules, loader)
+  monkeypatch.delattr(exporters, 'pytorch')
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import lambda_vit_jax as lv
 from lambda_vit_jax.checkpoints.load import load_pretrained
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
-from lambda_vit_jax.exporters import export
+from lambda_vit_jax.exporters import export, pytorch
 from lambda_vit_jax.models import resampling
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.edits import narrow_mlps, prune
@@ -309,17 +309,11 @@ def test_stock_timm_loads_a_network_without_some_blocks(tmp_path):
 
 @pytest.mark.parametrize('kept', [{}, NARROW], ids=['whole', 'narrow'])
 @pytest.mark.parametrize('options', [{}, AVERAGE], ids=['token', 'avg'])
-def test_compact_export_in_timm_by_the_documented_lines(
-  options, kept, tmp_path
-):
+def test_compact_export_in_timm_by_the_loader(options, kept, tmp_path):
   model = narrow_mlps(pruned_model(**options), kept)
   images, logits = images_and_logits(model)
   export.export(model, tmp_path / 'out', formats=('safetensors',))
-  page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
-  code = page.read_text().split('```python\n')[1].split('```')[0]
-  scope = {}
-  exec(code.replace("'export'", repr(str(tmp_path / 'out'))), scope)
-  stock = scope['model']
+  stock = pytorch.load(tmp_path / 'out')
   assert_difference(timm_logits(stock, images), logits, TOLERANCE)
   assert sum(p.numel() for p in stock.parameters()) == model.num_parameters
 
@@ -333,7 +327,7 @@ def test_compact_export_in_timm_by_the_documented_lines(
   ],
   ids='-'.join,
 )
-def test_affine_maps_in_timm_by_the_documented_lines(tmp_path, inputs):
+def test_affine_maps_in_timm_by_the_loader(tmp_path, inputs):
   model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
   # More samples (images of 17 tokens) than inputs of the map.
   several = np.random.default_rng(0).normal(size=(64, 64, 64, 3))
@@ -342,14 +336,8 @@ def test_affine_maps_in_timm_by_the_documented_lines(tmp_path, inputs):
   )
   images, logits = images_and_logits(model)
   export.export(model, tmp_path / 'out', formats=('safetensors',))
-  page = pathlib.Path(__file__).parents[2] / 'docs' / 'pytorch.md'
-  fences = [
-    part.split('```')[0] for part in page.read_text().split('```python\n')
-  ]
-  scope = {}
-  exec(fences[2], scope)
-  exec(fences[1].replace("'export'", repr(str(tmp_path / 'out'))), scope)
-  assert_difference(timm_logits(scope['model'], images), logits, TOLERANCE)
+  stock = pytorch.load(tmp_path / 'out')
+  assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
 def test_deit_pth_is_read_without_running_it(tmp_path):

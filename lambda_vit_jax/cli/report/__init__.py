@@ -4,6 +4,7 @@
 - `results`: read those files, leaving out damaged ones
 - `speed_table`: the table of `benchmark.json`
 - `compression`: the path of `compression.json`
+- `runtime_table`: its table of other runtimes
 - `plots`: figures as SVG
 - `html`: pieces of the page
 """

@@ -8,7 +8,13 @@ from etils import epath
 
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.console import print_line, print_table
-from lambda_vit_jax.cli.report import compression, html, plots, speed_table
+from lambda_vit_jax.cli.report import (
+  compression,
+  html,
+  plots,
+  runtime_table,
+  speed_table,
+)
 from lambda_vit_jax.cli.report.html import Cell, cell, escape
 from lambda_vit_jax.cli.report.results import Results, read_results
 from lambda_vit_jax.cli.report.speed_table import si
@@ -151,6 +157,7 @@ def print_benchmark(workdir: str | epath.Path) -> None:
   measured = read_results(workdir).benchmark
   if measured:
     speed_table.show(measured)
+    runtime_table.show(measured)
 
 
 def _summary(results: Results) -> list[str]:
@@ -295,6 +302,18 @@ def _speed(measured: dict[str, Any]) -> list[str]:
     '<h2>Speed</h2>',
     html.table(speed_table.COLUMNS, speed_table.cells(measured), 'Speed'),
     f'<p class="soft">{escape(speed_table.conditions(measured))}.</p>',
+    *_runtimes(measured),
+  ]
+
+
+def _runtimes(measured: dict[str, Any]) -> list[str]:
+  rows = runtime_table.cells(measured)
+  if not rows:
+    return []
+  return [
+    '<h2>Runtimes</h2>',
+    html.table(runtime_table.COLUMNS, rows, 'Runtimes'),
+    f'<p class="soft">{escape(runtime_table.conditions(measured))}.</p>',
   ]
 
 

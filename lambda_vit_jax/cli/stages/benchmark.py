@@ -1,11 +1,15 @@
 """Stage `benchmark`: sizes and speed of dense, pruned and exported models."""
 
-from lambda_vit_jax.cli import result_files, stage_table
-from lambda_vit_jax.cli.stages.export import exported_predict
+import numpy as np
+
+from lambda_vit_jax.cli import result_files, runtime_comparison, stage_table
+from lambda_vit_jax.cli.stages.export import exported_predict, held_out_images
 from lambda_vit_jax.cli.stages.finished import pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.evaluation import benchmark, timing
+from lambda_vit_jax.evaluation.programs import Samples
+from lambda_vit_jax.exporters import runtimes
 from lambda_vit_jax.models.model import Model
 
 
@@ -19,9 +23,11 @@ def is_finished(run: Run) -> bool:
     return False
   settings = run.settings.benchmark
   done = {row['batch_size'] for row in found.get('sweep', ())}
+  wanted = {name for name in settings.runtimes if not runtimes.missing(name)}
   return (
     found.get('batch_size') == settings.batch_size
     and set(settings.batch_sizes) <= done
+    and wanted <= set(found.get('runtimes', {}))
   )
 
 
@@ -44,11 +50,12 @@ def benchmark_all(run: Run) -> None:
       'weight_bytes': run.path('export/model.stablehlo').stat().length,
     }
     programs['exported'] = benchmark.ExportedProgram(exported, sizes)
+  limits = timing.Limits(settings.rounds, settings.seconds, settings.precision)
   results = benchmark.compare(
     models,
     programs,
     batch_size=settings.batch_size,
-    limits=timing.Limits(settings.rounds, settings.seconds, settings.precision),
+    limits=limits,
     reporter=run.reporter,
     batch_sizes=settings.batch_sizes,
   )
@@ -60,4 +67,33 @@ def benchmark_all(run: Run) -> None:
     for key in ('top1', 'mean_iou'):
       if key in scores.get(name, {}):
         results[name][key] = scores[name][key]
+  if settings.runtimes:
+    measured = runtime_comparison.compare_runtimes(
+      settings.runtimes,
+      {'dense': models['dense'], 'pruned': pruned},
+      run.path('export'),
+      _samples(run, models['dense'], pruned),
+      limits,
+      run.reporter,
+    )
+    results['versions'] |= measured.pop('versions')
+    results |= measured
   run.write_json(stage_table.BENCHMARK, results)
+
+
+def _samples(run: Run, dense: Model, pruned: Model) -> Samples:
+  """The test images that programs of runtimes are run on."""
+  settings = run.settings.benchmark
+  limit = max(settings.test_images, settings.batch_size)
+  batches = list(run.eval_batches(pruned.preprocessing, limit, alone=True))
+  images = np.concatenate([batch['image'][batch['mask']] for batch in batches])
+  held = held_out_images(run, pruned, 64)
+  calibration = images if held is None else held[0]
+  # A test set may be smaller than a batch.
+  images = images[np.arange(settings.batch_size) % len(images)]
+  labelled = (
+    batches if settings.test_images and not run.settings.segments else ()
+  )
+  return runtime_comparison.make_samples(
+    {'dense': dense, 'pruned': pruned}, images, calibration, labelled
+  )

@@ -1,15 +1,18 @@
 """An ONNX graph in memory, and its serialisation."""
 
 import dataclasses
-import importlib
 from typing import Any
 
 import numpy as np
 
 from lambda_vit_jax.core.errors import LambdaVitError
+from lambda_vit_jax.exporters.extras import import_extra
 
 OPSET = 17
 """The oldest operator set with LayerNormalization."""
+
+LEAVE_OUT = ', or leave `onnx` out of the formats'
+"""What else to do where its packages are not installed."""
 
 # Protocol buffers hold at most 2 GiB; without weights the graph is small.
 _LARGEST = 2_000_000_000
@@ -93,7 +96,7 @@ def serialize(graph: Graph) -> bytes:
   Raises:
     LambdaVitError: `onnx` is not installed, or the weights do not fit.
   """
-  onnx = import_extra('onnx')
+  onnx = import_extra('onnx', 'format onnx', LEAVE_OUT)
   if sum(array.nbytes for array in graph.arrays.values()) > _LARGEST:
     raise LambdaVitError(
       'format onnx: more than 2 GB of weights do not fit in one file; leave '
@@ -124,18 +127,3 @@ def serialize(graph: Graph) -> bytes:
   )
   onnx.checker.check_model(model)
   return model.SerializeToString()
-
-
-def import_extra(name: str) -> Any:
-  """Imports a package of the extra `[onnx]`.
-
-  Raises:
-    LambdaVitError: it is not installed.
-  """
-  try:
-    return importlib.import_module(name)
-  except ImportError:
-    raise LambdaVitError(
-      f'format onnx: needs the package {name}; install it (pip install '
-      "'lambda_vit_jax[onnx]'), or leave `onnx` out of the formats"
-    ) from None
