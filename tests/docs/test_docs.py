@@ -55,7 +55,9 @@ def check_ours(words, capsys):
   if words[0] == '--help' or words[0] in ABOUT:
     assert main.main(words) == 0
     return
-  if words[0] not in flags.COMMANDS:
+  # `benchmark` is a command, too.
+  without_config = any(word.startswith('--model=') for word in words)
+  if words[0] not in flags.COMMANDS and not without_config:
     check_stage(words)
     return
   main.main([words[0], '--help'])
@@ -227,8 +229,10 @@ def test_python_runs(path, tmp_path, monkeypatch, rng):
   namespace = {}
   for body in bodies:
     code = compile(body, doc_pages.name(path), 'exec')
-    # PyTorch and timm may not be installed; tests/parity runs those lines.
-    if re.search(r'\b(torch|timm)\b', body) and 'lv.' not in body:
+    # These may not be installed; tests/parity and `test_deploy_page` run those
+    # lines.
+    others = r'\b(torch|pytorch|timm|onnxruntime|openvino)\b'
+    if re.search(others, body) and 'lv.' not in body:
       continue
     if 'model.safetensors' in body:
       # One block would keep its attention; the other six only take time.

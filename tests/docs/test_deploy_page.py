@@ -1,0 +1,50 @@
+"""docs/deploy.md's lines run an export, where the runtime is installed."""
+
+import numpy as np
+import pytest
+
+from lambda_vit_jax.exporters import export, runtimes
+from lambda_vit_jax.models.model import create_model
+from tests.support import doc_pages
+
+PAGE = doc_pages.ROOT / 'docs' / 'deploy.md'
+
+
+def recipe(name):
+  return pytest.param(
+    name,
+    marks=pytest.mark.skipif(
+      bool(runtimes.missing(name)),
+      reason=runtimes.missing(name) or 'installed',
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  'name', [recipe(name) for name in ('onnxruntime', 'openvino', 'torch')]
+)
+def test_the_lines_give_the_models_logits(name, tmp_path, monkeypatch, rng):
+  monkeypatch.chdir(tmp_path)
+  # PyTorch and OpenVINO compute in bfloat16 there.
+  allowed = {'onnxruntime': 1e-4, 'openvino': 0.05, 'torch': 0.05}[name]
+  model = create_model('vit_nano_patch2_8', removed_layers=(1,))
+  export.export(model, 'export', formats=(runtimes.RUNTIMES[name].format,))
+  (body,) = [
+    body
+    for body in doc_pages.fences(PAGE, 'python')
+    if f'import {name}\n' in body
+  ]
+  images = rng.normal(size=(3, 8, 8, 1)).astype(np.float32)
+  scope = {'images': images}
+  exec(body, scope)
+  logits = scope['logits']
+  logits = logits.float().numpy() if name == 'torch' else logits
+  expected = np.asarray(model(images))
+  largest = max(1.0, np.abs(expected).max())
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=allowed * largest)
+
+
+def test_every_runtime_of_ours_has_a_recipe():
+  text = PAGE.read_text()
+  for name in ('onnxruntime', 'openvino', 'torch'):
+    assert f'import {name}\n' in text
