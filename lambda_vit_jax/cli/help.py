@@ -127,8 +127,6 @@ pip install 'lambda_vit_jax[onnx]' or 'lambda_vit_jax[openvino]'.
 digits_onnx --config.export.formats="('orbax', 'safetensors', 'onnx')"
 digits_bf16 --config.export.dtype=bfloat16
 digits_int8 --config.export.dtype=int8 --config.export.int8_arithmetic=dynamic
-digits_static --config.export.formats="('openvino',)" \
---config.export.dtype=int8 --config.export.int8_arithmetic=static
 """,
   'baseline': """
 Trains the dense model for the steps of dilute, with its settings, so

@@ -5,7 +5,9 @@ so that a runtime has nothing to measure while it runs. Half of the images
 calibrate, the others tell what accuracy that costs.
 """
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -154,13 +156,15 @@ def quantize_openvino(network: Any, calibration: Calibration) -> Any:
   """Quantises an OpenVINO network with NNCF, as its guide does for ViTs."""
   nncf = import_extra('nncf', 'int8_arithmetic=static')
   batches = list(calibration.batches(0))
-  return nncf.quantize(
-    network,
-    nncf.Dataset(batches),
-    model_type=nncf.ModelType.TRANSFORMER,
-    preset=nncf.QuantizationPreset.MIXED,
-    subset_size=len(batches),
-  )
+  # Its progress bars would be among what `--json` prints.
+  with contextlib.redirect_stdout(io.StringIO()):
+    return nncf.quantize(
+      network,
+      nncf.Dataset(batches),
+      model_type=nncf.ModelType.TRANSFORMER,
+      preset=nncf.QuantizationPreset.MIXED,
+      subset_size=len(batches),
+    )
 
 
 def accuracy(

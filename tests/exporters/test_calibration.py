@@ -187,11 +187,12 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     calibration.quantize_openvino(None, judged)
 
 
-def test_nncf_is_asked_for_a_transformer(monkeypatch):
+def test_nncf_is_asked_for_a_transformer(monkeypatch, capsys):
   """Its default treats the products of attention as those of a CNN."""
   asked = {}
 
   def quantize(network, dataset, **options):
+    print('Statistics collection')
     asked.update(options, dataset=dataset, network=network)
     return 'quantised'
 
@@ -204,6 +205,8 @@ def test_nncf_is_asked_for_a_transformer(monkeypatch):
   monkeypatch.setitem(sys.modules, 'nncf', fake)
   judged = Calibration(np.zeros((40, 1, 1, 1)), None, 0.0)
   assert calibration.quantize_openvino('network', judged) == 'quantised'
+  # Of `--json`, all of stdout is JSON.
+  assert capsys.readouterr().out == ''
   assert asked['model_type'] == 'transformer'
   assert sum(map(len, asked['dataset'])) == 20
   assert asked['subset_size'] == len(asked['dataset']) == 3
