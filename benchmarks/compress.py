@@ -183,10 +183,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   real_backbone.add_arguments(parser)
   known = [*PARTS, *OTHERS]
+  parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   parser.add_argument('--levers', nargs='+', choices=known, default=known)
   parser.add_argument('--speedups', nargs='+', type=float, default=SPEEDUPS)
   options = parser.parse_args()
-  table, cache = real_backbone.open_table(options, OUTPUT)
+  table, cache = real_backbone.open_table(options, options.output)
   for draw in options.draws:
     for lever in options.levers:
       if lever in PARTS:

@@ -211,6 +211,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--data', required=True)
   parser.add_argument('--cache', required=True, type=pathlib.Path)
   parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
+  parser.add_argument('--variant', default=VARIANT)
+  parser.add_argument('--image-size', type=int, default=IMAGE_SIZE)
 
 
 def open_table(
@@ -219,7 +221,10 @@ def open_table(
   """The rows of a network and a data set, and the folder of its cache."""
   cache = options.cache / options.name
   backbone = lv.load_pretrained(
-    options.weights, variant=VARIANT, num_classes=0, image_size=IMAGE_SIZE
+    options.weights,
+    variant=options.variant,
+    num_classes=0,
+    image_size=options.image_size,
   )
   train, test, classes = real_network.read_data(options.data, backbone, cache)
   dense = real_network.with_probe(backbone, train, classes, cache)

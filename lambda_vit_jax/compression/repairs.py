@@ -141,6 +141,7 @@ class Repairer:
       zip(here.before(position), there.between(dense), here.masks, strict=True),
       sources,
       here.placement,
+      choose=cross_validation.quick_ridge,
     )
     block = without_attention(params) | {'attn': fitted}
     return Repair(part, {part.block: block}, fit.inputs)
@@ -172,9 +173,8 @@ class Repairer:
     folds = self._hidden(model, position, self._streams.between(position))
     whole = least_squares.merged(folds)
     kernel = neurons.output_weights(params).kernel
-    kept = neurons.removal_order(whole, kernel).kept(
-      parts.narrower(model, part)
-    )
+    width = parts.narrower(model, part)
+    kept = neurons.removal_order(whole, kernel, least=width).kept(width)
     if not self._options.refit:
       narrowed = params | {'mlp': surgery.take_neurons(params['mlp'], kept)}
       return Repair(part, {part.block: narrowed})

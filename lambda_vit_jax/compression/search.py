@@ -58,11 +58,11 @@ class Search:
     place = images.placement
     self.model = model.replace(params=place.replicate(model.params))
     dense = dense.replace(params=place.replicate(dense.params))
-    size = memory.micro_batch_size(model.module, fitted, options.memory_gib)
     budget = options.memory_gib or memory.default_gib()
     share = _STREAMS_SHARE * budget
 
     def streams(of: Model, some: ImageSet) -> Streams:
+      size = memory.micro_batch_size(of.module, some, options.memory_gib)
       return Streams(of, some, size, share)
 
     self._fitted, self._dense = (

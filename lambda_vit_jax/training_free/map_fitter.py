@@ -30,6 +30,7 @@ from lambda_vit_jax.training_free import (
   token_mixing,
 )
 from lambda_vit_jax.training_free.cross_validation import (
+  ChooseRidge,
   FoldMoments,
   choose_ridge,
   fold_sums,
@@ -165,6 +166,8 @@ def fit_map(
   halves: Iterable[Halves],
   sources: Params,
   placement: Placement,
+  *,
+  choose: ChooseRidge = choose_ridge,
 ) -> tuple[BlockFit, Params]:
   """The map that takes a block's stream to a wanted one.
 
@@ -175,6 +178,7 @@ def fit_map(
     halves: of each micro-batch, as of `StreamPair.halves`.
     sources: parameters from which inputs are computed, see `design`.
     placement: of the streams.
+    choose: takes the moments of folds to a ridge, where none is given.
 
   Returns:
     How well it was fitted, and the parameters of `attn` in mode `linear`.
@@ -206,7 +210,7 @@ def fit_map(
       module, options.inputs, options.budget, moments
     )
     moments = input_choice.restrict(module, options.inputs, inputs, moments)
-  ridge, *maps = _solve_groups(options, moments)
+  ridge, *maps = _solve_groups(options, moments, choose)
   fit = BlockFit(
     index,
     ridge,
@@ -221,18 +225,21 @@ def fit_map(
 
 
 def _solve_groups(
-  options: MapOptions, groups: Sequence[Sequence[CrossMoments]]
+  options: MapOptions,
+  groups: Sequence[Sequence[CrossMoments]],
+  choose: ChooseRidge,
 ) -> tuple[Any, ...]:
   """The ridge, and per group of tokens its moments and map."""
   *first, rest = groups
   whole = least_squares.merged(rest)
-  ridge, shared = _solve(options, rest)
+  ridge, shared = _solve(options, rest, choose)
   if not first:
     return ridge, (whole, shared)
   # The class token is one sample per image, too few for a map of its own:
   # its map is that of the others plus a correction, which is penalised.
   class_tokens = least_squares.merged(first[0])
-  _, correction = _solve(options, [fold.beyond(shared) for fold in first[0]])
+  corrections = [fold.beyond(shared) for fold in first[0]]
+  _, correction = _solve(options, corrections, choose)
   own = AffineMap(
     shared.kernel + correction.kernel, shared.bias + correction.bias
   )
@@ -242,12 +249,12 @@ def _solve_groups(
 
 
 def _solve(
-  options: MapOptions, folds: Sequence[CrossMoments]
+  options: MapOptions, folds: Sequence[CrossMoments], choose: ChooseRidge
 ) -> tuple[float, AffineMap]:
   """The ridge, given or chosen, and the map of all folds."""
   ridge = options.ridge
   if ridge is None:
-    ridge = choose_ridge(folds)
+    ridge = choose(folds)
   whole = least_squares.merged(folds)
   return ridge, least_squares.solve(whole, ridge, options.rank)
 

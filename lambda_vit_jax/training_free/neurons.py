@@ -61,7 +61,7 @@ class Elimination:
 
   Attributes:
     order: `[hidden]`, the neuron that goes first in front.
-    losses: `[hidden + 1]` mean squared error of the MLP's output, summed over
+    losses: `[gone + 1]` mean squared error of the MLP's output, summed over
       channels, once so many neurons are gone and the others repaired; the first
       is 0, and the last the output's variance.
   """
@@ -322,7 +322,10 @@ def without_neurons(
 
 
 def removal_order(
-  moments: CrossMoments, kernel: np.ndarray, ridge: float = ORDER_RIDGE
+  moments: CrossMoments,
+  kernel: np.ndarray,
+  ridge: float = ORDER_RIDGE,
+  least: int = 0,
 ) -> Elimination:
   """Eliminates all neurons, each time one that the others replace best.
 
@@ -330,6 +333,8 @@ def removal_order(
     moments: of the hidden layer; of the outputs nothing is read.
     kernel: `[hidden, embed]`, of `output_weights`.
     ridge: added to the covariance, as a share of the mean variance.
+    least: stops when so many are left, which come last in the order of their
+      indices, without losses; an eighth of all takes a fifth of the time.
   """
   count = len(kernel)
   covariance = moments.in_in / max(moments.count, 1.0)
@@ -342,10 +347,10 @@ def removal_order(
   order: list[int] = []
   losses = [0.0]
   together = max(1, count // _PARTS)
-  while len(present):
+  while len(present) > least:
     costs = np.square(weights).sum(axis=1) / np.diag(inverse)
     near = np.argsort(costs, kind='stable')[: 2 * together]
-    number = min(together, len(present))
+    number = min(together, len(present) - least)
     gone, steps = _cheapest(inverse[np.ix_(near, near)], weights[near], number)
     gone = near[gone]
     order += present[gone].tolist()
@@ -358,6 +363,7 @@ def removal_order(
     weights = weights[left] - share.T @ weights[gone]
     inverse = inverse[np.ix_(left, left)] - across.T @ share
     present = present[left]
+  order += present.tolist()
   return Elimination(np.asarray(order), np.asarray(losses))
 
 

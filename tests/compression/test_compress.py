@@ -152,7 +152,7 @@ def test_neurons_that_are_affine_in_others_cost_nothing(model):
   for leaf in first.values():
     leaf[..., :12] = leaf[..., 12:24]
   dense = model.replace(params=params)
-  found = compress(dense, 1.01, parts=['neurons'])
+  found = compress(dense, 1.01, parts=['neurons'], ridge=1e-6)
   step = found.steps[0]
   assert (step.block, step.neurons) == (1, 84)
   assert step.error < 1e-7

@@ -246,6 +246,22 @@ def test_few_noisy_samples_want_a_large_ridge():
   )
 
 
+def test_the_quick_ridge_is_the_best_of_a_few_on_the_last_fold():
+  x, y = samples(noise=20.0)
+  folds = [moments(x[i:48:4], y[i:48:4]) for i in range(4)]
+  found = cross_validation.quick_ridge(folds)
+  errors = {}
+  for ridge in cross_validation.QUICK_RIDGES:
+    rest = np.arange(48) % 4 != 3
+    kernel, bias = least_squares(x[:48][rest], y[:48][rest], ridge)
+    errors[ridge] = ((x[3:48:4] @ kernel + bias - y[3:48:4]) ** 2).sum()
+  assert found == min(errors, key=errors.get)
+  assert len({round(error, 3) for error in errors.values()}) == len(errors)
+  assert (
+    cross_validation.quick_ridge(folds[:1]) in cross_validation.QUICK_RIDGES
+  )
+
+
 def test_outputs_that_do_not_vary_leave_nothing():
   x, y = samples()
   streamed = moments(x, np.full_like(y, 3.0))

@@ -85,6 +85,16 @@ def test_of_neurons_that_replace_each_other_one_stays(rng):
   assert found.losses[160] < 1e-2 * found.losses[-1]
 
 
+def test_an_elimination_that_stops_early_begins_alike(rng):
+  hidden, kernel = correlated(rng), rng.normal(size=(12, 5))
+  moments = moments_of(hidden, hidden @ kernel)
+  whole = neurons.removal_order(moments, kernel)
+  found = neurons.removal_order(moments, kernel, least=8)
+  np.testing.assert_array_equal(found.order[:4], whole.order[:4])
+  np.testing.assert_array_equal(found.kept(8), whole.kept(8))
+  np.testing.assert_array_equal(found.losses, whole.losses[:5])
+
+
 def test_a_neuron_that_never_changes_goes_first(rng):
   hidden, kernel = correlated(rng), rng.normal(size=(12, 5))
   hidden[:, 7] = 3.0
