@@ -1,11 +1,11 @@
 """λ from a network to its closed-form stand-in, on parameter trees.
 
-Attention is diluted inside the network (mode `diluted`). All else that a
-stand-in changes is linear in parameters, and blended before the network runs:
-of the arrays θ that are trained, it computes with
+Attention that becomes a map, or x + x, is diluted inside the network (mode
+`diluted`). All else that a stand-in changes is linear in parameters, and blended
+before the network runs: of the arrays θ that are trained, it computes with
 
   θ + λ·δ    where both networks have the array, with δ = dense - stand-in
-  λ·θ        of the output weights of neurons, or of an MLP, that leave
+  λ·θ        of the output weights of neurons, MLPs and attention that leave
 
 At λ = 1 it is the dense network, at λ = 0 the stand-in, to the bit, whose arrays
 are then a part of θ.
@@ -28,12 +28,13 @@ class Blend:
 
   Attributes:
     differences: δ, a tree with some of the arrays of the parameters.
-    staying: per block whose MLP is narrowed or leaves, the neurons that stay,
-      ascending.
+    staying: per block whose MLP is narrowed or leaves, the neurons that stay.
+    leaving: blocks whose attention leaves without a trace, x + λ·attn.
   """
 
   differences: Params = dataclasses.field(default_factory=dict)
   staying: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+  leaving: tuple[int, ...] = ()
 
   def __call__(self, params: Params, factor: Array) -> Params:
     """The parameters to run the network with; traceable.
@@ -43,10 +44,12 @@ class Blend:
       factor: λ, a float32 scalar.
     """
     blended = _plus(params, self.differences, factor)
-    for index, neurons in self.staying.items():
+    fading = [(i, 'mlp', 'fc2', kept) for i, kept in self.staying.items()]
+    fading += [(i, 'attn', 'proj', np.zeros(0, int)) for i in self.leaving]
+    for index, part, layer, rows in fading:
       block = blended[block_name(index)]
-      mlp = block['mlp'] | {'fc2': _faded(block['mlp']['fc2'], neurons, factor)}
-      blended = blended | {block_name(index): block | {'mlp': mlp}}
+      faded = block[part] | {layer: _faded(block[part][layer], rows, factor)}
+      blended[block_name(index)] = block | {part: faded}
     return blended
 
 
@@ -64,7 +67,7 @@ def _plus(params: Params, differences: Params, factor: Array) -> Params:
 def _faded(layer: Params, neurons: np.ndarray, factor: Array) -> Params:
   """An output layer in which all rows but those of `neurons` fade with λ.
 
-  Without any, so does the bias: the whole MLP leaves.
+  Without any, so does the bias: the whole branch leaves.
   """
   stays = np.zeros((layer['kernel'].shape[0], 1), bool)
   stays[neurons] = True

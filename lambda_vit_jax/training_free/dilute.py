@@ -115,7 +115,7 @@ def dilute(
 
   Raises:
     ModelError: networks that are not made from each other, or are the same; maps
-      and layers left out in one call; or a loss that is not finite.
+      and blocks that double the stream in one call; or a loss that is not finite.
     DataError: no image, or images of another shape.
     UsageError: no steps, a loss that is not known or has nothing to follow, or a
       batch size that the devices do not divide.
@@ -168,8 +168,8 @@ class Plan:
     during: the module while λ falls.
     after: the module once λ is 0; what is dropped is still there, empty.
     blend: what λ does to the parameters.
-    layers: blocks whose attention is diluted.
-    removed: of these, those that have neither attention nor map in the end.
+    removed: blocks whose attention leaves without a map.
+    mapped: blocks whose attention becomes a map.
     narrowed: the neurons that stay, of the blocks that lose some.
     dropped: blocks that the stand-in lacks.
   """
@@ -178,8 +178,8 @@ class Plan:
   during: ViT
   after: ViT
   blend: blend.Blend
-  layers: tuple[int, ...]
   removed: tuple[int, ...]
+  mapped: tuple[int, ...]
   narrowed: Mapping[int, np.ndarray]
   dropped: tuple[int, ...]
 
@@ -206,14 +206,25 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
         f'dilute: block {index} is {model.attention_modes[index]!r} in the first '
         'network and gone in the second; λ leads from attention only'
       )
-  path, compensation = _path({final[i] for i in layers})
+  mapped = tuple(i for i in layers if final[i] == 'linear')
+  doubled = tuple(i for i in layers if final[i] == 'identity')
+  if mapped and doubled:
+    raise ModelError(
+      f'dilute: attention of block {mapped[0]} would become a map and of block '
+      f'{doubled[0]} the identity; dilute in two calls, or leave it out in mode '
+      'absent'
+    )
   narrowed = {
     pairing.origins[j]: _staying(model, stand_in, pairing.origins[j], j)
     for j in pairing.narrowed
   }
   narrowed |= {i: np.zeros(0, int) for i in dropped if model.mlp_dims[i]}
   params = _start(model, stand_in, places, narrowed)
-  changes = blend.Blend(blend.differences(model.params, params), narrowed)
+  changes = blend.Blend(
+    blend.differences(model.params, params),
+    narrowed,
+    leaving=tuple(i for i in layers if final[i] == 'absent'),
+  )
   if not (layers or narrowed or changes.differences):
     raise ModelError(
       'dilute: the two models are the same network; nothing would change'
@@ -225,8 +236,8 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     for i in range(model.depth)
   ]
   module = model.module.clone(
-    compensation=compensation,
-    dilution_path=path,
+    compensation=True,
+    dilution_path='to_linear' if mapped else 'attention',
     linear_inputs=map_inputs.check_all_inputs(inputs, model.depth),
     drop_path_rates=(0.0,) * model.depth,
   )
@@ -237,27 +248,15 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
   return Plan(
     params=params,
     during=module.clone(
-      attention_modes=diluted_modes(layers, model.attention_modes)
+      attention_modes=diluted_modes(mapped + doubled, model.attention_modes)
     ),
     after=with_mlp_dims(module.clone(attention_modes=final), widths),
     blend=changes,
-    layers=layers,
-    removed=layers if path == 'attention' else (),
+    removed=tuple(i for i in layers if i not in mapped),
+    mapped=mapped,
     narrowed=narrowed,
     dropped=dropped,
   )
-
-
-def _path(ends: set[str]) -> tuple[str, bool]:
-  """The `dilution_path` and `compensation` that lead to a mode."""
-  if len(ends) > 1:
-    raise ModelError(
-      f'dilute: attention would become {" and ".join(sorted(ends))}, for which λ '
-      'has different laws; dilute in one call for each'
-    )
-  if 'linear' in ends:
-    return 'to_linear', True
-  return 'attention', 'absent' not in ends
 
 
 def _staying(
@@ -349,7 +348,6 @@ def dilute_job(
     'accumulate_steps': 1,
     'frozen': '',
   }
-  kept = () if plan.removed else plan.layers
   return Job(
     stage='dilute',
     phases=(
@@ -358,7 +356,7 @@ def dilute_job(
         plan.after,
         until=total,
         removed=plan.removed,
-        linear=kept,
+        linear=plan.mapped,
         narrowed=plan.narrowed,
       ),
     ),
