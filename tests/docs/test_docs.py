@@ -222,6 +222,7 @@ def test_page_is_in_the_index(path):
   assert f']({path.name})' in index
 
 
+@pytest.mark.slow
 @each_page
 def test_python_runs(path, tmp_path, monkeypatch, rng):
   monkeypatch.chdir(tmp_path)
