@@ -318,6 +318,10 @@ def base() -> ml_collections.ConfigDict:
   # that `linearize` fits in the first half of the steps, and from the maps into
   # the identity in the second.
   config.dilute.start = 'attention'
+  # What λ leads to. `identity`: x + x, for the layers of `select`. `linear` and
+  # `compressed`: the network that `linearize` or `compress` makes, of maps,
+  # repaired MLPs and fewer blocks, which is then trained.
+  config.dilute.towards = 'identity'
 
   config.export = export = ml_collections.ConfigDict()
   # Any of orbax, safetensors, stablehlo, onnx, openvino, transformers; orbax is

@@ -97,6 +97,7 @@ them.
 
 digits_long --config.dilute.dilution_steps=300ep --config.dilute.settle_steps=100ep
 digits_plain --config.dilute.compensation=False
+digits_small --config.dilute.towards=compressed --config.dilute.distill=soft
 """,
   'linearize': """
 Training-free: replaces the chosen attention layers by least-squares

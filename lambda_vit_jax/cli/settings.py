@@ -273,6 +273,14 @@ class Settings:
     return self.pretrain if stage == 'pretrain' else self.dilute
 
   @property
+  def fitted_stages(self) -> frozenset[str]:
+    """Those of `linearize` and `compress` whose network this config uses."""
+    if self.method != 'dilute':
+      return frozenset({self.method})
+    warm = {'linearize'} if self.dilute.is_warm else set()
+    return frozenset({*warm, self.dilute.stand_in})
+
+  @property
   def has_baseline(self) -> bool:
     """Whether the dense model is trained as long as the pruned one."""
     trains = any(part.length for part in self.dilute.lengths)
@@ -287,6 +295,11 @@ class Settings:
             f'config.{stage}.{key}={getattr(section, key)}: images with masks '
             'are not mixed; set it to 0'
           )
+    if self.method == 'dilute' and self.dilute.stand_in:
+      raise UsageError(
+        f'config.dilute.towards={self.dilute.towards} is not there for '
+        'task=segment; use identity'
+      )
     criterion = self.select.criterion
     if 'loss_increase' in criterion:
       raise UsageError(

@@ -98,7 +98,7 @@ STAGES: dict[str, StageSpec] = {
       'dilute',
       'λ from 1 to 0 over those layers, then training without them',
       writes=(DILUTED,),
-      reads=(PRETRAINED, SELECTION, LINEAR),
+      reads=(PRETRAINED, SELECTION, LINEAR, COMPRESSED),
     ),
     StageSpec(
       'export',

@@ -132,6 +132,7 @@ class Dilute(Training):
   settle_steps: Length
   compensation: Flag
   start: Annotated[str, one_of('attention', 'linear')]
+  towards: Annotated[str, one_of('identity', 'linear', 'compressed')]
 
   @property
   def lengths(self) -> tuple[Duration, ...]:
@@ -142,3 +143,17 @@ class Dilute(Training):
   def is_warm(self) -> bool:
     """Whether dilution goes through the maps that `linearize` fitted."""
     return self.start == 'linear'
+
+  @property
+  def stand_in(self) -> str:
+    """The stage whose network λ leads to; empty for the identity."""
+    return {'linear': 'linearize', 'compressed': 'compress'}.get(
+      self.towards, ''
+    )
+
+  def __post_init__(self):
+    if self.stand_in and self.is_warm:
+      raise UsageError(
+        f'config.dilute.towards={self.towards}: λ leads to that network at once; '
+        'leave config.dilute.start=attention'
+      )

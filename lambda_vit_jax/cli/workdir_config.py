@@ -114,12 +114,17 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
   """
   method = saved.get('method')
   linear = method == 'linearize'
-  warm = saved.get('dilute', {}).get('start') == 'linear'
+  dilute = saved.get('dilute', {})
+  warm = 'linear' in (dilute.get('start'), dilute.get('towards'))
+  towards = dilute.get('towards') if method == 'dilute' else None
+  compressed = method == 'compress' or towards == 'compressed'
   # Criterion `probe` dilutes, and `output` fits maps.
   criterion = saved.get('select', {}).get('criterion')
   # What later stages read of a search for layers, and of training.
   last = () if method == 'compress' else _LAST
   of_selection = (*_SEARCH, *_LINEAR, *_DILUTED, *last)
+  if towards == 'compressed':
+    of_selection = (*_SEARCH, *_LINEAR)
   by_section = {
     'analyze': stage_table.results('analyze'),
     'select': of_selection,
@@ -129,7 +134,11 @@ def _readers(key: str, saved: Mapping[str, Any]) -> tuple[str, ...]:
       *(_DILUTED if warm else ()),
       *(_LAST if linear or warm else ()),
     ),
-    'compress': (*_COMPRESSED, *(_LAST if method == 'compress' else ())),
+    'compress': (
+      *_COMPRESSED,
+      *(_DILUTED if towards == 'compressed' else ()),
+      *(_LAST if compressed else ()),
+    ),
     'dilute': (
       *(_SEARCH if criterion == 'probe' else ()),
       *_DILUTED,

@@ -7,7 +7,8 @@ trains is the stand-in, and the program becomes that of the stand-in.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from lambda_vit_jax.analysis.images import (
 )
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError, UsageError
-from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.core.typing import AttentionMode, Params
 from lambda_vit_jax.models import edits, map_inputs, surgery
 from lambda_vit_jax.models.build import with_mlp_dims
 from lambda_vit_jax.models.model import Model
@@ -183,6 +184,23 @@ class Plan:
   narrowed: Mapping[int, np.ndarray]
   dropped: tuple[int, ...]
 
+  def phases(self, steps: int, total: int) -> tuple[Phase, Phase]:
+    """While λ falls, over `steps` steps, and from then on, up to `total`."""
+    return (
+      Phase(self.during, until=steps, blend=self.blend),
+      Phase(
+        self.after,
+        until=total,
+        removed=self.removed,
+        linear=self.mapped,
+        narrowed=self.narrowed,
+      ),
+    )
+
+  def dilution(self, steps: int) -> Dilution:
+    """λ by step, the same in all parts."""
+    return Dilution(tuple(range(self.during.depth)), steps)
+
 
 def plan_towards(model: Model, stand_in: Model) -> Plan:
   """Compares a network with its stand-in; see `dilute`.
@@ -197,23 +215,9 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     stand_in.attention_modes[places[i]] if i in places else 'absent'
     for i in range(model.depth)
   )
-  layers = tuple(
-    i for i, mode in enumerate(model.attention_modes) if mode != final[i]
-  )
-  for index in layers:
-    if model.attention_modes[index] != 'full':
-      raise ModelError(
-        f'dilute: block {index} is {model.attention_modes[index]!r} in the first '
-        'network and gone in the second; λ leads from attention only'
-      )
-  mapped = tuple(i for i in layers if final[i] == 'linear')
-  doubled = tuple(i for i in layers if final[i] == 'identity')
-  if mapped and doubled:
-    raise ModelError(
-      f'dilute: attention of block {mapped[0]} would become a map and of block '
-      f'{doubled[0]} the identity; dilute in two calls, or leave it out in mode '
-      'absent'
-    )
+  ends = _ends(model.attention_modes, final)
+  layers = tuple(sorted(itertools.chain(*ends.values())))
+  mapped, doubled = ends['linear'], ends['identity']
   narrowed = {
     pairing.origins[j]: _staying(model, stand_in, pairing.origins[j], j)
     for j in pairing.narrowed
@@ -223,7 +227,7 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
   changes = blend.Blend(
     blend.differences(model.params, params),
     narrowed,
-    leaving=tuple(i for i in layers if final[i] == 'absent'),
+    leaving=ends['absent'],
   )
   if not (layers or narrowed or changes.differences):
     raise ModelError(
@@ -257,6 +261,30 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     narrowed=narrowed,
     dropped=dropped,
   )
+
+
+def _ends(
+  old: Sequence[AttentionMode], new: Sequence[AttentionMode]
+) -> dict[str, tuple[int, ...]]:
+  """The blocks whose attention becomes `linear`, `identity` or `absent`."""
+  layers = [i for i, mode in enumerate(old) if mode != new[i]]
+  for index in layers:
+    if old[index] != 'full':
+      raise ModelError(
+        f'dilute: block {index} is {old[index]!r} in the first network and gone '
+        'in the second; λ leads from attention only'
+      )
+  found = {
+    end: tuple(i for i in layers if new[i] == end)
+    for end in ('linear', 'identity', 'absent')
+  }
+  if found['linear'] and found['identity']:
+    raise ModelError(
+      f'dilute: attention of block {found["linear"][0]} would become a map and '
+      f'of block {found["identity"][0]} the identity; dilute in two calls, or '
+      'leave it out in mode absent'
+    )
+  return found
 
 
 def _staying(
@@ -350,16 +378,7 @@ def dilute_job(
   }
   return Job(
     stage='dilute',
-    phases=(
-      Phase(plan.during, until=options.steps, blend=plan.blend),
-      Phase(
-        plan.after,
-        until=total,
-        removed=plan.removed,
-        linear=plan.mapped,
-        narrowed=plan.narrowed,
-      ),
-    ),
+    phases=plan.phases(options.steps, total),
     optimizer=optim.make_optimizer(settings, schedule, plan.during.depth),
     learning_rate=schedule,
     loss=LossSettings(
@@ -367,7 +386,7 @@ def dilute_job(
       distill=options.distill,
       distill_weight=options.distill_weight,
     ),
-    dilution=Dilution(tuple(range(plan.during.depth)), options.steps),
+    dilution=plan.dilution(options.steps),
     seed=options.seed,
     steps_per_epoch=-(-len(arrays['image']) // options.batch_size),
     make_batches=lambda first: in_memory.batches(

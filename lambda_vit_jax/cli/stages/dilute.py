@@ -1,16 +1,19 @@
 """Stage `dilute`: λ from 1 to 0, then training without the removed layers."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from lambda_vit_jax.cli.stages import finished, select
 from lambda_vit_jax.cli.stages.training_job import train
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Params
+from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name, modes_without
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import dilution
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Phase
+from lambda_vit_jax.training_free import dilute as towards
 
 
 def dilution_steps(run: Run) -> tuple[int, int]:
@@ -27,9 +30,15 @@ def dilute(run: Run) -> None:
 
   With `dilute.start=linear`, attention turns into the maps that `linearize`
   fitted in the first half of the steps, and the maps into the identity in the
-  second.
+  second. With `dilute.towards`, the dense network turns into that of another
+  stage.
   """
   dense = run.load('pretrain')
+  if run.settings.dilute.stand_in:
+    _towards(
+      run, dense, finished.load_fitted(run, run.settings.dilute.stand_in)
+    )
+    return
   layers = select.removed_layers(run, dense.depth)
   compensation = run.settings.dilute.compensation
   diluting, settling = dilution_steps(run)
@@ -69,6 +78,21 @@ def dilute(run: Run) -> None:
       ),
     )
   train(run, 'dilute', model, phases, plan, dense)
+
+
+def _towards(run: Run, dense: Model, stand_in: Model) -> None:
+  """Trains while λ leads from the dense network to its stand-in, and after."""
+  plan = towards.plan_towards(dense, stand_in)
+  merge = run.merge_schedule(dense.module, plan.after.attention_modes)
+  plan = dataclasses.replace(
+    plan,
+    during=plan.during.clone(merge=merge),
+    after=plan.after.clone(merge=merge),
+  )
+  diluting, settling = dilution_steps(run)
+  model = dense.replace(module=plan.during, params=plan.params)
+  phases = plan.phases(diluting, diluting + settling)
+  train(run, 'dilute', model, phases, plan.dilution(diluting), dense)
 
 
 def warm_phases(

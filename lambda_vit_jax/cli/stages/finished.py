@@ -6,6 +6,7 @@ from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli import stage_table
 from lambda_vit_jax.cli.workdir import Run, finished_step
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
 
 _FITTED = {
@@ -30,9 +31,16 @@ def pruned_model(
   """
   if run.settings.method == 'dilute':
     weights = weights or run.settings.export.weights
-    model, dropped = run.load('dilute', weights), []
+    model = run.load('dilute', weights)
+    # Blocks of which a compressed network has nothing left.
+    dropped = [
+      index
+      for index, mode in enumerate(model.attention_modes)
+      if mode == 'absent' and not model.mlp_dims[index]
+    ]
+    model = drop_blocks(model, dropped)
   else:
-    model = _load_fitted(run, run.settings.method)
+    model = load_fitted(run, run.settings.method)
     fields = run.read_json(_FITTED[run.settings.method]) or {}
     dropped = fields.get(run.settings.method, {}).get('dropped', [])
   # The config counts blocks as the dense network does.
@@ -86,11 +94,11 @@ def load_linear(run: Run) -> Model:
   Raises:
     CheckpointError: nothing yet.
   """
-  return _load_fitted(run, 'linearize')
+  return load_fitted(run, 'linearize')
 
 
-def _load_fitted(run: Run, stage: str) -> Model:
-  """Loads the result of a stage that fits; see `load_linear`."""
+def load_fitted(run: Run, stage: str) -> Model:
+  """Loads the result of `linearize` or `compress`; see `load_linear`."""
   path = run.path(_FITTED[stage])
   if not path.exists():
     raise CheckpointError(

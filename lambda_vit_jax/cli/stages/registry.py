@@ -88,19 +88,17 @@ STAGES: dict[str, Stage] = {
     Stage(
       _SPECS['select'],
       select,
-      is_needed=lambda run: run.settings.method != 'compress',
+      is_needed=lambda run: 'compress' not in run.settings.fitted_stages,
     ),
     Stage(
       _SPECS['linearize'],
       linearize,
-      is_needed=lambda run: (
-        run.settings.method == 'linearize' or run.settings.dilute.is_warm
-      ),
+      is_needed=lambda run: 'linearize' in run.settings.fitted_stages,
     ),
     Stage(
       _SPECS['compress'],
       compress,
-      is_needed=lambda run: run.settings.method == 'compress',
+      is_needed=lambda run: 'compress' in run.settings.fitted_stages,
     ),
     Stage(
       _SPECS['dilute'],
