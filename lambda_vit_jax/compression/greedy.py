@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis.images import Batches
+from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.compression import costs, nose_path, steps
 from lambda_vit_jax.compression.options import CompressOptions, names_of
 from lambda_vit_jax.compression.parts import Part
@@ -34,7 +34,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks
 from lambda_vit_jax.selection.nose import in_float32
-from lambda_vit_jax.training_free import paired
+from lambda_vit_jax.training_free import paired, polish
 
 OnStep = Callable[[Compression], None]
 
@@ -66,6 +66,7 @@ def compress(
   repair: bool = True,
   ridge: float | str = 'auto',
   rescore: str = 'lazy',
+  finetune: int | None = None,
   dense: Model | None = None,
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
@@ -98,6 +99,9 @@ def compress(
       the only part and `transfer_entropy`, the search is that of `nose`.
     ridge: penalty of the repairs, see `least_squares.solve`; `auto` chooses.
     rescore: `lazy` scores few parts again in each step, `all` every one.
+    finetune: steps of `polish` on the end of the path, with the same images;
+      the errors in `.steps` are those before. `lv.dilute(model, train_batches,
+      found.model, …)` is for more images, or labels.
     dense: the network to compare with and to repair towards, where parts of
       `model` are gone already; by default `model`.
     memory_gib: memory for activations per device; by default a share of what
@@ -129,6 +133,7 @@ def compress(
     repair=repair,
     ridge=ridge,
     rescore=rescore,
+    finetune=finetune,
     memory_gib=memory_gib,
   )
   return run(
@@ -166,17 +171,37 @@ def run(
   # Products too: accelerators round their float32 factors by default.
   with jax.default_matmul_precision('highest'):
     if options.is_nose:
-      return nose_path.walk(
+      found = nose_path.walk(
         found, before, images, options, cost, listener.on_step
       )
-    exact = in_float32(model)
-    reference = exact if dense is model else in_float32(dense)
-    search = Search(exact, reference, images, options, cost)
-    found = steps.scored(found, search.score)
-    found = _again(found, search, before)
-    if resume is not None and found.reached < found.target_speedup:
-      search.growth = steps.growth_of(resume)
-    return _walk(found, search, listener)
+    else:
+      exact = in_float32(model)
+      reference = exact if dense is model else in_float32(dense)
+      search = Search(exact, reference, images, options, cost)
+      found = steps.scored(found, search.score)
+      found = _again(found, search, before)
+      if resume is not None and found.reached < found.target_speedup:
+        search.growth = steps.growth_of(resume)
+      found = _walk(found, search, listener)
+  if options.finetune and found.model is not dense:
+    found = _finetuned(found, dense, images, options.finetune)
+  return found
+
+
+def _finetuned(
+  found: Compression, dense: Model, images: ImageSet, count: int
+) -> Compression:
+  """The path, with so many steps of `polish` on its last network."""
+  mesh = images.placement.mesh
+  model = polish.polish(
+    found.model,
+    dense,
+    list(images.images),
+    steps=count,
+    batch_size=-(-polish.BATCH_SIZE // mesh.size) * mesh.size,
+    mesh=mesh,
+  )
+  return dataclasses.replace(found, models=(*found.models[:-1], model))
 
 
 def _again(

@@ -37,6 +37,7 @@ class CompressOptions:
   repair: bool = True
   ridge: float | str = 'auto'
   rescore: str = 'lazy'
+  finetune: int | None = None
   memory_gib: float | None = None
 
   def checked(self, model: Model) -> 'CompressOptions':
@@ -87,7 +88,7 @@ class CompressOptions:
 
   def recorded(self) -> dict[str, Any]:
     """What decides the path; how far it goes is not part of it."""
-    left_out = ('target_speedup', 'memory_gib')
+    left_out = ('target_speedup', 'finetune', 'memory_gib')
     return {
       name: value for name, value in vars(self).items() if name not in left_out
     }

@@ -226,6 +226,16 @@ def test_a_resumed_search_ends_in_the_same_bits(model, found):
 
 
 @pytest.mark.slow
+def test_a_polish_moves_the_last_network_alone(model, found):
+  moved = compress(model, resume=found, finetune=2)
+  assert moved.steps == found.steps
+  assert same(moved.models[-2], found.models[-2])
+  assert moved.model.module == found.model.module
+  assert not same(moved.model, found.model)
+  assert moved.model.num_parameters == found.model.num_parameters
+
+
+@pytest.mark.slow
 def test_any_point_of_a_path_is_made_again_without_a_search(model, found):
   record = lv.Compression.from_json(found.to_json())
   scored = []
