@@ -31,6 +31,7 @@ from lambda_vit_jax.checkpoints.load import load_pretrained, load_stage
 from lambda_vit_jax.cli import result_files
 from lambda_vit_jax.cli.stages import select
 from lambda_vit_jax.cli.workdir_lock import WorkdirLock
+from lambda_vit_jax.compression.record import Compression
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.core.text import LONGEST_LINE, printable
 from lambda_vit_jax.models.model import Model
@@ -106,6 +107,13 @@ def _read_search(folder: pathlib.Path) -> Any:
   selection = Selection.from_json(found or {})
   selection.plot().savefig(io.BytesIO(), format='svg')
   return repr(selection), selection._repr_html_()
+
+
+def _read_path(folder: pathlib.Path) -> Any:
+  found = result_files.read(epath.Path(folder), 'compression.json')
+  path = Compression.from_json(found or {})
+  path.plot().savefig(io.BytesIO(), format='svg')
+  return repr(path), path._repr_html_(), path.frontier()
 
 
 def _read_metrics(folder: pathlib.Path) -> Any:
@@ -242,10 +250,12 @@ TARGETS = (
   Target('picked', 'selection.json', _read_layers, detects=True),
   Target('picked', 'selection.json', _read_layers, _JSON),
   Target('search', 'selection.part.json', _read_search, _JSON),
+  Target('path', 'compression.json', _read_path, _JSON),
   Target('lines', 'metrics.jsonl', _read_metrics, _LINES),
   Target('workdir', 'config.json', _report, _JSON),
   Target('workdir', 'analysis.json', _report, _JSON),
   Target('workdir', 'selection.json', _report, _JSON),
+  Target('workdir', 'compression.json', _report, _JSON),
   Target('workdir', 'evaluation.json', _report, _JSON),
   Target('workdir', 'benchmark.json', _report, _JSON),
   Target('workdir', 'linear/model.json', _report, _JSON),

@@ -24,6 +24,12 @@ from lambda_vit_jax.checkpoints import (
 from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.checkpoints.layout_tables import LAYOUTS
 from lambda_vit_jax.cli import workdir_lock
+from lambda_vit_jax.compression.record import (
+  BlockLeft,
+  Compression,
+  Point,
+  Step,
+)
 from lambda_vit_jax.core import digests, files
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.record import Round, Selection
@@ -125,6 +131,27 @@ def _selection() -> Selection:
   )
 
 
+def _compression() -> Compression:
+  """A search that has taken two steps, and timed the blocks."""
+  blocks = tuple(BlockLeft(index, 'full', 128) for index in range(3))
+  steps = (
+    Step(250_000, 20_000, 0.1, 2.5, 'neurons', 1, 'full', 112,
+         ((0, 'attention', 0.3), (1, 'neurons', 0.1)), 0.5),
+    Step(200_000, 18_000, -0.2, 2.0, 'attention', 2, 'linear', 128, (), 0.5),
+  )  # fmt: skip
+  options = {
+    'criterion': 'output',
+    'target': 'logits',
+    'cost': 'time',
+    'parts': ('attention', 'neurons'),
+  }
+  whole = Point(300_000, 22_000, 0.0, 3.0)
+  return Compression(
+    options, 1.4, 128, whole, whole, blocks, steps,
+    pending=((0, 'neurons', 0.01),), timings={'attention': 0.4}, evaluations=3.5,
+  )  # fmt: skip
+
+
 def _write_results(root: pathlib.Path) -> None:
   for name in ('picked', 'search', 'lines'):
     (root / name).mkdir()
@@ -137,6 +164,8 @@ def _write_results(root: pathlib.Path) -> None:
     root / 'search/selection.part.json', fields | {'resamples': 16}
   )
   _write_metrics(root / 'lines')
+  (root / 'path').mkdir()
+  files.write_json(root / 'path/compression.json', _compression().to_json())
   (root / 'locked').mkdir()
   # No process has this number: the job counts as ended.
   lock = workdir_lock.WorkdirLock(epath.Path(root / 'locked'))
@@ -170,6 +199,7 @@ def _write_workdir(folder: pathlib.Path, export: pathlib.Path) -> None:
   entropies = {'attention_entropy': [1.0, None, 2.5], 'mlp_entropy': [1.5] * 3}
   files.write_json(folder / 'analysis.json', {'profile': entropies})
   files.write_json(folder / 'selection.json', _selection().to_json())
+  files.write_json(folder / 'compression.json', _compression().to_json())
   scores = {'mean_iou': 0.5, 'iou': [0.5, None], 'num_images': 10}
   names = ('dense', 'pruned', 'exported')
   files.write_json(folder / 'evaluation.json', dict.fromkeys(names, scores))
