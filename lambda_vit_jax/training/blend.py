@@ -36,18 +36,24 @@ class Blend:
   staying: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
   leaving: tuple[int, ...] = ()
 
-  def __call__(self, params: Params, factor: Array) -> Params:
+  def __call__(self, params: Params, factors: Array) -> Params:
     """The parameters to run the network with; traceable.
 
     Args:
       params: those that are trained.
-      factor: λ, a float32 scalar.
+      factors: λ per block, `[depth]` float32; outside of blocks the largest.
     """
-    blended = _plus(params, self.differences, factor)
+    blended = dict(params)
+    largest = factors.max()
+    of_block = {block_name(i): factors[i] for i in range(len(factors))}
+    for name, change in self.differences.items():
+      factor = of_block.get(name, largest)
+      blended |= _plus({name: params[name]}, {name: change}, factor)
     fading = [(i, 'mlp', 'fc2', kept) for i, kept in self.staying.items()]
     fading += [(i, 'attn', 'proj', np.zeros(0, int)) for i in self.leaving]
     for index, part, layer, rows in fading:
       block = blended[block_name(index)]
+      factor = factors[index]
       faded = block[part] | {layer: _faded(block[part][layer], rows, factor)}
       blended[block_name(index)] = block | {part: faded}
     return blended

@@ -53,12 +53,15 @@ class Dilution:
       from attention to an affine map, then from the map to the identity, and
       0 in the first half is the same network as 1 in the second. None for the
       plain schedule.
+    spans: of every block of the network, the steps at which its λ begins and
+      ends to fall; empty where all fall together.
     blend: what λ does to parameters besides, while it falls; None for nothing.
   """
 
   layers: tuple[int, ...] = ()
   steps: int = 0
   halfway: int | None = None
+  spans: tuple[tuple[int, int], ...] = ()
   blend: Blend | None = None
 
   def within(self, blend: Blend | None) -> 'Dilution':
@@ -69,12 +72,22 @@ class Dilution:
     """The parameters to run the network with at `step`."""
     if self.blend is None:
       return params
-    return self.blend(params, self.factor(step))
+    return self.blend(params, self.factors(step))
+
+  def factors(self, step: Array) -> Array:
+    """`[depth]` λ of every block of a network in which all are diluted."""
+    if not self.spans:
+      return jnp.broadcast_to(self.factor(step), (len(self.layers),))
+    return jnp.stack(
+      [dilution_schedule(end - begin, begin)(step) for begin, end in self.spans]
+    )
 
   def factor(self, step: Array) -> Array:
-    """λ of the diluted layers at `step`; 1 without any."""
+    """λ of the diluted layers at `step`, the largest; 1 without any."""
     if not self.layers:
       return jnp.ones((), jnp.float32)
+    if self.spans:
+      return self.factors(step).max()
     if self.halfway is None:
       return dilution_schedule(self.steps)(step)
     halves = (self.halfway, self.steps - self.halfway)
@@ -88,6 +101,8 @@ class Dilution:
     """`[depth]` λ per block at `step`; None where no mode is `diluted`."""
     if 'diluted' not in modes:
       return None
+    if self.spans:
+      return self.factors(step)
     return factor_vector(self.factor(step), self.layers, len(modes))
 
 

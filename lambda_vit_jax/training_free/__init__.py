@@ -4,6 +4,7 @@
 - `cross_validation`: the same sums per fold of the images, for the ridge
 - `linear_maps`: affine maps instead of attention layers: `linearize`
 - `map_fitter`: the pass over the network that fits these maps
+- `stand_in`: from a network to what a closed form made of it, as a plan
 - `stream_pair`: the streams of the network that is fitted and of its reference
 - `map_design`: inputs of a map as columns of the regression
 - `input_choice`: which inputs pay for their cost: `inputs="auto"`

@@ -7,7 +7,6 @@ trains is the stand-in, and the program becomes that of the stand-in.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,19 +20,14 @@ from lambda_vit_jax.analysis.images import (
   read_images,
 )
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import ModelError, UsageError
-from lambda_vit_jax.core.typing import AttentionMode, Params
-from lambda_vit_jax.models import edits, map_inputs, surgery
-from lambda_vit_jax.models.build import with_mlp_dims
+from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models import edits
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import block_name
-from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import sharding
-from lambda_vit_jax.training import blend, in_memory, optim
-from lambda_vit_jax.training.dilution import Dilution, diluted_modes
-from lambda_vit_jax.training.job import Job, Phase
+from lambda_vit_jax.training import in_memory, optim
+from lambda_vit_jax.training.job import Job
 from lambda_vit_jax.training.step import LossSettings
-from lambda_vit_jax.training_free import paired
+from lambda_vit_jax.training_free.stand_in import Plan, plan_towards
 
 LEARNING_RATE = 5e-5
 BATCH_SIZE = 32
@@ -54,8 +48,18 @@ class DiluteOptions:
   distill_weight: float = 0.5
   label_smoothing: float = 0.0
   seed: int = 0
+  when: Mapping[int, tuple[float, float]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self):
+    for block, span in self.when.items():
+      pair = tuple(span) if isinstance(span, Sequence) else ()
+      if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+        raise UsageError(
+          f'dilute: when={{{block}: {span}}}: give where its λ begins and ends to '
+          'fall, two shares of the steps such as (0, 0.5)'
+        )
     if self.steps < 1 or self.settle_steps < 0:
       raise UsageError(
         f'dilute: steps={self.steps}, settle_steps={self.settle_steps}: give at '
@@ -71,6 +75,7 @@ def dilute(
   *,
   steps: int,
   settle_steps: int | None = None,
+  when: Mapping[int, Any] | None = None,
   teacher: Model | None = None,
   distill: str = 'soft',
   distill_weight: float | None = None,
@@ -98,6 +103,9 @@ def dilute(
       a `Selection`), whose attention becomes the identity, x + x.
     steps: while λ falls from 1 to 0.
     settle_steps: after that; by default a third of `steps`, as published.
+    when: per block of `model` where in `steps` its λ begins and ends to fall, as
+      two shares: `{3: (0, 0.5), 8: (0.5, 1)}` changes block 3 before block 8. By
+      default, and for other blocks, (0, 1).
     teacher: gives the outputs to follow; by default `model`.
     distill: `soft`, `hard`, `feature` or `streams`, of `step.LossSettings`, or
       `none` for labels alone. Without a head `soft` is `feature`.
@@ -118,7 +126,7 @@ def dilute(
     ModelError: networks that are not made from each other, or are the same; maps
       and blocks that double the stream in one call; or a loss that is not finite.
     DataError: no image, or images of another shape.
-    UsageError: no steps, a loss that is not known or has nothing to follow, or a
+    UsageError: no steps, no span of them in `when`, a loss that is not known or has nothing to follow, or a
       batch size that the devices do not divide.
   """
   stand_in = towards
@@ -145,6 +153,7 @@ def dilute(
     distill_weight,
     label_smoothing,
     seed,
+    when or {},
   )
   devices = images.placement.mesh.devices.reshape(-1, 1)
   mesh = Mesh(devices, sharding.BATCH_AXES)
@@ -158,189 +167,6 @@ def dilute(
   if plan.dropped:
     trained = edits.drop_blocks(trained, plan.dropped)
   return stand_in.replace(params=trained.params)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-  """From a network to its stand-in, in the blocks of the former.
-
-  Attributes:
-    params: to start from: those of the stand-in, and of the network what leaves.
-    during: the module while λ falls.
-    after: the module once λ is 0; what is dropped is still there, empty.
-    blend: what λ does to the parameters.
-    removed: blocks whose attention leaves without a map.
-    mapped: blocks whose attention becomes a map.
-    narrowed: the neurons that stay, of the blocks that lose some.
-    dropped: blocks that the stand-in lacks.
-  """
-
-  params: Params
-  during: ViT
-  after: ViT
-  blend: blend.Blend
-  removed: tuple[int, ...]
-  mapped: tuple[int, ...]
-  narrowed: Mapping[int, np.ndarray]
-  dropped: tuple[int, ...]
-
-  def phases(self, steps: int, total: int) -> tuple[Phase, Phase]:
-    """While λ falls, over `steps` steps, and from then on, up to `total`."""
-    return (
-      Phase(self.during, until=steps, blend=self.blend),
-      Phase(
-        self.after,
-        until=total,
-        removed=self.removed,
-        linear=self.mapped,
-        narrowed=self.narrowed,
-      ),
-    )
-
-  def dilution(self, steps: int) -> Dilution:
-    """λ by step, the same in all parts."""
-    return Dilution(tuple(range(self.during.depth)), steps)
-
-
-def plan_towards(model: Model, stand_in: Model) -> Plan:
-  """Compares a network with its stand-in; see `dilute`.
-
-  Raises:
-    ModelError: they are the same, or not made from each other.
-  """
-  pairing = paired.pair(stand_in, model)
-  places = {origin: j for j, origin in enumerate(pairing.origins)}
-  dropped = tuple(i for i in range(model.depth) if i not in places)
-  final = tuple(
-    stand_in.attention_modes[places[i]] if i in places else 'absent'
-    for i in range(model.depth)
-  )
-  ends = _ends(model.attention_modes, final)
-  layers = tuple(sorted(itertools.chain(*ends.values())))
-  mapped, doubled = ends['linear'], ends['identity']
-  narrowed = {
-    pairing.origins[j]: _staying(model, stand_in, pairing.origins[j], j)
-    for j in pairing.narrowed
-  }
-  narrowed |= {i: np.zeros(0, int) for i in dropped if model.mlp_dims[i]}
-  params = _start(model, stand_in, places, narrowed)
-  changes = blend.Blend(
-    blend.differences(model.params, params),
-    narrowed,
-    leaving=ends['absent'],
-  )
-  if not (layers or narrowed or changes.differences):
-    raise ModelError(
-      'dilute: the two models are the same network; nothing would change'
-    )
-  inputs = [
-    stand_in.module.inputs_of(places[i])
-    if i in places
-    else model.module.inputs_of(i)
-    for i in range(model.depth)
-  ]
-  module = model.module.clone(
-    compensation=True,
-    dilution_path='to_linear' if mapped else 'attention',
-    linear_inputs=map_inputs.check_all_inputs(inputs, model.depth),
-    drop_path_rates=(0.0,) * model.depth,
-  )
-  widths = [
-    stand_in.mlp_dims[places[i]] if i in places else 0
-    for i in range(model.depth)
-  ]
-  return Plan(
-    params=params,
-    during=module.clone(
-      attention_modes=diluted_modes(mapped + doubled, model.attention_modes)
-    ),
-    after=with_mlp_dims(module.clone(attention_modes=final), widths),
-    blend=changes,
-    removed=tuple(i for i in layers if i not in mapped),
-    mapped=mapped,
-    narrowed=narrowed,
-    dropped=dropped,
-  )
-
-
-def _ends(
-  old: Sequence[AttentionMode], new: Sequence[AttentionMode]
-) -> dict[str, tuple[int, ...]]:
-  """The blocks whose attention becomes `linear`, `identity` or `absent`."""
-  layers = [i for i, mode in enumerate(old) if mode != new[i]]
-  for index in layers:
-    if old[index] != 'full':
-      raise ModelError(
-        f'dilute: block {index} is {old[index]!r} in the first network and gone '
-        'in the second; λ leads from attention only'
-      )
-  found = {
-    end: tuple(i for i in layers if new[i] == end)
-    for end in ('linear', 'identity', 'absent')
-  }
-  if found['linear'] and found['identity']:
-    raise ModelError(
-      f'dilute: attention of block {found["linear"][0]} would become a map and '
-      f'of block {found["identity"][0]} the identity; dilute in two calls, or '
-      'leave it out in mode absent'
-    )
-  return found
-
-
-def _staying(
-  model: Model, stand_in: Model, index: int, place: int
-) -> np.ndarray:
-  """Which neurons of block `index` the stand-in has, in its order."""
-  if not stand_in.mlp_dims[place]:
-    return np.zeros(0, int)
-  ours, theirs = (
-    surgery.neurons_of(each.params[block_name(i)]['mlp'])
-    for each, i in ((model, index), (stand_in, place))
-  )
-  left: dict[bytes, list[int]] = {}
-  for neuron, weights in enumerate(ours):
-    left.setdefault(weights.tobytes(), []).append(neuron)
-  found = []
-  for weights in theirs:
-    if not left.get(weights.tobytes()):
-      raise ModelError(
-        f'dilute: block {place} has a neuron that is none of the first '
-        "network's; make the smaller one by narrow, without training it"
-      )
-    found.append(left[weights.tobytes()].pop(0))
-  return np.asarray(found)
-
-
-def _start(
-  model: Model,
-  stand_in: Model,
-  places: Mapping[int, int],
-  narrowed: Mapping[int, np.ndarray],
-) -> Params:
-  """The stand-in's parameters, and the network's where it has more."""
-  blocks = {block_name(index) for index in range(model.depth)}
-  params = {n: x for n, x in stand_in.params.items() if n not in blocks}
-  for index in range(model.depth):
-    name = block_name(index)
-    old = model.params.get(name, {})
-    new: Params = {}
-    if index in places:
-      new = dict(stand_in.params.get(block_name(places[index]), {}))
-    if index in narrowed and 'mlp' in new:
-      new['mlp'] = _widened(old['mlp'], new['mlp'], narrowed[index])
-    if 'attn' in new:
-      # Beside attention that is diluted, its map.
-      new['attn'] = old['attn'] | new['attn']
-    if block := old | new:
-      params[name] = block
-  return params
-
-
-def _widened(old: Params, new: Params, neurons: np.ndarray) -> Params:
-  """An MLP with all neurons, of which some write what they do in `new`."""
-  kernel = np.array(old['fc2']['kernel'])
-  kernel[neurons] = new['fc2']['kernel']
-  return old | {'fc2': new['fc2'] | {'kernel': kernel}}
 
 
 def dilute_job(
@@ -386,7 +212,7 @@ def dilute_job(
       distill=options.distill,
       distill_weight=options.distill_weight,
     ),
-    dilution=plan.dilution(options.steps),
+    dilution=plan.dilution(options.steps, options.when),
     seed=options.seed,
     steps_per_epoch=-(-len(arrays['image']) // options.batch_size),
     make_batches=lambda first: in_memory.batches(

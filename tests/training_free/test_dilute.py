@@ -20,6 +20,7 @@ from lambda_vit_jax.training.dilution import factor_vector
 from lambda_vit_jax.training.metrics import MetricsWriter
 from lambda_vit_jax.training.step import init_state
 from lambda_vit_jax.training_free import dilute as diluting
+from lambda_vit_jax.training_free.stand_in import plan_towards
 from tests.support.search_models import (
   make_images,
   make_model,
@@ -77,14 +78,14 @@ FAST = ('all',)
 )
 def plan(request, dense):
   stand_in = WAYS[request.param](dense)
-  return stand_in, diluting.plan_towards(dense, stand_in)
+  return stand_in, plan_towards(dense, stand_in)
 
 
 def logits_at(plan, factor):
   """The network of the plan with λ = `factor` in all parts."""
-  blended = plan.blend(plan.params, jnp.float32(factor))
   depth = plan.during.depth
   factors = factor_vector(factor, range(depth), depth)
+  blended = plan.blend(plan.params, factors)
   return np.asarray(
     apply_module(plan.during, blended, IMAGES, dilution_factor=factors)[0]
   )
@@ -149,7 +150,7 @@ def _moments(state):
 
 def test_moments_of_neurons_that_stay_stay_with_them(dense):
   stand_in = WAYS['neurons'](dense)
-  plan = diluting.plan_towards(dense, stand_in)
+  plan = plan_towards(dense, stand_in)
   options = diluting.DiluteOptions(4, 2, batch_size=16)
   job = diluting.dilute_job(plan, dense, {'image': IMAGES}, options, _mesh(1))
   state = init_state(plan.params, job.optimizer, with_ema=False)
@@ -176,7 +177,7 @@ def test_moments_of_neurons_that_stay_stay_with_them(dense):
 def test_training_goes_on_across_the_switch(dense, way):
   """Without a rate, the loss is that of λ alone, and then that of the rest."""
   stand_in = WAYS[way](dense)
-  plan = diluting.plan_towards(dense, stand_in)
+  plan = plan_towards(dense, stand_in)
   arrays = {'image': np.tile(IMAGES[:16], (4, 1, 1, 1))}
   options = diluting.DiluteOptions(
     2, 2, learning_rate=0.0, weight_decay=0.0, batch_size=64, distill_weight=1.0
@@ -244,12 +245,37 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
   [
     ({'steps': 0}, 'at least one step'),
     ({'batch_size': 0}, 'batch_size=0'),
+    ({'when': {1: (0.5, 0.5)}}, 'begins and ends to fall'),
+    ({'when': {1: 0.5}}, 'begins and ends to fall'),
+    ({'when': {3: (0, 1)}}, 'when names block 3; blocks are 0 to 2'),
     ({'distill': 'loud'}, "distill='loud'"),
   ],
 )
 def test_impossible_options_are_refused(dense, change, message):
   with pytest.raises(UsageError, match=message):
     lv.dilute(dense, BATCHES, (1,), **(STEPS | change))
+
+
+def test_blocks_may_change_one_after_another(dense):
+  """Halfway, one block is the stand-in's and the other still the network's."""
+  stand_in = lv.narrow_mlps(dense, {0: range(30), 2: range(20)})
+  plan = plan_towards(dense, stand_in)
+  schedule = plan.dilution(8, {0: (0.0, 0.5), 2: (0.5, 1.0)})
+  found = [np.asarray(schedule.factors(jnp.int32(n))) for n in (0, 2, 4, 6, 8)]
+  np.testing.assert_allclose(
+    found,
+    [[1, 1, 1], [0.5, 0.75, 1], [0, 0.5, 1], [0, 0.25, 0.5], [0, 0, 0]],
+  )
+  halfway = plan.blend(plan.params, schedule.factors(jnp.int32(4)))
+  logits, _ = apply_module(
+    plan.during, halfway, IMAGES, dilution_factor=jnp.ones(3)
+  )
+  half = lv.narrow_mlps(dense, {0: range(30)})
+  np.testing.assert_allclose(logits, half(IMAGES), atol=1e-4)
+  assert schedule.factor(jnp.int32(6)) == 0.5
+  # All together by default.
+  plain = plan.dilution(8).factors(jnp.int32(2))
+  np.testing.assert_allclose(plain, [0.75] * 3)
 
 
 def test_labels_alone_need_labels(dense):
@@ -261,7 +287,7 @@ def test_neurons_are_found_in_gated_mlps(tiny_variant):
   for kind in ('swiglu', 'swiglu_packed'):
     dense = make_model(dataclasses.replace(tiny_variant, mlp_kind=kind))
     kept = {1: (3, 50, 95)}
-    plan = diluting.plan_towards(dense, lv.narrow_mlps(dense, kept))
+    plan = plan_towards(dense, lv.narrow_mlps(dense, kept))
     assert list(plan.narrowed) == [1]
     assert list(plan.narrowed[1]) == [3, 50, 95]
     assert block_name(1) not in plan.blend.differences
@@ -286,7 +312,7 @@ def fit(job, plan, workdir):
 @pytest.fixture(scope='module')
 def job_with_checkpoints(dense):
   stand_in = WAYS['refit'](dense)
-  plan = diluting.plan_towards(dense, stand_in)
+  plan = plan_towards(dense, stand_in)
   options = diluting.DiluteOptions(3, 2, batch_size=16, learning_rate=1e-3)
   arrays = {'image': IMAGES, 'label': LABELS}
   job = diluting.dilute_job(plan, dense, arrays, options, _mesh(1))
@@ -329,7 +355,7 @@ def test_checkpoints_continue_with_the_same_bits(
 
 @pytest.mark.slow
 def test_an_evaluation_sees_the_network_at_its_factor(dense, tmp_path):
-  plan = diluting.plan_towards(dense, WAYS['refit'](dense))
+  plan = plan_towards(dense, WAYS['refit'](dense))
   options = diluting.DiluteOptions(4, 1, batch_size=16, learning_rate=0.0)
   arrays = {'image': IMAGES, 'label': LABELS}
   job = diluting.dilute_job(plan, dense, arrays, options, _mesh(1))

@@ -13,7 +13,7 @@ from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.training import dilution
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Phase
-from lambda_vit_jax.training_free import dilute as towards
+from lambda_vit_jax.training_free.stand_in import plan_towards
 
 
 def dilution_steps(run: Run) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def dilute(run: Run) -> None:
 
 def _towards(run: Run, dense: Model, stand_in: Model) -> None:
   """Trains while λ leads from the dense network to its stand-in, and after."""
-  plan = towards.plan_towards(dense, stand_in)
+  plan = plan_towards(dense, stand_in)
   merge = run.merge_schedule(dense.module, plan.after.attention_modes)
   plan = dataclasses.replace(
     plan,
