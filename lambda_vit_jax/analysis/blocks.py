@@ -28,7 +28,7 @@ from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
 
-@compilation.jit(static_argnames=('stem', 'placement'))
+@compilation.jit(exact=True, static_argnames=('stem', 'placement'))
 def embed(
   stem: ViT, params: Params, images: Array, placement: Placement
 ) -> tuple[Array, Array]:
@@ -39,7 +39,7 @@ def embed(
   )
 
 
-@compilation.jit(static_argnames=('block', 'placement', 'tap'))
+@compilation.jit(exact=True, static_argnames=('block', 'placement', 'tap'))
 def run_block(
   block: EncoderBlock,
   params: Params,
@@ -52,7 +52,7 @@ def run_block(
   return jax.lax.with_sharding_constraint(output, placement.batch)
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
+@compilation.jit(exact=True, static_argnames=('block', 'placement'))
 def run_mlp(
   block: EncoderBlock,
   params: Params,
@@ -191,7 +191,7 @@ def advance(streams: list[Array], step: Callable[[Array], Array]) -> None:
     streams[position] = step(x)
 
 
-@compilation.jit(static_argnames=('block', 'measure', 'placement'))
+@compilation.jit(exact=True, static_argnames=('block', 'measure', 'placement'))
 def _run_and_measure(
   block: EncoderBlock,
   params: Params,

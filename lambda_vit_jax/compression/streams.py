@@ -24,7 +24,9 @@ Batches = list[Array]
 """The streams of all micro-batches, `[batch, tokens, embed]` each."""
 
 
-@compilation.jit(static_argnames=('block', 'read_tokens', 'placement'))
+@compilation.jit(
+  exact=True, static_argnames=('block', 'read_tokens', 'placement')
+)
 def _run_block(
   block: EncoderBlock,
   params: Params,
@@ -37,7 +39,7 @@ def _run_block(
   return jax.lax.with_sharding_constraint(output, placement.batch)
 
 
-@compilation.jit(static_argnames=('stem', 'placement'))
+@compilation.jit(exact=True, static_argnames=('stem', 'placement'))
 def _read_out(
   stem: ViT, params: Params, x: Array, mask: Array, placement: Placement
 ) -> tuple[Array, Array, Array]:

@@ -192,6 +192,27 @@ class Program:
     return sum(program._cache_size() for program in programs)
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Program]:
-  """A decorator that makes a `Program`; options are those of `jax.jit`."""
-  return lambda function: Program(function, **options)
+def jit(
+  exact: bool = False, **options: Any
+) -> Callable[[Callable[..., Any]], Program]:
+  """A decorator that makes a `Program`.
+
+  Args:
+    exact: compute products of float32 in float32 on every device. By default
+      TPUs round their factors to bfloat16, and NVIDIA's GPUs to TF32.
+    **options: those of `jax.jit`.
+  """
+
+  def make(function: Callable[..., Any]) -> Program:
+    return Program(_exact(function) if exact else function, **options)
+
+  return make
+
+
+def _exact(function: Callable[..., Any]) -> Callable[..., Any]:
+  @functools.wraps(function)
+  def exact(*args: Any, **kwargs: Any) -> Any:
+    with jax.default_matmul_precision('highest'):
+      return function(*args, **kwargs)
+
+  return exact

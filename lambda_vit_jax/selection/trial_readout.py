@@ -55,7 +55,9 @@ class TailSwitches(NamedTuple):
   is_last: Array | np.bool_
 
 
-@compilation.jit(static_argnames=('tail',), donate_argnames=('state',))
+@compilation.jit(
+  exact=True, static_argnames=('tail',), donate_argnames=('state',)
+)
 def run_tail(
   tail: Tail,
   params: tuple[Params, Params, Params],

@@ -144,7 +144,7 @@ def _streams(
   return *jax.lax.with_sharding_constraint(streams, placement.batch), mask
 
 
-@compilation.jit(static_argnames=('placement',))
+@compilation.jit(exact=True, static_argnames=('placement',))
 def _sum_of_angles(
   x: Array, y: Array, mask: Array, placement: Placement
 ) -> Array:

@@ -99,7 +99,9 @@ class MapOptions:
   budget: float | None = None
 
 
-@compilation.jit(static_argnames=('module', 'epsilon', 'options', 'placement'))
+@compilation.jit(
+  exact=True, static_argnames=('module', 'epsilon', 'options', 'placement')
+)
 def map_sums(
   x: Array,
   wanted: Array,

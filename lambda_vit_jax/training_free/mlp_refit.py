@@ -179,7 +179,7 @@ def hidden_moments(
   return moments
 
 
-@compilation.jit(static_argnames=('block', 'stop', 'placement'))
+@compilation.jit(exact=True, static_argnames=('block', 'stop', 'placement'))
 def hidden_sums(
   block: EncoderBlock,
   params: Params,

@@ -144,7 +144,7 @@ class _View:
   pool: bool = False
 
 
-@compilation.jit(static_argnames=('view', 'placement'))
+@compilation.jit(exact=True, static_argnames=('view', 'placement'))
 def _moments(
   x: Array, mask: Array, view: _View, placement: Placement
 ) -> Moments:

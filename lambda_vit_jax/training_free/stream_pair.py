@@ -20,7 +20,9 @@ Halves = tuple[Array, Array, Array]
 after its attention half, and the mask `[batch]`."""
 
 
-@compilation.jit(static_argnames=('block', 'with_output', 'placement'))
+@compilation.jit(
+  exact=True, static_argnames=('block', 'with_output', 'placement')
+)
 def attention_half(
   block: EncoderBlock,
   params: Params,

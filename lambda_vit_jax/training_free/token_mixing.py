@@ -49,7 +49,7 @@ def values_of(params: Params) -> Params:
   }
 
 
-@compilation.jit(static_argnames=('block', 'placement'))
+@compilation.jit(exact=True, static_argnames=('block', 'placement'))
 def head_sums(
   block: EncoderBlock,
   params: Params,

@@ -86,7 +86,7 @@ def test_the_whole_suite_at_toy_size():
   results = {}
   assert gpu.measure(gpu.TOY, results, 1e6) == []
   rows = results['rows']
-  assert json.loads(json.dumps(results)) == json.loads(json.dumps(results))
+  json.dumps(results)
   assert not [name for name, row in rows.items() if 'error' in row], rows
   (infer,) = [row for name, row in rows.items() if name.startswith('infer')]
   for name in ('dense', 'without_1', 'without_2', 'merged', 'plan'):
@@ -96,7 +96,7 @@ def test_the_whole_suite_at_toy_size():
   (train,) = [row for name, row in rows.items() if name.startswith('train')]
   assert {'dense', 'without_1', 'without_2'} <= set(train)
   attention = rows['attention 2']
-  assert {'explicit', 'explicit_gradients', 'xla'} <= set(attention)
+  assert {'explicit', 'explicit_gradients'} <= set(attention)
   # What a CPU has not is named, and does not cost the row.
   assert 'cudnn' in attention['not_run']
   assert rows['nose vit_nano_patch2_8']['layers'] == 1
