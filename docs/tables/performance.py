@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from tables import input_and_startup
+from tables import deployed, input_and_startup
 from tables.parts import layers, origin, percent, span, table
 
 HEAD = """# Performance
@@ -11,8 +11,7 @@ HEAD = """# Performance
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in
 alternation in one run; figures are medians, with the extremes over the rounds
-in brackets. No accelerator was available for any of them: nothing here shows
-how fast a GPU or a TPU is.
+in brackets. But for the section on a GPU, none is of an accelerator.
 """
 
 
@@ -371,8 +370,14 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'token_merging': merging_tables,
   'training_free_cost': fitting_table,
   'int8': int8_table,
+  'cpu_bfloat16': deployed.bfloat16_table,
+  'runtimes': deployed.runtimes_table,
+  'gpu': deployed.gpu_table,
   'pipeline': input_and_startup.pipeline_table,
   'dilution_cost': dilution_table,
   'startup': input_and_startup.startup_table,
   'loading': input_and_startup.loading_table,
 }
+
+# What a page says of a file that is not there yet.
+NOT_MEASURED = deployed.NOT_MEASURED

@@ -262,3 +262,5 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'neighbourhood': training_free.neighbourhood_tables,
   'narrow_layers': training_free.narrow_tables,
 }
+
+NOT_MEASURED: dict[str, str] = {}

@@ -31,6 +31,7 @@ from lambda_vit_jax.data import pipeline
 from lambda_vit_jax.data.augment import Recipe
 from lambda_vit_jax.data.sources.dataset import Dataset, split_holdout
 from lambda_vit_jax.models import merge_schedule
+from lambda_vit_jax.models.build import for_backend
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import interrupts, processes, sharding
@@ -316,7 +317,7 @@ class Run:
     settings = self.settings.model
     dtype = jnp.dtype(settings.dtype)
     module = model.module.clone(dtype=dtype, remat=settings.remat)
-    return model.replace(module=module)
+    return model.replace(module=for_backend(module))
 
   def merge_schedule(
     self, module: ViT, modes: Sequence[AttentionMode] | None

@@ -6,6 +6,7 @@ of Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
 
 import dataclasses
 import functools
+import logging
 import typing
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from lambda_vit_jax.models.quantization import QUANTIZATIONS
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
+
+_LOG = logging.getLogger(__name__)
 
 # Of a size; checkpoints/description.py has the same.
 _MOST = 1 << 16
@@ -318,6 +321,26 @@ def apply_module(
 ) -> tuple[Array, Intermediates]:
   """`module` on `images`, traceable; options as in `ViT.__call__`."""
   return module.apply({'params': params}, images, **options)
+
+
+def for_backend(module: ViT) -> ViT:
+  """`module` in the dtype that the default backend is fastest in.
+
+  On CPUs XLA has no products of bfloat16: it converts every factor and every
+  result, which takes longer than computing in float32 (docs/performance.md).
+  """
+  if jnp.dtype(module.dtype) != jnp.bfloat16 or jax.default_backend() != 'cpu':
+    return module
+  _say_float32()
+  return module.clone(dtype=jnp.float32)
+
+
+@functools.cache
+def _say_float32() -> None:
+  _LOG.warning(
+    'bfloat16 is slower than float32 on this CPU: computing in float32 '
+    '(docs/performance.md); parameters stay as they are'
+  )
 
 
 @compilation.jit(static_argnames=('module', 'capture'))

@@ -28,7 +28,12 @@ from lambda_vit_jax.core.typing import (
   Intermediates,
   Params,
 )
-from lambda_vit_jax.models.build import forward, init_params, make_module
+from lambda_vit_jax.models.build import (
+  for_backend,
+  forward,
+  init_params,
+  make_module,
+)
 from lambda_vit_jax.models.macs import count_macs, count_parameters
 from lambda_vit_jax.models.modes import (
   MODES,
@@ -187,7 +192,8 @@ class Model(Shown):
       DataError: images of another shape, or NaN in an array of NumPy; arrays on
         a device are not looked at.
     """
-    return forward(self.module, self.params, self._input(images))[0]
+    module = for_backend(self.module)
+    return forward(module, self.params, self._input(images))[0]
 
   def _input(self, images: Any) -> Array:
     """The images as the module takes them; see `core.images.model_images`."""

@@ -10,7 +10,7 @@ from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from jax import export
 
 from lambda_vit_jax.core.errors import ModelError
-from lambda_vit_jax.models import layers, surgery
+from lambda_vit_jax.models import build, layers, surgery
 from lambda_vit_jax.models.block import mix
 from lambda_vit_jax.models.build import (
   abstract_params,
@@ -407,9 +407,28 @@ def test_drop_path_keeps_the_mean():
 
 def test_bfloat16_stays_near_float32(model):
   half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
-  assert half(IMAGES).dtype == jnp.float32
+  # Not a call, which is in float32 on CPUs.
+  found = half.apply(IMAGES)[0]
+  assert found.dtype == jnp.float32
   # bfloat16 keeps 8 bits; errors of a few such units through three blocks.
-  np.testing.assert_allclose(half(IMAGES), model(IMAGES), atol=0.15)
+  np.testing.assert_allclose(found, model(IMAGES), atol=0.15)
+  assert (found != model(IMAGES)).any()
+
+
+def test_bfloat16_is_computed_in_float32_on_a_cpu(model, caplog, monkeypatch):
+  """And says so, once."""
+  build._say_float32.cache_clear()
+  half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
+  for _ in range(2):
+    np.testing.assert_array_equal(half(IMAGES), model(IMAGES))
+  assert [r.message for r in caplog.records if 'float32' in r.message] == [
+    'bfloat16 is slower than float32 on this CPU: computing in float32 '
+    '(docs/performance.md); parameters stay as they are'
+  ]
+  assert build.for_backend(model.module) is model.module
+  # Accelerators compute in what was asked for.
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert build.for_backend(half.module) is half.module
 
 
 def test_neither_scale_is_rounded_to_bfloat16(rng):

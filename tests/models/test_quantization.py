@@ -230,7 +230,7 @@ def test_bfloat16_reads_the_same_integers(model, images):
   half = quantized.replace(module=quantized.module.clone(dtype=jnp.bfloat16))
   expected = np.asarray(quantized(images))
   # About ten products of activations rounded to 2^-9, as without integers.
-  error = np.abs(np.asarray(half(images)) - expected).max()
+  error = np.abs(np.asarray(half.apply(images)[0]) - expected).max()
   assert error < 10 * 2**-9 * max(1, np.abs(expected).max())
 
 

@@ -1,0 +1,113 @@
+"""Tables of other runtimes, of bfloat16 on CPUs and of a GPU."""
+
+from typing import Any
+
+from tables.parts import origin, percent, span, table
+
+NOT_MEASURED = {
+  'gpu': """
+## One GPU
+
+Not measured yet: no GPU was at hand. `python benchmarks/gpu.py` measures
+inference and training beside timm, attention kernels, the search and the input
+pipeline in at most nine minutes, and this section is made from what it writes.
+""",
+  'runtimes': """
+## Runtimes
+
+Not measured yet. `python benchmarks/runtimes.py` measures DeiT in JAX,
+onnxruntime, OpenVINO and PyTorch, dense and pruned, in turn on one thread; how to
+deploy an export is in [deploy.md](deploy.md).
+""",
+}
+"""By the name of the file, the section until it is there."""
+
+
+def bfloat16_table(found: dict[str, Any]) -> str:
+  """Products and a network in bfloat16 on a CPU."""
+  products = [
+    (name, span(rates['float32'], 0), span(rates['bfloat16'], 0))
+    for name, rates in found['products'].items()
+  ]
+  network = [
+    (
+      name,
+      f'{row["images_per_second"]["median"]:.2f}',
+      f'{row["speedup"]:.2f}',
+    )
+    for name, row in found['network'].items()
+  ]
+  has = ', '.join(found['instructions']) or 'no instructions for bfloat16'
+  return '\n\n'.join(
+    [
+      '## Bfloat16 on a CPU\n\n'
+      f'One thread of a processor with {has}: billions of operations per second '
+      'of a product as XLA computes it, and DeiT-S, batch '
+      f'{found["batch_size"]}. XLA does not reach the instructions for bfloat16 '
+      '(runtimes that do are several times as fast, see '
+      '[deploy.md](deploy.md)), so on CPUs a network with `dtype=bfloat16` '
+      'is computed in float32.',
+      table(('product', 'float32', 'bfloat16'), products),
+      table(('DeiT-S', 'images/s', 'times float32'), network),
+      origin('cpu_bfloat16', 'cpu_bfloat16.py', found),
+    ]
+  )
+
+
+def runtimes_table(found: dict[str, Any]) -> str:
+  """DeiT in every runtime, dense and pruned."""
+  rows = [
+    (
+      row,
+      *name.split(),
+      f'{speed["images_per_second"]["median"]:.2f}',
+      f'{speed["speedup"]:.2f}',
+    )
+    for row, measured in found['rows'].items()
+    for name, speed in measured['programs'].items()
+  ]
+  head = (
+    'row',
+    'runtime',
+    'computes in',
+    'model',
+    'images/s',
+    'times the first',
+  )
+  return '\n\n'.join(
+    [
+      f'## Runtimes\n\n{found["threads"]} threads, random weights; a row is a '
+      'size of DeiT and a batch. The first program of a row is what the others '
+      'are compared with.',
+      table(head, rows),
+      origin('runtimes', 'runtimes.py', found),
+    ]
+  )
+
+
+def gpu_table(found: dict[str, Any]) -> str:
+  """Inference and training on one GPU; the rest is in the file."""
+  rows = []
+  for name, measured in found['rows'].items():
+    for model, speed in measured.items():
+      if not isinstance(speed, dict) or 'images_per_second' not in speed:
+        continue
+      share = speed.get('fraction_of_matmul')
+      rows.append(
+        (
+          name,
+          model,
+          f'{speed["images_per_second"]["median"]:.0f}',
+          f'{speed["speedup"]:.2f}',
+          '–' if share is None else percent(share, 0),
+        )
+      )
+  head = ('row', 'program', 'images/s', 'times the first', '% of a product')
+  return '\n\n'.join(
+    [
+      '## One GPU\n\nBfloat16, random weights, 224 pixels. Seconds of the search '
+      'and of the input pipeline, and what did not run, are in the file.',
+      table(head, rows),
+      origin('gpu', 'gpu.py', found),
+    ]
+  )
