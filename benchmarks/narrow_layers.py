@@ -29,10 +29,14 @@ from neighbour_maps import FOLDS
 from stepwise import Network, Table
 
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.models import modes
+from lambda_vit_jax.models import modes, surgery
 from lambda_vit_jax.models.layers import ACTIVATIONS, normalize
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.training_free import cross_validation, least_squares
+from lambda_vit_jax.training_free import (
+  cross_validation,
+  least_squares,
+  neurons,
+)
 from lambda_vit_jax.training_free.least_squares import CrossMoments
 
 OUTPUT = common.RESULTS / 'narrow_layers.json'
@@ -56,53 +60,41 @@ def hidden_of(
   return ACTIVATIONS[activation](normal @ first['kernel'] + first['bias'])
 
 
-@jax.jit
-def hidden_sums(hidden: Array) -> least_squares.Sums:
-  """`least_squares.batch_sums` of the hidden channels with themselves, by fold."""
+@functools.partial(jax.jit, static_argnames=('width',))
+def hidden_sums(hidden: Array, width: int) -> least_squares.Sums:
+  """`least_squares.batch_sums` of the hidden channels, by fold.
+
+  The outputs are zeros `[width]`: the whole layer lacks nothing.
+  """
   split = hidden.reshape(-1, FOLDS, *hidden.shape[1:])
   split = jnp.swapaxes(split, 0, 1).reshape(FOLDS, -1, hidden.shape[-1])
   keep = jnp.ones(split.shape[:2], bool)
-  return jax.vmap(least_squares.batch_sums)(split, split, keep)
+  nothing = jnp.zeros((*split.shape[:2], width))
+  return jax.vmap(least_squares.batch_sums)(split, nothing, keep)
 
 
 def narrow_mlp(
   params: Params, hidden: Array, share: float, compensate: bool
 ) -> Params:
-  """The block's parameters with zeros for removed hidden channels."""
-  sums = jax.device_get(hidden_sums(hidden))
+  """The block's parameters with zeros for removed hidden channels, at the end."""
+  kernel = neurons.output_weights(params).kernel
+  sums = jax.device_get(hidden_sums(hidden, kernel.shape[1]))
   folds = [
     CrossMoments.from_sums(tuple(leaf[fold] for leaf in sums))
     for fold in range(FOLDS)
   ]
   whole = least_squares.merged(folds)
-  energy = whole.out_out / whole.count + whole.mean_in**2
-  order = np.argsort(energy)
-  gone, kept = np.split(order, [round(share * len(order))])
-  second = {k: np.array(v, np.float64) for k, v in params['mlp']['fc2'].items()}
+  energy = np.diag(whole.in_in) / whole.count + whole.mean_in**2
+  kept = np.sort(np.argsort(energy)[round(share * len(energy)) :])
+  narrowed = surgery.take_neurons(params['mlp'], kept)
   if compensate:
-    parts = [_between(fold, kept, gone) for fold in folds]
-    affine = least_squares.solve(
-      least_squares.merged(parts), cross_validation.choose_ridge(parts)
-    )
-    second['kernel'][kept] += affine.kernel @ second['kernel'][gone]
-    second['bias'] += affine.bias @ second['kernel'][gone]
-  second['kernel'][gone] = 0.0
-  mlp = params['mlp'] | {'fc2': _single(second)}
-  return params | {'mlp': mlp}
-
-
-def _between(
-  moments: CrossMoments, kept: np.ndarray, gone: np.ndarray
-) -> CrossMoments:
-  """Moments with `kept` as inputs and `gone` as outputs."""
-  return CrossMoments(
-    moments.count,
-    moments.mean_in[kept],
-    moments.mean_in[gone],
-    moments.in_in[np.ix_(kept, kept)],
-    moments.in_in[np.ix_(kept, gone)],
-    moments.out_out[gone],
+    parts = [neurons.without_neurons(fold, kernel, kept) for fold in folds]
+    ridge = cross_validation.choose_ridge(parts)
+    narrowed = neurons.repaired(params, whole, kept, ridge)['mlp']
+  zeros = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, np.float32), params['mlp']
   )
+  return params | {'mlp': surgery.with_zero_neurons(narrowed, zeros)}
 
 
 def _single(params: Params) -> Params:
@@ -193,7 +185,7 @@ def narrow_macs(model: Model, parts: tuple[str, ...], share: float) -> int:
   tokens, width = module.num_tokens, module.embed_dim
   removed = 0
   if 'mlp' in parts:
-    removed += tokens * 2 * width * round(share * width * module.mlp_ratio)
+    removed += tokens * 2 * width * round(share * module.hidden_dims[0])
   if 'attn' in parts:
     heads = module.num_heads
     channels = heads * round(share * (width // heads))

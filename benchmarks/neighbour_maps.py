@@ -27,7 +27,7 @@ SHIFTS = tuple(
   if (row, column) != (0, 0)
 )
 # Of structured kernels of the neighbours.
-RIDGES = least_squares.RIDGES[::2]
+RIDGES = cross_validation.RIDGES[::2]
 TURNS = 5
 
 
