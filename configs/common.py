@@ -79,7 +79,8 @@ def _training(learning_rate: float) -> ml_collections.ConfigDict:
       # The same for CutMix; 0 for none.
       'cutmix': 0.0,
       # Images that share one draw of MixUp or CutMix and are mixed with each
-      # other, a part of the batch; all of it when empty.
+      # other, a part of the batch; all of it when empty. Where it divides the
+      # images of a device, none are sent to other devices to be mixed.
       'mix_size': free(),
       # Largest stochastic-depth rate; the variant decides how it grows with
       # depth.

@@ -128,14 +128,28 @@ def fingerprint(tree: Any) -> str:
   times an odd factor that depends on the position in the array. Any one changed
   word changes the sum; so does swapping rows, except by coincidence. Integer
   sums do not depend on the order, hence not on the mesh.
+
+  Arrays of accelerators are summed where they are, all at once: only the sums
+  are waited for, together, and copied.
   """
-  sums = [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
-  return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+  sums = jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+  text = json.dumps([int(value) for value in sums])
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _checksum(leaf: Any) -> int:
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    return int(_global_checksum(leaf))
+def _is_on_host(leaf: Any) -> bool:
+  """Whether NumPy can read an array without copying it from a device."""
+  if not isinstance(leaf, jax.Array):
+    return True
+  devices: set[Any] = leaf.sharding.device_set
+  on_cpu = all(device.platform == 'cpu' for device in devices)
+  return on_cpu and leaf.is_fully_addressable
+
+
+def _checksum(leaf: Any) -> Any:
+  """The sum of one array: a number, or a scalar array that is not ready yet."""
+  if not _is_on_host(leaf):
+    return _device_checksum(leaf)
   array = np.ascontiguousarray(leaf).reshape(-1, 1)
   words = array.view(_word(array.dtype)).astype(np.uint32)
   place = np.arange(array.size, dtype=np.uint32)[:, None]
@@ -148,8 +162,8 @@ def _word(dtype: Any) -> Any:
 
 
 @jax.jit
-def _global_checksum(array: jax.Array) -> jax.Array:
-  """`_checksum` of an array that is spread over several processes."""
+def _device_checksum(array: jax.Array) -> jax.Array:
+  """`_checksum` of an array that is on accelerators, or in other processes."""
   if array.dtype == jnp.bool_:
     array = array.astype(jnp.uint8)
   array = jnp.atleast_1d(array)

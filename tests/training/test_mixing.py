@@ -230,3 +230,32 @@ def test_a_group_of_the_whole_batch_is_no_group():
     strict=True,
   ):
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('group_size, moves', [(2, False), (None, True)])
+def test_groups_within_a_device_are_mixed_there(group_size, moves):
+  """Images of other devices would be sent with every step."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ('batch',))
+  rows = jax.NamedSharding(mesh, jax.P('batch'))
+  everywhere = jax.NamedSharding(mesh, jax.P())
+  mixer = jax.jit(
+    functools.partial(mixing.mix, group_size=group_size),
+    in_shardings=(rows, rows, everywhere),
+    out_shardings=(rows, rows),
+  )
+  images = jax.ShapeDtypeStruct((8, HEIGHT, WIDTH, 3), jnp.float32)
+  targets = jax.ShapeDtypeStruct((8, 5), jnp.float32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  text = mixer.lower(images, targets, key).compile().as_text()
+  sent = [
+    line
+    for line in text.splitlines()
+    if any(
+      name in line
+      for name in ('collective-permute(', 'all-to-all(', 'all-gather(')
+    )
+    # Rows of images; the draws themselves are small.
+    and f'{HEIGHT},{WIDTH},3' in line
+  ]
+  assert bool(sent) == moves, sent
