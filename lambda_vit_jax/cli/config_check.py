@@ -83,7 +83,8 @@ def _check_model(settings: Settings) -> Model:
       map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
   # Searches for a speed-up prune the parameters' shapes.
   searches = (
-    settings.select.target_speedup is not None or settings.method == 'compress'
+    settings.select.target_speedup is not None
+    or 'compress' in settings.fitted_stages
   )
   params = abstract_params(module) if searches else {}
   preprocessing = variant.preprocessing(module.image_size)
@@ -124,7 +125,7 @@ def _check_select(settings: Settings, model: Model) -> None:
 
 def _check_compress(settings: Settings, model: Model) -> None:
   options = task.compress_options(settings).checked(model)
-  if settings.method != 'compress':
+  if 'compress' not in settings.fitted_stages:
     return
   if settings.segments and 'blocks' in options.parts:
     raise UsageError(

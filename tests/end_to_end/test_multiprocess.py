@@ -429,3 +429,33 @@ def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
       jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True
     ):
       np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_compress_as_one_does(tmp_path):
+  single, double = tmp_path / 'one', tmp_path / 'two'
+  alone(arguments('pretrain', single, *QUICK))
+  shutil.copytree(single, double)
+  options = (
+    '--config.method=compress',
+    '--config.compress.target_speedup=1.3',
+    '--config.compress.parts=("attention", "mlps")',
+    '--config.compress.num_images=128',
+  )
+  alone(arguments('compress', single, *QUICK, *options))
+  codes, said = finish(start(arguments('compress', double, *QUICK, *options)))
+  assert codes == [0, 0], said
+  records = [
+    json.loads((path / 'compression.json').read_text())
+    for path in (double, single)
+  ]
+  steps = [[(s['block'], s['part']) for s in r['steps']] for r in records]
+  assert steps[0] == steps[1]
+  found, wanted = (
+    load.load_export(path / 'compressed') for path in (double, single)
+  )
+  images = np.random.default_rng(0).normal(size=(32, 8, 8, 1))
+  # The same sums, in another order, through least-squares solutions.
+  np.testing.assert_allclose(
+    found(np.float32(images)), wanted(np.float32(images)), atol=1e-3
+  )
