@@ -13,7 +13,8 @@ at about the same executed operations:
 
   python benchmarks/compress.py --name=caltech101 \
     --weights=DIR/dinov2_vits14.safetensors --data=image_folder:DIR/caltech101 \
-    --cache=DIR/cache [--levers joint merging] [--speedups 1.25 1.5] [--draws 0]
+    --cache=DIR/cache [--levers joint merging] [--speedups 1.25 1.5] [--draws 0] \
+    [--after plain refit polish]
 
 A search is kept step by step in the cache, and finished rows in the results, so
 that the script resumes where it was stopped. Writes docs/benchmarks/compress.json,
@@ -21,6 +22,7 @@ one entry per name.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -132,39 +134,56 @@ OTHERS: dict[str, Callable[[Table, int, float], Model | None]] = {
 }
 
 
+AFTER: dict[str, Callable[[Model, Model, list[Any]], Model]] = {
+  'plain': lambda model, dense, images: model,
+  'refit': lv.refit,
+  'polish': lv.polish,
+}
+"""What follows a search, on the same images."""
+
+
 def write_searched(
   table: Table,
   draw: int,
   lever: str,
-  speedups: list[float],
+  options: argparse.Namespace,
   cache: pathlib.Path,
 ) -> None:
-  """One search to the largest speed-up; a row for each on its path."""
-  keys = {target: f'{draw} {lever} {target:g}' for target in speedups}
+  """One search to the largest speed-up; rows for points on its path."""
+  keys = {
+    (target, after): f'{draw} {lever} {target:g}{_suffix(after)}'
+    for after in options.after
+    for target in options.speedups
+  }
   if all(table.has(key) for key in keys.values()):
     return
   start = time.perf_counter()
-  found = search(table, lever, draw, cache, max(speedups))
+  found = search(table, lever, draw, cache, max(options.speedups))
   seconds = round(time.perf_counter() - start)
-  for target, key in keys.items():
+
+  def compute(target: float, after: str) -> dict[str, Any]:
     if target > found.reached:
-      continue
+      return {'speedup': None}
+    number = found.steps_to(target)
+    images = [table.draw(draw)]
+    model = AFTER[after](found.models[number], table.dense, images)
+    return {
+      'speedup': speedup(table.dense, model),
+      'error': found.points[number].error,
+      'attention_modes': model.attention_modes,
+      'mlp_dims': model.mlp_dims,
+      'kept_blocks': model.block_origins,
+      'search_seconds': seconds,
+      'evaluations': found.evaluations,
+      **table.score(model),
+    }
 
-    def compute(target: float = target) -> dict[str, Any]:
-      model = found.at(target)
-      number = found.models.index(model)
-      return {
-        'speedup': speedup(table.dense, model),
-        'error': found.points[number].error,
-        'attention_modes': model.attention_modes,
-        'mlp_dims': model.mlp_dims,
-        'kept_blocks': model.block_origins,
-        'search_seconds': seconds,
-        'evaluations': found.evaluations,
-        **table.score(model),
-      }
+  for which, key in keys.items():
+    table.row(key, functools.partial(compute, *which))
 
-    table.row(key, compute)
+
+def _suffix(after: str) -> str:
+  return '' if after == 'plain' else f' {after}'
 
 
 def write_other(table: Table, draw: int, lever: str, target: float) -> None:
@@ -185,13 +204,14 @@ def main() -> None:
   known = [*PARTS, *OTHERS]
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   parser.add_argument('--levers', nargs='+', choices=known, default=known)
+  parser.add_argument('--after', nargs='+', choices=AFTER, default=['plain'])
   parser.add_argument('--speedups', nargs='+', type=float, default=SPEEDUPS)
   options = parser.parse_args()
   table, cache = real_backbone.open_table(options, options.output)
   for draw in options.draws:
     for lever in options.levers:
       if lever in PARTS:
-        write_searched(table, draw, lever, options.speedups, cache)
+        write_searched(table, draw, lever, options, cache)
         continue
       for target in options.speedups:
         write_other(table, draw, lever, target)

@@ -6,7 +6,7 @@ from etils import epath
 
 from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.cli import stage_table
-from lambda_vit_jax.compression import record as compression
+from lambda_vit_jax.compression import schema as compression
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.schema import (
   List,

@@ -10,5 +10,6 @@
 - `costs`: operations, or measured time
 - `steps`: the path as it grows, and an earlier one made again
 - `nose_path`: NOSE as a path
+- `schema`: what `compression.json` holds
 - `record`: `Compression`, the result
 """

@@ -8,6 +8,10 @@ one whose score grows least for what it saves,
 on a tie that of the lowest block. A score is what the network's output has lost
 (`scores`), a cost is in executed operations or in measured time (`costs`).
 
+Repairs are made one at a time. So that those of earlier steps take later ones into
+account, all MLPs after the first change are refitted from time to time, and at the
+end of the path.
+
 With `rescore='lazy'` a part keeps the growth that was last measured. Only the part
 of least ratio is scored again, until the least one is of this step. If no growth
 ever fell from step to step (if the score were supermodular in what is gone), that
@@ -35,6 +39,9 @@ from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks
 from lambda_vit_jax.selection.nose import in_float32
 from lambda_vit_jax.training_free import paired, polish
+
+# MLPs are refitted each time that the network is so many times as fast again.
+_SETTLE_EVERY = 1.15
 
 OnStep = Callable[[Compression], None]
 
@@ -218,7 +225,9 @@ def _again(
         'and the images of that search'
       )
     model = steps.applied(found.model, search.take(part, step.error))
-    found = steps.extended(found, step, model, search.growth)
+    ends = search.repairs and found.speedup(step) >= found.target_speedup
+    tries = bool(step.settled) or (ends and step.settled is None)
+    found = _extended(found, search, step, model, tries)
   return found
 
 
@@ -234,11 +243,23 @@ def _walk(
     model = steps.applied(found.model, search.take(part, measured[part]))
     seconds = time.perf_counter() - began
     step = steps.step_of(model, part, measured, search.cost, seconds)
-    found = steps.extended(found, step, model, search.growth)
+    due = min(found.target_speedup, _SETTLE_EVERY * steps.settled_at(found))
+    settles = search.repairs and found.speedup(step) >= due
     found = dataclasses.replace(
-      found,
+      _extended(found, search, step, model, settles),
       evaluations=search.evaluations,
       timings=getattr(search.cost, 'known', {}),
     )
     listener.on_step(found)
   return found
+
+
+def _extended(
+  found: Compression, search: Search, step: Step, model: Model, settles: bool
+) -> Compression:
+  """The path with one more step, after which the MLPs may be refitted."""
+  if settles:
+    blocks = search.settle(always=bool(step.settled))
+    model = steps.with_blocks(model, blocks)
+    step = dataclasses.replace(step, settled=bool(blocks), error=search.score)
+  return steps.extended(found, step, model, search.growth)

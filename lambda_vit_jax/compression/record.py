@@ -4,77 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lambda_vit_jax.compression.parts import KINDS, Kind
+from lambda_vit_jax.compression.parts import Kind
+from lambda_vit_jax.compression.schema import SCHEMA
 from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.core.figures import axes_to_draw_in
 from lambda_vit_jax.core.files import check_json
-from lambda_vit_jax.core.schema import (
-  Anything,
-  Choice,
-  List,
-  Nullable,
-  Number,
-  Object,
-  Text,
-)
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.models.modes import MODES
-
-_BLOCK = Number(0, 255, whole=True)
-_COUNT = Number(0, 1 << 53, whole=True)
-_REAL = Number(-1e30, 1e30)
-_SIZE = {
-  'macs': Number(1, 1 << 53, whole=True),
-  'parameters': Number(1, 1 << 53, whole=True),
-  'ms': Nullable(Number(0, 1e9, above=True)),
-}
-_LEFT = {
-  'block': _BLOCK,
-  'attention': Nullable(Choice(tuple(MODES))),
-  'neurons': Nullable(Number(0, 1 << 20, whole=True)),
-}
-
-SCHEMA = Object(
-  {
-    'options': Object(
-      {
-        'criterion': Text(100),
-        'target': Text(100),
-        'cost': Text(100),
-        'parts': List(Text(100)),
-      },
-      others=Anything(),
-    ),
-    'target_speedup': Number(1, 1000, above=True),
-    'num_images': _COUNT,
-    'dense': Object({**_SIZE, 'error': _REAL}),
-    'start': Object({**_SIZE, 'error': _REAL}),
-    'blocks': List(Object(_LEFT), 1, 256),
-    'steps': List(
-      Object(
-        {
-          **_SIZE,
-          **_LEFT,
-          'part': Choice(KINDS),
-          'error': _REAL,
-          'scores': List(
-            Object({'block': _BLOCK, 'part': Choice(KINDS), 'score': _REAL})
-          ),
-          'seconds': Number(0, 1e12),
-        }
-      )
-    ),
-    'pending': List(
-      Object({'block': _BLOCK, 'part': Choice(KINDS), 'increase': _REAL})
-    ),
-  },
-  {
-    'timings': Object(others=Number(0, 1e9)),
-    'evaluations': Number(0, 1e12),
-  },
-)
-"""Of `compression.json`."""
 
 _REMEDY = 'delete it to search again'
 
@@ -120,6 +56,8 @@ class Step(Point):
     block: its block, as the variant counts.
     attention: what the block has after it, see `BlockLeft`.
     neurons: likewise.
+    settled: whether all later MLPs were refitted after it, and `error` is that of
+      the refitted network; None where that was not tried.
     scores: of the candidates that were scored for this step: block, kind, and
       the score of the network without that part.
     seconds: wall time.
@@ -129,6 +67,7 @@ class Step(Point):
   block: int = 0
   attention: str | None = None
   neurons: int | None = None
+  settled: bool | None = None
   scores: tuple[tuple[int, Kind, float], ...] = ()
   seconds: float = 0.0
 
@@ -207,9 +146,17 @@ class Compression(Shown):
     Raises:
       UsageError: the path does not reach it, or a record without models.
     """
-    for point, model in zip(self.points, self._models, strict=True):
+    return self._models[self.steps_to(speedup)]
+
+  def steps_to(self, speedup: float) -> int:
+    """Steps to the first network that is at least so many times as fast.
+
+    Raises:
+      UsageError: the path does not reach it.
+    """
+    for number, point in enumerate(self.points):
       if self.speedup(point) >= speedup:
-        return model
+        return number
     raise UsageError(
       f'at({speedup:g}): the path ends at {self.reached:.3f}; '
       f'compress(model, batches, target_speedup={speedup:g}) goes further'

@@ -13,6 +13,7 @@ images: the same again when a search is resumed.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -35,6 +36,9 @@ from lambda_vit_jax.training_free import (
 )
 from lambda_vit_jax.training_free.least_squares import CrossMoments
 from lambda_vit_jax.training_free.map_fitter import MapOptions
+
+# Of a fit of an MLP, for each of its neurons: more hardly change it.
+_SAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,14 +160,27 @@ class Repairer:
     position = parts.position_of(model, block)
     # Up to there, both networks have the same blocks at the same positions.
     first = parts.position_of(here.model, min(repair.first, block))
-    folds = self._hidden(
-      model, position, self._streams.between(position, model, first)
-    )
-    ridge = self._ridge(position, folds)
+    between = here.between(position, model, first)
+    new = self._corrected(model, position, between)
+    return dataclasses.replace(repair, params={**repair.params, block: new})
+
+  def settled(self, position: int) -> Params:
+    """A block of the network as it is, with its MLP refitted; on the devices."""
+    here = self._streams
+    between = here.between(position)
+    new = self._corrected(here.model, position, between)
+    placed: Params = here.placement.replicate(new)
+    return placed
+
+  def _corrected(
+    self, model: Model, position: int, between: Iterable[Array]
+  ) -> Params:
+    """A block whose MLP brings the stream nearer to the dense one."""
+    folds = self._hidden(model, position, between)
+    ridge = self._ridge(folds)
     correction = least_squares.solve(least_squares.merged(folds), ridge)
     params = model.params[block_name(position)]
-    new = mlp_refit.corrected(params, correction)
-    return dataclasses.replace(repair, params={**repair.params, block: new})
+    return mlp_refit.corrected(params, correction)
 
   def _neurons(self, part: Part) -> Repair:
     """Fewer neurons, of which those that stay make up for the others."""
@@ -179,13 +196,12 @@ class Repairer:
       narrowed = params | {'mlp': surgery.take_neurons(params['mlp'], kept)}
       return Repair(part, {part.block: narrowed})
     ridge = self._ridge(
-      position,
-      [neurons.without_neurons(fold, kernel, kept) for fold in folds],
+      [neurons.without_neurons(fold, kernel, kept) for fold in folds]
     )
     new = neurons.repaired(params, whole, kept, ridge)
     return Repair(part, {part.block: new})
 
-  def _ridge(self, position: int, folds: Sequence[CrossMoments]) -> float:
+  def _ridge(self, folds: Sequence[CrossMoments]) -> float:
     """The ridge of an MLP's fit, given or chosen."""
     if self._options.ridge is not None:
       return self._options.ridge
@@ -207,17 +223,16 @@ class Repairer:
     block = pieces.block_of(module, position, 'absent')
     params = here.placement.replicate(pieces.mlp_params(model.params, position))
     wanted = self._dense.before(self._target(model, position))
+    # If no attention follows, no other tokens are computed.
+    stop = module.read_tokens if narrow else None
+    wanted_samples = _SAMPLES * model.mlp_dims[position]
+    images = -(-wanted_samples // (stop or module.num_tokens))
+    enough = -(-images // len(here.masks[0]))
     moments = cross_validation.FoldMoments()
-    for place, streams in enumerate(
-      zip(between, wanted, here.masks, strict=True)
-    ):
+    streams = zip(between, wanted, here.masks, strict=True)
+    for place, each in enumerate(itertools.islice(streams, enough)):
       sums = mlp_refit.hidden_sums(
-        block,
-        params,
-        *streams,
-        # If no attention follows, no other tokens are computed.
-        stop=module.read_tokens if narrow else None,
-        placement=here.placement,
+        block, params, *each, stop=stop, placement=here.placement
       )
       moments.add(place, jax.device_get(sums))
     folds = moments.folds

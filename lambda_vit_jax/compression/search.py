@@ -17,7 +17,9 @@ from lambda_vit_jax.compression.repairs import Repair, Repairer, RepairOptions
 from lambda_vit_jax.compression.scores import Scorer
 from lambda_vit_jax.compression.streams import Streams
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.selection.output_error import split
 from lambda_vit_jax.training_free import linear_maps, map_fitter, mlp_refit
 
@@ -35,6 +37,7 @@ class Search:
     score: of the network.
     growth: per part, how much the score grew by it when it was last measured.
     cost: of a network.
+    repairs: whether MLPs are refitted.
   """
 
   def __init__(
@@ -47,6 +50,7 @@ class Search:
   ):
     """Splits the images, and runs the dense network on those to score."""
     self._options, self.cost = options, cost
+    self.repairs = options.repair
     self._inputs = tuple(options.inputs or ())
     fitted, held = split(images)
     maps = None
@@ -82,6 +86,8 @@ class Search:
     self._per_evaluation = images.total * dense.depth
     self.growth: dict[Part, float] = {}
     self._repairs: dict[Part, Repair] = {}
+    # The first position from which MLPs were not refitted since the last change.
+    self._unsettled = self.model.depth
     self.score = self._scorer(self.model, self.model.depth)
 
   @property
@@ -132,6 +138,48 @@ class Search:
       measure(best)
     return best, measured
 
+  def settle(self, always: bool = False) -> dict[int, Params]:
+    """Refits the MLPs after the first change, if that lowers the score.
+
+    Repairs are made one at a time, so that those of earlier steps do not know
+    of later ones.
+
+    Args:
+      always: whatever the score, as in an earlier search.
+
+    Returns:
+      The new parameters of blocks, by their index in the variant; none if the
+      network stays as it was.
+    """
+    found = {}
+    before, first = self.model, min(self._unsettled, self.model.depth)
+    for position in range(first, before.depth):
+      if before.mlp_dims[position]:
+        new = self._repairer.settled(position)
+        found[before.block_origins[position]] = new
+        params = self.model.params | {block_name(position): new}
+        self._change(self.model.replace(params=params), position)
+    score = self._scorer(self.model, first)
+    if score > self.score and not always:
+      self._change(before, first)
+      return {}
+    self.score = score
+    self._unsettled = before.depth
+    self._keep_repairs(min(found, default=before.depth))
+    return found
+
+  def _keep_repairs(self, first: int) -> None:
+    """Forgets those that a change from the block `first` on affects."""
+    self._repairs = {
+      part: found for part, found in self._repairs.items() if found.last < first
+    }
+
+  def _change(self, model: Model, first: int) -> None:
+    self.model = model
+    self._unsettled = min(self._unsettled, first)
+    for streams in (self._fitted, self._held):
+      streams.change(model, first)
+
   def _measure(self, part: Part) -> float:
     """The score of the network without a part."""
     repair = self._repair(part)
@@ -149,16 +197,13 @@ class Search:
     repair, old = self._repair(part), self.model
     first = parts.position_of(old, repair.first)
     self.model, self.score = repair.apply(old), score
-    for streams in (self._fitted, self._held):
-      streams.change(self.model, first)
+    self._change(self.model, first)
     # Fits look at the network up to their block, and at whether its other tokens
     # are still read.
-    kept = parts.last_mixing(old) == parts.last_mixing(self.model)
-    self._repairs = {
-      other: found
-      for other, found in self._repairs.items()
-      if kept and found.last < repair.first
-    }
+    if parts.last_mixing(old) == parts.last_mixing(self.model):
+      self._keep_repairs(repair.first)
+    else:
+      self._repairs = {}
     left = parts.parts_left(self.model, self._options.parts)
     self.growth = {
       other: grown for other, grown in self.growth.items() if other in left

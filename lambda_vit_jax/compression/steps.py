@@ -16,7 +16,9 @@ from lambda_vit_jax.compression.record import (
 )
 from lambda_vit_jax.compression.repairs import Repair
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.models.modes import block_name
 
 
 def start(
@@ -116,6 +118,21 @@ def applied(model: Model, repair: Repair) -> Model:
   return dataclasses.replace(
     repair, params=jax.device_get(dict(repair.params))
   ).apply(model)
+
+
+def with_blocks(model: Model, blocks: Mapping[int, Params]) -> Model:
+  """`model` with other parameters of blocks, by their index in the variant."""
+  named = {
+    block_name(parts.position_of(model, block)): jax.device_get(params)
+    for block, params in blocks.items()
+  }
+  return model.replace(params=model.params | named)
+
+
+def settled_at(found: Compression) -> float:
+  """The speed-up when a refit of MLPs was last tried, or at the start."""
+  settled = [step for step in found.steps if step.settled is not None]
+  return found.speedup(settled[-1] if settled else found.start)
 
 
 def earlier(found: Compression, resume: Compression | None) -> tuple[Step, ...]:

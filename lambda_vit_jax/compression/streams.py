@@ -2,7 +2,8 @@
 
 A trial that differs from the network from a block on starts from the streams
 before that block. They are kept on the devices, for as many blocks as the memory
-allows, and computed again from the last ones that are there.
+allows, and computed again from the last ones that are there. A fit that needs no
+more samples leaves the later micro-batches where they are.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,6 @@ from lambda_vit_jax.models.block import EncoderBlock
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
-
-Batches = list[Array]
-"""The streams of all micro-batches, `[batch, tokens, embed]` each."""
 
 
 @compilation.jit(
@@ -76,29 +74,34 @@ class Streams:
     self.placement = images.placement
     self._runner = self._runner_of(model)
     embedded, self.masks = self._runner.embed_all(images, size)
-    self._at: dict[int, Batches] = {0: embedded}
+    # Per micro-batch, the streams that are kept, by the block after them.
+    self._at = [{0: x} for x in embedded]
     devices = images.placement.mesh.size
     each = sum(x.nbytes for x in embedded) / devices / GIB
     most = max(int(memory_gib / each), 2)
     # Every so many blocks, and the ones that were asked for last.
     self._stride = -(-(model.depth + 1) // (most - 1))
 
-  def before(self, position: int) -> Batches:
-    """The streams before a block, or after the last one for the depth."""
-    start = max(at for at in self._at if at <= position)
-    for index in range(start, position):
-      self._at[index + 1] = [
-        self._run(self._runner, index, x) for x in self._at[index]
-      ]
-      self._forget(index)
-    for index in [*self._at]:
-      if index != position:
-        self._forget(index)
-    return self._at[position]
+  def before(self, position: int) -> Iterator[Array]:
+    """The streams before a block, or after the last one for the depth.
 
-  def _forget(self, index: int) -> None:
+    Yields `[batch, tokens, embed]` of one micro-batch after the other; those that
+    nobody asks for are not computed.
+    """
+    for kept in self._at:
+      start = max(at for at in kept if at <= position)
+      x = kept[start]
+      for index in range(start, position):
+        x = self._run(self._runner, index, x)
+        kept[index + 1] = x
+        self._forget(kept, index)
+      for index in [at for at in kept if at != position]:
+        self._forget(kept, index)
+      yield x
+
+  def _forget(self, kept: dict[int, Array], index: int) -> None:
     if index % self._stride:
-      self._at.pop(index, None)
+      kept.pop(index, None)
 
   def between(
     self, position: int, model: Model | None = None, first: int = 0
@@ -166,4 +169,6 @@ class Streams:
     """Goes on with another network, the same before the block `first`."""
     self.model = model
     self._runner = self._runner_of(model)
-    self._at = {at: x for at, x in self._at.items() if at <= first}
+    self._at = [
+      {at: x for at, x in kept.items() if at <= first} for kept in self._at
+    ]
