@@ -21,6 +21,10 @@ from lambda_vit_jax.models.model import Model
 
 AXIS = 'images'
 
+# Of an accelerator's memory, for images that every round of a search reads; a
+# search takes most of the rest (`memory`).
+_KEPT_SHARE = 0.1
+
 # Names of other libraries for the fields of a batch.
 _ALIASES = {'images': 'image', 'pixel_values': 'image', 'labels': 'label'}
 
@@ -61,6 +65,16 @@ class Placement:
     return jax.make_array_from_process_local_data(self.batch, local)
 
 
+def _room_for_images() -> float:
+  """Bytes that this process's accelerators can spare; 0 on CPUs."""
+  limits = [
+    (device.memory_stats() or {}).get('bytes_limit', 0)
+    for device in jax.local_devices()
+    if device.platform != 'cpu'
+  ]
+  return _KEPT_SHARE * sum(limits)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
   """The images of a search, profile or fit, on the host.
@@ -75,6 +89,10 @@ class ImageSet:
   images: tuple[np.ndarray, ...]
   labels: tuple[np.ndarray, ...] | None
   placement: Placement
+  # By the size of micro-batches, those that stay on the devices.
+  _kept: dict[int, list[dict[str, jax.Array]]] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   def counts(self) -> np.ndarray:
     """Images of each process."""
@@ -93,9 +111,15 @@ class ImageSet:
   def micro_batches(self, size: int) -> Iterator[dict[str, jax.Array]]:
     """Yields `image`, `label` and `mask`, each of `size` rows in all.
 
-    The last ones are padded; every process yields the same number.
+    The last ones are padded; every process yields the same number. Where an
+    accelerator has room for them, they stay there for the next time.
     """
+    if size in self._kept:
+      yield from self._kept[size]
+      return
     local = size // jax.process_count()
+    fits = sum(x.nbytes for x in self.images) <= _room_for_images()
+    made = []
     for start in range(0, int(self.counts().max()), local):
       images = self._rows(self.images, start, local)
       rows = len(images)
@@ -104,13 +128,18 @@ class ImageSet:
         labels = self._rows(self.labels, start, local)
       padding = local - rows
       others = ((0, 0),) * (labels.ndim - 1)
-      yield {
+      batch = {
         'image': self.placement.split(
           np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
         ),
         'label': self.placement.split(np.pad(labels, ((0, padding), *others))),
         'mask': self.placement.split(np.arange(local) < rows),
       }
+      if fits:
+        made.append(batch)
+      yield batch
+    if fits:
+      self._kept[size] = made
 
   @staticmethod
   def _rows(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lambda_vit_jax.analysis import images
 from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.core.errors import DataError
 from tests.support.processes import run_processes
@@ -211,3 +212,22 @@ print(','.join(f'{n:g}' for n in gathered(ImageSet(tuple(parts), None, None)).ra
 def test_processes_gather_images_in_the_order_of_the_batches():
   """Each has all of them, whoever read more; else one waits for the other."""
   assert run_processes(_RAGGED) == ['0,1,2,3,4,5'] * 2
+
+
+@pytest.mark.parametrize('room, kept', [(0, False), (1e9, True)])
+def test_images_stay_on_devices_that_have_room(model, room, kept, monkeypatch):
+  """Sent anew in every round, they would hold up each round of a search."""
+  monkeypatch.setattr(images, '_room_for_images', lambda: room)
+  batch = IMAGES[:5]
+  found = read_images([batch], model)
+  first, second = (list(found.micro_batches(2)) for _ in range(2))
+  for mine, other in zip(first, second, strict=True):
+    assert (mine['image'] is other['image']) == kept
+    for name in ('image', 'label', 'mask'):
+      np.testing.assert_array_equal(mine[name], other[name])
+  # Another size has its own, and a pass that was not ended leaves nothing.
+  next(found.micro_batches(4))
+  again = list(found.micro_batches(4))
+  assert [len(x['mask']) for x in again] == [4, 4]
+  total = np.concatenate([x['image'][x['mask']] for x in again])
+  np.testing.assert_array_equal(total, batch)
