@@ -108,7 +108,7 @@ def dilute(
       default, and for other blocks, (0, 1).
     teacher: gives the outputs to follow; by default `model`.
     distill: `soft`, `hard`, `feature` or `streams`, of `step.LossSettings`, or
-      `none` for labels alone. Without a head `soft` is `feature`.
+      `none` for labels alone. Without a head the first two are `feature`.
     distill_weight: share of the teacher in the loss; by default 0.5, and 1
       without labels.
     learning_rate: the highest, after a short warm-up and before a cosine to 0.
@@ -126,8 +126,8 @@ def dilute(
     ModelError: networks that are not made from each other, or are the same; maps
       and blocks that double the stream in one call; or a loss that is not finite.
     DataError: no image, or images of another shape.
-    UsageError: no steps, no span of them in `when`, a loss that is not known or has nothing to follow, or a
-      batch size that the devices do not divide.
+    UsageError: no steps, no span of them in `when`, a loss that is not known or
+      has nothing to follow, or a batch size that the devices do not divide.
   """
   stand_in = towards
   if not isinstance(towards, Model):
@@ -139,7 +139,7 @@ def dilute(
       'dilute: distill=none needs labels and a head; give labelled batches, or '
       'another distill'
     )
-  if distill == 'soft' and not model.num_classes:
+  if distill in ('soft', 'hard') and not model.num_classes:
     distill = 'feature'
   if distill_weight is None:
     distill_weight = 0.5 if labelled and model.num_classes else 1.0

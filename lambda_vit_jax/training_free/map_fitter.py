@@ -282,7 +282,7 @@ class MapFitter:
 
     Raises:
       DataError: fewer samples (images × tokens) than inputs of the map.
-      ModelError: `dense` differs in more than modes and dropped blocks.
+      ModelError: `dense` differs in more than modes, blocks and widths.
     """
     check_samples(model, images, options)
     self.fits: list[BlockFit] = []

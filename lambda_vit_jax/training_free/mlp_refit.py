@@ -71,12 +71,12 @@ def refit(
   memory_gib: float | None = None,
   mesh: Mesh | None = None,
 ) -> Model:
-  """`model` with MLPs corrected for the attention layers it lacks.
+  """`model` with MLPs corrected for what it lacks.
 
   Args:
     model: finished, with blocks `absent` or `linear` (`prune(dense, layers,
-      'absent')`, `linearize`) or with fewer of them (`drop_blocks`), not
-      folded; not changed.
+      'absent')`, `linearize`), with fewer of them (`drop_blocks`) or with
+      narrower MLPs (`narrow`), not folded; not changed.
     dense: the model before attention layers were replaced or left out, or
       blocks dropped.
     batches: an iterable of normalised NHWC arrays, or what else
@@ -95,7 +95,7 @@ def refit(
     differ, and in all later blocks; float32 arrays on the host.
 
   Raises:
-    ModelError: models that differ in more than modes and dropped blocks,
+    ModelError: models that differ in more than modes, blocks and widths,
       changed blocks `identity` (they double the stream), or activations that
       are not finite.
     DataError: fewer than 32 images, or images of another shape.

@@ -58,7 +58,7 @@ def recentre(
     which the two differ; float32 arrays `[embed]` on the host.
 
   Raises:
-    ModelError: models that differ in more than modes and dropped blocks, or
+    ModelError: models that differ in more than modes, blocks and widths, or
       activations that are not finite.
     DataError: fewer than 32 images, or images of another shape.
   """

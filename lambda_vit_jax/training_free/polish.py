@@ -66,7 +66,7 @@ def polish(
     change on; float32 arrays on the host.
 
   Raises:
-    ModelError: models that differ in more than modes and dropped blocks, that do
+    ModelError: models that differ in more than modes, blocks and widths, that do
       not differ, or whose changed blocks are `identity` (they double the stream);
       or a loss that is not finite.
     DataError: fewer than 32 images, or images of another shape.
