@@ -332,7 +332,9 @@ FORMATS = {
     write=write_orbax,
     read=lambda folder: plain(load_export(folder)),
     others=lambda source: (
-      {'quantization': source.unquantized} if source.dtype == 'int8' else {}
+      {'quantization': source.unquantized}
+      if source.dtype == 'int8' and source.calibration is None
+      else {}
     ),
     int8_arithmetic=ARITHMETICS,
     tolerance=lambda source: EXACT,

@@ -38,6 +38,9 @@ from lambda_vit_jax.exporters.formats import read_stablehlo
 from lambda_vit_jax.models.build import forward
 from lambda_vit_jax.models.edits import quantize
 
+# What is read with a file.
+_BESIDE = {'model.xml': ('model.bin',), 'model.safetensors': ('config.json',)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
@@ -251,7 +254,8 @@ def open_export(
       f'({" or ".join(RUNTIMES[name].files)}); export with '
       f'`{RUNTIMES[name].format}` among the formats'
     )
-  check_exported(folder, path.name)
+  for file in (path.name, *_BESIDE.get(path.name, ())):
+    check_exported(folder, file)
   try:
     return RUNTIMES[name].open(path, dtype or stored_dtype(name, folder))
   except LambdaVitError:

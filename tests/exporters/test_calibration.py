@@ -65,6 +65,7 @@ def test_calibrated_files_are_small_near_and_judged(
   assert fields['folded']['dtype'] == 'int8'
   # What we load ourselves stays as it was.
   assert fields['quantization'] == 'none'
+  assert set(report['differences']) == {'orbax', name}
   program = runtimes.open_export(FORMATS[name], tmp_path / 'out')
   found = np.asarray(program(many[1::2])).argmax(-1)
   assert (found == labels[1::2]).mean() == scores['top1']

@@ -78,6 +78,19 @@ def test_unknown_names_and_missing_files_are_one_line(exported, monkeypatch):
     runtimes.open_export('openvino', exported.parent)
 
 
+@pytest.mark.parametrize('file', ['model.safetensors', 'config.json'])
+def test_a_changed_file_is_refused_before_it_is_opened(
+  file, model, tmp_path, monkeypatch
+):
+  """And so is one that is read with it, such as the weights of an IR."""
+  monkeypatch.setattr(runtimes, 'missing', lambda name: '')
+  export.export(model, tmp_path / 'out', formats=('safetensors',))
+  with (tmp_path / 'out' / file).open('ab') as changed:
+    changed.write(b' ')
+  with pytest.raises(CheckpointError, match=f'{file}: not the file that was'):
+    runtimes.open_export('torch', tmp_path / 'out')
+
+
 def test_what_a_library_raises_is_one_line(model, tmp_path, monkeypatch):
   """A broken IR, say: OpenVINO's own error has several lines."""
 
