@@ -3,11 +3,12 @@
 Axes: `data` splits the batch, `fsdp` splits the batch and the parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambda_vit_jax.core.errors import UsageError
@@ -34,8 +35,23 @@ def make_mesh(fsdp: int = 1) -> Mesh:
       f'mesh.fsdp={fsdp} does not divide the {len(devices)} devices; '
       'choose a divisor'
     )
-  grid = np.asarray(devices).reshape(-1, fsdp)
+  shape = len(devices) // fsdp, fsdp
+  if _has_topology(devices):
+    grid = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
+  else:
+    grid = np.asarray(devices).reshape(shape)
   return Mesh(grid, BATCH_AXES)
+
+
+def _has_topology(devices: Sequence[Any]) -> bool:
+  """Whether neighbours in the mesh should be neighbours in a TPU's torus.
+
+  Only where one process has all of them: of several, each has rows of the batch
+  that are next to each other, which another order would mix.
+  """
+  return jax.process_count() == 1 and devices[0].platform == 'tpu'
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

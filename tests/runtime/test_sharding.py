@@ -39,3 +39,21 @@ def test_a_batch_comes_back_whole():
   placed = sharding.put_batch(batch, sharding.make_mesh(2))
   assert len(placed['image'].sharding.device_set) == 8
   np.testing.assert_array_equal(placed['image'], batch['image'])
+
+
+def test_a_torus_orders_the_mesh_where_one_process_has_it(monkeypatch):
+  """By their ids, devices that share parameters may be far apart."""
+  asked = []
+
+  def create(shape, devices, allow_split_physical_axes):
+    asked.append((shape, len(devices), allow_split_physical_axes))
+    return np.asarray(devices[::-1]).reshape(shape)
+
+  monkeypatch.setattr(sharding.mesh_utils, 'create_device_mesh', create)
+  plain = sharding.make_mesh(2)
+  assert asked == []
+  monkeypatch.setattr(sharding, '_has_topology', lambda devices: True)
+  found = sharding.make_mesh(2)
+  count = jax.device_count()
+  assert asked == [((count // 2, 2), count, True)]
+  assert found.devices.ravel().tolist() == plain.devices.ravel().tolist()[::-1]
