@@ -204,7 +204,9 @@ def main() -> None:
   known = [*PARTS, *OTHERS]
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   parser.add_argument('--levers', nargs='+', choices=known, default=known)
-  parser.add_argument('--after', nargs='+', choices=AFTER, default=['plain'])
+  parser.add_argument(
+    '--after', nargs='+', choices=AFTER, default=['plain', 'refit']
+  )
   parser.add_argument('--speedups', nargs='+', type=float, default=SPEEDUPS)
   options = parser.parse_args()
   table, cache = real_backbone.open_table(options, options.output)

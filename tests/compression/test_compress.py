@@ -307,6 +307,19 @@ def test_little_memory_changes_no_bit(model, found, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('fields', [{'layer_scale': 0.1}, {'num_classes': 0}])
+def test_other_networks(tiny_variant, fields):
+  dense = make_model(dataclasses.replace(tiny_variant, **fields))
+  found = compress(dense, 1.2, parts=['attention', 'mlps'])
+  assert found.reached >= 1.2
+  score = scores.divergence if dense.num_classes else scores.squared_error
+  held = IMAGES[3::4]
+  rows = (np.asarray(m(held), np.float64) for m in (dense, found.model))
+  # The same network by other programs.
+  assert found.steps[-1].error == pytest.approx(score(*rows), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
   asked = []
 
