@@ -9,7 +9,9 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax.cli.report import build
 from lambda_vit_jax.cli.stages import finished, registry
+from lambda_vit_jax.cli.stages.linearize import with_outputs_of
 from lambda_vit_jax.core.errors import UsageError
+from tests.support.search_models import make_model
 from tests.support.stage_runs import open_run
 
 OPTIONS = (
@@ -106,6 +108,14 @@ def test_an_interrupted_search_ends_in_the_same_model(
   images = next(run.eval_batches(run.load('pretrain').preprocessing))['image']
   found, expected = map(finished.pruned_model, (other, run))
   np.testing.assert_array_equal(found(images), expected(images))
+
+
+def test_a_block_with_nothing_left_leaves_no_array(tiny_variant):
+  dense = make_model(tiny_variant)
+  empty = lv.narrow_mlps(lv.prune(dense, (1,), 'absent'), {1: ()})
+  found = with_outputs_of(dense, empty)
+  assert found.params.keys() == dense.params.keys() - {'block01'}
+  assert found.module == empty.module
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from lambda_vit_jax.cli.stages import held_out, select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import export
+from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import check_layers
@@ -206,4 +207,6 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
     linear_inputs=fitted.module.linear_inputs,
     mlp_dims=fitted.module.mlp_dims,
   )
-  return dense.replace(module=module, params=dense.params | fitted.params)
+  # Of a block that has nothing left, nothing may stay.
+  others = pieces.stem_params(dense.params, dense.depth)
+  return dense.replace(module=module, params=others | fitted.params)
