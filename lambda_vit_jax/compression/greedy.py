@@ -228,6 +228,10 @@ def _again(
     ends = search.repairs and found.speedup(step) >= found.target_speedup
     tries = bool(step.settled) or (ends and step.settled is None)
     found = _extended(found, search, step, model, tries)
+  for earlier, new in list(zip(before, found.steps, strict=False))[-1:]:
+    # After a refit that the earlier search did not try, the error is another.
+    if new.settled == earlier.settled:
+      steps.check_same(earlier, search.measured())
   return found
 
 

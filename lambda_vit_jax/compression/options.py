@@ -58,6 +58,11 @@ class CompressOptions:
         f'compress.target_speedup={self.target_speedup:g}: must be above 1, such '
         'as 1.5'
       )
+    if self.finetune is not None and self.finetune < 0:
+      raise UsageError(
+        f'compress: finetune={self.finetune}: give a number of steps, 0 or None '
+        'for none'
+      )
     ridge = least_squares.check_ridge(self.ridge)
     inputs: Sequence[str] | None = self.inputs
     if not self.repair:

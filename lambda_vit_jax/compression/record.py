@@ -6,6 +6,7 @@ from typing import Any
 
 from lambda_vit_jax.compression.parts import Kind
 from lambda_vit_jax.compression.schema import SCHEMA
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from lambda_vit_jax.core.figures import axes_to_draw_in
 from lambda_vit_jax.core.files import check_json
@@ -140,6 +141,7 @@ class Compression(Shown):
     """The speed-up at the end of the path."""
     return self.speedup(self.points[-1])
 
+  @check_arguments
   def at(self, speedup: float) -> Model:
     """The first network of the path that is at least so many times as fast.
 
@@ -151,6 +153,7 @@ class Compression(Shown):
     """
     return self._models[self.steps_to(speedup)]
 
+  @check_arguments
   def steps_to(self, speedup: float) -> int:
     """Steps to the first network that is at least so many times as fast.
 

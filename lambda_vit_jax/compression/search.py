@@ -88,7 +88,7 @@ class Search:
     self._repairs: dict[Part, Repair] = {}
     # The first position from which MLPs were not refitted since the last change.
     self._unsettled = self.model.depth
-    self.score = self._scorer(self.model, self.model.depth)
+    self.score = self.measured()
 
   @property
   def evaluations(self) -> float:
@@ -179,6 +179,10 @@ class Search:
     self._unsettled = min(self._unsettled, first)
     for streams in (self._fitted, self._held):
       streams.change(model, first)
+
+  def measured(self) -> float:
+    """The score of the network as it is, from its outputs."""
+    return self._scorer(self.model, self.model.depth)
 
   def _measure(self, part: Part) -> float:
     """The score of the network without a part."""

@@ -1,6 +1,7 @@
 """The path of a search as it grows: its start, its steps, an earlier one."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 
 import jax
@@ -158,6 +159,22 @@ def earlier(found: Compression, resume: Compression | None) -> tuple[Step, ...]:
         f'{value!r}; give the same, or search anew'
       )
   return resume.steps
+
+
+def check_same(step: Step, measured: float) -> None:
+  """Refuses an earlier search of another network, or of other images.
+
+  Another device rounds otherwise, which moves an error by some percent at most.
+
+  Raises:
+    UsageError: the step, made again, has another error by far.
+  """
+  if not math.isclose(step.error, measured, rel_tol=0.3, abs_tol=1e-6):
+    raise UsageError(
+      f'resume: after {step.part} {step.block} that search had the error '
+      f'{step.error:.3g}, and this one has {measured:.3g}; give the model and '
+      'the images of that search'
+    )
 
 
 def check_reach(

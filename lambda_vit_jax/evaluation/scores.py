@@ -47,6 +47,7 @@ class Evaluation(Shown):
     """Number of images."""
     return len(self.correct)
 
+  @check_arguments
   def minus(self, other: 'Evaluation') -> tuple[float, float]:
     """The difference of `top1`, and half the width of its 95% interval.
 

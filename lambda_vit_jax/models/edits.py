@@ -95,6 +95,11 @@ def narrow_mlps(model: Model, kept: Mapping[int, Iterable[int]]) -> Model:
   chosen = {}
   for index, neurons in kept.items():
     block = _whole(index, model.depth, 'blocks')
+    if not isinstance(neurons, Iterable):
+      raise ModelError(
+        f'narrow_mlps: {neurons!r} for block {block}: give the indices of the '
+        'neurons that stay, or lv.narrow a number of them'
+      )
     found = [
       _whole(n, widths[block], f'neurons of block {block}') for n in neurons
     ]

@@ -34,6 +34,14 @@ BATCH_SIZE = 32
 _WARMUP = 0.05
 """Share of the steps."""
 
+# Name, least and largest value, as the stage has them.
+_SHARES = (
+  ('learning_rate', 0, 10),
+  ('weight_decay', 0, 10),
+  ('distill_weight', 0, 1),
+  ('label_smoothing', 0, 1),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DiluteOptions:
@@ -59,6 +67,12 @@ class DiluteOptions:
         raise UsageError(
           f'dilute: when={{{block}: {span}}}: give where its λ begins and ends to '
           'fall, two shares of the steps such as (0, 0.5)'
+        )
+    for name, least, most in _SHARES:
+      value = getattr(self, name)
+      if not least <= value <= most:
+        raise UsageError(
+          f'dilute: {name}={value:g}: must be from {least} to {most}'
         )
     if self.steps < 1 or self.settle_steps < 0:
       raise UsageError(

@@ -194,8 +194,8 @@ def checked_widths(
     whole = isinstance(width, numbers.Integral)
     if not whole or not 0 <= width <= before[index]:
       raise ModelError(
-        f'narrow: width {width} of block {index}: its MLP has {before[index]} '
-        'neurons'
+        f'narrow: width {width} of block {index}: give a whole number from 0 to '
+        f'{before[index]}, what its MLP has'
       )
   return {i: int(width) for i, width in after.items() if width < before[i]}
 

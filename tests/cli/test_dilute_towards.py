@@ -1,13 +1,14 @@
 """`dilute.towards`: λ leads to the network of another stage, which then trains."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.cli.stages import finished, registry
-from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.cli.stages import finished, registry, select
+from lambda_vit_jax.core.errors import CheckpointError, UsageError
 from tests.support.stage_runs import open_run
 
 COMPRESSED = (
@@ -80,3 +81,9 @@ def test_the_run_exports_the_smaller_network_trained(tmp_path, towards):
   np.testing.assert_allclose(factors, [1, 0.75, 0.5, 0.25, 0, 0, 0])
   evaluation = json.loads(run.path('evaluation.json').read_text())
   assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
+
+
+def test_a_missing_selection_names_the_stage_that_writes_it(tmp_path):
+  run = types.SimpleNamespace(path=lambda name: tmp_path / name)
+  with pytest.raises(CheckpointError, match='run the stage `select` first'):
+    select.removed_layers(run, 3)

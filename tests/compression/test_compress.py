@@ -390,3 +390,21 @@ def test_the_largest_speedup_is_reached_and_no_more(model):
   found = compress(model, largest - 0.002)
   assert found.model.depth == 1
   assert found.reached == pytest.approx(largest, abs=0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('other', ['weights', 'images'])
+def test_steps_of_another_network_or_other_images_are_refused(
+  model, found, other, tiny_variant
+):
+  """Their errors would be taken for those of the networks made again."""
+  images = [IMAGES] if other == 'weights' else [IMAGES / 3]
+  if other == 'weights':
+    model = make_model(tiny_variant, depth=3, seed=5)
+  with pytest.raises(UsageError, match='that search had the error'):
+    lv.compress(model, images, target_speedup=1.6, warn=str, resume=found)
+
+
+def test_steps_of_polish_are_checked_before_the_search(model):
+  with pytest.raises(UsageError, match='finetune=-1'):
+    compress(model, finetune=-1, on_step=pytest.fail)

@@ -87,6 +87,8 @@ def test_a_record_without_models_says_so(record):
   assert kept.at(1.25) == 'c'
   with pytest.raises(UsageError, match=r'ends at 2\.000'):
     kept.at(2.5)
+  with pytest.raises(UsageError, match=r"at\(speedup='1.25'\): must be"):
+    kept.at('1.25')
 
 
 def test_measured_times_decide_where_there_are_any(record):

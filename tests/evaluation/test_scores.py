@@ -84,6 +84,8 @@ def test_the_interval_is_of_paired_differences():
   assert width == pytest.approx(1.96 * 0.3 / 10)
   with pytest.raises(UsageError, match='100 and 5 images'):
     first.minus(lv.Evaluation(1.0, 1.0, 0.0, np.ones(5, bool)))
+  with pytest.raises(UsageError, match='must be a Evaluation'):
+    first.minus(first.minus(other))
 
 
 WRONG = {

@@ -320,6 +320,7 @@ def test_a_search_sees_the_same_network_as_with_zeros(tiny_variant):
     ({0: (96,)}, '96 is out of range: neurons of block 0 are 0 to 95'),
     ({0: (1.0,)}, '1.0 is out of range'),
     ({True: (1,)}, 'True is out of range'),
+    ({0: 5}, 'narrow_mlps: 5 for block 0: give the indices'),
     ({0: (1, 1)}, 'block 0 has a neuron that is given twice'),
   ],
 )

@@ -249,6 +249,10 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
     ({'when': {1: 0.5}}, 'begins and ends to fall'),
     ({'when': {3: (0, 1)}}, 'when names block 3; blocks are 0 to 2'),
     ({'distill': 'loud'}, "distill='loud'"),
+    ({'learning_rate': -1.0}, 'learning_rate=-1: must be from 0 to 10'),
+    ({'weight_decay': -0.1}, 'weight_decay=-0.1'),
+    ({'distill_weight': 5.0}, 'distill_weight=5: must be from 0 to 1'),
+    ({'label_smoothing': 2.0}, 'label_smoothing=2: must be from 0 to 1'),
   ],
 )
 def test_impossible_options_are_refused(dense, change, message):

@@ -11,6 +11,7 @@ from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import held_out
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core import digests, files
+from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.core.schema import Object
 from lambda_vit_jax.models import modes
 from lambda_vit_jax.models.model import Model
@@ -176,8 +177,16 @@ def removed_layers(run: Run, depth: int) -> tuple[int, ...]:
     CheckpointError: no usable selection.
   """
   path = run.path(stage_table.SELECTION)
-  # The rest of the file may be missing: layers are also given by hand.
-  found = processes.from_leader(lambda: files.read_json(path, _LAYERS))
+
+  def read() -> dict[str, Any]:
+    if not path.exists():
+      raise CheckpointError(
+        f'{path}: no such file; run the stage `select` first'
+      )
+    # The rest of the file may be missing: layers are also given by hand.
+    return files.read_json(path, _LAYERS)
+
+  found = processes.from_leader(read)
   digests.check_seal(
     found,
     str(path),
