@@ -172,7 +172,7 @@ def run(
   paired.pair(model, dense)
   cost = costs.make(options.cost, {} if resume is None else resume.timings)
   steps.check_reach(model, dense, options, cost)
-  images = checks.enough_images(model, batches, mesh, warn)
+  images = checks.enough_images(model, batches, mesh, warn, 'compress')
   found = steps.start(model, dense, options, images.total, cost)
   before = steps.earlier(found, resume)
   # Products too: accelerators round their float32 factors by default.

@@ -12,7 +12,12 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.images import Batches, ImageSet, each_batch
 from lambda_vit_jax.analysis.memory import micro_batch_size
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.core.errors import (
+  DataError,
+  ModelError,
+  UsageError,
+  not_finite,
+)
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data.inputs import preprocess
@@ -111,7 +116,8 @@ def evaluate(
   Raises:
     DataError: no image, images of another shape, labels that are missing or
       are no classes of the model.
-    ModelError: a model without a head, or one that segments.
+    ModelError: a model without a head, one that segments, or logits that are
+      not finite.
   """
   _check_head(model)
   if model.module.segmentation is not None:
@@ -133,6 +139,8 @@ def evaluate(
   top1, top5, loss = (
     np.concatenate(rows[name]) for name in ('correct1', 'correct5', 'loss')
   )
+  if not np.isfinite(loss).all():
+    raise not_finite('evaluate')
   return Evaluation(
     float(top1.mean()),
     float(top5.mean()),
@@ -194,7 +202,7 @@ def predict(model: Model, images: Any, topk: int = 5) -> list[dict[str, float]]:
 
   Raises:
     DataError: not an image.
-    ModelError: a model without a head.
+    ModelError: a model without a head, or logits that are not finite.
     UsageError: `topk` below 1.
   """
   _check_head(model)
@@ -223,8 +231,13 @@ def top_classes(
 
   Returns:
     Per image at most `topk` of `{class name: probability}`.
+
+  Raises:
+    ModelError: logits that are not finite.
   """
   logits = np.asarray((program or model)(images), np.float64)
+  if not np.isfinite(logits).all():
+    raise not_finite('predict')
   if model.module.segmentation is not None:
     height, width = size or images.shape[1:3]
     best = logits[:, :height, :width].argmax(axis=-1)

@@ -83,6 +83,7 @@ def enough_images(
   batches: Batches | None,
   mesh: Mesh | None,
   warn: Callable[[str], None],
+  stage: str = 'select',
 ) -> ImageSet:
   """Reads the images of a search, and warns if there are few.
 
@@ -98,9 +99,8 @@ def enough_images(
     )
   if total < FEW_IMAGES:
     warn(
-      f'only {total} images: the choice of layers is uncertain below '
-      f'{FEW_IMAGES}; give more (in a config: select.num_images and '
-      'data.holdout_images)'
+      f'only {total} images: the choice is uncertain below {FEW_IMAGES}; give '
+      f'more (in a config: {stage}.num_images and data.holdout_images)'
     )
   return images
 

@@ -408,3 +408,11 @@ def test_steps_of_another_network_or_other_images_are_refused(
 def test_steps_of_polish_are_checked_before_the_search(model):
   with pytest.raises(UsageError, match='finetune=-1'):
     compress(model, finetune=-1, on_step=pytest.fail)
+
+
+def test_few_images_are_warned_of_by_the_key_of_the_search(model):
+  lines = []
+  with pytest.raises(DataError, match='too few'):
+    lv.compress(model, [IMAGES[:4]], warn=lines.append)
+  assert len(lines) == 1
+  assert 'in a config: compress.num_images' in lines[0]

@@ -116,6 +116,16 @@ def test_models_without_a_class_per_image_are_refused(data):
     lv.evaluate(make_segmenter(LINEAR), [data[:2]])
 
 
+def test_a_network_of_nan_has_neither_accuracy_nor_classes(model, data):
+  """Its best class is the first one, which is right now and then."""
+  head = {name: leaf * np.nan for name, leaf in model.params['head'].items()}
+  broken = model.replace(params=model.params | {'head': head})
+  with pytest.raises(ModelError, match='evaluate: activations are NaN'):
+    lv.evaluate(broken, [data[:2]])
+  with pytest.raises(ModelError, match='predict: activations are NaN'):
+    lv.predict(broken, np.zeros((8, 8), np.uint8))
+
+
 def test_predictions_are_of_the_prepared_image(model):
   """Probabilities in order; the same as by hand from the logits."""
   rng = np.random.default_rng(1)
