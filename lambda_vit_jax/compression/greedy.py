@@ -175,6 +175,10 @@ def run(
   images = checks.enough_images(model, batches, mesh, warn, 'compress')
   found = steps.start(model, dense, options, images.total, cost)
   before = steps.earlier(found, resume)
+  if resume is not None:
+    found = dataclasses.replace(
+      found, evaluations=resume.evaluations, timings=resume.timings
+    )
   # Products too: accelerators round their float32 factors by default.
   with jax.default_matmul_precision('highest'):
     if options.is_nose:
@@ -241,6 +245,7 @@ def _walk(
   listener: Listener,
 ) -> Compression:
   """Takes part after part until the target is reached."""
+  spent = found.evaluations
   while found.reached < found.target_speedup:
     began = time.perf_counter()
     part, measured = search.choose(listener.on_score)
@@ -251,7 +256,7 @@ def _walk(
     settles = search.repairs and found.speedup(step) >= due
     found = dataclasses.replace(
       _extended(found, search, step, model, settles),
-      evaluations=search.evaluations,
+      evaluations=spent + search.evaluations,
       timings=getattr(search.cost, 'known', {}),
     )
     listener.on_step(found)

@@ -49,6 +49,7 @@ def walk(
   target = cast(Target, options.target)
   runner = TrialRunner(in_float32(first), images, target, options.memory_gib)
   trials = TrialCriterion('transfer_entropy', runner, resamples=0, seed=0)
+  spent = found.evaluations
   while found.reached < found.target_speedup:
     began = time.perf_counter()
     done = len(found.steps)
@@ -70,7 +71,11 @@ def walk(
     found = steps.extended(found, step, model, {})
     if done >= len(before):
       blocks = runner.block_evaluations
-      found = dataclasses.replace(found, evaluations=blocks / first.depth)
+      found = dataclasses.replace(
+        found,
+        evaluations=spent + blocks / first.depth,
+        timings=getattr(cost, 'known', {}),
+      )
       on_step(found)
   return found
 

@@ -90,7 +90,8 @@ class Compression(Shown):
       scored; a resumed search goes on from these.
     timings: ms per image of each kind of block, with `cost='time'`.
     evaluations: what the search cost, in forward passes of the dense network
-      over all images, without the sums that fits take.
+      over all images, without the sums that fits take; of a search that was
+      interrupted, those of all its parts.
     models: the network at the start and after each step; none in a record that
       was read from a file.
   """

@@ -7,6 +7,7 @@ trains is the stand-in, and the program becomes that of the stand-in.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import (
   Batches,
+  ImageSet,
   gathered,
   gathered_labels,
   read_images,
 )
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models import edits
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import sharding
@@ -43,6 +45,15 @@ _SHARES = (
 )
 
 
+# What of a teacher's form is that of the model, by `distill`.
+_FOLLOWED = {
+  'soft': ('num_classes',),
+  'hard': ('num_classes',),
+  'feature': ('embed_dim',),
+  'streams': ('num_classes', 'embed_dim', 'depth', 'num_tokens'),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DiluteOptions:
   """How `dilute` trains; see there."""
@@ -63,7 +74,8 @@ class DiluteOptions:
   def __post_init__(self):
     for block, span in self.when.items():
       pair = tuple(span) if isinstance(span, Sequence) else ()
-      if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+      numeric = all(isinstance(share, numbers.Real) for share in pair)
+      if len(pair) != 2 or not numeric or not 0 <= pair[0] < pair[1] <= 1:
         raise UsageError(
           f'dilute: when={{{block}: {span}}}: give where its λ begins and ends to '
           'fall, two shares of the steps such as (0, 0.5)'
@@ -138,8 +150,9 @@ def dilute(
 
   Raises:
     ModelError: networks that are not made from each other, or are the same; maps
-      and blocks that double the stream in one call; or a loss that is not finite.
-    DataError: no image, or images of another shape.
+      and blocks that double the stream in one call; a teacher of another form; or a loss that is not finite.
+    DataError: no image, images of another shape, or labels that are no classes
+      of the model.
     UsageError: no steps, no span of them in `when`, a loss that is not known or
       has nothing to follow, or a batch size that the devices do not divide.
   """
@@ -157,6 +170,9 @@ def dilute(
     distill = 'feature'
   if distill_weight is None:
     distill_weight = 0.5 if labelled and model.num_classes else 1.0
+  _check_teacher(teacher or model, model, distill)
+  if labelled and model.num_classes and model.module.segmentation is None:
+    _check_labels(images, model.num_classes)
   options = DiluteOptions(
     steps,
     steps // 3 if settle_steps is None else settle_steps,
@@ -181,6 +197,27 @@ def dilute(
   if plan.dropped:
     trained = edits.drop_blocks(trained, plan.dropped)
   return stand_in.replace(params=trained.params)
+
+
+def _check_teacher(teacher: Model, model: Model, distill: str) -> None:
+  """Refuses a teacher whose outputs are of another form."""
+  for name in ('image_size', 'in_chans', *_FOLLOWED.get(distill, ())):
+    own, wanted = (getattr(each.module, name) for each in (teacher, model))
+    if own != wanted:
+      raise ModelError(
+        f'dilute: the teacher has {name}={own}, and the model {wanted}; give '
+        'another teacher, or another distill'
+      )
+
+
+def _check_labels(images: ImageSet, classes: int) -> None:
+  """Refuses labels that no class of the model has."""
+  labels = np.concatenate(images.labels or [np.zeros(0, int)])
+  if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+    raise DataError(
+      f'dilute: labels are from {labels.min()} to {labels.max()}, and the model '
+      f'has classes 0 to {classes - 1}; use the classes it was trained on'
+    )
 
 
 def dilute_job(

@@ -223,6 +223,7 @@ def test_a_resumed_search_ends_in_the_same_bits(model, found):
       dataclasses.replace(s, seconds=0) for s in found.steps
     ]
     assert again.pending == found.pending
+    assert again.evaluations > begun.evaluations > 0
     assert same(again.model, found.model)
 
 
@@ -242,6 +243,7 @@ def test_any_point_of_a_path_is_made_again_without_a_search(model, found):
   scored = []
   again = compress(model, resume=record, on_step=scored.append)
   assert same(again.model, found.model)
+  assert again.evaluations == found.evaluations
   shorter = compress(model, 1.2, resume=record, on_step=scored.append)
   assert not scored
   assert shorter.model.module == found.at(1.2).module
@@ -342,6 +344,7 @@ def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
     model, 1.1, parts=['attention', 'blocks'], cost='time', resume=found
   )
   assert not asked
+  assert again.timings == found.timings
   assert same(again.model, found.model)
 
 

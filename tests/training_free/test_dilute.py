@@ -10,7 +10,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.checkpoints import description, orbax_store
-from lambda_vit_jax.core.errors import ModelError, UsageError
+from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import sharding
@@ -247,6 +247,7 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
     ({'batch_size': 0}, 'batch_size=0'),
     ({'when': {1: (0.5, 0.5)}}, 'begins and ends to fall'),
     ({'when': {1: 0.5}}, 'begins and ends to fall'),
+    ({'when': {1: ('0', '1')}}, 'begins and ends to fall'),
     ({'when': {3: (0, 1)}}, 'when names block 3; blocks are 0 to 2'),
     ({'distill': 'loud'}, "distill='loud'"),
     ({'learning_rate': -1.0}, 'learning_rate=-1: must be from 0 to 10'),
@@ -258,6 +259,28 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
 def test_impossible_options_are_refused(dense, change, message):
   with pytest.raises(UsageError, match=message):
     lv.dilute(dense, BATCHES, (1,), **(STEPS | change))
+
+
+def test_labels_that_no_class_has_are_refused(dense):
+  """Their one-hot rows would be zeros, and the loss that of other images."""
+  images = BATCHES[0]['image']
+  labels = np.full(len(images), dense.num_classes)
+  with pytest.raises(DataError, match='labels are from'):
+    lv.dilute(dense, [(images, labels)], (1,), **STEPS)
+
+
+@pytest.mark.parametrize(
+  'distill, change, message',
+  [
+    ('soft', {'num_classes': 3}, 'num_classes=3'),
+    ('streams', {'depth': 2}, 'depth=2'),
+    ('feature', {'in_chans': 3}, 'in_chans=3'),
+  ],
+)
+def test_a_teacher_of_another_form_is_refused(dense, distill, change, message):
+  teacher = dense.replace(module=dense.module.clone(**change))
+  with pytest.raises(ModelError, match=f'the teacher has {message}'):
+    lv.dilute(dense, BATCHES, (1,), teacher=teacher, distill=distill, **STEPS)
 
 
 def test_blocks_may_change_one_after_another(dense):
