@@ -7,7 +7,15 @@ from lambda_vit_jax.cli.flags import find_config, full_keys
 from lambda_vit_jax.cli.help import COMMANDS, HELP, STAGES, help_of
 from lambda_vit_jax.core.errors import UsageError, nearest
 
-_FLAGS = ('--config=', '--workdir=', '--json', '--quiet', '--debug', '--help')
+_FLAGS = (
+  '--config=',
+  '--workdir=',
+  '--print-config',
+  '--json',
+  '--quiet',
+  '--debug',
+  '--help',
+)
 
 # The words before and after `=` are separate ones in bash.
 _BASH = """\

@@ -278,7 +278,10 @@ def _apply_budget_flags(config: Any, arguments: Sequence[str]) -> None:
   given = [
     name
     for name in BUDGETS
-    if any(a.startswith(f'--config.select.{name}=') for a in arguments)
+    if any(
+      a.startswith(f'--config.select.{name}=') and not a.endswith('=None')
+      for a in arguments
+    )
   ]
   if len(given) > 1:
     raise UsageError(

@@ -69,6 +69,16 @@ def test_print_config_runs_nothing(capsys, tmp_path):
   assert not workdir.exists()
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_printed_config_is_taken_as_flags(capsys, name):
+  """Also the budgets that are not in force, which are printed as None."""
+  line = ['run', f'--config={name}', '--print-config']
+  assert main.main(line) == 0
+  printed = capsys.readouterr().out
+  assert main.main([*line, *shlex.split(printed)]) == 0
+  assert capsys.readouterr().out == printed
+
+
 def test_another_shell_is_refused(capsys):
   assert main.main(['completion', 'fish']) == 2
   assert 'bashcompinit' in capsys.readouterr().err
