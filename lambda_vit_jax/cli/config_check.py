@@ -54,7 +54,7 @@ def check(settings: Settings) -> None:
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
   _check_compress(settings, model)
-  export.check_settings(**settings.export.options)
+  _check_export(settings)
   runtimes.check_names(settings.benchmark.runtimes, 'config.benchmark.runtimes')
   if settings.export.hub:
     hub.check_repository(settings.export.hub)
@@ -137,6 +137,21 @@ def _check_compress(settings: Settings, model: Model) -> None:
     map_inputs.check_grid(options.inputs or (), model.module.grid_size)
     if options.cost == 'macs':
       steps.check_reach(model, model, options, costs.macs)
+
+
+def _check_export(settings: Settings) -> None:
+  chosen, select = settings.export, settings.select
+  export.check_settings(**chosen.options)
+  leads = settings.method == 'dilute' and settings.dilute.towards == 'linear'
+  maps = settings.linearize.maps and (leads or settings.method == 'linearize')
+  removes = select.layers if select.criterion == 'given' else True
+  zeros = chosen.zero_fill or 'transformers' in chosen.formats
+  if maps and removes and select.num_layers != 0 and zeros:
+    raise UsageError(
+      'config.export: a linear map takes the place of attention, which no stock '
+      'attention can stand for; export without zero_fill and transformers, or '
+      'set linearize.maps=False'
+    )
 
 
 def _check_linearize(settings: Linearize, depth: int) -> None:

@@ -124,6 +124,26 @@ def test_maps_for_which_merged_tokens_have_no_place_are_refused_at_once():
   check(config)
 
 
+@pytest.mark.parametrize(
+  'section, key, value',
+  [('export', 'formats', ('transformers',)), ('export', 'zero_fill', True)],
+)
+def test_maps_that_stock_classes_lack_are_refused_at_once(section, key, value):
+  config = changed('select.num_layers', 5)
+  config[section][key] = value
+  check(config)
+  config['method'] = 'linearize'
+  with pytest.raises(UsageError, match='a linear map takes the place'):
+    check(config)
+  config['linearize']['maps'] = False
+  check(config)
+  config |= {'method': 'dilute'}
+  config['linearize']['maps'] = True
+  config['dilute']['towards'] = 'linear'
+  with pytest.raises(UsageError, match='a linear map takes the place'):
+    check(config)
+
+
 def test_grids_without_neighbours_are_refused_at_once():
   config = changed('linearize.inputs', ('token', 'neighbours'))
   config['model']['image_size'] = 4
