@@ -127,6 +127,10 @@ def test_what_no_argument_takes_is_one_line(
     'decoder': None,
     'repository': 'owner/name',
     'num_classes': 3,
+    'towards': [1],
+    'steps': 2,
+    'widths': 0.5,
+    'kept': {0: [0]},
   }
   function = getattr(lv, name)
   needed = {

@@ -135,10 +135,28 @@ def _compression() -> Compression:
   """A search that has taken two steps, and timed the blocks."""
   blocks = tuple(BlockLeft(index, 'full', 128) for index in range(3))
   steps = (
-    Step(250_000, 20_000, 0.1, 2.5, 'neurons', 1, 'full', 112,
-         ((0, 'attention', 0.3), (1, 'neurons', 0.1)), 0.5),
-    Step(200_000, 18_000, -0.2, 2.0, 'attention', 2, 'linear', 128, (), 0.5),
-  )  # fmt: skip
+    Step(
+      macs=250_000,
+      parameters=20_000,
+      error=0.1,
+      ms=2.5,
+      part='neurons',
+      block=1,
+      attention='full',
+      neurons=112,
+      scores=((0, 'attention', 0.3), (1, 'neurons', 0.1)),
+    ),
+    Step(
+      macs=200_000,
+      parameters=18_000,
+      error=-0.2,
+      ms=2.0,
+      part='attention',
+      block=2,
+      attention='linear',
+      neurons=128,
+    ),
+  )
   options = {
     'criterion': 'output',
     'target': 'logits',
