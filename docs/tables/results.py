@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from tables import training_free
+from tables import compression, training_free
 from tables.parts import layers, origin, percent, span, table
 
 HEAD = """# Results
@@ -257,6 +257,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'segmentation_table': segmentation_table,
   'selection_quality': quality_tables,
   'training_free': training_free.training_free_tables,
+  'compress': compression.compression_tables,
   'real_backbone': training_free.real_backbone_tables,
   'block_maps': training_free.block_tables,
   'neighbourhood': training_free.neighbourhood_tables,

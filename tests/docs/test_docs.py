@@ -135,7 +135,7 @@ def test_config_keys_in_the_text_exist(path):
     rf'`(?:--config\.)?((?:{sections})\.[a-z_][a-z_.]*)(?:=[^`]*)?`',
     doc_pages.prose(path),
   )
-  assert not {key for key in named if not re.search(r'\.jsonl?$', key)} - known
+  assert not {k for k in named if not re.search(r'\.(jsonl?|py)$', k)} - known
 
 
 @each_page
