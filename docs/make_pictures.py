@@ -81,7 +81,7 @@ def draw(figures: dict[str, Any], path: pathlib.Path) -> None:
       ax.axhline(dense, color='#999999', linewidth=0.8, linestyle=':')
       ax.annotate(f'dense {dense:.1f}', (1.0, dense), (3, 4),
                   textcoords='offset points', fontsize=8)  # fmt: skip
-      ax.set_ylim(dense - 25, dense + 3)
+      ax.set_ylim(dense - 15, dense + 2)
       ax.set_title(f'DINOv2 ViT-S, {DATA_SETS.get(name, name)}', fontsize=10)
       ax.set_xlabel('times fewer operations executed')
       ax.set_ylabel('top-1, %')
