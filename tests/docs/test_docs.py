@@ -286,7 +286,8 @@ def test_commands_by_hand(tmp_path, monkeypatch):
     line = ' '.join(command.words)
     if command.where == 'docs/reference.md' or command.words[0] != 'lambda-vit':
       continue
-    if not re.search('tfds:|idx_folder:|configs/(?!digits)', line):
+    # What needs an extra is run by `test_deploy_page`, where it is installed.
+    if not re.search('tfds:|idx_folder:|configs/(?!digits)|onnx', line):
       words = [
         word + ':runlocal'
         if word.startswith('--config=')
@@ -306,5 +307,5 @@ def test_commands_by_hand(tmp_path, monkeypatch):
       )
       assert done_by.returncode == 0, (words, done_by.stderr)
       done.append(words[0])
-  assert done[:4] == ['run', 'predict', 'models', 'check-data']
-  assert 'benchmark' in done
+  assert done[:2] == ['run', 'predict']
+  assert {'help', 'check-data', 'benchmark'} <= set(done)
