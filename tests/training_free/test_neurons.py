@@ -298,7 +298,12 @@ def test_the_ridge_is_chosen_on_held_out_images(tiny_variant):
     (1.5, {}, ModelError, 'a share is from 0 to 1'),
     ([1, 2], {}, ModelError, '2 widths for 3 blocks'),
     ([1, 2, 3], {'blocks': (1,)}, ModelError, '3 widths for 3 blocks'),
-    ([96, 97, 96], {}, ModelError, 'width 97 of block 1: give a whole number from 0 to 96'),
+    (
+      [96, 97, 96],
+      {},
+      ModelError,
+      'width 97 of block 1: give a whole number from 0 to 96',
+    ),
     ([96, 9.5, 96], {}, ModelError, 'width 9.5 of block 1'),
     (0.5, {'blocks': (3,)}, ModelError, 'layer 3 is out of range'),
     (0.5, {'target': 'x'}, UsageError, "target='x' is not known"),
