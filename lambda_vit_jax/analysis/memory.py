@@ -55,14 +55,14 @@ def micro_batch_size(
     budget = default_gib() if memory_gib is None else float(memory_gib)
   except (TypeError, ValueError) as error:
     raise UsageError(
-      f'select.memory_gib={memory_gib!r}: a number of GiB, or empty'
+      f'memory_gib={memory_gib!r}: a number of GiB, or empty'
     ) from error
   each = bytes_per_image(module)
   fitting = int(budget * GIB / each) if budget > 0 else 0
   if not fitting:
     raise UsageError(
-      f'select.memory_gib={memory_gib} does not hold one image: it takes '
-      f'{each / GIB:.4f} GiB; raise the budget'
+      f'memory_gib={memory_gib:g} does not hold one image, which takes '
+      f'{each / GIB:.2g} GiB; raise the budget'
     )
   # No larger than the images need, nor than the device can use well.
   needed = -(-int(images.counts().max()) * jax.process_count() // devices)

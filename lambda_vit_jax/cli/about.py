@@ -42,7 +42,7 @@ def _help(arguments: Sequence[str]) -> str:
     UsageError: neither a stage nor a command.
   """
   name = arguments[0] if arguments else ''
-  if name and name not in HELP:
+  if name and name not in (*HELP, *ABOUT):
     raise UsageError(
       f'help: unknown stage {name!r}{nearest(name, HELP)} (`lambda-vit --help` '
       'lists all)'

@@ -5,6 +5,9 @@ before a workdir takes the config as its own. What depends on the data set, the
 weights or the devices is left to the stages.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 from etils import epath
 
 from lambda_vit_jax.checkpoints import hub
@@ -35,7 +38,6 @@ def check(settings: Settings) -> None:
 
   Raises:
     UsageError: names the key.
-    ModelError: sizes, layers or a merging that no such model has.
   """
   tracing.window(settings.profile, epath.Path())
   if settings.segments:
@@ -48,8 +50,10 @@ def check(settings: Settings) -> None:
     _check_segment(settings, model)
   for stage in ('pretrain', 'dilute'):
     training = settings.training(stage)
-    LossSettings(distill=training.distill)
-    optim.check_schedule(training.schedule)
+    with _named(f'{stage}.distill'):
+      LossSettings(distill=training.distill)
+    with _named(f'{stage}.schedule'):
+      optim.check_schedule(training.schedule)
     optim.check_frozen(training.frozen, stage)
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
@@ -57,30 +61,50 @@ def check(settings: Settings) -> None:
   _check_export(settings)
   runtimes.check_names(settings.benchmark.runtimes, 'config.benchmark.runtimes')
   if settings.export.hub:
-    hub.check_repository(settings.export.hub)
+    with _named('export.hub'):
+      hub.check_repository(settings.export.hub)
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+  """Turns what a package says of a value into an error of the command line.
+
+  Raises:
+    UsageError: names the key, whatever the package knows of keys.
+  """
+  try:
+    yield
+  except LambdaVitError as error:
+    line, (section, _, _) = str(error), key.partition('.')
+    named = f'{section}.' in line
+    raise UsageError(line if named else f'config.{key}: {line}') from None
 
 
 def _check_model(settings: Settings) -> Model:
   """Returns the model by its sizes alone."""
-  variant = get_variant(settings.model.variant)
+  with _named('model.variant'):
+    variant = get_variant(settings.model.variant)
   # The data set decides how wide the head is; without a head, the share of
   # multiply-accumulates that can go is the largest.
-  module = make_module(
-    variant, image_size=settings.model.image_size, num_classes=0
-  )
+  with _named('model.image_size'):
+    module = make_module(
+      variant, image_size=settings.model.image_size, num_classes=0
+    )
   rows, columns = module.grid_size
-  schedule = merge_schedule.merge_schedule(
-    settings.model.merge,
-    module.depth,
-    rows * columns if _size_is_known(settings) else _MANY,
-    settings.model.merge_start,
-  )
+  with _named('model'):
+    schedule = merge_schedule.merge_schedule(
+      settings.model.merge,
+      module.depth,
+      rows * columns if _size_is_known(settings) else _MANY,
+      settings.model.merge_start,
+    )
   fits = settings.method == 'linearize' or settings.dilute.is_warm
   if fits and settings.linearize.maps:
-    if any(schedule):
-      map_inputs.check_unmerged(settings.linearize.inputs)
-    if _size_is_known(settings):
-      map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
+    with _named('linearize.inputs'):
+      if any(schedule):
+        map_inputs.check_unmerged(settings.linearize.inputs)
+      if _size_is_known(settings):
+        map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
   # Searches for a speed-up prune the parameters' shapes.
   searches = (
     settings.select.target_speedup is not None
@@ -120,11 +144,15 @@ def _check_select(settings: Settings, model: Model) -> None:
   if (
     select.target_speedup is None or name == 'given' or _size_is_known(settings)
   ):
-    checks.check_budget(model, name, select.layers, **select.budget)
+    (key,) = select.budget
+    with _named(f'select.{key}'):
+      checks.check_budget(model, name, select.layers, **select.budget)
 
 
 def _check_compress(settings: Settings, model: Model) -> None:
   options = task.compress_options(settings).checked(model)
+  with _named('compress.inputs'):
+    map_inputs.check_linear_inputs(options.inputs or ('token',))
   if 'compress' not in settings.fitted_stages:
     return
   if settings.segments and 'blocks' in options.parts:
@@ -132,9 +160,9 @@ def _check_compress(settings: Settings, model: Model) -> None:
       'config.compress.parts: a decoder reads the outputs of blocks; with '
       'task=segment leave `blocks` out'
     )
-  map_inputs.check_linear_inputs(options.inputs or ('token',))
   if _size_is_known(settings):
-    map_inputs.check_grid(options.inputs or (), model.module.grid_size)
+    with _named('compress.inputs'):
+      map_inputs.check_grid(options.inputs or (), model.module.grid_size)
     if options.cost == 'macs':
       steps.check_reach(model, model, options, costs.macs)
 
@@ -157,11 +185,10 @@ def _check_export(settings: Settings) -> None:
 def _check_linearize(settings: Linearize, depth: int) -> None:
   least_squares.check_ridge(settings.ridge)
   if input_choice.auto_budget(settings.inputs) is None:
-    map_inputs.check_linear_inputs(settings.inputs)
-  try:
+    with _named('linearize.inputs'):
+      map_inputs.check_linear_inputs(settings.inputs)
+  with _named('linearize.drop_blocks'):
     modes.check_layers(settings.drop_blocks, depth)
-  except LambdaVitError as error:
-    raise UsageError(f'config.linearize.drop_blocks: {error}') from None
   number = settings.num_drop_blocks
   if number >= depth:
     raise UsageError(

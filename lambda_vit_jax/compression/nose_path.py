@@ -39,52 +39,65 @@ def walk(
 
   Args:
     found: a path without steps.
-    before: steps of an earlier search, which need not be scored again.
+    before: steps of an earlier search, of which only the last is scored again.
     images: all of them are scored.
     options: of the search.
     cost: of a network.
     on_step: called after every new step.
+
+  Raises:
+    UsageError: the steps are those of another network, or of other images.
   """
   first = found.model
   target = cast(Target, options.target)
   runner = TrialRunner(in_float32(first), images, target, options.memory_gib)
   trials = TrialCriterion('transfer_entropy', runner, resamples=0, seed=0)
   spent = found.evaluations
+  found = _again(found, before, trials)
   while found.reached < found.target_speedup:
     began = time.perf_counter()
-    done = len(found.steps)
-    if done < len(before):
-      step = before[done]
-      model = without(found.model, Part(step.block, 'attention'))
-    else:
-      scores = _scores(first, found, trials)
-      # Positions in the first network, as in the search for layers.
-      chosen = criteria.choose(scores)
-      part = Part(first.block_origins[chosen], 'attention')
-      model = without(found.model, part)
-      seconds = time.perf_counter() - began
-      measured = {
-        Part(first.block_origins[position], 'attention'): value
-        for position, value in scores.items()
-      }
-      step = steps.step_of(model, part, measured, cost, seconds)
+    left = parts_left(found.model, ('attention',))
+    at = sorted(position_of(first, part.block) for part in left)
+    scores = _scores(first, found.steps, at, trials)
+    # Positions in the first network, as in the search for layers.
+    chosen = criteria.choose(scores)
+    part = Part(first.block_origins[chosen], 'attention')
+    model = without(found.model, part)
+    seconds = time.perf_counter() - began
+    measured = {
+      Part(first.block_origins[position], 'attention'): value
+      for position, value in scores.items()
+    }
+    step = steps.step_of(model, part, measured, cost, seconds)
+    found = dataclasses.replace(
+      steps.extended(found, step, model, {}),
+      evaluations=spent + runner.block_evaluations / first.depth,
+      timings=getattr(cost, 'known', {}),
+    )
+    on_step(found)
+  return found
+
+
+def _again(
+  found: Compression, before: Sequence[Step], trials: TrialCriterion
+) -> Compression:
+  """Makes the steps of an earlier search again, as far as they are needed."""
+  first = found.model
+  for step in before:
+    if found.reached >= found.target_speedup:
+      break
+    model = without(found.model, Part(step.block, 'attention'))
     found = steps.extended(found, step, model, {})
-    if done >= len(before):
-      blocks = runner.block_evaluations
-      found = dataclasses.replace(
-        found,
-        evaluations=spent + blocks / first.depth,
-        timings=getattr(cost, 'known', {}),
-      )
-      on_step(found)
+  if found.steps:
+    *others, last = found.steps
+    at = position_of(first, last.block)
+    steps.check_same(last, _scores(first, others, [at], trials)[at])
   return found
 
 
 def _scores(
-  first: Model, found: Compression, trials: TrialCriterion
+  first: Model, gone: Sequence[Step], at: Sequence[int], trials: TrialCriterion
 ) -> dict[int, float]:
-  """The transfer entropy of each attention layer left, beside those gone."""
-  gone = sorted(position_of(first, step.block) for step in found.steps)
-  left = parts_left(found.model, ('attention',))
-  at = sorted(position_of(first, part.block) for part in left)
-  return trials(tuple(gone), at).values
+  """The transfer entropy of attention layers, beside those that are gone."""
+  positions = sorted(position_of(first, step.block) for step in gone)
+  return trials(tuple(positions), at).values

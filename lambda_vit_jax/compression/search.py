@@ -62,7 +62,9 @@ class Search:
     place = images.placement
     self.model = model.replace(params=place.replicate(model.params))
     dense = dense.replace(params=place.replicate(dense.params))
-    budget = options.memory_gib or memory.default_gib()
+    budget = options.memory_gib
+    if budget is None:
+      budget = memory.default_gib()
     share = _STREAMS_SHARE * budget
 
     def streams(of: Model, some: ImageSet) -> Streams:

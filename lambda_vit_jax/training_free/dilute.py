@@ -156,9 +156,7 @@ def dilute(
     UsageError: no steps, no span of them in `when`, a loss that is not known or
       has nothing to follow, or a batch size that the devices do not divide.
   """
-  stand_in = towards
-  if not isinstance(towards, Model):
-    stand_in = edits.prune(model, towards)
+  stand_in = _stand_in(model, towards)
   images = read_images(batches, model, mesh)
   labelled = images.labels is not None
   if distill == 'none' and not (labelled and model.num_classes):
@@ -197,6 +195,18 @@ def dilute(
   if plan.dropped:
     trained = edits.drop_blocks(trained, plan.dropped)
   return stand_in.replace(params=trained.params)
+
+
+def _stand_in(model: Model, towards: Any) -> Model:
+  """The smaller network; of layers alone, that without their attention."""
+  if isinstance(towards, Model):
+    return towards
+  if isinstance(getattr(towards, 'model', None), Model):
+    raise UsageError(
+      f'dilute: towards is a {type(towards).__name__}, which holds the smaller '
+      'network: give found.model'
+    )
+  return edits.prune(model, towards)
 
 
 def _check_teacher(teacher: Model, model: Model, distill: str) -> None:

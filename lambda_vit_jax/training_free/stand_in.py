@@ -47,6 +47,17 @@ class Plan:
   narrowed: Mapping[int, np.ndarray]
   dropped: tuple[int, ...]
 
+  @property
+  def changing(self) -> frozenset[int]:
+    """The blocks that λ changes."""
+    differ = {
+      index
+      for index in range(self.during.depth)
+      if block_name(index) in self.blend.differences
+    }
+    left = (*self.removed, *self.mapped, *self.narrowed, *self.dropped)
+    return frozenset({*differ, *left})
+
   def phases(self, steps: int, total: int) -> tuple[Phase, Phase]:
     """While λ falls, over `steps` steps, and from then on, up to `total`."""
     return (
@@ -63,12 +74,22 @@ class Plan:
   def dilution(
     self, steps: int, when: Mapping[int, tuple[float, float]] | None = None
   ) -> Dilution:
-    """λ by step, in every block; for `when` see `dilute`."""
+    """λ by step, in every block; for `when` see `dilute`.
+
+    Raises:
+      UsageError: `when` names a block that is missing or does not change.
+    """
     blocks = range(self.during.depth)
     missing = sorted({*(when or {})} - {*blocks})
     if missing:
       raise UsageError(
         f'dilute: when names block {missing[0]}; blocks are 0 to {blocks[-1]}'
+      )
+    idle = sorted({*(when or {})} - self.changing)
+    if idle:
+      raise UsageError(
+        f'dilute: when names block {idle[0]}, which is the same in both '
+        f'networks; those that change are {sorted(self.changing)}'
       )
     if not when:
       return Dilution(tuple(blocks), steps)

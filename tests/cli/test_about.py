@@ -11,6 +11,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.cli import flags
+from lambda_vit_jax.cli.about import ABOUT
 from lambda_vit_jax.cli.help import COMMANDS, STAGES, help_of
 
 CONFIGS = sorted(
@@ -25,7 +26,7 @@ def test_version(capsys):
   assert capsys.readouterr().out == f'lambda-vit {lv.__version__}\n'
 
 
-@pytest.mark.parametrize('name', ['', 'select', 'predict'])
+@pytest.mark.parametrize('name', ['', 'select', 'predict', *ABOUT])
 def test_help_is_a_word_too(name, capsys):
   assert main.main(['help', name] if name else ['help']) == 0
   assert capsys.readouterr().out == help_of(name) + '\n'

@@ -46,6 +46,17 @@ WRONG = [
   ('linearize.rank', 0, 'linearize.rank'),
   ('linearize.inputs', ('mean',), 'add token'),
   ('linearize.inputs', ('auto:7',), 'auto:0 to auto:1'),
+  ('linearize.inputs', ('tokn',), "config.linearize.inputs: unknown input 'to"),
+  (
+    'compress.inputs',
+    ('tokn',),
+    "config.compress.inputs: unknown input 'tokn'",
+  ),
+  ('compress.inputs', ('mean',), 'add token'),
+  ('compress.parts', ('heads',), "'heads' is not known"),
+  ('compress.criterion', 'loss', 'compress.criterion'),
+  ('compress.cost', 'flops', 'compress.cost'),
+  ('compress.rescore', 'some', 'compress.rescore'),
   ('linearize.target', 'steam', 'config.linearize.target'),
   ('linearize.num_drop_blocks', -1, 'linearize.num_drop_blocks'),
   ('linearize.num_drop_blocks', 99, 'must keep one'),
@@ -54,6 +65,7 @@ WRONG = [
   ('linearize.drop_blocks', 3, 'config.linearize.drop_blocks: '),
   ('linearize.drop_blocks', '8', 'config.linearize.drop_blocks: '),
   ('export.dtype', 'float8', "export.dtype='float8'"),
+  ('export.hub', 'a/b/c', 'config.export.hub: a/b/c: not a repository'),
   ('export.formats', ('orbax', 'tflite'), "unknown format 'tflite'"),
   ('export.int8_arithmetic', 'fast', 'export.int8_arithmetic'),
   ('benchmark.batch_sizes', 'all', 'benchmark.batch_sizes'),
@@ -86,9 +98,10 @@ def changed(key, value):
 
 @pytest.mark.parametrize('key, value, message', WRONG)
 def test_a_wrong_value_is_refused_at_once(key, value, message):
-  with pytest.raises(LambdaVitError) as caught:
+  with pytest.raises(UsageError) as caught:
     check(changed(key, value))
   assert message in str(caught.value)
+  assert key.split('.')[-1] in str(caught.value)
 
 
 @pytest.mark.parametrize(

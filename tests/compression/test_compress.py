@@ -182,6 +182,38 @@ def test_attention_alone_by_transfer_entropy_is_nose(model, target):
   assert same(found.model, lv.prune(model, selection, 'absent'))
 
 
+NOSE = {
+  'parts': ['attention'],
+  'criterion': 'transfer_entropy',
+  'repair': False,
+}
+
+
+def test_a_search_for_attention_alone_is_resumed_on_its_own_model(
+  model, tiny_variant
+):
+  """Steps of another network would be taken for its own."""
+  begun = compress(model, 1.15, **NOSE)
+  again = compress(model, 1.3, resume=begun, **NOSE)
+  whole = compress(model, 1.3, **NOSE)
+  assert len(again.steps) > len(begun.steps) > 0
+  assert [dataclasses.replace(s, seconds=0) for s in again.steps] == [
+    dataclasses.replace(s, seconds=0) for s in whole.steps
+  ]
+  other = make_model(tiny_variant, depth=3, seed=5)
+  with pytest.raises(UsageError, match='that search had the error'):
+    compress(other, 1.3, resume=begun, **NOSE)
+  with pytest.raises(UsageError, match='that search had the error'):
+    lv.compress(
+      model,
+      [IMAGES / 3],
+      target_speedup=1.15,
+      resume=begun,
+      warn=str,
+      **NOSE,
+    )
+
+
 @pytest.mark.slow
 def test_lazy_and_exact_agree_where_losses_only_add_up(model, monkeypatch):
   # A score that is the sum of what each part costs by itself: no growth ever
@@ -359,6 +391,8 @@ def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
     ({'cost': 'flops'}, UsageError, 'compress.cost'),
     ({'rescore': 'some'}, UsageError, 'compress.rescore'),
     ({'ridge': -1.0}, UsageError, 'ridge'),
+    ({'memory_gib': 0}, UsageError, r'^memory_gib=0 does.* takes \d.*e-\d'),
+    ({'memory_gib': 0, **NOSE}, UsageError, '^memory_gib=0 does'),
   ],
 )
 def test_bad_options_are_refused_in_one_line(model, options, error, says):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -89,6 +90,8 @@ def test_a_record_without_models_says_so(record):
     kept.at(2.5)
   with pytest.raises(UsageError, match=r"at\(speedup='1.25'\): must be"):
     kept.at('1.25')
+  with pytest.raises(UsageError, match=r'speedup=nan.*finite'):
+    kept.at(math.nan)
 
 
 def test_measured_times_decide_where_there_are_any(record):

@@ -1,6 +1,7 @@
 """λ from a network to its closed-form stand-in: `lv.dilute`."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,7 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
     ({'when': {1: 0.5}}, 'begins and ends to fall'),
     ({'when': {1: ('0', '1')}}, 'begins and ends to fall'),
     ({'when': {3: (0, 1)}}, 'when names block 3; blocks are 0 to 2'),
+    ({'when': {1: (0, 1), 2: (0, 1)}}, r'block 2, which is the same.* \[1\]'),
     ({'distill': 'loud'}, "distill='loud'"),
     ({'learning_rate': -1.0}, 'learning_rate=-1: must be from 0 to 10'),
     ({'weight_decay': -0.1}, 'weight_decay=-0.1'),
@@ -303,6 +305,29 @@ def test_blocks_may_change_one_after_another(dense):
   # All together by default.
   plain = plan.dilution(8).factors(jnp.int32(2))
   np.testing.assert_allclose(plain, [0.75] * 3)
+
+
+@pytest.mark.parametrize(
+  'way, changing',
+  [
+    ('identity', {1}),
+    ('absent', {1}),
+    ('blocks', {1}),
+    ('neurons', {0, 2}),
+    pytest.param('norms', {2}, marks=pytest.mark.slow),
+    pytest.param('maps', {0, 2}, marks=pytest.mark.slow),
+  ],
+)
+def test_a_plan_knows_the_blocks_that_change(dense, way, changing):
+  """A span for any other block would be passed over."""
+  assert plan_towards(dense, WAYS[way](dense)).changing == changing
+
+
+def test_the_result_of_a_search_is_no_network(dense):
+  fit = lv.linearize(dense, [IMAGES], (0,), **FIT)
+  found = types.SimpleNamespace(model=fit)
+  with pytest.raises(UsageError, match=r'give found\.model'):
+    lv.dilute(dense, BATCHES, found, **STEPS)
 
 
 def test_labels_alone_need_labels(dense):
