@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make quickstart   environment, install, the main job on embedded data
 #   make test         environment, install, the fast tests
+# `make site` builds the documentation, `make constraints` pins versions anew.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ WORKDIR ?= runs/digits
 # A worker that dies fails the run: pytest-xdist may wait forever for another.
 WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
-.PHONY: quickstart test test-slow test-all lint install clean
+.PHONY: quickstart test test-slow test-all lint install site constraints clean
 
 install: $(VENV)/installed
 
@@ -29,10 +30,32 @@ lint: install
 test: install lint
 	$(BIN)/python -m pytest $(WORKERS)
 
-test-slow: install
+# Some ten seconds more, which the quickstart need not wait for.
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+site: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
+
+test-slow: $(VENV)/docs
 	$(BIN)/python -m pytest -m 'slow and not parity' $(WORKERS)
 
 test-all: test test-slow
+
+# Pins of what is tested; keeps those that still fit. With UPGRADE=--upgrade the
+# newest versions are taken. CUDA is left to the torch that a user installs.
+EXTRAS := dev docs gcs hub onnx parity tensorboard
+constraints: install
+	$(BIN)/python -m pip install --quiet 'uv>=0.9'
+	cp constraints.txt constraints.new
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate $(UPGRADE) \
+	  --python-version 3.11 $(EXTRAS:%=--extra=%) --output-file constraints.new \
+	  pyproject.toml
+	{ grep '^#' constraints.txt; grep -Ev '^(nvidia|cuda|triton)' constraints.new; } \
+	  > constraints.tmp
+	mv constraints.tmp constraints.txt
+	rm constraints.new
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

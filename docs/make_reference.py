@@ -1,9 +1,10 @@
-"""Write docs/reference.md from the code: commands, config keys, Python names.
+"""Write docs/reference from the code: a page a stage, and Python by theme.
 
   python docs/make_reference.py
 
 The meaning of a config key is the comment above it in `configs/common.py`; the
-text on a function is its docstring. A test fails when the page is not current.
+text on a function is its docstring, and its example is in `docs/examples.txt`.
+A test fails when a page is not current.
 """
 
 import ast
@@ -23,40 +24,69 @@ from lambda_vit_jax import main
 from lambda_vit_jax.cli import flags, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = ROOT / 'docs' / 'reference.md'
+INDEX = ROOT / 'docs' / 'reference.md'
+FOLDER = ROOT / 'docs' / 'reference'
+EXAMPLES = ROOT / 'docs' / 'examples.txt'
 
-_HEAD = """# Reference
+_GENERATED = (
+  'Generated from the code by [`docs/make_reference.py`]({up}make_reference.py); '
+  'edit\nthe code, not this page.'
+)
 
-Generated from the code by [`docs/make_reference.py`](make_reference.py); edit
-the code, not this page.
-
-- [Command line](#command-line)
-- [Config keys](#config-keys)
-- [Config files](#config-files)
-- [Python](#python)
-"""
-
-_COMMANDS = """## Command line
-
-`python -m lambda_vit_jax` is the same program as `lambda-vit`.
-
-{help}
-
-| exit code | meaning |
+_EXIT_CODES = """| exit code | meaning |
 |---|---|
 | 0 | done; `--help` too |
 | 1 | failed; one line on stderr names what, where and what to do |
 | 2 | wrong command line or config, an unknown key included |
-| 130, 143 | stopped by Ctrl-C or by SIGTERM; everything is saved |
-"""
+| 130, 143 | stopped by Ctrl-C or by SIGTERM; everything is saved |"""
 
-_KEYS = """## Config keys
-
-`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown
+_KEYS = """`--config.KEY=VALUE` sets one. Every config file has all of them; an unknown
 key is an error. A duration is a number of steps (`1000`) or of epochs (`30ep`).
 Where the default is empty, the last column describes what is used. A number
-out of its range is refused before anything is computed.
-"""
+out of its range is refused before anything is computed."""
+
+# Sections of the config that are shown with the stage that reads them; the
+# others, and the top level, are on the page `config`.
+_SECTIONS_OF = {'evaluate': ('evaluate', 'segment'), 'baseline': ()}
+
+# Page: its title, and the public names on it in reading order.
+THEMES = {
+  'python_models': (
+    'Python: models',
+    ('load_pretrained', 'create_model', 'load_export', 'Model'),
+  ),
+  'python_images': (
+    'Python: images, predictions, accuracy',
+    ('image_batches', 'preprocess', 'predict', 'evaluate', 'Evaluation'),
+  ),
+  'python_choose': (
+    'Python: what the layers do, and which may go',
+    ('nose', 'Selection', 'choose_blocks', 'entropy_profile', 'spectrum'),
+  ),
+  'python_change': (
+    'Python: changes of a model',
+    (
+      'prune',
+      'drop_blocks',
+      'narrow_mlps',
+      'merge_tokens',
+      'fold',
+      'quantize',
+      'dequantize',
+      'backbone',
+      'with_decoder',
+    ),
+  ),
+  'python_repair': (
+    'Python: repairs without training',
+    ('linearize', 'refit', 'recentre', 'narrow', 'polish'),
+  ),
+  'python_compress': (
+    'Python: one budget, and training',
+    ('compress', 'Compression', 'dilute'),
+  ),
+  'python_export': ('Python: export', ('export', 'push_to_hub')),
+}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -155,14 +185,15 @@ def _cell(text: str) -> str:
   return text.replace('|', r'\|')
 
 
-def _key_tables() -> str:
+def _key_tables() -> dict[str, str]:
+  """Return the table of each section of the config; the top level is `''`."""
   meanings = key_meanings()
   defaults = flatten(common.base().to_dict())
   ranges = {key: str(found) for key, found in settings.number_ranges().items()}
   augment = importlib.import_module('lambda_vit_jax.data.augment')
   for name, greatest in augment.GREATEST.items():
     ranges[f'data.augment.{name}'] = f'from 0 to {greatest}'
-  pages: dict[str, list[str]] = {}
+  rows: dict[str, list[str]] = {}
   for key, value in defaults.items():
     section = key.rpartition('.')[0]
     cells = (
@@ -171,37 +202,39 @@ def _key_tables() -> str:
       ranges.get(key, ''),
       _cell(meanings.get(key, '')),
     )
-    row = f'| {" | ".join(cells)} |'
-    pages.setdefault(section, []).append(row)
-  parts = []
-  # Keys without a section sort first.
-  for section, rows in sorted(pages.items()):
-    title = f'`{section}`' if section else 'Top level'
-    parts += [f'### {title}', '', '| key | default | range | meaning |']
-    parts += ['|---|---|---|---|', *rows, '']
-  return '\n'.join(parts)
+    rows.setdefault(section, []).append(f'| {" | ".join(cells)} |')
+  header = ['| key | default | range | meaning |', '|---|---|---|---|']
+  return {name: '\n'.join(header + found) for name, found in rows.items()}
 
 
-def _config_files() -> str:
+def _config_file(path: pathlib.Path) -> str:
   defaults = flatten(common.base().to_dict())
-  parts = [
-    '## Config files',
-    '',
-    'Each file, with the keys that differ from the defaults above.',
-    '',
-  ]
-  for path in sorted((ROOT / 'configs').glob('*.py')):
-    if path.stem in ('__init__', 'common'):
-      continue
-    module = importlib.import_module(f'lambda_vit_jax.configs.{path.stem}')
-    parts += [f'### `configs/{path.name}`', '', '```text']
-    parts += [inspect.cleandoc(module.__doc__ or ''), '```', '']
-    parts += ['| key | value |', '|---|---|']
-    for key, value in flatten(module.get_config().to_dict()).items():
-      if defaults.get(key) != value:
-        parts.append(f'| `{key}` | {_shown(value)} |')
-    parts.append('')
+  module = importlib.import_module(f'lambda_vit_jax.configs.{path.stem}')
+  parts = [f'## `configs/{path.name}`', '', '```text']
+  parts += [inspect.cleandoc(module.__doc__ or ''), '```', '']
+  parts += ['| key | value |', '|---|---|']
+  for key, value in flatten(module.get_config().to_dict()).items():
+    if defaults.get(key) != value:
+      parts.append(f'| `{key}` | {_shown(value)} |')
   return '\n'.join(parts)
+
+
+def _config_files() -> dict[str, str]:
+  """Return the pages on the config files: ImageNet's, and the others."""
+  paths = [
+    path
+    for path in sorted((ROOT / 'configs').glob('*.py'))
+    if path.stem not in ('__init__', 'common')
+  ]
+  head = 'Each file, with the keys that differ from the [defaults](config.md).'
+  pages = {}
+  for page, title, imagenet in (
+    ('config_files', 'Config files', False),
+    ('config_files_imagenet', 'Config files: ImageNet', True),
+  ):
+    shown = [p for p in paths if p.stem.startswith('imagenet') == imagenet]
+    pages[page] = '\n\n'.join((f'# {title}', head, *map(_config_file, shown)))
+  return pages
 
 
 def _help_of(arguments: list[str]) -> str:
@@ -211,17 +244,47 @@ def _help_of(arguments: list[str]) -> str:
   return out.getvalue().strip()
 
 
-def _command_line() -> str:
+def _own_help(name: str) -> str:
+  """Return the help of a stage without the paragraphs of the general help."""
   general = _help_of([])
-  parts = ['```text', general, '```']
-  for name in (*flags.STAGES, *flags.COMMANDS):
-    text = _help_of([name])
-    if text != general:
-      # Paragraphs of the general help are not repeated.
-      own = [p for p in text.split('\n\n') if p not in general]
-      text = '\n\n'.join(own)
-      parts += ['', f'### `lambda-vit {name}`', '', '```text', text, '```']
-  return _COMMANDS.format(help='\n'.join(parts))
+  text = _help_of([name])
+  if text == general:
+    return ''
+  own = [part for part in text.split('\n\n') if part not in general]
+  return '\n'.join(('```text', '\n\n'.join(own), '```'))
+
+
+def _stage_pages() -> dict[str, str]:
+  """Return a page per stage, one for the other commands, one for all keys."""
+  tables = _key_tables()
+  pages = {}
+  left = dict(tables)
+  for name in flags.STAGES:
+    parts = [f'# `lambda-vit {name}`', _own_help(name)]
+    for section in _SECTIONS_OF.get(name, (name,)):
+      if section in tables:
+        parts += [f'## Keys of `{section}`', tables[section]]
+        left.pop(section)
+    if name == 'baseline':
+      parts.append('Its keys are those of [`dilute`](dilute.md).')
+    pages[name] = '\n\n'.join(parts)
+  commands = ['# Commands without a config']
+  for name in flags.COMMANDS:
+    commands += [f'## `lambda-vit {name}`', _own_help(name)]
+  pages['commands'] = '\n\n'.join(commands)
+  parts = ['# Config keys', _KEYS]
+  parts.append(
+    'Keys of a stage are on its page: '
+    + ', '.join(
+      f'[`{name}`]({name}.md)' for name in flags.STAGES if name in tables
+    )
+    + '.'
+  )
+  # Keys without a section sort first.
+  for section, table in sorted(left.items()):
+    parts += [f'## `{section}`' if section else '## Top level', table]
+  pages['config'] = '\n\n'.join(parts)
+  return pages
 
 
 def _signature(name: str, module: str) -> str:
@@ -243,25 +306,94 @@ def _signature(name: str, module: str) -> str:
   return f'{name}(\n  ' + ',\n  '.join(arguments) + f',\n){result}'
 
 
-def _python() -> str:
-  parts = ['## Python', '', 'Names of `import lambda_vit_jax as lv`.', '']
-  for name in sorted(lambda_vit_jax.__all__):
-    value = getattr(lambda_vit_jax, name)
-    if isinstance(value, str):
+def examples() -> dict[str, str]:
+  """Return the lines of `examples.txt` on each public name."""
+  parts = re.split(r'^lv\.(\w+)\n-+\n', EXAMPLES.read_text(), flags=re.M)
+  return {
+    name: text.strip()
+    for name, text in zip(parts[1::2], parts[2::2], strict=True)
+  }
+
+
+def _members(owner: type) -> list[str]:
+  """Return a table of the public methods and properties of a class."""
+  rows = []
+  for name, value in vars(owner).items():
+    if name.startswith('_') or not getattr(value, '__doc__', None):
       continue
-    doc = inspect.cleandoc(value.__doc__ or '')
-    signature = _signature(name, value.__module__)
-    parts += [f'### `lv.{name}`', '', '```text', signature]
-    parts += ['', doc.strip(), '```', '']
-  return '\n'.join(parts)
+    if inspect.isfunction(value):
+      parameters = list(inspect.signature(value).parameters)[1:]
+      shown = f'{name}({", ".join(parameters)})'
+    elif isinstance(value, property):
+      shown = name
+    else:
+      continue
+    first = inspect.cleandoc(value.__doc__).partition('\n\n')[0]
+    rows.append(f'| `{shown}` | {_cell(" ".join(first.split()))} |')
+  return ['| member | what it is |', '|---|---|', *rows, ''] if rows else []
 
 
-def render() -> str:
-  """Return the text of the page."""
-  sections = (_HEAD, _command_line(), _KEYS, _key_tables(), _config_files())
-  text = '\n'.join((*sections, _python()))
-  return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+def _python_pages() -> dict[str, str]:
+  """Return a page per theme, each name with its docstring and example."""
+  found = examples()
+  pages = {}
+  for page, (title, names) in THEMES.items():
+    parts = [f'# {title}', '', 'Names of `import lambda_vit_jax as lv`.', '']
+    for name in names:
+      value = getattr(lambda_vit_jax, name)
+      doc = inspect.cleandoc(value.__doc__ or '')
+      signature = _signature(name, value.__module__)
+      parts += [f'## `lv.{name}`', '', '```text', signature]
+      parts += ['', doc.strip(), '```', '']
+      if inspect.isclass(value):
+        parts += _members(value)
+      parts += ['```pycon', found[name], '```', '']
+    pages[page] = '\n'.join(parts)
+  return pages
+
+
+def _index(pages: dict[str, str]) -> str:
+  rows = []
+  for name, text in pages.items():
+    title = text.partition('\n')[0].removeprefix('# ')
+    rows.append(f'| [{title}](reference/{name}.md) |')
+  return '\n\n'.join(
+    (
+      '# Reference',
+      _GENERATED.format(up=''),
+      'A page a stage, the config, and the Python names by theme:',
+      '\n'.join(('| page |', '|---|', *rows)),
+      '## Command line',
+      '`python -m lambda_vit_jax` is the same program as `lambda-vit`.',
+      f'```text\n{_help_of([])}\n```',
+      _EXIT_CODES,
+    )
+  )
+
+
+def render() -> dict[pathlib.Path, str]:
+  """Return the text of every page by its path."""
+  pages = _stage_pages() | _config_files() | _python_pages()
+  texts = {INDEX: _index(pages)}
+  for name, text in pages.items():
+    head, _, body = text.partition('\n')
+    note = _GENERATED.format(up='../')
+    texts[FOLDER / f'{name}.md'] = f'{head}\n\n{note}\n{body}'
+  return {
+    path: re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+    for path, text in texts.items()
+  }
+
+
+def write() -> None:
+  """Write every page, and remove those of names that are gone."""
+  texts = render()
+  FOLDER.mkdir(exist_ok=True)
+  for path in set(FOLDER.glob('*.md')) - set(texts):
+    path.unlink()
+  for path, text in texts.items():
+    path.write_text(text)
 
 
 if __name__ == '__main__':
-  PAGE.write_text(render())
+  write()

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/performance.md from docs/benchmarks/*.json.
+"""Write the pages of measured figures from docs/benchmarks/*.json.
 
   python docs/make_tables.py
 
@@ -9,13 +9,14 @@ missing file has no section, or one that says so. A test fails when a page is no
 import json
 import pathlib
 
-from tables import performance, results
+from tables import performance, results, training_free
 
 DOCS = pathlib.Path(__file__).parent
 FIGURES = DOCS / 'benchmarks'
 
 PAGES = {
   'results.md': results,
+  'results_training_free.md': training_free,
   'performance.md': performance,
 }
 

@@ -13,7 +13,7 @@ Names are loaded when first used, so that importing the package is free.
 import importlib
 from typing import Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # `__init__.pyi` has the same names for editors and type checkers.
 _PUBLIC = {

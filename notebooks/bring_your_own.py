@@ -12,10 +12,10 @@
 # # Bring your own weights and images
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lambda_vit_jax/blob/main/notebooks/bring_your_own.ipynb)
 #
-# For your weights and images: which attention layers can be removed, how many
-# decisions stay the same without training, how fast the smaller model is on this
-# machine, and files that other programs read. It takes two minutes on a CPU with
-# the example weights and images.
+# Load a network, choose what it can spare, put something smaller in its place
+# without training, look at what was lost, and export. Set `WEIGHTS` to a backbone
+# such as DINOv2 or DeiT and `IMAGES` to a folder; without them, a small network
+# and the images of digits are used, which takes two minutes on a CPU.
 
 # %%
 # A fresh Colab has JAX for its CPU, GPU or TPU: what is installed stays as it is.
@@ -29,7 +29,7 @@ REPOSITORY = 'https://github.com/OWNER/lambda_vit_jax'
 NEEDED = [
   'absl-py>=2.1',
   'etils[epath]>=1.9',
-  'flatbuffers>=24.3',
+  'flatbuffers>=24.3.6',
   'flax>=0.12,<0.14',
   'grain>=0.2.12,<0.4',
   'importlib_resources>=6',
@@ -71,22 +71,22 @@ if lacks('lambda_vit_jax'):
     install(*lacking)
 
 # %% [markdown]
-# Fill these in. `WEIGHTS`: a `.safetensors` or `.npz` file, a folder, an export,
-# or `hf-hub:timm/NAME` (needs `huggingface_hub`). `IMAGES`: a folder with
-# `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. `VARIANT`: a name from `lambda-vit
-# models`, where the weights do not name it. Where one is None, an example is used.
+# Fill these in. `WEIGHTS`: a file, a folder, an export, or `hf-hub:timm/NAME`
+# (needs `huggingface_hub`). `IMAGES`: a folder with `train/CLASS/*.jpg` and
+# `val/CLASS/*.jpg`, of the classes of the weights' head in their order. The
+# environment variables of these names do the same. Where one is empty, an
+# example is used.
 
 # %%
-WEIGHTS = None
-IMAGES = None
-VARIANT = None
+import os
+
+WEIGHTS = os.environ.get('WEIGHTS', '')
+IMAGES = os.environ.get('IMAGES', '')
 
 # %%
 import pathlib
 import tempfile
-import time
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -95,12 +95,7 @@ from lambda_vit_jax.main import main
 
 FOLDER = pathlib.Path(tempfile.mkdtemp())
 
-if WEIGHTS is None:
-  example = lv.load_pretrained('builtin:vit_mini_patch2_8_digits')
-  lv.export(example, FOLDER / 'weights', formats=('safetensors',))
-  WEIGHTS = FOLDER / 'weights' / 'model.safetensors'
-
-if IMAGES is None:
+if not IMAGES:
   from sklearn.datasets import load_digits
 
   IMAGES = FOLDER / 'images'
@@ -114,115 +109,105 @@ if IMAGES is None:
     Image.fromarray((pixels / 16 * 255).astype(np.uint8)).save(path)
 
 # %% [markdown]
-# ## The weights
+# ## Load
 
 # %%
-model = lv.load_pretrained(WEIGHTS, variant=VARIANT)
-model.variant, model.num_parameters, model.preprocessing
+model = lv.load_pretrained(WEIGHTS or 'builtin:vit_mini_patch2_8_digits')
+model.summary()
 
 # %% [markdown]
-# ## The images
-# `lambda-vit check-data image_folder:DIR` reads every image once and reports what
-# it found.
+# `check-data` reads every image once and reports what it found. Choices and fits
+# take some hundred images of the training split, without their labels.
 
 # %%
 assert main(['check-data', f'image_folder:{IMAGES}']) == 0
-
-# %% [markdown]
-# A few hundred images of the training split are enough to choose layers.
-
-
-# %%
-def read(path):
-  """One image as the model expects it: resized, centre-cropped, normalised."""
-  wanted = model.preprocessing
-  height, width = wanted.image_size
-  image = Image.open(path).convert('L' if wanted.channels == 1 else 'RGB')
-  scale = max(height / image.height, width / image.width) / wanted.crop_ratio
-  if scale != 1:
-    size = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-  left, top = (image.width - width) // 2, (image.height - height) // 2
-  image = image.crop((left, top, left + width, top + height))
-  array = np.asarray(image, np.float32).reshape(height, width, -1) / 255
-  mean, std = (np.asarray(v, np.float32) for v in (wanted.mean, wanted.std))
-  return (array - mean) / std
-
-
-files = sorted(
-  path
-  for path in pathlib.Path(IMAGES).glob('train/*/*')
-  if path.suffix.lower() in ('.png', '.jpg', '.jpeg')
+batches = lv.image_batches(
+  pathlib.Path(IMAGES) / 'train', model, num_images=256
 )
-rng = np.random.default_rng(0)
-chosen = rng.choice(files, min(256, len(files)), replace=False)
-images = np.stack([read(path) for path in chosen])
-batches = np.split(images, np.arange(64, len(images), 64))
-images.shape
 
 # %% [markdown]
-# ## Choose layers
+# ## Choose
+# NOSE: by how much the entropy of the output drops without an attention layer.
 
 # %%
 selection = lv.nose(model, batches, num_layers=5)
 selection
 
+# %% [markdown]
+# ## Replace, without training
+# An affine map in place of each chosen layer, and MLPs that make up for the rest;
+# or one budget for attention, neurons and whole blocks.
+
 # %%
-pruned = lv.prune(model, selection, mode='absent')
-same = np.argmax(pruned(images), -1) == np.argmax(model(images), -1)
-f'{100 * same.mean():.1f}% of decisions unchanged before any training'
+mapped = lv.linearize(model, batches, selection, refit=True)
+found = lv.compress(model, batches, target_speedup=1.5)
+found
+
+# %%
+found.plot()
 
 # %% [markdown]
-# ## Export
-# Each file is read back and its logits compared before the folder appears.
+# ## Evaluate
+# On the images of `val`: the accuracy of each network, and its difference to the
+# dense one with the 95% interval of the paired difference. A backbone without a
+# head has features instead of classes; there the cosine to the dense features is
+# shown.
 
 # %%
-report = lv.export(pruned, FOLDER / 'export', check_images=images[:8])
-report
+files = sorted(p for p in pathlib.Path(IMAGES).glob('val/*/*') if p.is_file())
+names = sorted({path.parent.name for path in files})
+labels = np.array([names.index(path.parent.name) for path in files])
+test = [
+  (lv.preprocess(files[i : i + 64], model), labels[i : i + 64])
+  for i in range(0, len(files), 64)
+]
 
-# %% [markdown]
-# ## Time it
-# The programs run in turn, so that a slow moment affects all of them. Each call
-# waits for its result, and the first calls, which compile, are not counted.
-# `stablehlo` is the exported program, run by JAX without this package.
 
-# %%
-import jax.export
+def compare(other):
+  if model.num_classes:
+    dense, changed = lv.evaluate(model, test), lv.evaluate(other, test)
+    difference, half = changed.minus(dense)
+    return f'{changed.top1:.2%} ({difference:+.2%} ± {half:.2%})'
+  pairs = [(np.asarray(model(x)), np.asarray(other(x))) for x, _ in test]
+  a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+  norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+  return f'cosine {np.mean((a * b).sum(1) / norms):.4f}'
 
-program = jax.export.deserialize(
-  bytearray((FOLDER / 'export' / 'model.stablehlo').read_bytes())
-)
-batch = images[:32]
-calls = {'dense': model, 'pruned': pruned, 'stablehlo': jax.jit(program.call)}
-seconds = {name: [] for name in calls}
-for turn in range(12):
-  for name, call in calls.items():
-    start = time.perf_counter()
-    jax.block_until_ready(call(batch))
-    if turn >= 2:
-      seconds[name].append(time.perf_counter() - start)
+
 {
-  name: f'{len(batch) / np.median(values):,.0f} images/s (fastest '
-  f'{len(batch) / min(values):,.0f}, slowest {len(batch) / max(values):,.0f})'
-  for name, values in seconds.items()
+  f'{name}, {model.macs() / other.macs():.2f} times fewer operations': compare(
+    other
+  )
+  for name, other in {
+    'dense': model,
+    'maps': mapped,
+    'one budget': found.model,
+  }.items()
 }
 
 # %% [markdown]
-# ## Train the smaller model
-# The same from the command line, with dilution. It trains only a few steps, to
-# show that it works; for a real run use `--config.dilute.dilution_steps=30ep` or
-# more, and see `docs/data.md` for a config of your own.
+# ## Export
+# Each file is read back and its output compared before the folder appears.
 
 # %%
-code = main(
-  [
-    'run',
-    '--config=configs/digits.py:runlocal',
-    f'--workdir={FOLDER / "run"}',
-    f'--config.init={WEIGHTS}',
-    f'--config.model.variant={model.variant}',
-    f'--config.data.source=image_folder:{IMAGES}',
-    '--quiet',
-  ]
+report = lv.export(
+  found.model, FOLDER / 'export', formats=('safetensors', 'stablehlo', 'onnx')
 )
-assert code == 0
+report
+
+# %% [markdown]
+# ## Use it
+
+# %%
+smaller = lv.load_export(FOLDER / 'export')
+smaller.predict(files[:1]) if smaller.num_classes else smaller(test[0][0]).shape
+
+# %% [markdown]
+# ## Train, too
+# λ leads from the dense network to the smaller one while it trains. A few steps
+# here show that it works; `lambda-vit run` does it with checkpoints, see
+# `docs/tutorial.md` for a config of your own.
+
+# %%
+trained = lv.dilute(model, test[:1], found.model, steps=4, settle_steps=2)
+compare(trained)

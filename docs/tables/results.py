@@ -12,6 +12,8 @@ HEAD = """# Results
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). None of them is for ImageNet: the published
 accuracies for it are in [evidence.md](evidence.md) and not verified by us.
+The details of maps, refits and dropped blocks on small networks are in
+[results_training_free.md](results_training_free.md).
 """
 
 
@@ -251,17 +253,13 @@ def method_tables(of_sets: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'compress': compression.compression_tables,
+  'real_backbone': training_free.real_backbone_tables,
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
   'method_table': method_tables,
   'segmentation_table': segmentation_table,
   'selection_quality': quality_tables,
-  'training_free': training_free.training_free_tables,
-  'compress': compression.compression_tables,
-  'real_backbone': training_free.real_backbone_tables,
-  'block_maps': training_free.block_tables,
-  'neighbourhood': training_free.neighbourhood_tables,
-  'narrow_layers': training_free.narrow_tables,
 }
 
 NOT_MEASURED: dict[str, str] = {}

@@ -1,8 +1,16 @@
-"""The sections of docs/results.md on models changed without training."""
+"""Tables of models changed without training: small networks, and a real one."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tables.parts import layers, origin, percent, table
+
+HEAD = """# Results without training, in detail
+
+Made by [`docs/make_tables.py`](make_tables.py). Small networks, for a look at one
+effect at a time; a real backbone is in
+[results.md](results.md#without-training-a-real-backbone-caltech101).
+"""
 
 
 def training_free_tables(of_sets: dict[str, Any]) -> str:
@@ -240,3 +248,13 @@ def narrow_tables(of_sets: dict[str, Any]) -> str:
     )
 
   return '\n\n'.join(section(*item) for item in of_sets.items())
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'training_free': training_free_tables,
+  'block_maps': block_tables,
+  'neighbourhood': neighbourhood_tables,
+  'narrow_layers': narrow_tables,
+}
+
+NOT_MEASURED: dict[str, str] = {}

@@ -84,7 +84,7 @@ def compress(
   """Makes a network so many times as fast, with the parts that it needs least.
 
   Greedy: each step takes the part whose loss is the smallest for what it saves,
-  with its repair in place, and repairs it (docs/method.md#one-budget). Labels are
+  with its repair in place, and repairs it (docs/compression.md#one-budget). Labels are
   not used.
 
   Args:

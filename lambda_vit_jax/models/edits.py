@@ -74,7 +74,7 @@ def prune(
 def narrow_mlps(model: Model, kept: Mapping[int, Iterable[int]]) -> Model:
   """Removes hidden neurons of MLPs: none of their weights stays in the tree.
 
-  Nothing makes up for them, for which see `lv.narrow` (docs/method.md#narrow-mlps). A block that has then
+  Nothing makes up for them, for which see `lv.narrow` (docs/compression.md#narrow-mlps). A block that has then
   neither attention nor MLP only scales the stream; in mode `absent` it does
   nothing, and `drop_blocks` leaves it out.
 
@@ -140,7 +140,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
   """The model with token merging in the blocks that have attention.
 
   Needs no training: the parameters stay as they are
-  (docs/method.md#token-merging).
+  (docs/compression.md#token-merging).
 
   Args:
     model: left as it is; its own merging, if any, is replaced.
@@ -169,7 +169,7 @@ def merge_tokens(model: Model, merge: Any, start: Any = 0) -> Model:
 def quantize(model: Model, arithmetic: str = 'weights') -> Model:
   """The model with its matrices as 8-bit integers, one scale per channel.
 
-  Needs no data: each matrix is rounded by itself (docs/method.md#8-bit-integers).
+  Needs no data: each matrix is rounded by itself (docs/compression.md#8-bit-integers).
   Quantise last: a quantised model cannot be searched, fitted or trained.
 
   Args:
@@ -205,7 +205,7 @@ def dequantize(model: Model) -> Model:
 
   Returns:
     A new `Model`: each matrix is `q · scale`, with one scale per output channel
-    (docs/method.md#8-bit-integers). The values of a model that is not quantised
+    (docs/compression.md#8-bit-integers). The values of a model that is not quantised
     do not change.
   """
   return model.replace(

@@ -116,7 +116,7 @@ def dilute(
   """Trains `model` while λ turns it into a smaller network, then goes on.
 
   Over `steps` steps the network changes from `model` to `towards`, linearly in λ;
-  `settle_steps` more train what is left (docs/method.md#towards-a-stand-in). All
+  `settle_steps` more train what is left (docs/training_free.md#towards-a-stand-in). All
   parameters train. What needs checkpoints or more images than fit in memory is
   the stage `dilute`.
 

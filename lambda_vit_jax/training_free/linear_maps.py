@@ -2,7 +2,7 @@
 
 The attention of a block becomes an affine map of n(x), LayerNorm without affine
 parameters, and of further inputs: the ridge regression of what the stream lacks
-(docs/method.md#affine-maps). This file has the public functions and their
+(docs/training_free.md#affine-maps). This file has the public functions and their
 checks; `map_fitter` runs the images through the network and `least_squares`
 solves for the maps. Labels are not used.
 """
@@ -117,7 +117,7 @@ def linearize(
       (the class token has maps of its own), `neighbours` (the mean over 3 x 3
       patches), `positions` (an intercept for each) and `mixing` (values of the
       heads, mixed by fixed matrices over the tokens); their costs are in
-      docs/method.md#affine-maps. `auto` chooses for each block what predicts
+      docs/training_free.md#affine-maps. `auto` chooses for each block what predicts
       held-out images best for its cost, which `auto:SHARE` bounds: 0 is that of
       `token` alone, 1 that of attention, 0.5 the default.
     target: `stream` fits a map to what brings the modified network's stream to

@@ -108,7 +108,7 @@ def narrow(
   """`model` with narrower MLPs, whose neurons make up for those that are gone.
 
   Block after block on the network as narrowed so far; labels are not used
-  (docs/method.md#narrow-mlps).
+  (docs/compression.md#narrow-mlps).
 
   Args:
     model: finished, not folded; not changed.

@@ -3,7 +3,7 @@
 Between the closed forms and training: the maps of `linearize` and the MLPs that
 follow the first change are moved by Adam, on the same unlabelled images, towards
 the dense network's normed streams and logits (`losses.stream_distillation_loss`;
-docs/method.md#polish). Nothing else changes, and inference costs the same.
+docs/training_free.md#polish). Nothing else changes, and inference costs the same.
 """
 
 from collections.abc import Callable

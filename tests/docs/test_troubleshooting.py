@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has a row for every error message, and no other."""
+"""docs/troubleshooting*.md have a row for every error message, and no other."""
 
 import ast
 import functools
@@ -7,7 +7,7 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / 'lambda_vit_jax'
-PAGE = ROOT / 'docs' / 'troubleshooting.md'
+PAGES = sorted((ROOT / 'docs').glob('troubleshooting*.md'))
 # A message with fewer letters only passes on the text of another error.
 FEWEST_LETTERS = 8
 # Functions that raise an error with the text that they are given.
@@ -68,10 +68,11 @@ def _messages():
 
 def rows():
   """The first column of every table of messages, as patterns."""
-  page = PAGE.read_text().partition('## No message')[0]
-  for line in re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE):
-    parts = (re.escape(part) for part in line.split('…'))
-    yield line, re.compile('.*'.join(parts))
+  for path in PAGES:
+    page = path.read_text().partition('## No message')[0]
+    for line in re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE):
+      parts = (re.escape(part) for part in line.split('…'))
+      yield line, re.compile('.*'.join(parts))
 
 
 def test_every_message_has_its_row():
@@ -81,7 +82,7 @@ def test_every_message_has_its_row():
     for place, text in messages()
     if not any(pattern.search(text) for pattern in patterns)
   ]
-  assert not missing, 'add rows to docs/troubleshooting.md for:\n' + '\n'.join(
+  assert not missing, 'add rows to docs/troubleshooting*.md for:\n' + '\n'.join(
     missing
   )
 

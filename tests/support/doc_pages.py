@@ -1,4 +1,4 @@
-"""Parse README.md and docs/*.md: code blocks, links and commands."""
+"""Parse README.md and the pages of docs/: code blocks, links and commands."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGES = (
   ROOT / 'README.md',
   ROOT / 'CONTRIBUTING.md',
-  *sorted((ROOT / 'docs').glob('*.md')),
+  *sorted((ROOT / 'docs').rglob('*.md')),
 )
 _FENCE = re.compile(r'^```(\w+)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 _SHELLS = ('bash', 'sh', 'console', 'shell')
@@ -36,7 +36,7 @@ def fences(path: pathlib.Path, *languages: str) -> list[str]:
   return [body for language, body in found if language in languages]
 
 
-def _split(where: str, text: str) -> list[Command]:
+def split(where: str, text: str) -> list[Command]:
   """Commands in shell lines, without leading variable assignments."""
   commands = []
   for line in text.replace('\\\n', ' ').splitlines():
@@ -52,20 +52,20 @@ def _split(where: str, text: str) -> list[Command]:
       for word in words[1:]:
         inner = re.search(r'(lambda-vit|python3? -m lambda_vit_jax) .*', word)
         if inner:
-          commands += _split(where, inner[0])
+          commands += split(where, inner[0])
   return commands
 
 
 def commands() -> list[Command]:
-  """All commands on the pages, those of `--help` in reference.md included."""
+  """All commands on the pages, those of `--help` in the reference included."""
   found = []
   for path in PAGES:
     for body in fences(path, *_SHELLS):
-      found += _split(name(path), body)
+      found += split(name(path), body)
     for body in fences(path, 'text'):
       text = body.replace('\\\n', ' ')
       for line in re.findall(r'^  (lambda-vit .+)$', text, re.MULTILINE):
-        found += _split(name(path), line)
+        found += split(name(path), line)
   return found
 
 
