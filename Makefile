@@ -30,9 +30,10 @@ lint: install
 test: install lint
 	$(BIN)/python -m pytest $(WORKERS)
 
-# Some ten seconds more, which the quickstart need not wait for.
+# The site and the tutorial's ONNX: half a minute, which the quickstart need not
+# wait for.
 $(VENV)/docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,onnx]'
 	touch $@
 
 site: $(VENV)/docs
