@@ -132,7 +132,7 @@ def load_export(directory: str | epath.PathLike) -> Model:
 
   Args:
     directory: written by the stage `export` or `lv.export`
-      (docs/files.md#an-export); may be `gs://…`.
+      (docs/files_export.md#an-export); may be `gs://…`.
 
   Returns:
     A model with its parameters as stored.

@@ -92,7 +92,7 @@ def export(
 ) -> ExportReport:
   """Writes `params/`, `model.json` and the portable formats.
 
-  docs/files.md#an-export describes the folder.
+  docs/files_export.md#an-export describes the folder.
 
   Args:
     model: dense or pruned, unfolded as trained; folded here where a format
