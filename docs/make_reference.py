@@ -356,13 +356,13 @@ def _index(pages: dict[str, str]) -> str:
   rows = []
   for name, text in pages.items():
     title = text.partition('\n')[0].removeprefix('# ')
-    rows.append(f'| [{title}](reference/{name}.md) |')
+    rows.append(f'- [{title}](reference/{name}.md)')
   return '\n\n'.join(
     (
       '# Reference',
       _GENERATED.format(up=''),
       'A page a stage, the config, and the Python names by theme:',
-      '\n'.join(('| page |', '|---|', *rows)),
+      '\n'.join(rows),
       '## Command line',
       '`python -m lambda_vit_jax` is the same program as `lambda-vit`.',
       f'```text\n{_help_of([])}\n```',

@@ -214,10 +214,25 @@ def test_hooks_and_ci_use_what_make_uses():
   constraints = (doc_pages.ROOT / 'constraints.txt').read_text()
   version = re.search(r'^ruff==(.+)$', constraints, re.MULTILINE)[1]
   assert f'rev: v{version}\n' in hooks
-  workflow = (doc_pages.ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
-  assert {'make test', 'make test-slow'} <= set(
-    re.findall(r'run: (make [\w-]+)', workflow)
-  )
+  makefile = (doc_pages.ROOT / 'Makefile').read_text()
+  made = {
+    target
+    for workflow in (doc_pages.ROOT / '.github' / 'workflows').glob('*.yml')
+    for target in re.findall(r'run: make ([\w-]+)', workflow.read_text())
+  }
+  assert {'test', 'test-slow', 'site'} <= made
+  for target in made:
+    assert re.search(rf'^{target}:', makefile, re.MULTILINE)
+
+
+def test_every_file_names_the_same_version():
+  changes = (doc_pages.ROOT / 'CHANGELOG.md').read_text()
+  version, date = re.search(
+    r'^## \[([\d.]+)\] - (\S+)$', changes, re.MULTILINE
+  ).groups()
+  citation = (doc_pages.ROOT / 'CITATION.cff').read_text()
+  assert f'\nversion: {version}\ndate-released: {date}\n' in citation
+  assert lv.__version__ == version
 
 
 @in_docs('[a-z]*.md')

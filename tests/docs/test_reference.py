@@ -15,8 +15,12 @@ MAKER = runpy.run_path(str(DOCS / 'make_reference.py'))
 NAMES = [name for name in lambda_vit_jax.__all__ if name != '__version__']
 
 
-def test_the_pages_are_current():
-  texts = MAKER['render']()
+@pytest.fixture(scope='module')
+def texts():
+  return MAKER['render']()
+
+
+def test_the_pages_are_current(texts):
   here = {DOCS / 'reference.md', *(DOCS / 'reference').glob('*.md')}
   stale = [path.name for path in here if path.read_text() != texts.get(path)]
   assert (here == set(texts), stale) == (True, []), (
@@ -31,8 +35,8 @@ def test_every_config_key_has_a_meaning():
   assert not without, 'put a comment above these keys in configs/common.py'
 
 
-def test_every_config_key_is_on_a_page():
-  pages = ''.join(MAKER['render']().values())
+def test_every_config_key_is_on_a_page(texts):
+  pages = ''.join(texts.values())
   keys = MAKER['flatten'](common.base().to_dict())
   assert not [key for key in keys if f'\n| `{key}` |' not in pages]
 
