@@ -4,6 +4,8 @@ The backbone, probe, images and scores are those of real_backbone.py. Every row 
 at about the same executed operations:
 
   joint         attention, neurons and blocks (`lv.compress`)
+  everything    these and tokens, which merge
+  neurons_tokens
   attention     `lv.compress` with that part alone; likewise neurons, blocks
   uniform       all MLPs narrowed alike with a closed form of their own output (the
                 idea of CORP, arXiv 2602.05243, for its MLPs)
@@ -36,7 +38,7 @@ from real_backbone import Table
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis import memory
 from lambda_vit_jax.analysis.images import read_images
-from lambda_vit_jax.compression import costs, steps
+from lambda_vit_jax.compression import costs, parts, steps
 from lambda_vit_jax.compression.streams import Streams
 from lambda_vit_jax.models.build import with_mlp_dims
 from lambda_vit_jax.models.edits import narrow_mlps
@@ -47,6 +49,8 @@ OUTPUT = common.RESULTS / 'compress.json'
 SPEEDUPS = (1.1, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 PARTS = {
   'joint': ('attention', 'neurons', 'blocks'),
+  'everything': ('attention', 'neurons', 'blocks', 'tokens'),
+  'neurons_tokens': ('neurons', 'tokens'),
   'attention': ('attention',),
   'neurons': ('neurons',),
   'blocks': ('blocks',),
@@ -166,12 +170,17 @@ def write_searched(
       return {'speedup': None}
     number = found.steps_to(target)
     images = [table.draw(draw)]
-    model = AFTER[after](found.models[number], table.dense, images)
+    model = found.models[number]
+    if after != 'plain':
+      # Fits look at the network in which no tokens merge.
+      fitted = AFTER[after](parts.unmerged(model), table.dense, images)
+      model = fitted.replace(module=model.module)
     return {
       'speedup': speedup(table.dense, model),
       'error': found.points[number].error,
       'attention_modes': model.attention_modes,
       'mlp_dims': model.mlp_dims,
+      'merge': model.module.merge_counts,
       'kept_blocks': model.block_origins,
       'search_seconds': seconds,
       'evaluations': found.evaluations,

@@ -286,7 +286,8 @@ def base() -> ml_collections.ConfigDict:
   config.compress = compress = ml_collections.ConfigDict()
   # How many times as fast as the dense network: above 1.
   compress.target_speedup = 1.5
-  # What may go: any of attention, neurons (of MLPs, by eighths), mlps, blocks.
+  # What may go: any of attention, neurons (of MLPs, by eighths), mlps, blocks,
+  # and tokens (that merge, in the blocks that keep their attention).
   compress.parts = ('attention', 'neurons', 'blocks')
   # What a part's loss is: output (how far the output is from the dense one) or
   # transfer_entropy.

@@ -18,7 +18,8 @@ DATA_SETS = {'caltech101': 'Caltech-101', 'cifar10': 'CIFAR-10'}
 
 # By lever, its name and colour; every shade has a contrast of 3 on white.
 LEVERS = {
-  'joint': ('lv.compress: attention, neurons, blocks', '#0b62b0'),
+  'everything': ('lv.compress: attention, neurons, blocks, tokens', '#0b62b0'),
+  'joint': ('lv.compress: attention, neurons, blocks', '#1793a6'),
   'attention': ('attention alone', '#7a4fbf'),
   'neurons': ('neurons alone', '#1a7f64'),
   'uniform': ('every MLP narrowed alike (CORP)', '#b25c00'),
@@ -34,8 +35,8 @@ def curves(found: dict[str, Any]) -> dict[str, Curve]:
   dense = (1.0, 100 * found['dense_top1'])
   lines: dict[str, Curve] = {}
   for key, row in found['rows'].items():
-    draw, lever, _ = key.split(' ')
-    if draw == '0' and row.get('speedup'):
+    draw, lever, _, *after = key.split(' ')
+    if draw == '0' and row.get('speedup') and not after:
       lines.setdefault(lever, [dense]).append(
         (row['speedup'], 100 * row['top1'])
       )
@@ -74,8 +75,8 @@ def draw(figures: dict[str, Any], path: pathlib.Path) -> None:
           markersize=4,
           color=colour,
           label=title,
-          linewidth=2.2 if lever == 'joint' else 1.2,
-          zorder=3 if lever == 'joint' else 2,
+          linewidth=2.2 if lever == 'everything' else 1.2,
+          zorder=3 if lever == 'everything' else 2,
         )
       dense = 100 * found['dense_top1']
       ax.axhline(dense, color='#999999', linewidth=0.8, linestyle=':')

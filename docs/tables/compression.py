@@ -6,6 +6,8 @@ from tables.parts import origin, percent, table
 
 _LEVERS = {
   'joint': '`lv.compress`: attention, neurons, blocks',
+  'everything': '`lv.compress`: these and tokens',
+  'neurons_tokens': '`lv.compress`: neurons and tokens',
   'attention': 'attention alone',
   'neurons': 'neurons alone',
   'blocks': 'blocks alone',

@@ -24,6 +24,7 @@ from lambda_vit_jax.models import map_inputs, merge_schedule, modes
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.variants import get_variant
+from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.training import optim, tracing
 from lambda_vit_jax.training.step import LossSettings
@@ -90,14 +91,7 @@ def _check_model(settings: Settings) -> Model:
     module = make_module(
       variant, image_size=settings.model.image_size, num_classes=0
     )
-  rows, columns = module.grid_size
-  with _named('model'):
-    schedule = merge_schedule.merge_schedule(
-      settings.model.merge,
-      module.depth,
-      rows * columns if _size_is_known(settings) else _MANY,
-      settings.model.merge_start,
-    )
+  schedule = _merging(settings, module)
   fits = settings.method == 'linearize' or settings.dilute.is_warm
   if fits and settings.linearize.maps:
     with _named('linearize.inputs'):
@@ -150,8 +144,8 @@ def _check_select(settings: Settings, model: Model) -> None:
 
 
 def _check_compress(settings: Settings, model: Model) -> None:
-  options = task.compress_options(settings).checked(model)
   with _named('compress.inputs'):
+    options = task.compress_options(settings).checked(model)
     map_inputs.check_linear_inputs(options.inputs or ('token',))
   if 'compress' not in settings.fitted_stages:
     return
@@ -160,11 +154,38 @@ def _check_compress(settings: Settings, model: Model) -> None:
       'config.compress.parts: a decoder reads the outputs of blocks; with '
       'task=segment leave `blocks` out'
     )
+  if 'tokens' in options.parts:
+    _check_tokens(settings, model)
   if _size_is_known(settings):
     with _named('compress.inputs'):
       map_inputs.check_grid(options.inputs or (), model.module.grid_size)
     if options.cost == 'macs':
       steps.check_reach(model, model, options, costs.macs)
+
+
+def _merging(settings: Settings, module: ViT) -> tuple[int, ...]:
+  """Returns how many tokens each block of the finished network merges."""
+  rows, columns = module.grid_size
+  with _named('model'):
+    return merge_schedule.merge_schedule(
+      settings.model.merge,
+      module.depth,
+      rows * columns if _size_is_known(settings) else _MANY,
+      settings.model.merge_start,
+    )
+
+
+def _check_tokens(settings: Settings, model: Model) -> None:
+  if settings.method == 'dilute':
+    raise UsageError(
+      'config.compress.parts: dilution trains without merged tokens; leave '
+      'tokens out, and set config.model.merge for the network at its end'
+    )
+  if any(_merging(settings, model.module)):
+    raise UsageError(
+      'config.model.merge: the part tokens of config.compress.parts decides how '
+      'many merge; give one of the two'
+    )
 
 
 def _check_export(settings: Settings) -> None:

@@ -62,6 +62,7 @@ class BlockTimes:
 
   def __call__(self, model: Model) -> float:
     module = model.module
+    tokens = module.num_tokens
     total = self._ms('stem', lambda: self._stem(model))
     for position, mode in enumerate(module.attention_modes):
       narrow = position >= module.last_mixing_block
@@ -69,10 +70,15 @@ class BlockTimes:
       block = pieces.block_of(module, position, mode)
       words = [mode, *(block.linear_inputs if mode == 'linear' else ())]
       words += [str(model.mlp_dims[position]), 'narrow' * (read is not None)]
+      if tokens < module.num_tokens:
+        words.append(f'{tokens} tokens')
+      if block.merge:
+        words.append(f'merges {block.merge}')
       total += self._ms(
         ' '.join(filter(None, words)),
-        functools.partial(self._block, module, block, read),
+        functools.partial(self._block, module, block, read, tokens),
       )
+      tokens -= block.merge
     return total
 
   def _ms(self, name: str, prepare: Callable[[], Callable[[], Any]]) -> float:
@@ -88,23 +94,21 @@ class BlockTimes:
 
   def _stem(self, model: Model) -> Callable[[], Any]:
     module = model.module
-    stem = pieces.stem_of(module)
+    stem = pieces.stem_of(module.clone(merge=()))
     params = pieces.stem_params(model.params, model.depth)
     images = jnp.zeros((self._batch_size, *module.image_size, module.in_chans))
     return functools.partial(forward, stem, params, images)
 
   def _block(
-    self, module: ViT, block: EncoderBlock, read_tokens: int | None
+    self, module: ViT, block: EncoderBlock, read: int | None, tokens: int
   ) -> Callable[[], Any]:
     # The time does not depend on the numbers.
-    x = jnp.zeros(
-      (self._batch_size, module.num_tokens, module.embed_dim), module.dtype
-    )
+    x = jnp.zeros((self._batch_size, tokens, module.embed_dim), module.dtype)
     shapes = jax.eval_shape(block.init, jax.random.key(0), x)['params']
     params = jax.tree.map(
       lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes
     )
-    return functools.partial(_run_block, block, params, x, read_tokens)
+    return functools.partial(_run_block, block, params, x, read)
 
 
 @compilation.jit(static_argnames=('block', 'read_tokens'))

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.compression import costs, nose_path, steps
 from lambda_vit_jax.compression.options import CompressOptions, names_of
-from lambda_vit_jax.compression.parts import Part
+from lambda_vit_jax.compression.parts import Part, unmerged
 from lambda_vit_jax.compression.record import Compression, Step
 from lambda_vit_jax.compression.search import OnScore, Search
 from lambda_vit_jax.core.arguments import check_arguments
@@ -93,8 +93,9 @@ def compress(
       images are enough for most networks. Three quarters are fitted on, the
       others score.
     target_speedup: of the cost, against `dense`; above 1.
-    parts: of `attention`, `neurons` (of MLPs, an eighth at a time), `mlps` and
-      `blocks`.
+    parts: of `attention`, `neurons` (of MLPs, an eighth at a time), `mlps`,
+      `blocks` and `tokens` (that merge, a thirty-second of the patches at a
+      time). The closed forms are fitted without the merging.
     criterion: `output`, how far the output is from the dense one; or
       `transfer_entropy`, in nats.
     cost: `macs`, operations that are executed; or `time`, measured per kind of
@@ -202,16 +203,21 @@ def run(
 def _finetuned(
   found: Compression, dense: Model, images: ImageSet, count: int
 ) -> Compression:
-  """The path, with so many steps of `polish` on its last network."""
+  """The path, with so many steps of `polish` on its last network.
+
+  Like all fits, they look at the network in which no tokens merge.
+  """
   mesh = images.placement.mesh
+  last = found.model
   model = polish.polish(
-    found.model,
+    unmerged(last),
     dense,
     list(images.images),
     steps=count,
     batch_size=-(-polish.BATCH_SIZE // mesh.size) * mesh.size,
     mesh=mesh,
   )
+  model = model.replace(module=last.module)
   return dataclasses.replace(found, models=(*found.models[:-1], model))
 
 

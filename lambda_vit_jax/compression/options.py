@@ -6,6 +6,7 @@ from typing import Any
 
 from lambda_vit_jax.compression import costs, parts, scores
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import least_squares
 
@@ -70,9 +71,12 @@ class CompressOptions:
     elif inputs is None:
       own = model.module.class_token
       inputs = DEFAULT_INPUTS if own else DEFAULT_INPUTS[:2]
+    names = parts.check_parts(self.parts)
+    if 'tokens' in names:
+      map_inputs.check_unmerged(inputs)
     return dataclasses.replace(
       self,
-      parts=parts.check_parts(self.parts),
+      parts=names,
       inputs=tuple(inputs),
       ridge='auto' if ridge is None else ridge,
     )

@@ -1,8 +1,8 @@
 """The parts of a network that can go, and the network without one of them.
 
 A part is data: a kind and a block. A block loses its attention in two steps, to an
-affine map and then to nothing, and its hidden neurons by eighths, so that each is
-one part after the other.
+affine map and then to nothing, its hidden neurons by eighths, and tokens by a
+thirty-second of the image's patches, so that each is one part after the other.
 """
 
 import dataclasses
@@ -13,11 +13,12 @@ from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import edits, surgery
 from lambda_vit_jax.models.build import with_mlp_dims
+from lambda_vit_jax.models.merge_schedule import merge_counts
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
 from lambda_vit_jax.training_free import linear_maps
 
-Kind = Literal['attention', 'map', 'neurons', 'mlp', 'block']
+Kind = Literal['attention', 'map', 'neurons', 'mlp', 'block', 'tokens']
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """What can go.
@@ -27,6 +28,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
   neurons    an eighth of an MLP's hidden layer, as the variant has it
   mlp        a whole MLP
   block      a whole block
+  tokens     patch tokens, which merge with others after a block's attention
 """
 
 GROUPS: dict[str, tuple[Kind, ...]] = {
@@ -34,10 +36,14 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
   'neurons': ('neurons',),
   'mlps': ('mlp',),
   'blocks': ('block',),
+  'tokens': ('tokens',),
 }
 """The kinds that each name of the argument `parts` stands for."""
 
 EIGHTHS = 8
+
+_SHARE_OF_TOKENS = 32
+"""Of an image's patches, one in so many merges more."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -90,11 +96,15 @@ def parts_left(model: Model, names: Collection[str]) -> list[Part]:
   Args:
     model: left as it is.
     names: of `GROUPS`.
+
+  Raises:
+    ModelError: tokens of a network whose maps need every patch in its place.
   """
   kinds = [kind for name in names for kind in GROUPS[name]]
   rows = [MODES[mode] for mode in model.attention_modes]
   last = sum(row.has_attention for row in rows) == 1
   found = []
+  mergeable = _mergeable(model) if 'tokens' in names else ()
   for position, block in enumerate(model.block_origins):
     row, width = rows[position], model.mlp_dims[position]
     mixes = row.has_attention
@@ -104,6 +114,7 @@ def parts_left(model: Model, names: Collection[str]) -> list[Part]:
       'neurons': bool(_narrower(model, position)),
       'mlp': width > 0,
       'block': not (mixes and last) and row.residual_scale == 1,
+      'tokens': position in mergeable,
     }
     found += [Part(block, kind) for kind in kinds if possible[kind]]
   return found
@@ -122,6 +133,35 @@ def _narrower(model: Model, position: int) -> int:
 def narrower(model: Model, part: Part) -> int:
   """The width of the MLP once the neurons of `part` are gone."""
   return _narrower(model, position_of(model, part.block))
+
+
+def unmerged(model: Model) -> Model:
+  """The network in which no tokens merge."""
+  return edits.merge_tokens(model, 0)
+
+
+def _mergeable(model: Model) -> tuple[int, ...]:
+  """The positions of blocks that can merge more tokens than they do."""
+  module = model.module
+  if module.rotary or module.relative_bias:
+    return ()
+  patches = module.num_tokens - module.num_prefix_tokens
+  found = []
+  for position in range(model.depth):
+    wanted = _merged_more(model, position)
+    # This block has so many tokens to merge, and later ones what they had.
+    if wanted == merge_counts(wanted, module.attention_modes, patches):
+      found.append(position)
+  return tuple(found)
+
+
+def _merged_more(model: Model, position: int) -> tuple[int, ...]:
+  """The merging of all blocks, with one step more in a block."""
+  module = model.module
+  patches = module.num_tokens - module.num_prefix_tokens
+  counts = list(module.merge_counts)
+  counts[position] += max(patches // _SHARE_OF_TOKENS, 1)
+  return tuple(counts)
 
 
 def last_mixing(model: Model) -> int:
@@ -181,6 +221,8 @@ def without(
     widths = list(model.mlp_dims)
     widths[position] = _narrower(model, position)
     return model.replace(module=with_mlp_dims(model.module, widths))
+  if part.kind == 'tokens':
+    return edits.merge_tokens(model, _merged_more(model, position))
   return _without_attention(
     model, position, inputs if part.kind == 'attention' else ()
   )
@@ -189,7 +231,12 @@ def without(
 def _without_attention(
   model: Model, position: int, inputs: Sequence[str]
 ) -> Model:
-  """A map of `inputs`, or nothing, instead of what a block has there."""
+  """A map of `inputs`, or nothing, instead of what a block has there.
+
+  Without keys, the block merges no tokens.
+  """
+  merged = list(model.module.merge_counts)
+  merged[position] = 0
   modes = list(model.attention_modes)
   modes[position] = 'linear' if inputs else 'absent'
   of_maps = [
@@ -200,6 +247,7 @@ def _without_attention(
   module = model.module.clone(
     attention_modes=tuple(modes),
     linear_inputs=linear_maps.shared_inputs(modes, of_maps),
+    merge=tuple(merged) if any(merged) else (),
   )
   params = model.params
   if not inputs:

@@ -24,11 +24,13 @@ class BlockLeft:
     block: index in the variant.
     attention: its mode, None for a block that is gone.
     neurons: width of its MLP, likewise.
+    merged: patch tokens that merge with others after its attention.
   """
 
   block: int
   attention: str | None
   neurons: int | None
+  merged: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Step(Point):
     block: its block, as the variant counts.
     attention: what the block has after it, see `BlockLeft`.
     neurons: likewise.
+    merged: likewise.
     settled: whether all later MLPs were refitted after it, and `error` is that of
       the refitted network; None where that was not tried.
     scores: of the candidates that were scored for this step: block, kind, and
@@ -68,6 +71,7 @@ class Step(Point):
   block: int = 0
   attention: str | None = None
   neurons: int | None = None
+  merged: int = 0
   settled: bool | None = None
   scores: tuple[tuple[int, Kind, float], ...] = ()
   seconds: float = 0.0
@@ -182,7 +186,9 @@ class Compression(Shown):
     """What is left of each block after some of the steps, by default all."""
     found = {row.block: row for row in self.blocks}
     for step in self.steps[:steps]:
-      found[step.block] = BlockLeft(step.block, step.attention, step.neurons)
+      found[step.block] = BlockLeft(
+        step.block, step.attention, step.neurons, step.merged
+      )
     return tuple(found.values())
 
   def to_json(self) -> dict[str, Any]:

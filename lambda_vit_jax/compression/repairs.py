@@ -6,6 +6,7 @@
   neurons    the neurons that stay predict those that go (`neurons`)
   mlp        a refit of the next block's MLP
   block      a refit of the MLP before it, or of the next one where there is none
+  tokens     nothing
 
 Every fit aims at the dense network's stream, so that it makes up for what earlier
 steps left as well. It is a function of the network before the block and of the
@@ -108,7 +109,7 @@ class Repairer:
       ModelError: activations that are not finite; names the block.
     """
     repair = self._stand_in(part)
-    if self._options.refit and part.kind != 'neurons':
+    if self._options.refit and part.kind not in ('neurons', 'tokens'):
       repair = self._refitted(repair)
     placed = self._streams.placement.replicate(dict(repair.params))
     return dataclasses.replace(repair, params=placed)

@@ -26,6 +26,7 @@ _LEFT = {
   'attention': Nullable(Choice(tuple(MODES))),
   'neurons': Nullable(Number(0, 1 << 20, whole=True)),
 }
+_MERGED = {'merged': Number(0, 1 << 20, whole=True)}
 
 SCHEMA = Object(
   {
@@ -42,7 +43,7 @@ SCHEMA = Object(
     'num_images': _COUNT,
     'dense': Object({**_SIZE, 'error': _REAL}),
     'start': Object({**_SIZE, 'error': _REAL}),
-    'blocks': List(Object(_LEFT), 1, 256),
+    'blocks': List(Object(_LEFT, _MERGED), 1, 256),
     'steps': List(
       Object(
         {
@@ -55,7 +56,8 @@ SCHEMA = Object(
             Object({'block': _BLOCK, 'part': Choice(KINDS), 'score': _REAL})
           ),
           'seconds': Number(0, 1e12),
-        }
+        },
+        _MERGED,
       )
     ),
     'pending': List(

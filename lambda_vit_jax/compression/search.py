@@ -2,6 +2,9 @@
 
 `Search` holds the network as it is, its streams on the images, and what is known
 of each part that can go. `greedy` decides with it, step by step.
+
+Where tokens merge, networks are scored with the merging. Repairs are fitted
+without it, since they compare each token with the same one of the dense network.
 """
 
 import dataclasses
@@ -179,8 +182,8 @@ class Search:
   def _change(self, model: Model, first: int) -> None:
     self.model = model
     self._unsettled = min(self._unsettled, first)
-    for streams in (self._fitted, self._held):
-      streams.change(model, first)
+    self._fitted.change(parts.unmerged(model), first)
+    self._held.change(model, first)
 
   def measured(self) -> float:
     """The score of the network as it is, from its outputs."""
@@ -203,6 +206,9 @@ class Search:
     repair, old = self._repair(part), self.model
     first = parts.position_of(old, repair.first)
     self.model, self.score = repair.apply(old), score
+    if part.kind == 'tokens':
+      self._held.change(self.model, first)
+      return repair
     self._change(self.model, first)
     # Fits look at the network up to their block, and at whether its other tokens
     # are still read.

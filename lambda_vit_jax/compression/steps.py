@@ -51,7 +51,10 @@ def _left(model: Model, block: int) -> BlockLeft:
     return BlockLeft(block, None, None)
   position = parts.position_of(model, block)
   return BlockLeft(
-    block, model.attention_modes[position], model.mlp_dims[position]
+    block,
+    model.attention_modes[position],
+    model.mlp_dims[position],
+    model.module.merge_counts[position],
   )
 
 
@@ -78,6 +81,7 @@ def step_of(
     block=part.block,
     attention=left.attention,
     neurons=left.neurons,
+    merged=left.merged,
     scores=_rows(scores),
     seconds=seconds,
   )
@@ -220,6 +224,6 @@ def _removable(model: Model, names: Collection[str], kept: int) -> Part | None:
   left = [
     part
     for part in parts.parts_left(model, names)
-    if part.block != kept or part.kind in ('neurons', 'mlp')
+    if part.block != kept or part.kind in ('neurons', 'mlp', 'tokens')
   ]
   return min(left, key=lambda part: part.kind != 'block', default=None)

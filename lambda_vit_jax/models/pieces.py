@@ -86,9 +86,10 @@ def run_block(
   params: Params,
   x: Array,
   read_tokens: int | None = None,
+  sizes: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
   """The stream after a block, and its intermediates (see `EncoderBlock`)."""
-  info = StreamInfo(read_tokens=read_tokens)
+  info = StreamInfo(sizes=sizes, read_tokens=read_tokens)
   result: Any = block.apply({'params': params}, x, info=info)
   return result
 
@@ -143,8 +144,8 @@ def value_projection(attention: Params, embed_dim: int) -> tuple[Array, Array]:
 
 
 def readout(
-  stem: ViT, params: Params, x: Array
+  stem: ViT, params: Params, x: Array, sizes: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
   """The last stream to logits, and `features` (see `ViT.readout`)."""
-  result: Any = stem.apply({'params': params}, x, method='readout')
+  result: Any = stem.apply({'params': params}, x, sizes=sizes, method='readout')
   return result

@@ -18,7 +18,7 @@ OPTIONS = (
   '--config.method=compress',
   '--config.pretrain.steps=2',
   '--config.compress.target_speedup=1.4',
-  '--config.compress.parts=("attention", "mlps")',
+  '--config.compress.parts=("attention", "mlps", "tokens")',
   '--config.compress.num_images=64',
   '--config.export.formats=("safetensors",)',
 )
@@ -53,6 +53,11 @@ def test_the_record_is_the_path_to_the_model(run, record):
   assert found.steps[-1].macs == model.macs(executed=True)
   assert found.steps[-1].parameters == model.num_parameters
   assert found.num_images == 64
+  # Merged tokens are part of the network that the run ends in.
+  assert any(step.part == 'tokens' for step in found.steps)
+  assert [row.merged for row in found.left() if row.attention] == list(
+    model.module.merge_counts
+  )
   left = [row.block for row in found.left() if row.attention is not None]
   assert tuple(left) == model.block_origins
 
@@ -124,6 +129,12 @@ def test_a_block_with_nothing_left_leaves_no_array(tiny_variant):
     ('--config.compress.target_speedup=1', 'greater than 1'),
     ('--config.compress.target_speedup=80', 'out of reach'),
     ('--config.compress.parts=("heads",)', 'not known'),
+    ('--config.compress.parts=("tokens",) --config.model.merge=1', 'one of'),
+    (
+      '--config.method=dilute --config.dilute.towards=compressed '
+      '--config.compress.parts=("attention","tokens")',
+      'trains without merged tokens',
+    ),
     ('--config.compress.cost=flops', 'compress.cost'),
     ('--config.compress.num_images=3', 'at least 4'),
   ],
@@ -132,4 +143,4 @@ def test_impossible_values_are_refused_before_anything_runs(
   tmp_path, change, says
 ):
   with pytest.raises(UsageError, match=says):
-    open_run(tmp_path / 'digits', '--config.method=compress', change)
+    open_run(tmp_path / 'digits', '--config.method=compress', *change.split())

@@ -41,6 +41,9 @@ def pruned_model(
     model = drop_blocks(model, dropped)
   else:
     model = load_fitted(run, run.settings.method)
+    if model.module.merge:
+      # Chosen by the search (`compress.parts` with `tokens`).
+      return model
     fields = run.read_json(_FITTED[run.settings.method]) or {}
     dropped = fields.get(run.settings.method, {}).get('dropped', [])
   # The config counts blocks as the dense network does.

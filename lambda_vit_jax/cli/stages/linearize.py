@@ -206,6 +206,7 @@ def with_outputs_of(dense: Model, fitted: Model) -> Model:
     attention_modes=fitted.module.attention_modes,
     linear_inputs=fitted.module.linear_inputs,
     mlp_dims=fitted.module.mlp_dims,
+    merge=fitted.module.merge,
   )
   # Of a block that has nothing left, nothing may stay.
   others = pieces.stem_params(dense.params, dense.depth)
