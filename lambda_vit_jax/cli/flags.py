@@ -163,10 +163,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any, flags.FlagValues]:
 def as_flags(config: Any) -> list[str]:
   """Returns every value of a config as the flag that sets it, for a shell."""
   flat = config_differences.flatten(config.to_dict())
-  return [
-    shlex.quote(f'--config.{key}={_literal(value)}')
-    for key, value in sorted(flat.items())
-  ]
+  return [as_flag(key, value) for key, value in sorted(flat.items())]
+
+
+def as_flag(key: str, value: Any) -> str:
+  """A value of a config as the flag that sets it, for a shell."""
+  return shlex.quote(f'--config.{key}={_literal(value)}')
 
 
 def _literal(value: Any) -> str:

@@ -27,7 +27,12 @@ def result_of(run: Run, stage: str) -> Any:
     return next((r for r in reversed(rows) if r.get('stage') == stage), None)
   if spec.result not in result_files.SCHEMAS:
     return None
-  return result_files.read(run.workdir, spec.result)
+  found = result_files.read(run.workdir, spec.result)
+  for row in (found or {}).get('rounds', ()):
+    # A bit per resample, for a resumed search alone; `agreement` is its sum.
+    if isinstance(row, dict):
+      row.pop('agreeing', None)
+  return found
 
 
 def to_json(

@@ -29,9 +29,11 @@ _CONFIG = Object(
   optional={
     'init': Text(10_000),
     'method': Text(100),
+    'seed': Number(-(1 << 63), 1 << 63, whole=True),
+    'data': Object(optional={'source': Text(10_000)}),
     'model': Object(optional={'variant': Text(200)}),
     'select': Object(optional={'criterion': Text(200)}),
-    'dilute': Object(optional={'start': Text(100)}),
+    'dilute': Object(optional={'start': Text(100), 'towards': Text(100)}),
   }
 )
 
@@ -39,9 +41,18 @@ _ANALYSIS = Object(
   {
     'profile': Object(
       {'attention_entropy': _PER_BLOCK, 'mlp_entropy': _PER_BLOCK},
+      {'cosine_similarity': _PER_BLOCK, 'num_images': _COUNT},
       alike=('attention_entropy', 'mlp_entropy'),
     )
-  }
+  },
+  {
+    'spectrum': Object(
+      optional={
+        'frequencies': List(_REAL, most=1 << 12),
+        'relative_log_amplitude': List(List(_REAL, most=1 << 12), most=256),
+      }
+    )
+  },
 )
 
 _SCORES = Object(
@@ -55,6 +66,28 @@ _SCORES = Object(
     'steps': _COUNT,
     'iou': List(Nullable(_SHARE), most=1 << 16),
     'missing_classes': List(_COUNT, most=1 << 16),
+    # By the model that it is compared with.
+    'difference': Object(others=List(Number(-1, 1), 2, 2)),
+    'changed': Object(
+      {
+        'gained': _COUNT,
+        'lost': _COUNT,
+        'classes': List(
+          Object(
+            {'class': Text(1000)}
+            | dict.fromkeys(('images', 'lost', 'gained'), _COUNT)
+          ),
+          most=1000,
+        ),
+        'images': List(
+          Object(
+            {'index': _COUNT}
+            | dict.fromkeys(('label', 'before', 'after'), Text(1000))
+          ),
+          most=1000,
+        ),
+      }
+    ),
   }
 )
 
@@ -77,6 +110,13 @@ _SIZE_AND_SPEED = Object(
     'flops_per_second': _POSITIVE,
     'fraction_of_matmul': _POSITIVE,
     'compile_seconds': Nullable(Number(0, 1e9)),
+    'blocks': List(
+      Object(
+        {'block': _COUNT, 'attention': Text(100)}
+        | dict.fromkeys(('neurons', 'tokens', 'merged', 'macs'), _COUNT)
+      ),
+      most=256,
+    ),
   }
 )
 _MODELS: dict[str, Schema] = dict.fromkeys(
@@ -121,8 +161,21 @@ _BENCHMARK = Object(
   },
 )
 
+# By stage.
+_JOURNAL = Object(
+  others=Object(
+    {
+      'seconds': Number(0, 1e9),
+      'date': Text(100),
+      'device': Text(1000),
+      'versions': Object(others=Text(100)),
+    }
+  )
+)
+
 SCHEMAS: dict[str, Schema] = {
   stage_table.CONFIG: _CONFIG,
+  stage_table.JOURNAL: _JOURNAL,
   stage_table.ANALYSIS: _ANALYSIS,
   stage_table.SELECTION: record.SCHEMA,
   stage_table.PARTIAL_SELECTION: record.SCHEMA,

@@ -8,6 +8,8 @@ import dataclasses
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
+# Seconds, day, machine and versions of each stage.
+JOURNAL = 'stages.json'
 PRETRAINED = 'checkpoints/pretrain/'
 ANALYSIS = 'analysis.json'
 SELECTION = 'selection.json'

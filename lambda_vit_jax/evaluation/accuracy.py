@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lambda_vit_jax.core.typing import Array, Params
-from lambda_vit_jax.evaluation.counts import evaluation_counts
+from lambda_vit_jax.evaluation.changes import Answers
+from lambda_vit_jax.evaluation.counts import evaluation_counts, predicted_counts
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
@@ -85,6 +86,7 @@ def evaluate_model(
   batches: Iterable[dict[str, np.ndarray]],
   mesh: Mesh,
   advance: Callable[[int], None] = lambda images: None,
+  answers: Answers | None = None,
 ) -> dict[str, float]:
   """Accuracy of a model over padded, masked batches.
 
@@ -94,12 +96,15 @@ def evaluate_model(
       `data.pipeline.eval_batches`.
     mesh: the batch is split over it.
     advance: called with the number of images done.
+    answers: takes the class that the model gives each image.
 
   Returns:
     See `summarize`.
   """
   params = sharding.replicate(model.params, mesh)
-  return evaluate_params(model.module, params, batches, mesh, advance=advance)
+  return evaluate_params(
+    model.module, params, batches, mesh, advance=advance, answers=answers
+  )
 
 
 def evaluate_params(
@@ -109,6 +114,7 @@ def evaluate_params(
   mesh: Mesh,
   dilution_factor: Array | None = None,
   advance: Callable[[int], None] = lambda images: None,
+  answers: Answers | None = None,
 ) -> dict[str, float]:
   """`evaluate_model` for parameters already on the mesh, in any sharding.
 
@@ -119,21 +125,19 @@ def evaluate_params(
     mesh: the batch is split over it.
     dilution_factor: `[depth]` λ, for a module with blocks in mode `diluted`.
     advance: called with the number of images done, of all processes.
+    answers: as in `evaluate_model`; of all processes.
   """
   everywhere = sharding.replicated(mesh)
+  counter = evaluation_counts if answers is None else predicted_counts
   rows = []
   for batch in batches:
     placed = sharding.put_batch(batch, mesh)
-    rows.append(
-      counts_everywhere(
-        evaluation_counts,
-        module,
-        params,
-        placed,
-        dilution_factor,
-        everywhere,
-      )
+    counts = counts_everywhere(
+      counter, module, params, placed, dilution_factor, everywhere
     )
+    if answers is not None:
+      answers.add(counts.pop('predicted'), counts.pop('label'))
+    rows.append(counts)
     advance(len(placed['label']))
   return summarize(rows)
 

@@ -59,6 +59,21 @@ def evaluation_counts(
   }
 
 
+def predicted_counts(
+  logits: Array, labels: Array, mask: Array
+) -> dict[str, Array]:
+  """`evaluation_counts`, and what each image of the batch was taken for.
+
+  Returns:
+    Also `predicted` and `label`, `[batch]` int32; the label of padding is -1.
+  """
+  _, best = jax.lax.top_k(logits, 1)
+  return evaluation_counts(logits, labels, mask) | {
+    'predicted': best[:, 0],
+    'label': jnp.where(mask, labels, -1),
+  }
+
+
 def image_scores(logits: Array, labels: Array) -> dict[str, Array]:
   """Of each image `correct1` and `correct5`, bool, and `loss`, float32 nats.
 

@@ -1,7 +1,6 @@
 """Accuracy and probable classes of a model in Python: `lv.evaluate`, `lv.predict`."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,14 +20,12 @@ from lambda_vit_jax.core.errors import (
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data.inputs import preprocess
+from lambda_vit_jax.evaluation.changes import paired_difference
 from lambda_vit_jax.evaluation.counts import image_scores
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
-
-# Of a normal distribution within the 95% interval.
-_DEVIATIONS = 1.96
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -67,9 +64,7 @@ class Evaluation(Shown):
         f'the evaluations are of {self.num_images} and {other.num_images} '
         'images; evaluate both models on the same ones'
       )
-    change = self.correct.astype(float) - other.correct
-    width = _DEVIATIONS * change.std() / math.sqrt(len(change))
-    return float(change.mean()), float(width)
+    return paired_difference(self.correct, other.correct)
 
   def table(self) -> Table:
     """One row per measure."""

@@ -1,5 +1,6 @@
 """Count multiply-accumulates and parameters of a ViT in closed form."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,48 @@ from lambda_vit_jax.models.architecture import hidden_width
 from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.relative_bias import table_rows
 from lambda_vit_jax.models.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSize:
+  """What a block computes for one image.
+
+  Attributes:
+    attention: its mode.
+    neurons: hidden width of its MLP.
+    tokens: that it is given.
+    merged: that its token merging takes away.
+    macs: multiply-accumulates.
+  """
+
+  attention: str
+  neurons: int
+  tokens: int
+  merged: int
+  macs: int
+
+
+def block_sizes(module: ViT, executed: bool = False) -> tuple[BlockSize, ...]:
+  """The share of each block in `count_macs`, whose arguments these are."""
+  found = []
+  tokens = module.num_tokens
+  matrices = 2 if module.mlp_kind == 'plain' else 3
+  for index in range(module.depth):
+    given = computed = tokens
+    narrow = executed and index >= module.last_mixing_block
+    if narrow and module.read_tokens is not None:
+      computed = module.read_tokens
+    macs = _attention_macs(module, index, tokens, computed)
+    merged = module.merge_counts[index] if computed == tokens else 0
+    if merged:
+      macs += executed * _merging_macs(module, tokens, merged)
+      tokens -= merged
+      computed = tokens
+    neurons = module.hidden_dims[index]
+    macs += matrices * computed * neurons * module.embed_dim
+    mode = module.attention_modes[index]
+    found.append(BlockSize(mode, neurons, given, merged, macs))
+  return tuple(found)
 
 
 def count_macs(module: ViT, executed: bool = False) -> int:
@@ -33,22 +76,11 @@ def count_macs(module: ViT, executed: bool = False) -> int:
   else:
     # The second leading token has a head of its own.
     total += module.num_classes * (1 + module.distilled) * width
-  tokens = module.num_tokens
-  for index in range(module.depth):
-    computed = tokens
-    narrow = executed and index >= module.last_mixing_block
-    if narrow and module.read_tokens is not None:
-      computed = module.read_tokens
-    total += _attention_macs(module, index, tokens, computed)
-    merged = module.merge_counts[index]
-    if merged and computed == tokens:
-      total += executed * _merging_macs(module, tokens, merged)
-      tokens -= merged
-      computed = tokens
-    matrices = 2 if module.mlp_kind == 'plain' else 3
-    total += matrices * computed * module.hidden_dims[index] * width
+  blocks = block_sizes(module, executed)
+  total += sum(block.macs for block in blocks)
   if module.pooling == 'map':
-    total += _pooling_macs(module, tokens)
+    merged = sum(block.merged for block in blocks)
+    total += _pooling_macs(module, module.num_tokens - merged)
   return total
 
 

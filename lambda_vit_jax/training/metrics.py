@@ -18,7 +18,13 @@ _REAL = Number(-1e30, 1e30)
 
 ROW = Object(
   {'stage': Text(100), 'step': Number(0, 1 << 53, whole=True)},
-  {'loss': _REAL, 'accuracy': _REAL, 'lambda': Number(0, 1)},
+  {
+    'loss': _REAL,
+    'accuracy': _REAL,
+    'lambda': Number(0, 1),
+    'holdout_loss': _REAL,
+    'holdout_accuracy': _REAL,
+  },
 )
 """Of a line."""
 

@@ -12,7 +12,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax import main
 from lambda_vit_jax.checkpoints import load, orbax_store
-from lambda_vit_jax.cli import stage_table
+from lambda_vit_jax.cli import outcome, stage_table
 from lambda_vit_jax.cli.stages import finished as finished_stages
 from lambda_vit_jax.cli.stages import registry
 from lambda_vit_jax.core import files
@@ -93,7 +93,12 @@ def test_the_table_of_stages_lists_every_file(finished):
   listed = [
     name for spec in stage_table.STAGES.values() for name in spec.writes
   ]
-  known = (stage_table.CONFIG, stage_table.METRICS, *listed)
+  known = (
+    stage_table.CONFIG,
+    stage_table.METRICS,
+    stage_table.JOURNAL,
+    *listed,
+  )
   folders = tuple(name for name in known if name.endswith('/'))
   for path in finished.rglob('*'):
     name = path.relative_to(finished).as_posix()
@@ -109,7 +114,6 @@ def test_the_table_of_stages_lists_every_file(finished):
     'export/model.xml',
     'linear/model.json',
     'linear/params/',
-    'pictures/',
   }
 
 
@@ -128,8 +132,10 @@ def test_files_have_the_fields_of_the_contract(finished):
   assert {'scores', 'chosen', 'seconds'} <= set(selection['rounds'][0])
   evaluation = read(finished, 'evaluation.json')
   assert list(evaluation) == ['dense', 'baseline', 'pruned', 'exported']
-  for row in evaluation.values():
-    assert set(row) == {'top1', 'top5', 'loss', 'num_images', 'steps'}
+  common = {'top1', 'top5', 'loss', 'num_images', 'steps'}
+  for name, row in evaluation.items():
+    more = {'difference', 'changed'} if name == 'pruned' else set()
+    assert set(row) == common | more
     assert row['num_images'] == 360
   benchmark = read(finished, 'benchmark.json')
   assert {'device', 'dtype', 'batch_size', 'speedup'} <= set(benchmark)
@@ -160,6 +166,66 @@ def test_files_have_the_fields_of_the_contract(finished):
     'lambda',
     'images_per_second',
   } <= set(row)
+
+
+def test_what_changes_from_dense_to_pruned_adds_up(finished):
+  """Not the paired differences of another model, or of padded images."""
+  evaluation = read(finished, 'evaluation.json')
+  pruned = evaluation['pruned']
+  for name in ('dense', 'baseline'):
+    change, width = pruned['difference'][name]
+    assert change == pytest.approx(pruned['top1'] - evaluation[name]['top1'])
+    assert 0 <= width < 0.1
+  changed = pruned['changed']
+  change = (changed['gained'] - changed['lost']) / 360
+  assert change == pytest.approx(pruned['difference']['dense'][0])
+  assert 0 < len(changed['images']) <= 12
+  pictures = {int(p.stem) for p in (finished / 'pictures').iterdir()}
+  assert pictures == {row['index'] for row in changed['images']}
+  labels = open_run(finished).dataset.test.labels
+  for row in changed['images']:
+    assert row['label'] == str(labels[row['index']])
+    assert row['before'] != row['after']
+
+
+def test_the_blocks_of_a_benchmark_cost_what_the_network_does(finished):
+  """But for the patches and the head, which are of no block."""
+  measured = read(finished, 'benchmark.json')
+  rest = {
+    name: measured[name]['macs_executed']
+    - sum(row['macs'] for row in measured[name]['blocks'])
+    for name in ('dense', 'pruned')
+  }
+  assert rest['dense'] == rest['pruned'] > 0
+  (removed,) = read(finished, 'selection.json')['removed']
+  modes = [row['attention'] for row in measured['pruned']['blocks']]
+  assert [k for k, mode in enumerate(modes) if mode != 'full'] == [removed]
+
+
+def test_every_stage_is_in_the_journal(finished):
+  journal = read(finished, 'stages.json')
+  assert set(journal) == set(registry.STAGES) - {
+    'linearize',
+    'compress',
+    'report',
+  }
+  assert all(row['seconds'] > 0 for row in journal.values())
+
+
+def test_a_damaged_journal_costs_no_result(copy):
+  (copy / 'stages.json').write_text('{')
+  (copy / 'analysis.json').unlink()
+  assert registry.run_stage(open_run(copy), 'analyze')
+  assert set(read(copy, 'stages.json')) == {'analyze'}
+
+
+def test_json_has_no_bits_of_resamples(copy):
+  """They are for a resumed search, and thousands of characters each."""
+  selection = read(copy, 'selection.json')
+  assert selection['rounds'][0]['agreeing']
+  found = outcome.result_of(open_run(copy), 'select')
+  assert 'agreeing' not in found['rounds'][0]
+  assert 'agreement' in found
 
 
 def test_pruned_and_exported_agree(finished):

@@ -6,6 +6,13 @@ from lambda_vit_jax.cli.report.speed_table import si
 from lambda_vit_jax.compression.record import Compression
 
 
+def unit_of(found: Compression) -> str:
+  """The unit of the errors."""
+  options = found.options
+  squares = (options['criterion'], options['target']) == ('output', 'features')
+  return 'mean square' if squares else 'nats'
+
+
 def section(found: Compression) -> list[str]:
   """Shows the path of the search, and what is left of each block."""
   pairs = [(found.speedup(point), point.error) for point in found.points]
@@ -21,19 +28,21 @@ def section(found: Compression) -> list[str]:
     )
     for index, step in enumerate(found.steps)
   ]
+  options = found.options
+  unit = unit_of(found)
   columns = (
     'step',
     'part',
     'block',
-    'speed-up',
-    'error',
+    'speed-up (times)',
+    f'error ({unit})',
     'MACs executed',
     'parameters',
   )
   curve = html.figure(
-    plots.speed_against_error(pairs),
+    plots.speed_against_error(pairs, found.target_speedup, unit),
     'Error of the output on held-out images over the speed-up, from the dense '
-    'network to the last step.',
+    'network to the last step; dashed: the speed-up asked for.',
     columns,
     rows,
   )
@@ -47,7 +56,6 @@ def section(found: Compression) -> list[str]:
       for row in found.left()
     ],
   )
-  options = found.options
   return [
     '<h2>Compression</h2>',
     f'<p>{escape(f"{found.reached:.3f}")} times as fast in '

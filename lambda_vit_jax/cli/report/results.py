@@ -41,6 +41,7 @@ class Results:
   Attributes:
     workdir: of the run.
     config: `config.json`.
+    journal: `stages.json`.
     analysis: `analysis.json`.
     selection: `selection.json`.
     linear: `linear/model.json`.
@@ -54,6 +55,7 @@ class Results:
 
   workdir: epath.Path
   config: dict[str, Any]
+  journal: dict[str, Any]
   analysis: dict[str, Any]
   selection: dict[str, Any]
   linear: dict[str, Any]
@@ -79,6 +81,24 @@ class Results:
   def gone(self) -> list[int]:
     """All blocks whose attention is gone, ascending."""
     return sorted({*self.gone_before, *self.selection.get('removed', ())})
+
+  @property
+  def compresses(self) -> bool:
+    """Whether the pruned model is the end of a search over all parts."""
+    config = self.config
+    towards = config.get('dilute', {}).get('towards')
+    return config.get('method') == 'compress' or (
+      config.get('method') == 'dilute' and towards == 'compressed'
+    )
+
+  @property
+  def without_attention(self) -> list[int]:
+    """Blocks whose attention the pruned network lacks, ascending."""
+    if self.compression is not None and self.compresses:
+      return [
+        row.block for row in self.compression.left() if row.attention != 'full'
+      ]
+    return self.gone
 
   @property
   def dropped(self) -> list[int]:
@@ -111,6 +131,7 @@ def read_results(workdir: str | epath.Path) -> Results:
   return Results(
     workdir=folder,
     config=read(stage_table.CONFIG),
+    journal=read(stage_table.JOURNAL),
     analysis=read(stage_table.ANALYSIS),
     selection=read(stage_table.SELECTION),
     linear=read(stage_table.LINEAR),

@@ -8,5 +8,6 @@
 - `training_job`: what `pretrain` and `dilute` share
 - `held_out`: held-out images for analyze, select, linearize and compress
 - `finished`: load the pruned model of a workdir
+- `journal`: seconds, machine and versions of each stage
 - `evaluate_masks`: evaluation of segmentation models
 """

@@ -1,5 +1,8 @@
 """Stage `benchmark`: sizes and speed of dense, pruned and exported models."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from lambda_vit_jax.cli import result_files, runtime_comparison, stage_table
@@ -10,6 +13,7 @@ from lambda_vit_jax.core.errors import CheckpointError
 from lambda_vit_jax.evaluation import benchmark, timing
 from lambda_vit_jax.evaluation.programs import Samples
 from lambda_vit_jax.exporters import runtimes
+from lambda_vit_jax.models.macs import block_sizes
 from lambda_vit_jax.models.model import Model
 
 
@@ -59,6 +63,8 @@ def benchmark_all(run: Run) -> None:
     reporter=run.reporter,
     batch_sizes=settings.batch_sizes,
   )
+  for name in ('dense', 'pruned'):
+    results[name]['blocks'] = _blocks(models[name])
   fields = result_files.read(run.workdir, stage_table.EXPORT) or {}
   storage = fields.get('folded', {}).get('dtype', 'float32')
   results['exported']['dtype'] = str(storage)
@@ -79,6 +85,16 @@ def benchmark_all(run: Run) -> None:
     results['versions'] |= measured.pop('versions')
     results |= measured
   run.write_json(stage_table.BENCHMARK, results)
+
+
+def _blocks(model: Model) -> list[dict[str, Any]]:
+  """What is in each block that a model has, and what it executes."""
+  kept = model.kept_blocks or range(model.depth)
+  sizes = block_sizes(model.module, executed=True)
+  return [
+    {'block': block} | dataclasses.asdict(size)
+    for block, size in zip(kept, sizes, strict=True)
+  ]
 
 
 def _samples(run: Run, dense: Model, pruned: Model) -> Samples:

@@ -132,10 +132,6 @@ def evaluate(
     name: predictor(model, run.mesh) for name, model in models.items()
   }
   programs['exported'] = lambda images: np.asarray(exported(images))
-  if run.leader and run.path(stage_table.PICTURES).exists():
-    # Pictures of an earlier evaluation, which the report would show. The other
-    # processes write theirs after an exchange with this process.
-    run.path(stage_table.PICTURES).rmtree()
   results, kept = {}, {}
   for name, predict in programs.items():
     seen: dict[int, np.ndarray] = {}

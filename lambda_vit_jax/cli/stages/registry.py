@@ -7,6 +7,7 @@ that a stage writes are listed in `cli/stage_table.py`.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 from lambda_vit_jax.cli import stage_table, workdir
@@ -17,6 +18,7 @@ from lambda_vit_jax.cli.stages import (
   benchmark,
   dilute,
   export,
+  journal,
   pretrain,
 )
 from lambda_vit_jax.cli.stages.analyze import analyze
@@ -148,6 +150,10 @@ def run_stage(run: Run, name: str, place: str = '') -> bool:
     run.reporter.say(f'{name}: already done')
     return False
   run.reporter.say(f'{name}: starting{place}')
+  start = time.perf_counter()
   stage.run(run)
+  # A report changes no result, and may be made beside another job.
+  if run.leader and name != 'report':
+    journal.note(run, name, time.perf_counter() - start)
   processes.barrier()
   return True

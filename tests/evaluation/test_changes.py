@@ -1,0 +1,73 @@
+"""What changes between two models, from their answers."""
+
+import numpy as np
+import pytest
+
+from lambda_vit_jax.evaluation import changes
+
+LABELS = np.array([0, 0, 1, 1, 2, 2, -1, -1])
+BEFORE = np.array([0, 0, 1, 2, 2, 0, 0, 1])
+AFTER = np.array([0, 1, 1, 1, 2, 1, 1, 0])
+NAMES = ('cat', 'dog', 'owl')
+
+
+def answers_of(predicted):
+  """In two batches, the last of which has padding."""
+  found = changes.Answers()
+  for part in (slice(0, 4), slice(4, 8)):
+    found.add(predicted[part], LABELS[part])
+  return found
+
+
+@pytest.fixture(scope='module')
+def described():
+  others = {'dense': answers_of(BEFORE), 'baseline': answers_of(AFTER)}
+  return changes.describe(answers_of(AFTER), others, NAMES)
+
+
+def test_padding_is_no_image(described):
+  """Its rows differ in every way, and would add two images."""
+  assert described['changed']['gained'] == 1
+  assert described['changed']['lost'] == 1
+  assert [row['index'] for row in described['changed']['images']] == [1, 3, 5]
+
+
+def test_images_that_were_lost_come_first_and_wrong_ones_count(described):
+  assert described['changed']['images'] == [
+    {'index': 1, 'label': 'cat', 'before': 'cat', 'after': 'dog'},
+    {'index': 3, 'label': 'dog', 'before': 'owl', 'after': 'dog'},
+    {'index': 5, 'label': 'owl', 'before': 'cat', 'after': 'dog'},
+  ]
+
+
+def test_classes_without_a_change_are_left_out(described):
+  assert described['changed']['classes'] == [
+    {'class': 'cat', 'images': 2, 'lost': 1, 'gained': 0},
+    {'class': 'dog', 'images': 2, 'lost': 0, 'gained': 1},
+  ]
+
+
+def test_the_interval_is_that_of_paired_images(described):
+  """Not that of two shares: equal answers have no width."""
+  change, width = described['difference']['dense']
+  assert change == 0.0
+  # One up and one down of six: a variance of 1/3 over six images.
+  assert width == pytest.approx(1.96 * np.sqrt(1 / 3 / 6))
+  assert described['difference']['baseline'] == [0.0, 0.0]
+
+
+def test_lists_are_bounded_whatever_the_size_of_the_test_set():
+  labels = np.arange(5000)
+  before, after = changes.Answers(), changes.Answers()
+  before.add(labels, labels)
+  after.add((labels + 1) % 5000, labels)
+  found = changes.describe(after, {'dense': before}, ())['changed']
+  assert found['lost'] == 5000
+  assert len(found['images']) == changes.MOST_IMAGES
+  assert len(found['classes']) == changes.MOST_CLASSES
+
+
+def test_without_an_image_nothing_is_said():
+  none = changes.Answers()
+  none.add(np.zeros(2, int), np.full(2, -1))
+  assert changes.describe(none, {'dense': none}, NAMES) == {}
