@@ -15,7 +15,7 @@ from lambda_vit_jax.cli.report import (
   plots,
 )
 from lambda_vit_jax.cli.report.results import read_results
-from tests.support.report_files import FILES, write_files
+from tests.support.report_files import COMPRESSION, FILES, write_files
 
 
 @pytest.fixture
@@ -62,6 +62,13 @@ def test_the_command_makes_the_same_config_again(changes):
   stage, again, _ = flags.parse(words)
   assert stage == 'run'
   assert json.loads(json.dumps(again.to_dict())) == stored
+
+
+def test_a_long_command_is_not_cut(tmp_path, undrawn):
+  """Other texts of the page are, after a thousand characters."""
+  source = '/'.join(['a folder'] * 200)
+  write_files(tmp_path, config={'data': {'source': source}})
+  assert f'--config.data.source={source}' in written(tmp_path)
 
 
 def test_a_default_run_has_a_short_command():
@@ -201,8 +208,8 @@ def test_the_strip_shows_whatever_has_gone(results_of):
   assert states == ['kept', 'map', 'dropped', 'removed', 'before']
   assert network.removed_in_words(blocks) == [
     '3 of 4 attention layers removed',
-    '1 affine maps in their place',
-    '1 whole blocks dropped',
+    '1 affine map in their place',
+    '1 whole block dropped',
     '75 % of the MLP neurons left',
     '4 of 17 tokens merged',
   ]
@@ -225,6 +232,28 @@ def test_the_strip_shows_whatever_has_gone(results_of):
     True,
     True,
   ]
+
+
+def test_a_search_over_all_parts_is_in_the_strip_before_its_benchmark(tmp_path):
+  """With its errors as scores; its selection, of an earlier method, is not."""
+  write_files(tmp_path, config={'method': 'compress'})
+  (tmp_path / 'benchmark.json').unlink()
+  (tmp_path / 'compression.json').write_text(json.dumps(COMPRESSION))
+  results = read_results(tmp_path)
+  blocks = network.blocks_of(results)
+  assert [block.state for block in blocks] == ['kept', 'map', 'dropped']
+  assert [block.neurons for block in blocks] == [(64, 48), (64, 64), (64, 0)]
+  assert [block.score for block in blocks] == [0.01, 0.02, 0.04]
+  assert results.without_attention == [1, 2]
+
+
+def test_the_path_of_a_search_has_its_target_and_units(tmp_path, undrawn):
+  write_files(tmp_path, config={'method': 'compress'})
+  (tmp_path / 'compression.json').write_text(json.dumps(COMPRESSION))
+  page = written(tmp_path)
+  section = page[page.index('<h2>Compression') : page.index('<h2>What changed')]
+  for words in ('1.600</td>', 'error (nats)', 'dashed: the speed-up asked for'):
+    assert words in section, words
 
 
 def test_scores_in_the_strip_are_those_of_the_last_try(results_of):

@@ -105,6 +105,46 @@ FILES['evaluation.json']['pruned'] |= {
 }
 
 
+_POINT = {'macs': 4_000, 'parameters': 900, 'error': 0.0}
+
+COMPRESSION = {
+  'options': {
+    'criterion': 'output',
+    'target': 'logits',
+    'cost': 'macs',
+    'parts': ['attention', 'neurons', 'blocks'],
+  },
+  'target_speedup': 1.5,
+  'num_images': 512,
+  'dense': _POINT,
+  'start': _POINT,
+  'blocks': [
+    {'block': k, 'attention': 'full', 'neurons': 64} for k in range(3)
+  ],
+  'steps': [
+    {
+      'macs': macs,
+      'parameters': 800,
+      'error': error,
+      'part': part,
+      'block': block,
+      'attention': attention,
+      'neurons': neurons,
+      'settled': None,
+      'scores': [],
+      'seconds': 1.0,
+    }
+    for macs, error, part, block, attention, neurons in (
+      (3_500, 0.01, 'neurons', 0, 'full', 48),
+      (3_000, 0.02, 'attention', 1, 'linear', 64),
+      (2_500, 0.04, 'block', 2, None, 0),
+    )
+  ],
+  'pending': [],
+}
+"""A path of three steps, for `compression.json`."""
+
+
 def write_files(workdir, **changes):
   """All of `FILES`, with other values for keys of some: `config={'seed': 1}`."""
   for name, value in FILES.items():

@@ -16,6 +16,9 @@ from lambda_vit_jax.cli.report.results import Results
 # A place for the results of a repetition: the command is that of any workdir.
 _WORKDIR = 'runs/again'
 
+# Far more than a config with every value changed: half a command is none.
+_LONGEST_COMMAND = 100_000
+
 # What makes the pruned model, by the config's `method`.
 _METHODS = {
   'dilute': 'attention layers chosen, then diluted away in training',
@@ -37,9 +40,8 @@ def section(results: Results) -> list[str]:
     ('Versions', escape(_versions(results))),
   ]
   if config:
-    rows.append(
-      ('Command', f'<pre><code>{escape(command(config))}</code></pre>')
-    )
+    text = escape(command(config), _LONGEST_COMMAND)
+    rows.append(('Command', f'<pre><code>{text}</code></pre>'))
   rows = [(name, value) for name, value in rows if value]
   return ['<h2>What was done</h2>', html.facts(rows)] if rows else []
 

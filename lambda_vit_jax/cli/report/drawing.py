@@ -88,7 +88,8 @@ def limits(
   """
   known = [value for value in values if math.isfinite(value)] or [0.0]
   low, high = min(known), max(known)
-  pad = max(0.05 * (high - low), (least - (high - low)) / 2)
+  # An axis without a length cannot be drawn.
+  pad = max(0.05 * (high - low), (least - (high - low)) / 2) or 1.0
   low, high = low - pad, high + pad
   if low < floor:
     low, high = floor, max(high, floor + least)

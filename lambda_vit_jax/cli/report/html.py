@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lambda_vit_jax.cli.report import style
-from lambda_vit_jax.core.text import printable
+from lambda_vit_jax.core.text import LONGEST_LINE, printable
 
 _POLICY = (
   "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -48,9 +48,9 @@ def number(value: float | None) -> str:
   return '–' if value is None else f'{value:.4g}'
 
 
-def escape(value: object) -> str:
-  """The text of any value, safe in HTML and in attributes."""
-  return html.escape(printable(value))
+def escape(value: object, longest: int = LONGEST_LINE) -> str:
+  """The text of any value, safe in HTML and in attributes; a long one is cut."""
+  return html.escape(printable(value, longest))
 
 
 def page(title: str, parts: Iterable[str]) -> str:

@@ -136,12 +136,12 @@ def removed_in_words(blocks: list[Block]) -> list[str]:
   gone = [block for block in had if block.gone]
   parts = [f'{len(gone)} of {len(had)} attention layers removed' if had else '']
   for state, words in (
-    ('map', 'affine maps in their place'),
-    ('dropped', 'whole blocks dropped'),
+    ('map', '{} affine map{} in their place'),
+    ('dropped', '{} whole block{} dropped'),
   ):
     number = sum(block.state == state for block in blocks)
     if number:
-      parts.append(f'{number} {words}')
+      parts.append(words.format(number, 's' if number > 1 else ''))
   widths = [block.neurons for block in blocks if block.neurons]
   whole, left = (sum(pair[k] for pair in widths) for k in (0, 1))
   if left < whole:
@@ -172,7 +172,7 @@ def _item(block: Block, unit: str) -> str:
   ]
   if block.neurons and block.state != 'dropped':
     whole, left = block.neurons
-    lines.append(_bar(left / max(whole, 1)))
+    lines.append(_bar(min(left / max(whole, 1), 1.0)))
     lines.append(_line(f'MLP, {_of(left, whole)} neurons'))
   if block.merged:
     lines.append(_line(f'{block.merged} of {block.tokens} tokens merged'))

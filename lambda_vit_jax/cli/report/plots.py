@@ -260,7 +260,7 @@ def training_curves(
           steps, [scale * row[name] for row in known], label=label, **look
         )
     axes.set_ylim(*ends)
-    axes.set_xlim(left=0, right=max(row['step'] for row in rows))
+    axes.set_xlim(left=0, right=max(1, *(row['step'] for row in rows)))
     factor = axes.twinx()
     factor.plot(
       [row['step'] for row in rows],

@@ -64,10 +64,15 @@ def section(results: Results) -> list[str]:
     parts += _certainty(selected, scored)
     unit = unit_of(results)
     figures = [_scores(scored, unit)]
-    if selected['criterion'] in MEASURED:
+    if selected['criterion'] in MEASURED and all(map(_is_whole, scored)):
       figures.append(_over_removed(scored, unit))
     parts.append(f'<div class="figures">{"".join(figures)}</div>')
   return parts
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+  """Whether a round has the score of its own choice."""
+  return str(row['chosen']) in row['scores']
 
 
 def _certainty(
