@@ -253,6 +253,7 @@ TARGETS = (
   Target('path', 'compression.json', _read_path, _JSON),
   Target('lines', 'metrics.jsonl', _read_metrics, _LINES),
   Target('workdir', 'config.json', _report, _JSON),
+  Target('workdir', 'stages.json', _report, _JSON),
   Target('workdir', 'analysis.json', _report, _JSON),
   Target('workdir', 'selection.json', _report, _JSON),
   Target('workdir', 'compression.json', _report, _JSON),

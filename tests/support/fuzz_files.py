@@ -215,7 +215,18 @@ def _write_workdir(folder: pathlib.Path, export: pathlib.Path) -> None:
   # Blocks are dropped with this method only.
   files.write_json(folder / 'config.json', config)
   entropies = {'attention_entropy': [1.0, None, 2.5], 'mlp_entropy': [1.5] * 3}
-  files.write_json(folder / 'analysis.json', {'profile': entropies})
+  entropies['cosine_similarity'] = [0.5, None, 0.9]
+  spectrum = {
+    'frequencies': [0.0, 3.0],
+    'relative_log_amplitude': [[0.0, -0.5]] * 3,
+  }
+  files.write_json(
+    folder / 'analysis.json', {'profile': entropies, 'spectrum': spectrum}
+  )
+  stage = {'seconds': 75.0, 'date': '2026-01-01', 'device': 'a processor'}
+  files.write_json(
+    folder / 'stages.json', {'select': stage | {'versions': {'jax': '0.10'}}}
+  )
   files.write_json(folder / 'selection.json', _selection().to_json())
   files.write_json(folder / 'compression.json', _compression().to_json())
   scores = {'mean_iou': 0.5, 'iou': [0.5, None], 'num_images': 10}
@@ -234,6 +245,16 @@ def _write_workdir(folder: pathlib.Path, export: pathlib.Path) -> None:
     'flops_per_second': 6e6,
     'fraction_of_matmul': 0.25,
     'compile_seconds': 0.5,
+    'blocks': [
+      {
+        'block': 0,
+        'attention': 'full',
+        'neurons': 128,
+        'tokens': 17,
+        'merged': 1,
+        'macs': 9_000,
+      }
+    ],
   }
   measured = {
     'device': '2 x processor',
