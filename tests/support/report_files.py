@@ -105,7 +105,7 @@ FILES['evaluation.json']['pruned'] |= {
 }
 
 
-_POINT = {'macs': 4_000, 'parameters': 900, 'error': 0.0}
+_POINT = {'macs': 4_000, 'parameters': 900, 'error': 0.0, 'ms': None}
 
 COMPRESSION = {
   'options': {
@@ -125,6 +125,7 @@ COMPRESSION = {
     {
       'macs': macs,
       'parameters': 800,
+      'ms': None,
       'error': error,
       'part': part,
       'block': block,
