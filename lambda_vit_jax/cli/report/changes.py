@@ -17,13 +17,17 @@ def section(results: Results) -> list[str]:
     return []
   lost, gained = changed['lost'], changed['gained']
   images = (
-    f'Of {row["num_images"]:,} test images, ' if 'num_images' in row else ''
+    f'{row["num_images"]:,} test images'
+    if 'num_images' in row
+    else 'the test images'
   )
-  parts = [
-    '<h2>What changed</h2>',
-    f'<p>{images}{lost:,} that the dense model gets right are lost in the pruned '
-    f'one, and {gained:,} that it gets wrong are gained.</p>',
-  ]
+  said = f'Dense and pruned are right on the same ones of {images}.'
+  if lost or gained:
+    said = (
+      f'Of {images}, {lost:,} that the dense model gets right are lost in the '
+      f'pruned one, and {gained:,} that it gets wrong are gained.'
+    )
+  parts = ['<h2>What changed</h2>', f'<p>{said}</p>']
   there = {picture.index: picture for picture in results.pictures}
   tiles = [
     html.picture(

@@ -40,8 +40,9 @@ def section(results: Results) -> list[str]:
     ('Versions', escape(_versions(results))),
   ]
   if config:
-    text = escape(command(config), _LONGEST_COMMAND)
-    rows.append(('Command', f'<pre><code>{text}</code></pre>'))
+    rows.append(
+      ('Command', f'<pre><code>{_breakable(command(config))}</code></pre>')
+    )
   rows = [(name, value) for name, value in rows if value]
   return ['<h2>What was done</h2>', html.facts(rows)] if rows else []
 
@@ -82,6 +83,12 @@ def command(config: Mapping[str, Any]) -> str:
   )
   words = ['lambda-vit', 'run', f'--config={name}', f'--workdir={_WORKDIR}']
   return ' '.join([*map(shlex.quote, words), *differing])
+
+
+def _breakable(text: str) -> str:
+  """A command in HTML that is broken between its words, not after a hyphen."""
+  words = escape(text, _LONGEST_COMMAND).split(' ')
+  return ' '.join(f'<span>{word}</span>' for word in words)
 
 
 def _changes(flat: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:

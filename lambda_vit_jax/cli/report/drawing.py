@@ -8,6 +8,10 @@ from typing import Any
 from lambda_vit_jax.cli.report import style
 
 _WIDTH, _HEIGHT = 4.2, 2.6
+
+# Axes of whole numbers.
+_COUNTS = ('block', 'step', 'attention layers removed')
+
 _BLACK = '#000000'
 
 Axes = Any
@@ -52,6 +56,8 @@ def draw(
     every = grid[:, 0].tolist()
     for axes in every:
       axes.spines[['top', 'right']].set_visible(False)
+      if x in _COUNTS:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     every[-1].set_xlabel(x)
     if panels == 1:
       every[0].set_ylabel(y)

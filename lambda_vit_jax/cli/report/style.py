@@ -65,6 +65,7 @@ dd { margin: 0; }
   grid-template-columns: 7.5rem minmax(0, 1fr); }
 .facts pre { margin: 0; padding: .5rem .7rem; background: var(--card);
   border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.facts pre span { display: inline-block; }
 .copy { font: inherit; font-size: .85rem; margin-top: .3rem; padding: .15rem
   .7rem; color: var(--accent); background: var(--paper); cursor: pointer;
   border: 1px solid var(--accent); border-radius: .4rem; }
