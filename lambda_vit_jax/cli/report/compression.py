@@ -50,9 +50,14 @@ def section(found: Compression) -> list[str]:
     plots.strip(found.mlp_shares, found.attention_shares),
     'What is left of each block: above the width of its MLP, below its attention '
     'or the map in its place, each as a share of what it costs.',
-    ('block', 'attention', 'neurons'),
+    ('block', 'attention', 'neurons', 'tokens merged'),
     [
-      (str(row.block), row.attention or 'gone', str(row.neurons or 'none'))
+      (
+        str(row.block),
+        row.attention or 'gone',
+        str(row.neurons or 'none'),
+        str(row.merged),
+      )
       for row in found.left()
     ],
   )

@@ -101,16 +101,24 @@ def _without_benchmark(
   states |= dict.fromkeys(removed, 'map' if mapped else 'removed')
   states |= dict.fromkeys(results.dropped, 'dropped')
   widths: dict[int, tuple[int, int]] = {}
+  merged: dict[int, int] = {}
   if results.compression is not None and results.compresses:
     whole = {row.block: row for row in results.compression.blocks}
     for row in results.compression.left():
       known.append(row.block)
       full = whole[row.block].neurons or 0
       widths[row.block] = (full, row.neurons or 0)
+      merged[row.block] = row.merged
       states[row.block] = _state('full', row.attention or '')
   depth = max(len(entropy), max(known, default=-1) + 1)
   return [
-    Block(k, states.get(k, 'kept'), widths.get(k), score=scores.get(k))
+    Block(
+      k,
+      states.get(k, 'kept'),
+      widths.get(k),
+      merged.get(k, 0),
+      score=scores.get(k),
+    )
     for k in range(depth)
   ]
 
@@ -148,8 +156,7 @@ def removed_in_words(blocks: list[Block]) -> list[str]:
     parts.append(f'{100 * left / whole:.0f} % of the MLP neurons left')
   merged = sum(block.merged for block in blocks)
   if merged:
-    tokens = max(block.tokens for block in blocks)
-    parts.append(f'{merged} of {tokens} tokens merged')
+    parts.append(_merged(merged, max(block.tokens for block in blocks)))
   return parts
 
 
@@ -175,7 +182,7 @@ def _item(block: Block, unit: str) -> str:
     lines.append(_bar(min(left / max(whole, 1), 1.0)))
     lines.append(_line(f'MLP, {_of(left, whole)} neurons'))
   if block.merged:
-    lines.append(_line(f'{block.merged} of {block.tokens} tokens merged'))
+    lines.append(_line(_merged(block.merged, block.tokens)))
   if block.score is not None:
     lines.append(_line(f'score {block.score:.2g} {unit}'.strip()))
   if block.macs:
@@ -195,6 +202,14 @@ def _bar(share: float, kind: str = '') -> str:
   return (
     f'<div class="{names}" aria-hidden="true">'
     f'<i style="width:{width}%"></i></div>'
+  )
+
+
+def _merged(number: int, tokens: int) -> str:
+  return (
+    f'{number} of {tokens} tokens merged'
+    if tokens
+    else f'{number} tokens merged'
   )
 
 
