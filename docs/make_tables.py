@@ -1,4 +1,6 @@
-"""Write the pages of measured figures from docs/benchmarks/*.json.
+"""Write the pages of measured figures, and parts of others.
+
+From docs/benchmarks/*.json; a part lies between two comments of its page.
 
   python docs/make_tables.py
 
@@ -9,7 +11,7 @@ missing file has no section, or one that says so. A test fails when a page is no
 import json
 import pathlib
 
-from tables import performance, results, training_free
+from tables import evidence, performance, results, training_free
 
 DOCS = pathlib.Path(__file__).parent
 FIGURES = DOCS / 'benchmarks'
@@ -19,10 +21,17 @@ PAGES = {
   'results_training_free.md': training_free,
   'performance.md': performance,
 }
+# Of other pages the part between `<!-- from NAME.json -->` and `<!-- end -->`.
+PARTS = {
+  'evidence.md': ('evidence', evidence.evidence_section),
+  '../README.md': ('evidence', evidence.evidence_rows),
+}
 
 
 def make_page(name: str) -> str:
-  """Return the text of one of `PAGES`."""
+  """Return the text of one of `PAGES`, or of one of `PARTS`."""
+  if name in PARTS:
+    return _with_part(name)
   page = PAGES[name]
   parts = [page.HEAD.strip()]
   for figures, section in page.SECTIONS.items():
@@ -34,9 +43,21 @@ def make_page(name: str) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
+def _with_part(name: str) -> str:
+  """The page as it is, with its part made anew."""
+  figures, part = PARTS[name]
+  begin, end = f'<!-- from {figures}.json -->', '<!-- end -->'
+  head, _, rest = (DOCS / name).read_text().partition(begin)
+  _, _, tail = rest.partition(end)
+  if not tail:
+    raise ValueError(f'{name}: give it one {begin} and one {end}')
+  found = json.loads((FIGURES / f'{figures}.json').read_text())
+  return f'{head}{begin}\n\n{part(found)}\n\n{end}{tail}'
+
+
 def main() -> None:
   """Write every page."""
-  for name in PAGES:
+  for name in (*PAGES, *PARTS):
     (DOCS / name).write_text(make_page(name))
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from tables import compression, training_free
+from tables import compression, evidence, training_free
 from tables.parts import layers, origin, percent, span, table
 
 HEAD = """# Results
@@ -259,6 +259,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'fashion_mnist_table': fashion_table,
   'method_table': method_tables,
   'segmentation_table': segmentation_table,
+  'camvid': evidence.scenes_table,
   'selection_quality': quality_tables,
 }
 

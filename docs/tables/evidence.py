@@ -1,0 +1,137 @@
+"""A fine-tuned real backbone at equal further steps: the tables of evidence.json.
+
+The parts of docs/evidence.md and README.md between their two comments.
+"""
+
+from typing import Any
+
+from tables.parts import layers, origin, percent, table
+
+_DENSE = 'dense more'
+_ROWS = {
+  _DENSE: 'dense',
+  'compress 1.5': '`lv.compress` 1.5x, `lv.dilute` towards it',
+  'compress 2': '`lv.compress` 2x, `lv.dilute` towards it',
+  'nose maps': "NOSE's 5 of 12 attention layers become maps, `lv.dilute`",
+  'nose identity': "NOSE's 5, the paper's path: x + x",
+  'nose absent': "NOSE's 5 become nothing: x",
+  'output maps': "`output`'s 5 become maps, `lv.dilute`",
+  'last maps': 'the last 5 become maps, `lv.dilute`',
+}
+# Those of the first page.
+_FIRST = ('dense more', 'compress 1.5', 'compress 2', 'nose maps')
+
+
+def evidence_section(found: dict[str, Any]) -> str:
+  """Every row, with what it starts from, for docs/evidence.md."""
+  recipe = found['recipe']
+  rows = [
+    (
+      _ROWS[name],
+      seed,
+      layers(row['removed']) if 'before' in row else '–',
+      percent(row['before']) if 'before' in row else '–',
+      percent(row['top1']),
+      difference(row) if 'before' in row else '–',
+      f'{row["speedup"]:.2f}',
+      f'{row["parameters"] / 1e6:.1f}',
+    )
+    for seed, name, row in _ordered(found)
+  ]
+  text = (
+    f'DINOv2 ViT-S/14 at {found["image_size"]} pixels (17 tokens) on all 101 '
+    f'classes of Caltech-101, {found["train_images"]:,} training and '
+    f'{found["test_images"]:,} test images. The weights are those of a package '
+    'that has tuned them to find what matters in an image; their features are '
+    'weaker than the original ones. A linear probe '
+    f'({percent(found["rows"]["probe"]["top1"])}%) starts the head, '
+    f'{recipe["epochs"]} epochs train all parameters '
+    f'({percent(found["rows"]["dense"]["top1"])}%), and from that network every '
+    f'row takes the same {recipe["more_epochs"]} further epochs, half by labels and '
+    'half by its soft targets. `Before` is the accuracy of the smaller network '
+    'without them, made in closed form from '
+    f'{found["calibration_images"]} unlabelled training images, which choose, too. '
+    'Differences, in points, are to `dense` with the same further epochs and seed, '
+    'with the paired 95% interval over the test images, which says nothing about '
+    'other seeds. Times fewer: executed multiply-accumulates.'
+  )
+  header = (
+    'what', 'seed', 'without attention', 'before %', 'top-1 %', 'difference',
+    'times fewer', 'M parameters',
+  )  # fmt: skip
+  return '\n\n'.join(
+    [text, table(header, rows), origin('evidence', 'evidence.py', found)]
+  )
+
+
+def evidence_rows(found: dict[str, Any]) -> str:
+  """The rows of the first page: the first seed."""
+  rows = [
+    (
+      _ROWS[name],
+      percent(row['top1']),
+      difference(row) if 'before' in row else '',
+      f'{row["speedup"]:.2f}' if 'before' in row else '1',
+    )
+    for seed, name, row in _ordered(found)
+    if seed == '0' and name in _FIRST
+  ]
+  more = found['recipe']['more_epochs']
+  header = (
+    f'fine-tuned at {found["image_size"]} px, {more} further epochs each',
+    'top-1 %',
+    'difference',
+    'speed-up',
+  )
+  return table(header, rows)
+
+
+def difference(row: dict[str, Any]) -> str:
+  """In points, with half its interval."""
+  change, half = row['change']
+  return f'{100 * change:+.2f} ± {100 * half:.2f}'.replace('-', '−')
+
+
+def _ordered(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+  """Seed, name and row of what is compared, as in the script."""
+  return [
+    (key.partition(' ')[0], name, row)
+    for name in _ROWS
+    for key, row in sorted(found['rows'].items())
+    if key.partition(' ')[2] == name
+  ]
+
+
+def scenes_table(found: dict[str, Any]) -> str:
+  """Segmentation of street scenes, dense and pruned at equal further steps."""
+  rows = [
+    (
+      _ROWS[name],
+      layers(row.get('removed', ())),
+      percent(row['mean_iou']),
+      _range(row) if 'interval' in row else '–',
+      f'{row["speedup"]:.2f}' if 'speedup' in row else '1',
+    )
+    for name, row in found['rows'].items()
+    if name in _ROWS
+  ]
+  text = (
+    '## A real backbone, segmentation: CamVid\n\n'
+    'DINOv2 ViT-S/14 with the decoder `linear`, 11 classes, whole images at 112 x '
+    f'154 pixels, {found["test_images"]} test images, seed {found["seed"]}. The '
+    f'dense network has {found["epochs"]} epochs '
+    f'(mean IoU {percent(found["rows"]["dense"]["mean_iou"])}%), and every row '
+    f'{found["more_epochs"]} further ones from there. The difference, in points, is '
+    'to `dense` with them, with its 95% interval over draws of the test images.'
+  )
+  header = (
+    'what', 'attention removed', 'mean IoU %', 'difference', 'times fewer',
+  )  # fmt: skip
+  return '\n\n'.join(
+    [text, table(header, rows), origin('camvid', 'camvid.py', found)]
+  )
+
+
+def _range(row: dict[str, Any]) -> str:
+  low, high = (f'{100 * end:+.2f}' for end in row['interval'])
+  return f'{100 * row["change"]:+.2f} [{low}, {high}]'.replace('-', '−')
