@@ -59,6 +59,12 @@ def test_nothing_to_resample(shards, resamples):
   assert bootstrap.resample_weights(shards, resamples, seed=0) is None
 
 
+def test_two_shards_and_two_resamples_are_enough():
+  weights = bootstrap.resample_weights(2, 2, seed=0)
+  assert weights.shape == (2, 2)
+  assert (weights.sum(axis=1) == 2).all()
+
+
 def test_the_error_of_a_mean_is_the_analytic_one(rng):
   samples = rng.normal(5.0, 2.0, size=(400, 20, 1))
   weights = bootstrap.resample_weights(400, 2000, seed=0)

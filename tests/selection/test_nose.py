@@ -374,6 +374,20 @@ def test_keywords_are_those_of_the_options():
     assert keywords[field.name].default == field.default
 
 
+@pytest.mark.parametrize(
+  'function, by_name', [(nose, 4), (select, 3), (greedy_search, 4)]
+)
+def test_all_but_the_first_are_given_by_name_alone(function, by_name):
+  kinds = [
+    each.kind for each in inspect.signature(function).parameters.values()
+  ]
+  either, keyword = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+  )
+  assert kinds == [either] * by_name + [keyword] * (len(kinds) - by_name)
+
+
 # `create_model` passes fields of the module on.
 FUNCTIONS = sorted(set(lv.__all__) - {'__version__', 'create_model'})
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import types
 
 import hypothesis
 import hypothesis.strategies as st
@@ -243,6 +244,41 @@ def test_the_search_chooses_the_proposal_of_least_final_loss(model, short):
     model, held, short, ONE_LAYER, done=tried, on_score=never
   )
   assert again == found
+
+
+@pytest.mark.parametrize('classes', [0, 10])
+def test_each_proposal_is_a_search_of_its_own(classes, monkeypatch):
+  """Without classes there is no loss, and no proposal is resampled."""
+  seen = []
+
+  def select(model, batches, options, **others):
+    seen.append(options)
+    return types.SimpleNamespace(removed=(len(seen),))
+
+  monkeypatch.setattr(probe, 'select', select)
+  headless = types.SimpleNamespace(num_classes=classes)
+  found = probe.proposals(headless, [], SearchOptions(num_layers=1))
+  wanted = [n for n in probe.PROPOSERS if classes or n != 'loss_increase']
+  assert list(found) == wanted
+  assert [options.resamples for options in seen] == [0] * len(wanted)
+  assert [options.criterion for options in seen] == [
+    probe.PROPOSERS[name]['criterion'] for name in wanted
+  ]
+
+
+def test_the_last_rung_decides(model, short, monkeypatch):
+  """Of five sets, one leads until the last rung, of four times the steps."""
+  sets = [(0,), (1,), (2,), (0, 1), (1, 2)]
+  monkeypatch.setattr(probe, 'proposals', lambda *others: dict(enumerate(sets)))
+  monkeypatch.setattr(short, 'train', lambda layers, steps: steps)
+
+  def score(layers, steps):
+    late = layers == (1,) and steps >= 8
+    return {'loss': -1.0 if late else float(sets.index(layers))}
+
+  monkeypatch.setattr(short, 'score', score)
+  found = probe.select_by_probe(model, [], short, ONE_LAYER)
+  assert found.removed == (1,)
 
 
 def test_a_dilution_that_diverges_ranks_last(model, short, monkeypatch):

@@ -16,6 +16,11 @@ IMAGES = make_images(130)
 BATCHES = labelled_batches(IMAGES)
 
 
+def test_records_of_earlier_versions_are_resumed_with_the_default():
+  """A search is resumed with as many resamples as it had: 1,000 till now."""
+  assert SearchOptions().resamples == 1000
+
+
 def search(model, batches=BATCHES, num_layers=2, **options):
   options = SearchOptions(num_layers=num_layers, resamples=20, **options)
   return select(model, batches, options)

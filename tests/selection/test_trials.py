@@ -262,6 +262,33 @@ def test_the_block_with_nan_is_named(tiny_variant):
     TrialRunner(model.replace(params=params), image_set(model)).evaluate([()])
 
 
+@pytest.mark.parametrize(
+  'target', ['logits', 'features', 'feature_error', 'divergence', 'loss']
+)
+def test_a_target_is_a_row_of_channels_per_image(target, rng):
+  logits, features, other = rng.normal(size=(3, 5, 4)).astype(np.float32)
+  labels = np.asarray([0, 3, 1, 2, 2])
+
+  def log_softmax(rows):
+    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+  wanted, found = log_softmax(other), log_softmax(logits)
+  expected = {
+    'logits': logits,
+    'features': features,
+    'feature_error': ((features - other) ** 2).mean(axis=1, keepdims=True),
+    'divergence': (np.exp(wanted) * (wanted - found)).sum(1, keepdims=True),
+    'loss': -found[np.arange(5), labels][:, None],
+  }[target]
+  compared = target in ('feature_error', 'divergence')
+  values = trial_readout.target_values(
+    target, logits, {'features': features}, other if compared else labels
+  )
+  assert values.shape == expected.shape
+  # Float32 sums of four terms of order 1.
+  np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
 def test_bad_input_is_one_line(tiny_variant):
   model = make_model(tiny_variant, depth=2)
   with pytest.raises(DataError, match='no batch holds an image'):

@@ -69,6 +69,15 @@ def test_final_mode(compensation, mode):
   assert dilution.final_mode(compensation) == mode
 
 
+def test_parameters_are_blended_where_there_is_a_blend_alone():
+  params = {'w': np.float32(2.0)}
+  plan = dilution.Dilution((0, 1), steps=4)
+  assert plan.blended(params, np.int32(1)) is params
+  scaled = plan.within(lambda params, factors: params['w'] * factors)
+  found = scaled.blended(params, np.int32(1))
+  np.testing.assert_array_equal(found, np.float32([1.5, 1.5]))
+
+
 def test_schedule_over_an_array_of_steps_begins_at_exactly_one():
   # As a vector, XLA multiplies by 1/41, and 41 · (1/41) is below 1.
   values = np.asarray(dilution.dilution_schedule(41)(np.arange(60)))

@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import signal
+import types
 
 import jax
 import numpy as np
@@ -105,6 +106,54 @@ def test_metrics_have_one_line_per_step_and_the_factor(undisturbed):
   assert [row['step'] for row in rows] == [1, 2, 3, 4, 5]
   factors = [row['lambda'] for row in rows]
   np.testing.assert_allclose(factors, [1, 2 / 3, 1 / 3, 0, 0], rtol=1e-6)
+
+
+def test_metrics_have_the_rate_of_their_step(undisturbed, job):
+  rates = [row['learning_rate'] for row in undisturbed[1]]
+  assert rates == [float(job.learning_rate(step)) for step in range(5)]
+  # With a warm-up and a cosine, every step has its own.
+  assert len(set(rates)) == 5
+
+
+def test_a_step_runs_the_network_of_its_phase(job):
+  first, second = (phase.module for phase in job.phases)
+  assert [job.module_at(step) for step in range(5)] == 3 * [first] + 2 * [
+    second
+  ]
+  assert job.meta_at(2)['model']['removed_layers'] == []
+  assert job.meta_at(3)['model']['removed_layers'] == list(LAYERS)
+
+
+def test_evaluations_are_of_their_phase_and_no_part_of_the_speed(
+  job, mesh, tmp_path, monkeypatch
+):
+  """A clock that ticks once each time that it is read."""
+  seconds, seen, reported = [1e9], [], []
+
+  def tick(count=1):
+    seconds[0] += count
+    return seconds[0]
+
+  def evaluate(module, params, factors):
+    seen.append(module)
+    tick(1000)
+    return {'loss': 0.0, 'accuracy': 0.0}
+
+  monkeypatch.setattr(loop, 'time', types.SimpleNamespace(monotonic=tick))
+  monkeypatch.setattr(
+    loop.step_memory, 'report', lambda stage, *others: reported.append(stage)
+  )
+  run(dataclasses.replace(job, evaluate=evaluate, eval_every=2), tmp_path, mesh)
+  # At steps 2, 4, and the ends of the phases, 3 and 5.
+  first, second = (phase.module for phase in job.phases)
+  assert seen == [first, second, second, second]
+  rows = read_metrics(tmp_path / 'metrics.jsonl')
+  # Eight images in one tick, or in the two that are left beside an evaluation;
+  # the first row began at another clock.
+  for row in rows[1:]:
+    assert row['images_per_second'] in (8.0, 4.0)
+  # What a step needs is said once.
+  assert reported == ['dilute']
 
 
 @pytest.mark.parametrize('stop_after', [1, 2, 3, 4])

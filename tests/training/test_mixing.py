@@ -1,6 +1,7 @@
 """Mixup and cutmix: label mass, rates, weights, and which images are mixed."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,16 @@ def test_off_is_the_identity():
   mixed = mixing.mix(images, targets, jax.random.key(0), 0.0, 0.0)
   assert mixed[0] is images
   assert mixed[1] is targets
+
+
+def test_published_parameters_are_the_default():
+  """Mixup 0.8 and cutmix 1.0, half of the time each, of DeiT's recipe."""
+  defaults = {
+    name: each.default
+    for name, each in inspect.signature(mixing.mix).parameters.items()
+    if name in ('mixup_alpha', 'cutmix_alpha', 'prob', 'switch_prob')
+  }
+  assert list(defaults.values()) == [0.8, 1.0, 1.0, 0.5]
 
 
 def test_prob_zero_changes_nothing(draws):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lambda_vit_jax.configs import common
 
 from lambda_vit_jax.models.build import (
   apply_module,
@@ -36,6 +37,13 @@ RATE = 0.1
 
 # Float32 logits and losses of three blocks, against float64 sums.
 CLOSE = {'rtol': 2e-5, 'atol': 2e-6}
+
+
+def test_a_teacher_has_the_weight_of_the_configs_by_default():
+  section = common.base().dilute
+  settings = LossSettings()
+  assert settings.distill_weight == section.distill_weight
+  assert settings.temperature == section.distill_temperature
 
 
 def make_batch(seed=0):

@@ -68,6 +68,13 @@ def test_this_machine_has_some_memory():
   assert free is None or free > 2**20
 
 
+def test_devices_of_a_cpu_share_its_pages(monkeypatch):
+  known = {'SC_PHYS_PAGES': 10**6, 'SC_PAGE_SIZE': 4096}
+  monkeypatch.setattr(step_memory.os, 'sysconf', known.__getitem__)
+  monkeypatch.setattr(jax, 'local_device_count', lambda: 8)
+  assert step_memory.device_bytes() == 4096 * 10**6 // 8
+
+
 @pytest.mark.parametrize('ema, fsdp', [(0.0, 1), (0.5, 2)])
 def test_copies_of_the_parameters(tiny_variant, ema, fsdp):
   """Without images: parameters, gradients, two moments and the average."""
