@@ -124,8 +124,10 @@ summary { cursor: pointer; }
 .scroll { max-height: 18rem; overflow: auto; }
 .files { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0;
   list-style: none; }
-@media (max-width: 56rem) {
+@media (max-width: 42rem) {
   .facts > div { grid-template-columns: minmax(0, 1fr); }
+}
+@media (max-width: 56rem) {
   .scroll th, .scroll td { padding: .3rem .35rem; }
   .stack thead tr { display: flex; flex-wrap: wrap; gap: .15rem .9rem; }
   .stack thead th { padding: .2rem 0; border: 0; }
