@@ -20,7 +20,8 @@ SUBSTITUTES = {
     'builtin:vit_mini_patch2_8_digits'
   ),
   'deit_tiny_patch16_224': 'vit_mini_patch2_8',
-  'image_size = 112': 'image_size = 8',
+  # Speed is measured for as long as it takes, which here is three rounds.
+  'image_size = 112': 'image_size = 8\n  config.benchmark.rounds = 3',
 }
 # What a reader installs is installed here.
 INSTALLS = ('python3', 'source', 'pip')
@@ -75,8 +76,8 @@ def test_every_line_of_the_page(folder):
     else:
       exec(compile(body, str(PAGE), 'exec'), {})
   assert ran == ['--version', 'check-data', 'run', 'run', 'predict']
-  # Zeros and ones are told apart by a head that has trained for 100 steps.
-  assert re.search(r'\bcat\b', output)
+  # Best first: zeros and ones are told apart by a head of 100 steps.
+  assert re.search(r'%  cat\n.*%  dog\n', output)
   assert (folder / 'runs' / 'own' / 'report.html').exists()
   for where in ('runs/own/export', 'smaller'):
     assert (folder / where / 'model.onnx').stat().st_size > 10_000
