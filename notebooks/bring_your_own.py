@@ -15,7 +15,7 @@
 # Load a network, choose what it can spare, put something smaller in its place
 # without training, look at what was lost, and export. Set `WEIGHTS` to a backbone
 # such as DINOv2 or DeiT and `IMAGES` to a folder; without them, a small network
-# and the images of digits are used, which takes two minutes on a CPU.
+# and the images of digits are used, which takes some minutes on a CPU.
 
 # %%
 # A fresh Colab has JAX for its CPU, GPU or TPU: what is installed stays as it is.
@@ -113,7 +113,7 @@ if not IMAGES:
 
 # %%
 model = lv.load_pretrained(WEIGHTS or 'builtin:vit_mini_patch2_8_digits')
-model.summary()
+model.table()
 
 # %% [markdown]
 # `check-data` reads every image once and reports what it found. Choices and fits
@@ -140,7 +140,7 @@ selection
 
 # %%
 mapped = lv.linearize(model, batches, selection, refit=True)
-found = lv.compress(model, batches, target_speedup=1.5)
+found = lv.compress(model, batches, target_speedup=1.25)
 found
 
 # %%
