@@ -13,6 +13,7 @@
 - `config_differences`, `workdir_config`: the values that bind a workdir
 - `workdir_lock`: one job at a time in a workdir
 - `workdir`: `Run`, a workdir with everything that a stage needs
+- `shared_labels`: labels of which each process of a job reads a part
 - `task`: data set, outputs and batches of a task
 - `stages/`: one file per stage
 - `runtime_comparison`: dense, pruned and exported in every runtime

@@ -29,12 +29,13 @@ def check(run: Run, stages: Iterable[str]) -> None:
       training images, or than the memory of a device.
   """
   found = [registry.STAGES[name] for name in stages]
+  if any(map(_reads_training_images, found)):
+    run.share_labels()
   due = processes.from_leader(
     lambda: [
       stage.spec.name
       for stage in found
-      if (stage.spec.trains or stage.spec.name in _READ_HELD_OUT)
-      and not stage.finished(run)
+      if _reads_training_images(stage) and not stage.finished(run)
     ]
   )
   if 'pretrain' in due:
@@ -52,6 +53,10 @@ def check(run: Run, stages: Iterable[str]) -> None:
     run.batch_size, len(run.train_indices), len(run.holdout_indices())
   )
   _check_memory(run)
+
+
+def _reads_training_images(stage: registry.Stage) -> bool:
+  return stage.spec.trains or stage.spec.name in _READ_HELD_OUT
 
 
 def _check_held_out(run: Run, due: Sequence[str]) -> None:

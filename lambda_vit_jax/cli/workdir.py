@@ -18,6 +18,7 @@ from lambda_vit_jax.cli import (
   config_check,
   config_differences,
   result_files,
+  shared_labels,
   task,
   workdir_config,
 )
@@ -199,6 +200,14 @@ class Run:
       used = split_holdout(labels, limit)[1]
     train, held = split_holdout(labels[used], self.settings.data.holdout_images)
     return used[train], used[held]
+
+  def share_labels(self) -> None:
+    """Lets each process of a job read a part of the training labels only.
+
+    Every process must call this, before one of them asks which images train.
+    """
+    if jax.process_count() > 1:
+      shared_labels.share(self.dataset.train)
 
   @property
   def steps_per_epoch(self) -> int:

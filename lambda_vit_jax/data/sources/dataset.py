@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,26 @@ class ImageSource(Protocol):
 
   def describe(self, index: int) -> str:
     """Names a record for an error message: its file, or split and index."""
+    ...
+
+
+@runtime_checkable
+class ReadForLabels(Protocol):
+  """A split whose records have to be read to know their labels.
+
+  In a job of several processes each reads a part of them (`cli/shared_labels`).
+  """
+
+  def knows_labels(self) -> bool:
+    """Whether `labels` reads no record, or few."""
+    ...
+
+  def read_labels(self, start: int, stop: int) -> np.ndarray:
+    """The labels of records `start` to `stop`, int32."""
+    ...
+
+  def keep_labels(self, labels: np.ndarray) -> None:
+    """Takes the labels of all records, and caches them."""
     ...
 
 

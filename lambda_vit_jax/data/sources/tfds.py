@@ -89,22 +89,46 @@ class TfdsSource:
     """`[len(self)]` int32; reads the whole split once if not cached."""
     if self.has_masks:
       return np.zeros(len(self), np.int32)
-    cached = epath.Path(self.labels_file) if self.labels_file else None
-    found = None if cached is None else _cached_labels(cached)
-    if found is not None and found.shape == (len(self),):
-      return found
-    labels = np.fromiter(
-      (self._read(index)[self.label_key] for index in range(len(self))),
+    found = self._cached_labels()
+    if found is None:
+      found = self.read_labels(0, len(self))
+      self._cache(found)
+    return found
+
+  def knows_labels(self) -> bool:
+    """See `ReadForLabels`."""
+    known = self.has_masks or self.is_small or 'labels' in vars(self)
+    return known or self._cached_labels() is not None
+
+  def read_labels(self, start: int, stop: int) -> np.ndarray:
+    """See `ReadForLabels`; no image is decoded."""
+    return np.fromiter(
+      (self._read(index)[self.label_key] for index in range(start, stop)),
       np.int32,
-      count=len(self),
+      count=stop - start,
     )
-    if cached is not None:
-      cached.parent.mkdir(parents=True, exist_ok=True)
-      unfinished = cached.parent / f'{cached.name}.{uuid.uuid4().hex}'
-      with unfinished.open('wb') as file:
-        np.save(file, labels)
-      unfinished.replace(cached)
-    return labels
+
+  def keep_labels(self, labels: np.ndarray) -> None:
+    """See `ReadForLabels`."""
+    # Where the cached property looks first.
+    vars(self)['labels'] = labels
+    self._cache(labels)
+
+  def _cached_labels(self) -> np.ndarray | None:
+    if self.labels_file is None:
+      return None
+    found = _cached_labels(epath.Path(self.labels_file))
+    return found if found is not None and len(found) == len(self) else None
+
+  def _cache(self, labels: np.ndarray) -> None:
+    if self.labels_file is None:
+      return
+    cached = epath.Path(self.labels_file)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = cached.parent / f'{cached.name}.{uuid.uuid4().hex}'
+    with unfinished.open('wb') as file:
+      np.save(file, labels)
+    unfinished.replace(cached)
 
 
 def _cached_labels(path: epath.Path) -> np.ndarray | None:
@@ -115,7 +139,8 @@ def _cached_labels(path: epath.Path) -> np.ndarray | None:
   except Exception:
     # Missing or damaged: numpy raises many types for a header.
     return None
-  return found if getattr(found, 'dtype', None) == np.int32 else None
+  is_row = getattr(found, 'dtype', None) == np.int32 and found.ndim == 1
+  return found if is_row else None
 
 
 def open_tfds(name: str, cache_dir: epath.Path) -> Dataset:
