@@ -15,6 +15,8 @@ up to 4 pixels), with the same learning rate, batch and loss, whose teacher is
   nose absent     the same layers towards x
   output maps     the 5 layers of the criterion `output`, as `nose maps`
   last maps       the last 5 layers, as `nose maps`
+  … streams       a row above whose loss also follows the teacher's stream after
+                  every block
 
   python benchmarks/evidence.py --weights=DIR/dinov2_vits14.safetensors \
     --data=image_folder:DIR/caltech101 --cache=DIR/cache [--rows …] [--seeds 0 1]
@@ -65,7 +67,11 @@ ROWS = (
   'output maps',
   'nose absent',
   'last maps',
+  'compress 1.5 streams',
+  'compress 2 streams',
+  'nose maps streams',
 )
+_STREAMS = ' streams'
 # λ falls over this share of the further steps. Towards x + x it is the paper's,
 # 300 of 400 epochs; a stand-in that is close to the network needs less of them.
 SHARES = {'identity': 0.75, 'absent': 0.75}
@@ -251,7 +257,7 @@ class Table:
 
   def _stand_in(self, row: str) -> Model:
     """What the further steps lead to, nothing trained."""
-    images = [self._images]
+    row, images = row.removesuffix(_STREAMS), [self._images]
     if row in SPEEDUPS:
       return lv.refit(self._compressed.at(SPEEDUPS[row]), self._dense, images)
     choice, how = row.split(' ')
@@ -273,7 +279,7 @@ class Table:
       steps=steps,
       settle_steps=total - steps,
       teacher=self._dense,
-      distill=recipe.distill,
+      distill='streams' if row.endswith(_STREAMS) else recipe.distill,
       distill_weight=recipe.distill_weight,
       learning_rate=recipe.more_learning_rate,
       weight_decay=recipe.weight_decay,

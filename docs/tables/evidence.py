@@ -7,9 +7,9 @@ from typing import Any
 
 from tables.parts import layers, origin, percent, table
 
-_DENSE = 'dense more'
+_DEPTH = 12
 _ROWS = {
-  _DENSE: 'dense',
+  'dense more': 'dense',
   'compress 1.5': '`lv.compress` 1.5x, `lv.dilute` towards it',
   'compress 2': '`lv.compress` 2x, `lv.dilute` towards it',
   'nose maps': "NOSE's 5 of 12 attention layers become maps, `lv.dilute`",
@@ -17,6 +17,9 @@ _ROWS = {
   'nose absent': "NOSE's 5 become nothing: x",
   'output maps': "`output`'s 5 become maps, `lv.dilute`",
   'last maps': 'the last 5 become maps, `lv.dilute`',
+  'compress 1.5 streams': '`lv.compress` 1.5x, `distill=streams`',
+  'compress 2 streams': '`lv.compress` 2x, `distill=streams`',
+  'nose maps streams': "NOSE's 5 become maps, `distill=streams`",
 }
 # Those of the first page.
 _FIRST = ('dense more', 'compress 1.5', 'compress 2', 'nose maps')
@@ -29,7 +32,7 @@ def evidence_section(found: dict[str, Any]) -> str:
     (
       _ROWS[name],
       seed,
-      layers(row['removed']) if 'before' in row else '–',
+      layers(_changed(row)),
       percent(row['before']) if 'before' in row else '–',
       percent(row['top1']),
       difference(row) if 'before' in row else '–',
@@ -84,6 +87,12 @@ def evidence_rows(found: dict[str, Any]) -> str:
     'speed-up',
   )
   return table(header, rows)
+
+
+def _changed(row: dict[str, Any]) -> list[int]:
+  """The dense network's blocks that have no attention of their own any more."""
+  modes = dict(zip(row['kept_blocks'], row['attention_modes'], strict=True))
+  return [block for block in range(_DEPTH) if modes.get(block) != 'full']
 
 
 def difference(row: dict[str, Any]) -> str:
