@@ -15,6 +15,8 @@ up to 4 pixels), with the same learning rate, batch and loss, whose teacher is
   nose absent     the same layers towards x
   output maps     the 5 layers of the criterion `output`, as `nose maps`
   last maps       the last 5 layers, as `nose maps`
+ … direct        the smaller network of a row above trained for all further steps with
+                  the same teacher, without a dilution; `tokens`: also merged
   … streams       a row above whose loss also follows the teacher's stream after
                   every block
 
@@ -67,11 +69,17 @@ ROWS = (
   'output maps',
   'nose absent',
   'last maps',
+  'compress 1.5 direct',
+  'compress 2 direct',
+  'compress 1.5 tokens direct',
+  'compress 2 tokens direct',
   'compress 1.5 streams',
   'compress 2 streams',
   'nose maps streams',
 )
 _STREAMS = ' streams'
+_DIRECT, _TOKENS = ' direct', ' tokens'
+PARTS = ('attention', 'neurons', 'blocks')
 # λ falls over this share of the further steps. Towards x + x it is the paper's,
 # 300 of 400 epochs; a stand-in that is close to the network needs less of them.
 SHARES = {'identity': 0.75, 'absent': 0.75}
@@ -230,10 +238,10 @@ class Table:
       self._train, self._dense, self._recipe.more_epochs, 1000 + self._seed
     )
 
-  @functools.cached_property
-  def _compressed(self) -> lv.Compression:
+  def _compressed(self, tokens: bool) -> lv.Compression:
     """A path to the largest speed-up; kept step by step."""
-    path = self._cache / f'compress_{self._seed}.json'
+    name = 'compress_tokens' if tokens else 'compress'
+    path = self._cache / f'{name}_{self._seed}.json'
     begun = None
     if path.exists():
       begun = lv.Compression.from_json(json.loads(path.read_text()))
@@ -241,6 +249,7 @@ class Table:
       self._dense,
       [self._images],
       target_speedup=max(SPEEDUPS.values()),
+      parts=(*PARTS, 'tokens') if tokens else PARTS,
       resume=begun,
       on_step=lambda found: common.write(path, found.to_json()),
     )
@@ -257,9 +266,13 @@ class Table:
 
   def _stand_in(self, row: str) -> Model:
     """What the further steps lead to, nothing trained."""
-    row, images = row.removesuffix(_STREAMS), [self._images]
+    images = [self._images]
+    row = row.removesuffix(_STREAMS).removesuffix(_DIRECT)
+    if row.endswith(_TOKENS):
+      return self._compressed(True).at(SPEEDUPS[row.removesuffix(_TOKENS)])
     if row in SPEEDUPS:
-      return lv.refit(self._compressed.at(SPEEDUPS[row]), self._dense, images)
+      smaller = self._compressed(False).at(SPEEDUPS[row])
+      return lv.refit(smaller, self._dense, images)
     choice, how = row.split(' ')
     layers = self._layers(choice)
     if how == 'maps':
@@ -270,6 +283,8 @@ class Table:
 
   def _diluted(self, row: str, stand_in: Model) -> Model:
     recipe = self._recipe
+    if row.endswith(_DIRECT):
+      return fine_tune(stand_in, self._arrays, recipe, self._seed, self._dense)
     total = len(self._arrays['label']) // recipe.batch_size
     steps = max(1, round(SHARES.get(row.split(' ')[1], SHARE) * total))
     return lv.dilute(

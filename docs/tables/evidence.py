@@ -11,7 +11,11 @@ _DEPTH = 12
 _ROWS = {
   'dense more': 'dense',
   'compress 1.5': '`lv.compress` 1.5x, `lv.dilute` towards it',
+  'compress 1.5 direct': '`lv.compress` 1.5x, trained as it is',
+  'compress 1.5 tokens direct': 'the same, tokens merged, too',
   'compress 2': '`lv.compress` 2x, `lv.dilute` towards it',
+  'compress 2 direct': '`lv.compress` 2x, trained as it is',
+  'compress 2 tokens direct': 'the same, tokens merged, too',
   'nose maps': "NOSE's 5 of 12 attention layers become maps, `lv.dilute`",
   'nose identity': "NOSE's 5, the paper's path: x + x",
   'nose absent': "NOSE's 5 become nothing: x",
@@ -22,7 +26,13 @@ _ROWS = {
   'nose maps streams': "NOSE's 5 become maps, `distill=streams`",
 }
 # Those of the first page.
-_FIRST = ('dense more', 'compress 1.5', 'compress 2', 'nose maps')
+_FIRST = (
+  'dense more',
+  'compress 1.5',
+  'compress 1.5 direct',
+  'compress 2 direct',
+  'nose maps',
+)
 
 
 def evidence_section(found: dict[str, Any]) -> str:
