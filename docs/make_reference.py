@@ -61,7 +61,14 @@ THEMES = {
   ),
   'python_choose': (
     'Python: what the layers do, and which may go',
-    ('nose', 'Selection', 'choose_blocks', 'entropy_profile', 'spectrum'),
+    (
+      'nose',
+      'Selection',
+      'load_selection',
+      'choose_blocks',
+      'entropy_profile',
+      'spectrum',
+    ),
   ),
   'python_change': (
     'Python: changes of a model',

@@ -36,6 +36,7 @@ _PUBLIC = {
   'linearize': 'training_free.linear_maps',
   'load_export': 'checkpoints.load',
   'load_pretrained': 'checkpoints.load',
+  'load_selection': 'selection.stored',
   'merge_tokens': 'models.edits',
   'narrow': 'training_free.neurons',
   'narrow_mlps': 'models.edits',

@@ -26,6 +26,7 @@ from lambda_vit_jax.models.model import Model as Model
 from lambda_vit_jax.models.model import create_model as create_model
 from lambda_vit_jax.selection.nose import nose as nose
 from lambda_vit_jax.selection.record import Selection as Selection
+from lambda_vit_jax.selection.stored import load_selection as load_selection
 from lambda_vit_jax.training_free.block_spans import (
   choose_blocks as choose_blocks,
 )

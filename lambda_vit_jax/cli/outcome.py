@@ -28,9 +28,10 @@ def result_of(run: Run, stage: str) -> Any:
   if spec.result not in result_files.SCHEMAS:
     return None
   found = result_files.read(run.workdir, spec.result)
-  for row in (found or {}).get('rounds', ()):
-    # A bit per resample, for a resumed search alone; `agreement` is its sum.
-    if isinstance(row, dict):
+  rounds = (found or {}).get('rounds', ())
+  if spec.result == stage_table.SELECTION and isinstance(rounds, list):
+    for row in rounds:
+      # A bit per resample, for a resumed search alone; `agreement` is its sum.
       row.pop('agreeing', None)
   return found
 

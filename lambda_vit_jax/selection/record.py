@@ -193,6 +193,25 @@ class Selection(Shown):
       block_evaluations=self.block_evaluations + block_evaluations,
     )
 
+  def first(self, count: int) -> 'Selection':
+    """The search as it was after `count` rounds: fewer layers, chosen alike.
+
+    Raises:
+      CheckpointError: fewer rounds, or a search of another kind.
+    """
+    if not 0 <= count <= len(self.rounds):
+      raise CheckpointError(
+        f'num_layers={count}: the selection has {len(self.rounds)} rounds; give '
+        'at most so many, or search again'
+      )
+    order = self.order[:count]
+    return dataclasses.replace(
+      self,
+      order=order,
+      removed=tuple(sorted(order)),
+      rounds=self.rounds[:count],
+    )
+
   @property
   def agreement(self) -> float | None:
     """Share of resamples with the same choice in every round, if known."""

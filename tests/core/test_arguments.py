@@ -126,6 +126,7 @@ def test_what_no_argument_takes_is_one_line(
     'where': 'builtin:vit_mini_patch2_8_digits',
     'decoder': None,
     'repository': 'owner/name',
+    'name': 'vit_small_patch14_dinov2',
     'num_classes': 3,
     'towards': [1],
     'steps': 2,

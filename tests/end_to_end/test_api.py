@@ -70,6 +70,7 @@ def test_a_public_class_explains_fields_and_methods(name):
     'export',
     'linearize',
     'load_pretrained',
+    'load_selection',
     'nose',
     'prune',
     'create_model',

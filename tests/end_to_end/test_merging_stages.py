@@ -7,7 +7,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.cli.stages import finished, registry
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.exporters.formats import read_stablehlo
 from tests.support.stage_runs import open_run
 
@@ -84,6 +84,6 @@ def test_a_list_by_flag(tmp_path, value):
 
 
 def test_too_many_tokens_are_refused_before_training(tmp_path):
-  with pytest.raises(ModelError, match='block 0 is to merge 9 tokens'):
+  with pytest.raises(UsageError, match='block 0 is to merge 9 tokens'):
     open_run(tmp_path / 'large', '--config.model.merge=9')
   assert not (tmp_path / 'large').exists()

@@ -450,7 +450,7 @@ class TestBadInput:
 
   def test_image_size_that_patches_cannot_fill(self, tmp_path, capsys):
     argv = arguments('pretrain', tmp_path, '--config.model.image_size=9')
-    self.check(argv, 1, 'not divisible by the patch size 2', capsys)
+    self.check(argv, 2, 'not divisible by the patch size 2', capsys)
 
   def test_unknown_builtin_weights(self, tmp_path, capsys):
     argv = arguments('pretrain', tmp_path, '--config.init=builtin:digit')
