@@ -25,6 +25,12 @@ _ROWS = {
   'compress 2 streams': '`lv.compress` 2x, `distill=streams`',
   'nose maps streams': "NOSE's 5 become maps, `distill=streams`",
 }
+_SCENES = {
+  'dense more': 'dense',
+  'nose identity': "NOSE's 5 of 12 attention layers, the paper's path: x + x",
+  'nose maps': "NOSE's 5 of `dense` become maps, not trained after that",
+  'last maps': 'the last 5 of `dense` become maps, likewise',
+}
 # Those of the first page.
 _FIRST = (
   'dense more',
@@ -125,14 +131,14 @@ def scenes_table(found: dict[str, Any]) -> str:
   """Segmentation of street scenes, dense and pruned at equal further steps."""
   rows = [
     (
-      _ROWS[name],
+      _SCENES[name],
       layers(row.get('removed', ())),
       percent(row['mean_iou']),
       _range(row) if 'interval' in row else '–',
       f'{row["speedup"]:.2f}' if 'speedup' in row else '1',
     )
     for name, row in found['rows'].items()
-    if name in _ROWS
+    if name in _SCENES
   ]
   text = (
     '## A real backbone, segmentation: CamVid\n\n'
