@@ -35,7 +35,6 @@ _SCENES = {
 _FIRST = (
   'dense more',
   'compress 1.5',
-  'compress 1.5 direct',
   'compress 2 direct',
   'nose maps',
 )
