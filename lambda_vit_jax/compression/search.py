@@ -61,7 +61,7 @@ class Search:
       maps = linear_maps.map_options(model, self._inputs)
       maps = dataclasses.replace(maps, ridge=options.fixed_ridge)
       map_fitter.check_samples(model, fitted, maps)
-    mlp_refit.check_images(fitted)
+    mlp_refit.check_images(fitted, held.total)
     place = images.placement
     self.model = model.replace(params=place.replicate(model.params))
     dense = dense.replace(params=place.replicate(dense.params))

@@ -146,9 +146,9 @@ def refit_on(
   return model.replace(params=here.params), tuple(fits)
 
 
-def check_images(images: ImageSet) -> None:
+def check_images(images: ImageSet, held: int = 0) -> None:
   """Refuses fewer images than `refit` needs, with a `DataError`."""
-  paired.check_images(images, 'fit MLPs on')
+  paired.check_images(images, 'fit MLPs on', held)
 
 
 def hidden_moments(

@@ -224,14 +224,21 @@ def at_block(
   return here, there
 
 
-def check_images(images: ImageSet, purpose: str) -> None:
+def check_images(images: ImageSet, purpose: str, held: int = 0) -> None:
   """Refuses a correction that would be measured on too few images.
+
+  Args:
+    images: those to measure on.
+    purpose: what they are for.
+    held: how many of those given were held back; about a quarter, if any.
 
   Raises:
     DataError: fewer than `LEAST_IMAGES`.
   """
   if images.total < LEAST_IMAGES:
+    # Says what the caller gave, and how many of them would have been enough.
+    least = -(-LEAST_IMAGES * 4 // 3) if held else LEAST_IMAGES
     raise DataError(
-      f'{images.total} images are too few to {purpose}; give at least '
-      f'{LEAST_IMAGES}, better 512'
+      f'{images.total + held} images are too few to {purpose}; give at least '
+      f'{least}, better 512'
     )
