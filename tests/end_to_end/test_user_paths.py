@@ -5,6 +5,7 @@ not find what another part has written.
 """
 
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -78,6 +79,13 @@ def _load_export(home, model):
   assert lv.load_export(pathlib.Path('~/out')).variant == model.variant
 
 
+def _load_selection(home, model):
+  found = lv.load_selection('vit_small_patch14_dinov2', num_layers=2)
+  (home / 'selection.json').write_text(json.dumps(found.to_json()))
+  assert lv.load_selection('~') == found
+  assert lv.load_selection('~/selection.json') == found
+
+
 def _image_batches(home, model):
   images(home, 'image')
   assert sum(map(len, lv.image_batches('~/data', model))) == 4
@@ -100,6 +108,7 @@ FUNCTIONS = {
   'push_to_hub': _push_to_hub,
   'load_pretrained': _load_pretrained,
   'load_export': _load_export,
+  'load_selection': _load_selection,
   'image_batches': _image_batches,
   # Takes arrays as well, so that its signature says `Any`.
   'preprocess': _preprocess,
