@@ -5,6 +5,7 @@
 - `options`: options of a search, and the progress that it reports
 - `record`: `Selection`, the result of a search
 - `stored`: selections that ship with the package, and saved ones
+- `stored_files/`: the former
 - `trial_readout`: the last blocks of a trial, and the moments of its output
 - `trials`: evaluate all trials of a round in one pass over the blocks
 - `bootstrap`: confidence intervals of scores

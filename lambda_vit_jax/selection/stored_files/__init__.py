@@ -1,0 +1,1 @@
+"""Package data: selections of public weights, read by `stored`."""
