@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lambda_vit_jax.cli.report import build, plots, tables
+from lambda_vit_jax.cli.report import build, tables
 from lambda_vit_jax.cli.report import html as html_lib
 from lambda_vit_jax.cli.report.results import read_results
 from tests.support import browser
@@ -19,12 +19,6 @@ def page(tmp_path_factory):
   write_files(workdir)
   write_metrics(workdir)
   return build.write_report(workdir)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-  """Plots that cost no time, for tests of the rest of the page."""
-  monkeypatch.setattr(plots, 'draw', lambda *_: '<svg viewBox="0 0 1 1"></svg>')
 
 
 def test_nothing_from_a_file_becomes_markup(page):

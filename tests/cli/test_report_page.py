@@ -8,23 +8,16 @@ import zlib
 import pytest
 
 from lambda_vit_jax.cli.report import (
-  build,
   html,
-  plots,
   style,
 )
 from tests.support import browser
-from tests.support.report_files import FILES, write_files, write_metrics
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-  """Plots that cost no time, for tests of the rest of the page."""
-  monkeypatch.setattr(plots, 'draw', lambda *_: '<svg viewBox="0 0 1 1"></svg>')
-
-
-def written(workdir):
-  return build.write_report(workdir, pytest.fail).read_text()
+from tests.support.report_files import (
+  FILES,
+  write_files,
+  write_metrics,
+  written,
+)
 
 
 @pytest.fixture(scope='module')

@@ -8,24 +8,12 @@ import pytest
 
 from lambda_vit_jax.cli import flags
 from lambda_vit_jax.cli.report import (
-  build,
   done,
   lead,
   network,
-  plots,
 )
 from lambda_vit_jax.cli.report.results import read_results
-from tests.support.report_files import COMPRESSION, FILES, write_files
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-  """Plots that cost no time, for tests of the rest of the page."""
-  monkeypatch.setattr(plots, 'draw', lambda *_: '<svg viewBox="0 0 1 1"></svg>')
-
-
-def written(workdir):
-  return build.write_report(workdir, pytest.fail).read_text()
+from tests.support.report_files import COMPRESSION, FILES, write_files, written
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """docs/tutorial.md leads from a folder of images to ONNX, line by line."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -44,17 +41,6 @@ def folder(tmp_path, monkeypatch):
   return tmp_path
 
 
-def run(words):
-  done = subprocess.run(
-    [sys.executable, '-m', 'lambda_vit_jax', *words],
-    env=os.environ | {'XLA_FLAGS': ''},
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, (words, done.stderr)
-  return done.stdout
-
-
 def test_every_line_of_the_page(folder):
   pytest.importorskip('onnxruntime', reason='needs the extra `onnx`')
   ran = []
@@ -66,7 +52,7 @@ def test_every_line_of_the_page(folder):
         program, *words = command.words
         assert program in ('lambda-vit', *INSTALLS)
         if program == 'lambda-vit':
-          output = run(words)
+          output = doc_pages.run(words)
           ran.append(words[0])
     elif 'get_config' in body:
       for old, new in SUBSTITUTES.items():

@@ -1,9 +1,13 @@
 """Parse README.md and the pages of docs/: code blocks, links and commands."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = (
@@ -82,3 +86,19 @@ def anchors(path: pathlib.Path) -> set[str]:
   return {
     re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles
   }
+
+
+def run(words: Sequence[str]) -> str:
+  """What `lambda-vit` with these words prints.
+
+  Compiled as for users, on one device: eight virtual ones that share two cores
+  wait for each other too long.
+  """
+  done = subprocess.run(
+    [sys.executable, '-m', 'lambda_vit_jax', *words],
+    env=os.environ | {'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, (words, done.stderr)
+  return done.stdout

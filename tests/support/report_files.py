@@ -1,6 +1,11 @@
 """The files of a made-up run, for its report."""
 
 import json
+import pathlib
+
+import pytest
+
+from lambda_vit_jax.cli.report import build
 
 _SCORES = ({0: 0.4, 1: -0.2, 2: 0.1}, {0: 0.5, 2: 0.05})
 HOSTILE = '<script>alert(1)</script>" onload="x'
@@ -170,3 +175,8 @@ def write_metrics(workdir, stages=('pretrain', 'dilute'), last=200):
       rows.append(row)
   text = ''.join(json.dumps(row) + '\n' for row in rows)
   (workdir / 'metrics.jsonl').write_text(text)
+
+
+def written(workdir: pathlib.Path) -> str:
+  """The report page of a workdir, about which there is nothing to warn."""
+  return build.write_report(workdir, pytest.fail).read_text()

@@ -112,7 +112,7 @@ def _scores(scored: Sequence[Mapping[str, Any]], unit: str) -> str:
   for number, row in enumerate(scored, 1):
     for block, value in row['scores'].items():
       ends = row.get('intervals', {}).get(block)
-      mark = {True: 'chosen'}.get(int(block) == row['chosen'], '')
+      mark = 'chosen' if int(block) == row['chosen'] else ''
       if int(block) in row.get('indistinguishable', ()):
         mark = 'as good as'
       interval = '–' if ends is None else f'[{ends[0]:.3g}, {ends[1]:.3g}]'
