@@ -3,9 +3,10 @@
 A greedy search. Each step scores parts with their repair in place, and takes the
 one whose score grows least for what it saves,
 
-  ratio = (score after - score now) / (cost now - cost after),
+  ratio = (score after - score now) / min(cost now - cost after, cost now - goal),
 
-on a tie that of the lowest block. A score is what the network's output has lost
+where the goal is the cost at the target, so that the last step does not pay for
+more than was asked; on a tie that of the lowest block. A score is what the network's output has lost
 (`scores`), a cost is in executed operations or in measured time (`costs`).
 
 Repairs are made one at a time. So that those of earlier steps take later ones into

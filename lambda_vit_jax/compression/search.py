@@ -94,6 +94,7 @@ class Search:
     # The first position from which MLPs were not refitted since the last change.
     self._unsettled = self.model.depth
     self.score = self.measured()
+    self._goal = cost(dense) / options.target_speedup
 
   @property
   def evaluations(self) -> float:
@@ -125,6 +126,9 @@ class Search:
         f'compress.parts={list(self._options.parts)}: nothing is left that '
         'saves anything; give more parts, or a smaller target_speedup'
       )
+    # What a part saves beyond the target is worth nothing.
+    needed = max(self.cost(self.model) - self._goal, math.ulp(self._goal))
+    worth = {part: min(saved, needed) for part, saved in savings.items()}
     measured: dict[Part, float] = {}
 
     def measure(part: Part) -> None:
@@ -134,7 +138,7 @@ class Search:
 
     def ratio(part: Part) -> tuple[float, Part]:
       # Parts that were never scored come first.
-      return self.growth.get(part, -math.inf) / savings[part], part
+      return self.growth.get(part, -math.inf) / worth[part], part
 
     if self._options.rescore == 'all':
       for part in savings:

@@ -96,19 +96,51 @@ def test_the_error_is_that_of_the_model_on_the_held_out_images(model, found):
 @pytest.mark.slow
 def test_the_best_ratio_of_those_scored_is_taken(model, found):
   now, cost = 0.0, model.macs(executed=True)
+  goal = cost / 1.6
   for step, before in zip(found.steps, found.models[:-1], strict=True):
     ratios = {
       (block, kind): (score - now)
       / (
         cost
-        - parts.without(
-          before, Part(block, kind), ('token', 'mean', 'class_map')
-        ).macs(executed=True)
+        # What is saved beyond the target counts for nothing.
+        - max(
+          parts.without(
+            before, Part(block, kind), ('token', 'mean', 'class_map')
+          ).macs(executed=True),
+          goal,
+        )
       )
       for block, kind, score in step.scores
     }
     assert min(ratios, key=ratios.get) == (step.block, step.part)
     now, cost = step.error, step.macs
+
+
+def test_the_last_step_does_not_pay_for_more_than_was_asked(model, monkeypatch):
+  # Attention is the cheapest per operation, but an eighth of the neurons of one
+  # MLP is enough.
+  whole = model.macs(executed=True)
+  neurons, attention = (
+    whole - parts.without(model, Part(1, kind), ()).macs(executed=True)
+    for kind in ('neurons', 'attention')
+  )
+  assert attention > 2 * neurons
+  dear = 0.75 * attention / neurons
+
+  def priced(scorer, smaller, first):
+    return sum(96 - width for width in smaller.mlp_dims) / 12 + dear * sum(
+      mode != 'full' for mode in smaller.attention_modes
+    )
+
+  monkeypatch.setattr(scores.Scorer, '__call__', priced)
+  options = {'parts': ['attention', 'neurons'], 'repair': False}
+
+  def kinds(saved):
+    found = compress(model, whole / (whole - saved), **options)
+    return [step.part for step in found.steps]
+
+  assert kinds(0.9 * neurons) == ['neurons']
+  assert kinds(0.9 * attention) == ['attention']
 
 
 def silent(model, block, *halves):
