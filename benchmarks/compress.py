@@ -24,10 +24,10 @@ one entry per name.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +78,19 @@ def search(
     parts=PARTS[lever],
     resume=begun,
     on_step=lambda found: common.write(path, found.to_json()),
+  )
+
+
+def shorter(found: lv.Compression, target: float) -> lv.Compression:
+  """A path before the step that reaches the target, which is chosen for it."""
+  count = found.steps_to(target) - 1
+  growth: dict[tuple[int, str], float] = {}
+  for before, step in zip(found.points[:count], found.steps, strict=False):
+    for block, kind, score in step.scores:
+      growth[block, kind] = score - before.error
+  pending = tuple((*part, grown) for part, grown in sorted(growth.items()))
+  return dataclasses.replace(
+    found, steps=found.steps[:count], pending=pending, models=()
   )
 
 
@@ -153,7 +166,7 @@ def write_searched(
   options: argparse.Namespace,
   cache: pathlib.Path,
 ) -> None:
-  """One search to the largest speed-up; rows for points on its path."""
+  """One search to the largest speed-up; rows for its path, ended at each."""
   keys = {
     (target, after): f'{draw} {lever} {target:g}{_suffix(after)}'
     for after in options.after
@@ -161,29 +174,40 @@ def write_searched(
   }
   if all(table.has(key) for key in keys.values()):
     return
-  start = time.perf_counter()
-  found = search(table, lever, draw, cache, max(options.speedups))
-  seconds = round(time.perf_counter() - start)
+  path = search(table, lever, draw, cache, max(options.speedups))
+  seconds = round(sum(step.seconds for step in path.steps))
+
+  @functools.cache
+  def end_at(target: float) -> lv.Compression:
+    if path.steps_to(target) == len(path.steps):
+      return path
+    return lv.compress(
+      table.dense,
+      [table.draw(draw)],
+      target_speedup=target,
+      parts=PARTS[lever],
+      resume=shorter(path, target),
+    )
 
   def compute(target: float, after: str) -> dict[str, Any]:
-    if target > found.reached:
+    if target > path.reached:
       return {'speedup': None}
-    number = found.steps_to(target)
+    found = end_at(target)
     images = [table.draw(draw)]
-    model = found.models[number]
+    model = found.model
     if after != 'plain':
       # Fits look at the network in which no tokens merge.
       fitted = AFTER[after](parts.unmerged(model), table.dense, images)
       model = fitted.replace(module=model.module)
     return {
       'speedup': speedup(table.dense, model),
-      'error': found.points[number].error,
+      'error': found.points[-1].error,
       'attention_modes': model.attention_modes,
       'mlp_dims': model.mlp_dims,
       'merge': model.module.merge_counts,
       'kept_blocks': model.block_origins,
       'search_seconds': seconds,
-      'evaluations': found.evaluations,
+      'evaluations': path.evaluations,
       **table.score(model),
     }
 
