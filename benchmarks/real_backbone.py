@@ -136,19 +136,32 @@ class Table:
   def _right(self, logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=1) == self._test.labels
 
-  def score(self, model: Model) -> dict[str, Any]:
-    """Accuracy, and how far logits and class features are from the dense ones."""
-    logits, features = real_network.outputs(model, self._test)
+  def answers(self, program: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    """What a program's logits on the test images are worth."""
+    logits = [
+      np.asarray(program(images)) for images in self._test.batches(self.dense)
+    ]
+    return self._compared(np.concatenate(logits)[: len(self._test.labels)])
+
+  def _compared(self, logits: np.ndarray) -> dict[str, Any]:
+    """Accuracy, and how far logits are from the dense ones."""
     right = self._right(logits).astype(float)
     change = right - self._right(self._logits)
     spread = 1.96 * change.std() / np.sqrt(len(change))
     dense, found = (jax.nn.log_softmax(z) for z in (self._logits, logits))
-    gap = ((features - self._features) ** 2).sum()
-    centred = self._features - self._features.mean(axis=0)
     return {
       'top1': float(right.mean()),
       'change': [float(change.mean()), float(spread)],
       'kl': float((np.exp(dense) * (dense - found)).sum(axis=1).mean()),
+    }
+
+  def score(self, model: Model) -> dict[str, Any]:
+    """Accuracy, and how far logits and class features are from the dense ones."""
+    logits, features = real_network.outputs(model, self._test)
+    gap = ((features - self._features) ** 2).sum()
+    centred = self._features - self._features.mean(axis=0)
+    return {
+      **self._compared(logits),
       'feature_error': float(gap / (centred**2).sum()),
       'macs_executed': model.macs(executed=True),
       'parameters': model.num_parameters,
