@@ -98,6 +98,45 @@ def _ratios(over_dense: dict[str, float]) -> list[str]:
   ]
 
 
+def accuracy_tables(of_sets: dict[str, Any]) -> str:
+  """A real backbone's files in other runtimes."""
+  return '\n\n'.join(
+    _accuracy_table(name, found) for name, found in of_sets.items()
+  )
+
+
+def _accuracy_table(name: str, found: dict[str, Any]) -> str:
+  rows = []
+  for key, row in found['rows'].items():
+    draw, *setting = key.split()
+    change, half = row['change']
+    rows.append(
+      (
+        *setting,
+        draw,
+        percent(row['top1']),
+        f'{100 * change:+.2f} ± {100 * half:.2f}',
+        f'{row["kl"]:.1e}',
+      )
+    )
+  head = (
+    'runtime', 'computes in', 'draw', 'top-1 %', 'change', 'divergence'
+  )  # fmt: skip
+  return '\n\n'.join(
+    [
+      f'## Accuracy of exported files: {name}\n\n'
+      'DINOv2 ViT-S/14 at 112 pixels with a fixed linear probe, dense '
+      f'({percent(found["dense_top1"])}% in JAX, float32), '
+      f'{found["test_images"]} test images. Int8 is calibrated on half of '
+      f'{found["images"]} unlabelled training images. Change in points, with its '
+      'paired 95% interval; divergence of the logits from those in float32, mean '
+      'KL in nats.',
+      table(head, rows),
+      origin('deployed_accuracy', 'deployed_accuracy.py', found),
+    ]
+  )
+
+
 def gpu_table(found: dict[str, Any]) -> str:
   """Inference and training on one GPU; the rest is in the file."""
   rows = []
