@@ -291,6 +291,8 @@ def _be_tested(file: str, text: str, tests: list[str]) -> None:
   try:
     code = pytest.main(
       ['-x', '-q', '-n', '0', '--assert=plain', '-p', 'no:cacheprovider']
+      # Most tests of a search are slow.
+      + (['-m', ''] if file.startswith('compression/') else [])
       + [str(common.ROOT / 'tests' / test) for test in tests]
     )
   finally:
