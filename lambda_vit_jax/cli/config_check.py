@@ -176,10 +176,10 @@ def _merging(settings: Settings, module: ViT) -> tuple[int, ...]:
 
 
 def _check_tokens(settings: Settings, model: Model) -> None:
-  if settings.method == 'dilute':
+  if settings.method == 'dilute' and settings.dilute.distill == 'streams':
     raise UsageError(
-      'config.compress.parts: dilution trains without merged tokens; leave '
-      'tokens out, and set config.model.merge for the network at its end'
+      'config.dilute.distill=streams compares tokens one by one, and '
+      'config.compress.parts lets some merge; use soft or feature'
     )
   if any(_merging(settings, model.module)):
     raise UsageError(

@@ -193,7 +193,8 @@ def run(
       search = Search(exact, reference, images, options, cost)
       found = steps.scored(found, search.score)
       found = _again(found, search, before)
-      if resume is not None and found.reached < found.target_speedup:
+      if resume is not None and len(found.steps) == len(before):
+        found = dataclasses.replace(found, pending=resume.pending)
         search.growth = steps.growth_of(resume)
       found = _walk(found, search, listener)
   if options.finetune and found.model is not dense:

@@ -126,7 +126,8 @@ def dilute(
       labels the teacher alone is followed.
     towards: the smaller network, made from `model` by `linearize`, `prune`,
       `drop_blocks`, `narrow`, `refit` or `recentre`; or layers (block indices, or
-      a `Selection`), whose attention becomes the identity, x + x.
+      a `Selection`), whose attention becomes the identity, x + x. Tokens that
+      merge in it (`merge_tokens`, `compress`) do so from the first step on.
     steps: while λ falls from 1 to 0.
     settle_steps: after that; by default a third of `steps`, as published.
     when: per block of `model` where in `steps` its λ begins and ends to fall, as
@@ -168,7 +169,7 @@ def dilute(
     distill = 'feature'
   if distill_weight is None:
     distill_weight = 0.5 if labelled and model.num_classes else 1.0
-  _check_teacher(teacher or model, model, distill)
+  _check_teacher(teacher or model, model, stand_in, distill)
   if labelled and model.num_classes and model.module.segmentation is None:
     _check_labels(images, model.num_classes)
   options = DiluteOptions(
@@ -209,7 +210,9 @@ def _stand_in(model: Model, towards: Any) -> Model:
   return edits.prune(model, towards)
 
 
-def _check_teacher(teacher: Model, model: Model, distill: str) -> None:
+def _check_teacher(
+  teacher: Model, model: Model, stand_in: Model, distill: str
+) -> None:
   """Refuses a teacher whose outputs are of another form."""
   for name in ('image_size', 'in_chans', *_FOLLOWED.get(distill, ())):
     own, wanted = (getattr(each.module, name) for each in (teacher, model))
@@ -218,6 +221,11 @@ def _check_teacher(teacher: Model, model: Model, distill: str) -> None:
         f'dilute: the teacher has {name}={own}, and the model {wanted}; give '
         'another teacher, or another distill'
       )
+  if distill == 'streams' and any(stand_in.module.merge):
+    raise ModelError(
+      'dilute: distill=streams compares tokens one by one, and the smaller network '
+      'merges some; use soft or feature'
+    )
 
 
 def _check_labels(images: ImageSet, classes: int) -> None:

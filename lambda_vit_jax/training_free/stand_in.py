@@ -12,7 +12,7 @@ import numpy as np
 
 from lambda_vit_jax.core.errors import ModelError, UsageError
 from lambda_vit_jax.core.typing import AttentionMode, Params
-from lambda_vit_jax.models import map_inputs, surgery
+from lambda_vit_jax.models import edits, map_inputs, surgery
 from lambda_vit_jax.models.build import with_mlp_dims
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name
@@ -29,7 +29,7 @@ class Plan:
 
   Attributes:
     params: to start from: those of the stand-in, and of the network what leaves.
-    during: the module while λ falls.
+    during: the module while λ falls. Tokens merge in it as in the stand-in.
     after: the module once λ is 0; what is dropped is still there, empty.
     blend: what λ does to the parameters.
     removed: blocks whose attention leaves without a map.
@@ -104,7 +104,7 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
   Raises:
     ModelError: they are the same, or not made from each other.
   """
-  pairing = paired.pair(stand_in, model)
+  pairing = paired.pair(edits.merge_tokens(stand_in, 0), model)
   places = {origin: j for j, origin in enumerate(pairing.origins)}
   dropped = tuple(i for i in range(model.depth) if i not in places)
   final = tuple(
@@ -125,7 +125,8 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     narrowed,
     leaving=ends['absent'],
   )
-  if not (layers or narrowed or changes.differences):
+  merge = _merging(stand_in, places, model.depth)
+  if not (layers or narrowed or changes.differences or merge):
     raise ModelError(
       'dilute: the two models are the same network; nothing would change'
     )
@@ -140,6 +141,7 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     dilution_path='to_linear' if mapped else 'attention',
     linear_inputs=map_inputs.check_all_inputs(inputs, model.depth),
     drop_path_rates=(0.0,) * model.depth,
+    merge=merge,
   )
   widths = [
     stand_in.mlp_dims[places[i]] if i in places else 0
@@ -157,6 +159,19 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     narrowed=narrowed,
     dropped=dropped,
   )
+
+
+def _merging(
+  stand_in: Model, places: Mapping[int, int], depth: int
+) -> tuple[int, ...]:
+  """The tokens that merge in each block of the network; none is empty.
+
+  They do from the first step on: a number of tokens has no λ.
+  """
+  if not any(stand_in.module.merge):
+    return ()
+  counts = stand_in.module.merge_counts
+  return tuple(counts[places[i]] if i in places else 0 for i in range(depth))
 
 
 def _ends(

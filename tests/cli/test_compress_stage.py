@@ -132,8 +132,9 @@ def test_a_block_with_nothing_left_leaves_no_array(tiny_variant):
     ('--config.compress.parts=("tokens",) --config.model.merge=1', 'one of'),
     (
       '--config.method=dilute --config.dilute.towards=compressed '
+      '--config.dilute.distill=streams '
       '--config.compress.parts=("attention","tokens")',
-      'trains without merged tokens',
+      'lets some merge',
     ),
     ('--config.compress.cost=flops', 'compress.cost'),
     ('--config.compress.num_images=3', 'at least 4'),

@@ -308,6 +308,8 @@ def test_any_point_of_a_path_is_made_again_without_a_search(model, found):
   again = compress(model, resume=record, on_step=scored.append)
   assert same(again.model, found.model)
   assert again.evaluations == found.evaluations
+  # What a later search to a higher speed-up goes on with.
+  assert again.pending == found.pending
   shorter = compress(model, 1.2, resume=record, on_step=scored.append)
   assert not scored
   assert shorter.model.module == found.at(1.2).module

@@ -149,6 +149,37 @@ def _moments(state):
   return adam.mu, adam.nu
 
 
+MERGED = [0, 2, 1]
+
+
+def test_tokens_merge_from_the_first_step_on(dense):
+  """A number of tokens has no λ: neither end has those that are merged."""
+  stand_in = lv.merge_tokens(lv.drop_blocks(dense, (0,)), [2, 0])
+  plan = plan_towards(dense, stand_in)
+  # In the blocks of the network; block 0 is dropped.
+  assert plan.during.merge == plan.after.merge == (0, 2, 0)
+  merged = lv.merge_tokens(dense, [0, 2, 0])
+  assert abs(merged(IMAGES) - dense(IMAGES)).max() > 1e-3
+  # Tolerances as above.
+  np.testing.assert_allclose(logits_at(plan, 1.0), merged(IMAGES), atol=2e-4)
+  np.testing.assert_allclose(logits_at(plan, 0.0), stand_in(IMAGES), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['neurons', None])
+def test_a_network_that_merges_tokens_is_trained(dense, way):
+  stand_in = lv.merge_tokens(WAYS[way](dense) if way else dense, MERGED)
+  found = lv.dilute(dense, BATCHES, stand_in, learning_rate=1e-3, **STEPS)
+  assert found.module == stand_in.module
+  assert abs(found(IMAGES) - stand_in(IMAGES)).max() > 1e-3
+
+
+def test_streams_of_merged_tokens_cannot_be_followed(dense):
+  stand_in = lv.merge_tokens(dense, MERGED)
+  with pytest.raises(ModelError, match='distill=streams compares tokens'):
+    lv.dilute(dense, BATCHES, stand_in, distill='streams', **STEPS)
+
+
 def test_moments_of_neurons_that_stay_stay_with_them(dense):
   stand_in = WAYS['neurons'](dense)
   plan = plan_towards(dense, stand_in)

@@ -83,12 +83,14 @@ def dilute(run: Run) -> None:
 def _towards(run: Run, dense: Model, stand_in: Model) -> None:
   """Trains while λ leads from the dense network to its stand-in, and after."""
   plan = plan_towards(dense, stand_in)
-  merge = run.merge_schedule(dense.module, plan.after.attention_modes)
-  plan = dataclasses.replace(
-    plan,
-    during=plan.during.clone(merge=merge),
-    after=plan.after.clone(merge=merge),
-  )
+  if not plan.after.merge:
+    # What merges was not chosen by the search (`compress.parts` with `tokens`).
+    merge = run.merge_schedule(dense.module, plan.after.attention_modes)
+    plan = dataclasses.replace(
+      plan,
+      during=plan.during.clone(merge=merge),
+      after=plan.after.clone(merge=merge),
+    )
   diluting, settling = dilution_steps(run)
   model = dense.replace(module=plan.during, params=plan.params)
   phases = plan.phases(diluting, diluting + settling)

@@ -29,8 +29,9 @@ def pruned_model(
     CheckpointError: the stage that makes it has not run.
     ModelError: `model.merge` is more than the tokens allow.
   """
-  if run.settings.method == 'dilute':
-    weights = weights or run.settings.export.weights
+  settings = run.settings
+  if settings.method == 'dilute':
+    weights = weights or settings.export.weights
     model = run.load('dilute', weights)
     # Blocks of which a compressed network has nothing left.
     dropped = [
@@ -39,13 +40,15 @@ def pruned_model(
       if mode == 'absent' and not model.mlp_dims[index]
     ]
     model = drop_blocks(model, dropped)
+    if settings.dilute.stand_in and model.module.merge:
+      return model
   else:
-    model = load_fitted(run, run.settings.method)
+    model = load_fitted(run, settings.method)
     if model.module.merge:
       # Chosen by the search (`compress.parts` with `tokens`).
       return model
-    fields = run.read_json(_FITTED[run.settings.method]) or {}
-    dropped = fields.get(run.settings.method, {}).get('dropped', [])
+    fields = run.read_json(_FITTED[settings.method]) or {}
+    dropped = fields.get(settings.method, {}).get('dropped', [])
   # The config counts blocks as the dense network does.
   modes = list(model.attention_modes)
   for index in dropped:
