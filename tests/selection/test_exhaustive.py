@@ -9,6 +9,7 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.selection.criteria import Scores
 from lambda_vit_jax.selection.exhaustive import all_sets, exhaustive_search
 from lambda_vit_jax.selection.nose import nose
+from lambda_vit_jax.selection.options import Progress
 from lambda_vit_jax.selection.record import Selection
 from tests.support.search_models import labelled_batches, make_images
 
@@ -54,7 +55,8 @@ def test_the_sign_and_ties(sign, best):
   assert found.order == found.removed == best
   assert found.set_scores == scores
   assert (found.base_entropy, found.block_evaluations) == (1.5, 9)
-  assert [(s.images_done, s.images, s.num_rounds) for s in seen] == [(3, 7, 2)]
+  # One round, the first, of three candidates.
+  assert seen == [Progress(0, 2, 3, 3, 7)]
 
 
 def test_too_many_sets_are_refused():
