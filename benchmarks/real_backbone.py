@@ -51,6 +51,15 @@ KINDS: dict[str, dict[str, Any]] = {
   'auto': {'inputs': 'auto'},
   'auto to attention': {'inputs': 'auto:1'},
   'mixing refit': {'inputs': (*TODAY, 'mixing'), 'refit': True},
+  'mixing positions refit': {
+    'inputs': (*TODAY, 'positions', 'mixing'),
+    'refit': True,
+  },
+  'mixing positions refit polish': {
+    'inputs': (*TODAY, 'positions', 'mixing'),
+    'refit': True,
+    'polish_steps': 300,
+  },
   'stream polish': {'inputs': TODAY, 'polish_steps': 300},
   'stream refit polish': {
     'inputs': TODAY,
