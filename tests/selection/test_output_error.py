@@ -96,6 +96,19 @@ def test_scores_are_those_of_comparing_one_by_one(tiny_variant, target):
     assert mine.scores == pytest.approx(exact, abs=CLOSE)
 
 
+def test_features_are_compared_beside_a_head(tiny_variant):
+  model = make_model(tiny_variant, depth=2)
+  options = {
+    'target': 'features', 'criterion': 'output', 'inputs': INPUTS,
+    'resamples': 0,
+  }  # fmt: skip
+  found, bare = (
+    lv.nose(each, [IMAGES], 1, **options).rounds[0].scores
+    for each in (model, backbone(model))
+  )
+  assert found == bare
+
+
 def test_trials_have_the_inputs_that_are_chosen(tiny_variant):
   model = make_model(tiny_variant, depth=2)
   options = {'criterion': 'output', 'inputs': 'auto', 'resamples': 0}
