@@ -28,10 +28,10 @@ from packaging.requirements import Requirement
 REPOSITORY = 'https://github.com/OWNER/lambda_vit_jax'
 NEEDED = [
   'absl-py>=2.1',
-  'etils[epath]>=1.9',
+  'etils[epath]>=1.14',
   'flatbuffers>=24.3.6',
-  'flax>=0.12,<0.14',
-  'grain>=0.2.12,<0.4',
+  'flax>=0.12.2,<0.14',
+  'grain>=0.2.15,<0.4',
   'importlib_resources>=6',
   'jax>=0.10,<0.13',
   'matplotlib>=3.9',
@@ -44,7 +44,7 @@ NEEDED = [
   'safetensors>=0.5',
   'scikit-learn>=1.5',
   'scipy>=1.13',
-  'tensorflow-datasets>=4.9.9,<5',
+  'tensorflow-datasets>=4.9.10,<5',
 ]
 
 
