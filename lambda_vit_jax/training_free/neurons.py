@@ -357,8 +357,9 @@ def removal_order(
     losses += (losses[-1] + np.cumsum(steps)).tolist()
     left = np.delete(np.arange(len(present)), gone)
     across = inverse[np.ix_(gone, left)]
+    # By rounding it may be not quite positive.
     share = scipy.linalg.solve(
-      inverse[np.ix_(gone, gone)], across, assume_a='pos'
+      inverse[np.ix_(gone, gone)], across, assume_a='sym'
     )
     weights = weights[left] - share.T @ weights[gone]
     inverse = inverse[np.ix_(left, left)] - across.T @ share
