@@ -387,6 +387,18 @@ def test_other_networks(tiny_variant, fields):
   assert found.steps[-1].error == pytest.approx(score(*rows), rel=1e-3)
 
 
+def test_the_time_of_a_network_is_that_of_its_kinds_of_blocks(
+  model, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(
+    costs.BlockTimes, '_ms', lambda _, name, prepare: asked.append(name) or 1.0
+  )
+  assert costs.BlockTimes(8)(model) == 4.0
+  # The last block computes the class token alone.
+  assert asked == ['stem', 'full 96', 'full 96', 'full 96 narrow']
+
+
 @pytest.mark.slow
 def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
   asked = []
@@ -484,7 +496,7 @@ def test_steps_of_polish_are_checked_before_the_search(model):
 
 def test_few_images_are_warned_of_by_the_key_of_the_search(model):
   lines = []
-  with pytest.raises(DataError, match='too few'):
+  with pytest.raises(DataError, match=r'^4 images are too few .* least 43,'):
     lv.compress(model, [IMAGES[:4]], warn=lines.append)
   assert len(lines) == 1
   assert 'in a config: compress.num_images' in lines[0]

@@ -149,6 +149,13 @@ def _moments(state):
   return adam.mu, adam.nu
 
 
+def test_no_path_is_dropped_on_the_way(dense):
+  module = dense.module.clone(drop_path_rates=(0.0, 0.1, 0.2))
+  plan = plan_towards(dense.replace(module=module), lv.drop_blocks(dense, (1,)))
+  for phase in (plan.during, plan.after):
+    assert phase.drop_path_rates == (0.0,) * 3
+
+
 MERGED = [0, 2, 1]
 
 

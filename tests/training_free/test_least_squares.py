@@ -49,6 +49,22 @@ def least_squares(x, y, ridge=0.0):
   return kernel, y.mean(axis=0) - x.mean(axis=0) @ kernel
 
 
+def test_moments_of_many_batches_are_those_of_all_samples():
+  """Of batches whose means differ by far, added up in one go."""
+  x, y = samples()
+  steps = np.repeat([0.0, 5.0, -3.0, 1.0], 150)[:, None]
+  x, y = x + steps, y - 2 * steps
+  added = least_squares_lib.Accumulator()
+  for rows in zip(np.split(x, 4), np.split(y, 4), strict=True):
+    added.add(_sums(*rows, np.ones(150, bool)))
+  found = added.moments()
+  x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+  # Float32 within a batch, as below.
+  np.testing.assert_allclose(found.in_in, x.T @ x, rtol=1e-4, atol=1e-2)
+  np.testing.assert_allclose(found.in_out, x.T @ y, rtol=1e-4, atol=1e-2)
+  np.testing.assert_allclose(found.out_out, (y**2).sum(axis=0), rtol=1e-4)
+
+
 # Products are rounded to float32 (6e-8) and summed in float32 within a batch;
 # the variances of the inputs differ by up to 1e2.
 CLOSE = {'rtol': 2e-4, 'atol': 2e-4}
