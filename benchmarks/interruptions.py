@@ -1,24 +1,29 @@
 """Signals, kills, two jobs at once, and full disks, at random moments.
 
-  python benchmarks/interruptions.py signals kills pairs disks slow
+  python benchmarks/interruptions.py signals kills pairs disks limits slow
 
 Every command of `lambda-vit` is a process forked from one that has imported the
 package (so that moments fall on its work, not on imports), with a small network
 on the digits, in a workdir in which the stages before are finished. What was
 interrupted is run again until it is done, and has to end with the bits of a run
-that nothing disturbed. `disks` needs to mount a tmpfs (root). `slow` is a job of two
-processes, one of which reads its data for 90 seconds longer. Writes
-docs/benchmarks/interruptions.json; exits 1 if anything was lost.
+that nothing disturbed. `disks` mounts a tmpfs of 64 MiB and fills it (root);
+`limits` needs no rights: RLIMIT_FSIZE ends every file of the command at some
+size, with EFBIG, as a quota does. `slow` is a job of two processes, one of which
+reads its data for 90 seconds longer. Writes docs/benchmarks/interruptions.json,
+stage by stage: a part that was stopped resumes at the stage it had come to, and a
+complete one is done anew. Exits 1 if anything was lost.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -26,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import common
@@ -36,6 +41,8 @@ STAGES = (
   'pretrain',
   'analyze',
   'select',
+  'linearize',
+  'compress',
   'dilute',
   'export',
   'baseline',
@@ -52,6 +59,9 @@ WORDS = (
   '--config.pretrain.steps=12',
   '--config.pretrain.warmup_steps=1',
   '--config.select.num_layers=2',
+  '--config.linearize.polish_steps=6',
+  '--config.compress.num_images=128',
+  '--config.compress.target_speedup=1.4',
   '--config.dilute.warmup_steps=1',
   '--config.dilute.dilution_steps=6',
   '--config.dilute.settle_steps=6',
@@ -64,6 +74,8 @@ RESULTS = {
   'pretrain': 'checkpoints/pretrain',
   'analyze': 'analysis.json',
   'select': 'selection.json',
+  'linearize': 'linear',
+  'compress': 'compressed',
   'dilute': 'checkpoints/dilute',
   'export': 'export',
   'baseline': 'checkpoints/baseline',
@@ -87,6 +99,8 @@ sys.exit(main.main(sys.argv[2:]))
 
 # Free bytes when a stage starts on a disk that is almost full.
 FREE = (0, 16 << 10, 128 << 10)
+# The longest file; what the command prints goes to one as well.
+LONGEST = (4 << 10, 32 << 10)
 
 
 # Imports the package, and forks.
@@ -99,12 +113,17 @@ _FORKS.set_forkserver_preload(
 class Command:
   """A running command."""
 
-  def __init__(self, argv: list[str]):
-    """Starts it; what it prints on stderr goes to a file."""
+  def __init__(self, argv: list[str], longest: int | None = None):
+    """Starts it; what it prints on stderr goes to a file.
+
+    Args:
+      argv: the words after `lambda-vit`.
+      longest: bytes of its longest file, None for no limit.
+    """
     self._said = pathlib.Path(tempfile.mkstemp()[1])
     begun = _FORKS.Event()
     self._process = _FORKS.Process(
-      target=_work, args=(argv, str(self._said), begun)
+      target=_work, args=(argv, str(self._said), longest, begun)
     )
     self._process.start()
     begun.wait()
@@ -128,7 +147,7 @@ class Command:
     return self._process.exitcode, said
 
 
-def _work(argv: list[str], said: str, begun: Any) -> None:
+def _work(argv: list[str], said: str, longest: int | None, begun: Any) -> None:
   """The command, in the forked process."""
   # As at a shell's prompt; shells start what is in the background without it.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -137,6 +156,8 @@ def _work(argv: list[str], said: str, begun: Any) -> None:
   from lambda_vit_jax import main
 
   sys.argv = ['lambda-vit', *argv]
+  if longest is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, longest))
   begun.set()
   main.run()
 
@@ -147,13 +168,13 @@ class Bench:
 
   Attributes:
     folder: for everything; emptied at the end.
-    rng: draws stages and moments.
+    seed: of the moments.
     seconds: how long each stage takes when nothing disturbs it.
     expected: the results of each stage, see `result_of`.
   """
 
   folder: pathlib.Path
-  rng: random.Random
+  seed: int
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
   expected: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -162,15 +183,19 @@ class Bench:
     """The workdir of the run that nothing disturbed."""
     return self.folder / 'reference'
 
-  def start(self, stage: str, workdir: pathlib.Path) -> Command:
-    """Starts a command."""
-    return Command([stage, *WORDS, f'--workdir={workdir}'])
+  def start(
+    self, stage: str, workdir: pathlib.Path, longest: int | None = None
+  ) -> Command:
+    """Starts a command; for `longest` see `Command`."""
+    return Command([stage, *WORDS, f'--workdir={workdir}'], longest)
 
   def prepare(self, stage: str, workdir: pathlib.Path) -> None:
     """Makes a workdir in which the stages before `stage` are finished."""
     shutil.rmtree(workdir, ignore_errors=True)
     workdir.mkdir(parents=True)
     names = [RESULTS[name] for name in STAGES[: STAGES.index(stage)]]
+    if 'compressed' in names:
+      names.append('compression.json')
     for name in ('config.json', 'metrics.jsonl', *names):
       source = self.reference / name
       if source.is_dir():
@@ -201,11 +226,14 @@ def result_of(stage: str, workdir: pathlib.Path) -> Any:
   if stage in TRAINED:
     rows = read_metrics(workdir / 'metrics.jsonl')
     losses = [(r['step'], r['loss']) for r in rows if r['stage'] == stage]
-    params = load.load_stage(workdir, stage, finished=True).params
-    return digests.fingerprint(params), losses
+    trained = load.load_stage(workdir, stage, finished=True).params
+    return digests.fingerprint(trained), losses
   if stage == 'export':
     files = ('model.safetensors', 'model.stablehlo')
     return [digests.of_file(common_path(path / name)) for name in files]
+  if stage in ('linearize', 'compress'):
+    fitted = digests.fingerprint(load.load_pretrained(str(path)).params)
+    return fitted, _search(workdir) if stage == 'compress' else None
   if stage in ('benchmark', 'report'):
     return path.exists()
   found = json.loads(path.read_text())
@@ -215,6 +243,14 @@ def result_of(stage: str, workdir: pathlib.Path) -> Any:
   return found
 
 
+def _search(workdir: pathlib.Path) -> Any:
+  """The path of `compress`, without what an interrupted one spends twice."""
+  found = json.loads((workdir / 'compression.json').read_text())
+  for step in found['steps']:
+    del step['seconds']
+  return [found[name] for name in ('start', 'steps', 'pending')]
+
+
 def common_path(path: pathlib.Path) -> Any:
   """As the package opens files."""
   from etils import epath
@@ -222,16 +258,17 @@ def common_path(path: pathlib.Path) -> Any:
   return epath.Path(path)
 
 
-def make_reference(bench: Bench) -> None:
-  """Runs every stage twice: to fill the cache, and for its time."""
-  for workdir in (bench.folder / 'first', bench.reference):
-    for stage in STAGES:
+def make_reference(bench: Bench, stages: Sequence[str], timed: bool) -> None:
+  """Runs the stages; where moments are drawn, twice: the first fills the cache."""
+  first = [bench.folder / 'first'] if timed else []
+  for workdir in (*first, bench.reference):
+    for stage in stages:
       began = time.monotonic()
       code, said = bench.start(stage, workdir).finish()
       if code:
         raise SystemExit(f'{stage}: {said}')
       bench.seconds[stage] = time.monotonic() - began
-  bench.expected = {name: result_of(name, bench.reference) for name in STAGES}
+  bench.expected = {name: result_of(name, bench.reference) for name in stages}
 
 
 def lines_of(said: str) -> list[str]:
@@ -250,50 +287,45 @@ def problems_of(stage: str, said: str) -> list[str]:
 
 
 def interrupt(
-  bench: Bench, count: int, signals: tuple[signal.Signals, ...]
+  bench: Bench, stage: str, count: int, signals: tuple[signal.Signals, ...]
 ) -> dict[str, Any]:
-  """Sends signals at random moments, to one stage after the other.
+  """Sends signals at random moments to a stage.
 
-  An interrupted stage is started again in the same workdir, until it ends
-  before its signal; then it is compared, and begins anew.
+  It is started again in the same workdir each time, until it ends before its
+  signal; then it is compared, and begins anew.
   """
+  rng = random.Random(f'{bench.seed} {stage} {signals}')
+  workdir = bench.folder / 'interrupted'
+  bench.prepare(stage, workdir)
   problems: list[str] = []
-  sent = dict.fromkeys(STAGES, 0)
-  waits, codes, compared = [], dict[str, int](), 0
-  workdirs = {name: bench.folder / f'interrupted-{name}' for name in STAGES}
-  for name in STAGES:
-    bench.prepare(name, workdirs[name])
-  index = 0
-  while sum(sent.values()) < count:
-    stage = STAGES[index % len(STAGES)]
-    index += 1
-    command = bench.start(stage, workdirs[stage])
-    number = bench.rng.choice(signals)
-    moment = bench.rng.uniform(0.2, 1.05 * bench.seconds[stage])
-    if not command.ended(moment):
-      began = time.monotonic()
-      command.send_signal(number)
-      code, said = command.finish()
-      waits.append(time.monotonic() - began)
-      sent[stage] += 1
-      # Before the program's handlers are there it ends as by default.
-      good = (-number, 128 + number)
-      if code not in good:
-        problems.append(f'{stage}: {number.name} at {moment:.2f} s: {said}')
-      name = f'{number.name}: {code}'
-      codes[name] = codes.get(name, 0) + 1
-      problems += problems_of(stage, said)
+  waits: list[float] = []
+  codes: dict[str, int] = {}
+  compared = 1
+  while len(waits) < count:
+    command = bench.start(stage, workdir)
+    number = rng.choice(signals)
+    moment = rng.uniform(0.2, 1.05 * bench.seconds[stage])
+    if command.ended(moment):
+      problems += finish(bench, stage, workdir, command)
+      compared += 1
+      bench.prepare(stage, workdir)
       continue
-    problems += finish(bench, stage, workdirs[stage], command)
-    compared += 1
-    bench.prepare(stage, workdirs[stage])
-  for name in STAGES:
-    problems += finish(bench, name, workdirs[name])
+    began = time.monotonic()
+    command.send_signal(number)
+    code, said = command.finish()
+    waits.append(time.monotonic() - began)
+    # Before the program's handlers are there it ends as by default.
+    if code not in (-number, 128 + number):
+      problems.append(f'{stage}: {number.name} at {moment:.2f} s: {said}')
+    name = f'{number.name}: {code}'
+    codes[name] = codes.get(name, 0) + 1
+    problems += problems_of(stage, said)
+  problems += finish(bench, stage, workdir)
   return {
-    'sent': sent,
+    'sent': len(waits),
     'exit_codes': codes,
     'seconds_to_the_end': common.spread(waits),
-    'runs_compared': compared + len(STAGES),
+    'runs_compared': compared,
     'problems': problems,
   }
 
@@ -311,21 +343,17 @@ def finish(
   return problems_of(stage, said) + bench.check(stage, workdir)
 
 
-def run_pairs(bench: Bench, count: int) -> dict[str, Any]:
+def run_pairs(bench: Bench, stage: str, count: int) -> dict[str, Any]:
   """Starts two jobs at once in one workdir: one is refused, one is right."""
   problems: list[str] = []
   for _ in range(count):
-    stage = bench.rng.choice(('pretrain', 'select', 'dilute', 'evaluate'))
     workdir = bench.folder / 'pair'
     bench.prepare(stage, workdir)
     jobs = [bench.start(stage, workdir) for _ in range(2)]
     codes, said = zip(*(job.finish() for job in jobs), strict=True)
     lines = [line for text in said for line in lines_of(text)]
-    if (
-      sorted(codes) != [0, 1]
-      or len(lines) != 1
-      or 'another job' not in lines[0]
-    ):
+    refused = len(lines) == 1 and 'another job' in lines[0]
+    if sorted(codes) != [0, 1] or not refused:
       problems.append(f'{stage}: exit codes {codes}: {said}')
     problems += bench.check(stage, workdir)
   return {'pairs': count, 'problems': problems}
@@ -343,31 +371,54 @@ def small_disk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     subprocess.run(['umount', str(folder)], check=True)
 
 
-def fill_disks(bench: Bench) -> dict[str, Any]:
-  """Starts every stage on a disk that is almost full, then makes room."""
+def fill_disks(bench: Bench, stage: str) -> dict[str, Any]:
+  """Starts a stage on a disk that is almost full, then makes room."""
   problems: list[str] = []
-  failed = dict.fromkeys(STAGES, 0)
-  for stage in STAGES:
-    for free in FREE:
-      with small_disk(bench.folder / 'disk') as disk:
-        bench.prepare(stage, disk / 'run')
-        filler = disk / 'filler'
-        room = shutil.disk_usage(disk).free - free
-        with filler.open('wb') as file:
-          os.posix_fallocate(file.fileno(), 0, room)
-        code, said = bench.start(stage, disk / 'run').finish()
-        problems += problems_of(stage, said)
-        if code:
-          failed[stage] += 1
-          line = ' '.join(lines_of(said))
-          if code != 1 or 'No space left' not in line:
-            problems.append(f'{stage}, {free} free: {said}')
-        filler.unlink()
-        problems += finish(bench, stage, disk / 'run')
-  return {'free_bytes': FREE, 'failed': failed, 'problems': problems}
+  failed = []
+  for free in FREE:
+    with small_disk(bench.folder / 'disk') as disk:
+      bench.prepare(stage, disk / 'run')
+      filler = disk / 'filler'
+      room = shutil.disk_usage(disk).free - free
+      with filler.open('wb') as file:
+        os.posix_fallocate(file.fileno(), 0, room)
+      code, said = bench.start(stage, disk / 'run').finish()
+      problems += problems_of_full(stage, f'{free} free', code, said)
+      if code:
+        failed.append(free)
+      filler.unlink()
+      problems += finish(bench, stage, disk / 'run')
+  return {'free_bytes': FREE, 'failed_with': failed, 'problems': problems}
 
 
-def wait_for_slow_host(bench: Bench, seconds: float) -> dict[str, Any]:
+def limit_files(bench: Bench, stage: str) -> dict[str, Any]:
+  """Starts a stage whose files may not grow, then lifts the limit."""
+  problems: list[str] = []
+  failed = []
+  workdir = bench.folder / 'limited'
+  for longest in LONGEST:
+    bench.prepare(stage, workdir)
+    code, said = bench.start(stage, workdir, longest).finish()
+    problems += problems_of_full(stage, f'files of {longest}', code, said)
+    if code:
+      failed.append(longest)
+    problems += finish(bench, stage, workdir)
+  return {'longest_file': LONGEST, 'failed_with': failed, 'problems': problems}
+
+
+def problems_of_full(stage: str, how: str, code: int, said: str) -> list[str]:
+  """What is wrong with the end of a command that had no room."""
+  found = problems_of(stage, said)
+  line = ' '.join(lines_of(said))
+  known = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG)]
+  if code and (code != 1 or not any(reason in line for reason in known)):
+    found.append(f'{stage}, {how}: exit code {code}: {said}')
+  return found
+
+
+def wait_for_slow_host(
+  bench: Bench, stage: str, seconds: float
+) -> dict[str, Any]:
   """Two processes train; one reads its data for so much longer."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
@@ -375,7 +426,7 @@ def wait_for_slow_host(bench: Bench, seconds: float) -> dict[str, Any]:
   job = [
     subprocess.Popen(
       [
-        *(sys.executable, '-c', _SLOW, str(seconds), 'pretrain', *WORDS),
+        *(sys.executable, '-c', _SLOW, str(seconds), stage, *WORDS),
         f'--workdir={bench.folder / "slow"}',
         f'--coordinator={address}',
         '--num_processes=2',
@@ -394,41 +445,68 @@ def wait_for_slow_host(bench: Bench, seconds: float) -> dict[str, Any]:
   return {'seconds_longer': seconds, 'problems': problems}
 
 
+def rows_of(
+  bench: Bench, options: argparse.Namespace
+) -> dict[str, tuple[tuple[str, ...], Callable[[str], dict[str, Any]]]]:
+  """Per part its stages, and what disturbs one."""
+  both = (signal.SIGTERM, signal.SIGINT)
+  # A report may be made beside another job.
+  locked = tuple(stage for stage in STAGES if stage != 'report')
+  return {
+    'signals': (STAGES, lambda s: interrupt(bench, s, options.signals, both)),
+    'kills': (
+      STAGES,
+      lambda s: interrupt(bench, s, options.kills, (signal.SIGKILL,)),
+    ),
+    'pairs': (locked, lambda s: run_pairs(bench, s, options.pairs)),
+    'disks': (STAGES, lambda s: fill_disks(bench, s)),
+    'limits': (STAGES, lambda s: limit_files(bench, s)),
+    'slow': (
+      ('pretrain',),
+      lambda s: wait_for_slow_host(bench, s, options.slow),
+    ),
+  }
+
+
 def main() -> int:
   """Runs the parts that are asked for."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  names = ('signals', 'kills', 'pairs', 'disks', 'slow')
+  names = ('signals', 'kills', 'pairs', 'disks', 'limits', 'slow')
   parser.add_argument('parts', nargs='+', choices=names)
-  parser.add_argument('--signals', type=int, default=100)
-  parser.add_argument('--kills', type=int, default=20)
-  parser.add_argument('--pairs', type=int, default=10)
-  parser.add_argument('--slow', type=float, default=90)
+  parser.add_argument('--signals', type=int, default=10, help='for each stage')
+  parser.add_argument('--kills', type=int, default=2, help='for each stage')
+  parser.add_argument('--pairs', type=int, default=1, help='for each stage')
+  parser.add_argument('--slow', type=float, default=90, help='seconds')
+  parser.add_argument('--stages', nargs='*', default=STAGES, choices=STAGES)
+  parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   lost = 0
   with tempfile.TemporaryDirectory() as folder:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['LAMBDA_VIT_CACHE'] = f'{folder}/cache'
-    bench = Bench(pathlib.Path(folder), random.Random(options.seed))
-    make_reference(bench)
+    bench = Bench(pathlib.Path(folder), options.seed)
+    last = max(map(STAGES.index, options.stages))
+    timed = bool({'signals', 'kills'} & {*options.parts})
+    make_reference(bench, STAGES[: last + 1], timed)
     print({name: round(s, 1) for name, s in bench.seconds.items()}, flush=True)
     for part in options.parts:
-      began = time.monotonic()
-      if part == 'pairs':
-        found = run_pairs(bench, options.pairs)
-      elif part == 'disks':
-        found = fill_disks(bench)
-      elif part == 'slow':
-        found = wait_for_slow_host(bench, options.slow)
-      elif part == 'kills':
-        found = interrupt(bench, options.kills, (signal.SIGKILL,))
-      else:
-        both = (signal.SIGTERM, signal.SIGINT)
-        found = interrupt(bench, options.signals, both)
-      found['seconds'] = round(time.monotonic() - began)
-      print(part, json.dumps(found, indent=2), flush=True)
-      lost += len(found['problems'])
-      common.write_entry(OUTPUT, part, found | common.provenance())
+      stages, disturb = rows_of(bench, options)[part]
+      wanted = [stage for stage in stages if stage in options.stages]
+      entry = common.read(options.output).get(part, {})
+      rows = entry.get('stages', {}) if 'date' not in entry else {}
+      for stage in wanted:
+        if stage not in rows:
+          began = time.monotonic()
+          rows[stage] = disturb(stage)
+          rows[stage]['seconds'] = round(time.monotonic() - began)
+          print(part, stage, json.dumps(rows[stage], indent=2), flush=True)
+          # Without a date it is not complete.
+          common.write_entry(options.output, part, {'stages': rows})
+      common.write_entry(
+        options.output, part, {'stages': rows, **common.provenance()}
+      )
+      lost += sum(len(row['problems']) for row in rows.values())
   return 1 if lost else 0
 
 
