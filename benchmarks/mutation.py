@@ -200,8 +200,9 @@ OPERATORS = [
 ]
 
 
-# Imports, and whether a dataclass is frozen, which guards against slips.
-_NO_BEHAVIOUR = ('import ', 'from ', '@dataclasses.dataclass(')
+# Imports, whether a dataclass is frozen, which guards against slips, and the star
+# of a signature, which is taken for a product.
+_NO_BEHAVIOUR = ('import ', 'from ', '@dataclasses.dataclass(', '*,')
 
 
 def changes(source: str) -> Iterator[tuple[str, str, str]]:

@@ -89,8 +89,12 @@ class Scorer:
   def make(
     cls, streams: Streams, dense: Streams, criterion: str, target: str
   ) -> 'Scorer':
-    """The scorer of a criterion; a network without head has its features."""
-    by_logits = target == 'logits' and dense.model.num_classes > 0
+    """The scorer of a criterion.
+
+    A network without a head has its features, and one of a single class, too:
+    its softmax is 1 whatever the logit.
+    """
+    by_logits = target == 'logits' and dense.model.num_classes > 1
     score = CRITERIA[criterion]['logits' if by_logits else 'features']
     found = cls(streams, np.zeros(()), score, by_logits)
     return dataclasses.replace(

@@ -6,7 +6,8 @@ of the layers S,
   score(i) = mean over images of KL(dense logits ‖ logits with maps for S and i)
 
 or, for the target `features`, of the mean squared difference of the class
-features. Labels are not used. Maps are fitted on three quarters of the images and
+features, as for networks without a head or with a single class, whose softmax
+says nothing. Labels are not used. Maps are fitted on three quarters of the images and
 scored on the rest: on images that it was fitted on, a map looks better than it is.
 """
 
@@ -64,7 +65,7 @@ def output_error(
   """
   map_options(model, options.inputs)
   fitted, held = split(images)
-  by_logits = options.target == 'logits' and model.num_classes > 0
+  by_logits = options.target == 'logits' and model.num_classes > 1
   dense = []
   for start in range(0, len(held.images[0]), _BATCH):
     batch = jnp.asarray(held.images[0][start : start + _BATCH])

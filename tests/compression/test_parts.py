@@ -1,14 +1,18 @@
 """What can go, and what a network without it is and costs."""
 
+import dataclasses
 import itertools
 
 import pytest
 
 import lambda_vit_jax as lv
+from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.compression import parts
 from lambda_vit_jax.compression.parts import Part
+from lambda_vit_jax.compression.scores import Scorer
+from lambda_vit_jax.compression.streams import Streams
 from lambda_vit_jax.core.errors import UsageError
-from tests.support.search_models import make_model
+from tests.support.search_models import make_images, make_model
 
 EVERYTHING = tuple(parts.GROUPS)
 
@@ -45,6 +49,20 @@ SAVED = {
   + (attention(TOKENS, TOKENS) - attention(TOKENS, 1))
   + (mlp(TOKENS) - mlp(1)),
 }
+
+
+def test_a_head_of_one_class_is_not_compared(tiny_variant):
+  """Its softmax is 1 whatever the logit, so that nothing would cost anything."""
+  variant = dataclasses.replace(tiny_variant, num_classes=1)
+  dense = make_model(variant, depth=2)
+  images = read_images([make_images(32)], dense)
+  whole, changed = (
+    Streams(model, images, size=32, memory_gib=1.0)
+    for model in (dense, lv.prune(dense, (0,), 'absent'))
+  )
+  scorer = Scorer.make(changed, whole, 'output', 'logits')
+  features = Scorer.make(changed, whole, 'output', 'features')
+  assert scorer(changed.model, 0) == features(changed.model, 0) > 0
 
 
 @pytest.mark.parametrize('part', SAVED, ids=str)

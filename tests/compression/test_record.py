@@ -133,6 +133,7 @@ def test_plot_draws_the_curve_and_the_strip(record):
       'about block 0, which the network does not have',
     ),
     ({'target_speedup': 0.5}, '`target_speedup`'),
+    ({'evaluations': -0.5}, '`evaluations`'),
     ({'pending': [{'block': 0, 'part': 'head', 'increase': 1}]}, 'part'),
   ],
 )

@@ -1,5 +1,7 @@
 """The criterion `output` equals fitting and comparing each candidate by hand."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -107,6 +109,19 @@ def test_features_are_compared_beside_a_head(tiny_variant):
     for each in (model, backbone(model))
   )
   assert found == bare
+
+
+def test_a_head_of_one_class_is_not_compared(tiny_variant):
+  """Its softmax is 1 whatever the logit, so that no layer would matter."""
+  variant = dataclasses.replace(tiny_variant, num_classes=1)
+  model = make_model(variant, depth=2)
+  options = {'criterion': 'output', 'inputs': INPUTS, 'resamples': 0}
+  found, bare = (
+    lv.nose(each, [IMAGES], 1, **options).rounds[0].scores
+    for each in (model, backbone(model))
+  )
+  assert found == bare
+  assert min(found.values()) > 0
 
 
 def test_trials_have_the_inputs_that_are_chosen(tiny_variant):
