@@ -1,7 +1,7 @@
 r"""DeiT in JAX, onnxruntime, OpenVINO and PyTorch, dense and pruned, in turn.
 
   python benchmarks/runtimes.py [--only=base-1] [--rounds=7] [--threads=1]
-    [--folder=/tmp/exports] [--toy]
+    [--folder=/tmp/exports] [--output=FILE] [--toy]
 
 A row is a model and a batch size, `SIZE-BATCH`: DeiT tiny, small and base with 1
 and 16 images at 224 px. Its programs are timed in turn, A B C A B C …: dense,
@@ -11,9 +11,10 @@ that is installed and each dtype that it has on this machine. Weights are random
 calibrated on noise: speed does not depend on either, and accuracy is measured
 by `benchmark.runtimes` of a run instead.
 
-Each row is written to docs/benchmarks/runtimes.json when it is measured. The
-same command again measures the rows that are left, where device, versions,
-threads and rounds are the same. `--folder` keeps the exports for that.
+Each row is written to docs/benchmarks/runtimes.json, or to another file for
+another processor, when it is measured. The same command again measures the rows
+that are left, where device, versions, threads and rounds are the same. `--folder`
+keeps the exports for that.
 `--toy` tries everything at a small size, and prints.
 """
 
@@ -196,6 +197,7 @@ def main() -> int:
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--threads', type=int, default=1)
   parser.add_argument('--folder', default='')
+  parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   parser.add_argument('--toy', action='store_true')
   options = parser.parse_args()
   use_cores(options.threads)
@@ -215,7 +217,7 @@ def main() -> int:
     for package in runtime.packages:
       if runtimes.is_installed(package):
         now['versions'][package] = importlib.metadata.version(package)
-  results = {} if options.toy else common.read(OUTPUT)
+  results = {} if options.toy else common.read(options.output)
   same = ('device', 'versions', 'threads', 'rounds')
   if any(results.get(key) != now[key] for key in same):
     results = now
@@ -232,7 +234,7 @@ def main() -> int:
         rate = speed['images_per_second']['median']
         print(f'{row} {name:<32} {rate:8.2f} images/s {speed["speedup"]:6.2f}')
       if not options.toy:
-        common.write(OUTPUT, results)
+        common.write(options.output, results)
   return 0
 
 

@@ -55,7 +55,18 @@ def bfloat16_table(found: dict[str, Any]) -> str:
 
 
 def runtimes_table(found: dict[str, Any]) -> str:
-  """DeiT in every runtime: a row per setting, dense and pruned."""
+  """DeiT in every runtime, on a processor with AMX."""
+  return _runtimes_table(found, 'Runtimes', 'runtimes')
+
+
+def runtimes_without_amx(found: dict[str, Any]) -> str:
+  """The same where neither bfloat16 nor int8 has instructions of its own."""
+  heading = 'Runtimes on a processor without AMX'
+  return _runtimes_table(found, heading, 'runtimes_without_amx')
+
+
+def _runtimes_table(found: dict[str, Any], heading: str, name: str) -> str:
+  """A row per setting, dense and pruned."""
   rows = []
   for row, measured in found['rows'].items():
     for setting, over_dense in measured['over_dense'].items():
@@ -77,7 +88,7 @@ def runtimes_table(found: dict[str, Any]) -> str:
   )  # fmt: skip
   return '\n\n'.join(
     [
-      f'## Runtimes\n\nThreads: {found["threads"]}. Random weights; a row is a '
+      f'## {heading}\n\nThreads: {found["threads"]}. Random weights; a row is a '
       'size of DeiT and a batch, whose programs ran in turn. The first one is '
       'what the others are compared with; the last columns are networks without '
       '5 and 6 of 12 attention layers, and one of 1.6 times fewer operations '
@@ -85,7 +96,7 @@ def runtimes_table(found: dict[str, Any]) -> str:
       'and what executed operations promise. Median [least, largest]; where '
       'these are far apart, other work disturbed the row.',
       table(head, rows),
-      origin('runtimes', 'runtimes.py', found),
+      origin(name, 'runtimes.py', found),
     ]
   )
 

@@ -372,6 +372,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'int8': int8_table,
   'cpu_bfloat16': deployed.bfloat16_table,
   'runtimes': deployed.runtimes_table,
+  'runtimes_without_amx': deployed.runtimes_without_amx,
   'deployed_accuracy': deployed.accuracy_tables,
   'gpu': deployed.gpu_table,
   'pipeline': input_and_startup.pipeline_table,
