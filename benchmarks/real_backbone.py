@@ -123,6 +123,10 @@ class Table:
     )
     return self._train.take(order[:IMAGES]).images(self.dense)
 
+  def everything(self) -> np.ndarray:
+    """All training images as the model takes them."""
+    return self._train.images(self.dense)
+
   def has(self, key: str) -> bool:
     return key in self._rows
 

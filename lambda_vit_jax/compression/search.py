@@ -147,7 +147,7 @@ class Search:
       measure(best)
     return best, measured
 
-  def settle(self, always: bool = False) -> dict[int, Params]:
+  def settle(self, always: bool) -> dict[int, Params]:
     """Refits the MLPs after the first change, if that lowers the score.
 
     Repairs are made one at a time, so that those of earlier steps do not know
