@@ -13,7 +13,6 @@ import argparse
 import functools
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -21,13 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import common
 
+# What a processor may have for bfloat16.
+KNOWN = ('amx_bf16', 'avx512_bf16', 'bf16')
 SHAPES = ((788, 384, 1536), (788, 1536, 384), (2048, 2048, 2048))
-
-
-def instructions() -> list[str]:
-  """What the processor has for bfloat16."""
-  text = pathlib.Path('/proc/cpuinfo').read_text()
-  return sorted(set(re.findall(r'\b(avx512_bf16|amx_bf16|bf16)\b', text)))
 
 
 def main() -> None:
@@ -41,6 +36,7 @@ def main() -> None:
   import jax.numpy as jnp
   import numpy as np
 
+  from lambda_vit_jax.core import processor
   from lambda_vit_jax.evaluation import programs, timing
   from lambda_vit_jax.models.build import forward
   from lambda_vit_jax.models.model import create_model
@@ -66,7 +62,7 @@ def main() -> None:
     calls[name] = functools.partial(forward, module, tree, images)
   seconds = timing.time_in_turn(calls, options.rounds)
   found = common.provenance() | {
-    'instructions': instructions(),
+    'instructions': [i for i in KNOWN if i in processor.instructions()],
     'threads': 1,
     'batch_size': options.batch,
     'rounds': options.rounds,

@@ -102,7 +102,7 @@ def open_all(
   """Programs by `RUNTIME DTYPE MODEL`; PyTorch's dense one is the first."""
   from lambda_vit_jax.exporters import runtimes
 
-  programs = {}
+  programs: dict[str, Callable[..., Any]] = {}
   for name in sorted(names, key=lambda name: name != 'torch'):
     for dtype in runtimes.RUNTIMES[name].dtypes():
       calibrated = dtype == 'int8' and runtimes.RUNTIMES[name].calibrated

@@ -97,6 +97,8 @@ def check_files(folder: epath.Path, expected: Any, part: str) -> None:
     )
   path = folder / part
   inside = f'{part}/'
+  if not path.exists():
+    raise CheckpointError(f'{path}: is missing; export the model again')
   is_file = not path.is_dir()
   found = {part: of_file(path)} if is_file else of_folder(path, inside)
   listed = {n for n in expected if n == part or n.startswith(inside)}

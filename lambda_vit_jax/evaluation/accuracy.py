@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.evaluation.changes import Answers
 from lambda_vit_jax.evaluation.counts import evaluation_counts, predicted_counts
-from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.build import apply_module, for_backend
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation, processes, sharding
@@ -103,7 +103,12 @@ def evaluate_model(
   """
   params = sharding.replicate(model.params, mesh)
   return evaluate_params(
-    model.module, params, batches, mesh, advance=advance, answers=answers
+    for_backend(model.module),
+    params,
+    batches,
+    mesh,
+    advance=advance,
+    answers=answers,
   )
 
 

@@ -4,11 +4,9 @@ Used by the stage `benchmark`. Programs are timed in turn until the ratio of
 pruned and dense is known (`timing`).
 """
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax import __version__
+from lambda_vit_jax.core import processor
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.evaluation.programs import speed
 from lambda_vit_jax.evaluation.timing import Limits, measure, time_in_turn
@@ -241,11 +240,9 @@ def describe_device() -> str:
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return f'{jax.device_count()} x {device.device_kind}'
-  with contextlib.suppress(OSError):
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    names = [line for line in lines if line.startswith('model name')]
-    if names:
-      return f'{len(names)} x {names[0].split(":", 1)[1].strip()}'
+  names = processor.names()
+  if names:
+    return f'{len(names)} x {names[0]}'
   return platform.processor() or platform.machine()
 
 

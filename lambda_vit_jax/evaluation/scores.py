@@ -22,7 +22,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data.inputs import preprocess
 from lambda_vit_jax.evaluation.changes import paired_difference
 from lambda_vit_jax.evaluation.counts import image_scores
-from lambda_vit_jax.models.build import apply_module
+from lambda_vit_jax.models.build import apply_module, for_backend
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
@@ -148,10 +148,11 @@ def _batch_scores(
   model: Model, params: Params, part: ImageSet, memory_gib: float | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """Scores of the images of one batch, of every process."""
-  size = micro_batch_size(model.module, part, memory_gib)
+  module = for_backend(model.module)
+  size = micro_batch_size(module, part, memory_gib)
   for batch in part.micro_batches(size):
     found = jax.device_get(
-      _scores(model.module, params, batch, placement=part.placement)
+      _scores(module, params, batch, placement=part.placement)
     )
     keep = found.pop('mask')
     yield {name: values[keep] for name, values in found.items()}

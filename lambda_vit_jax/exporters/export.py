@@ -59,6 +59,17 @@ _PACKAGES = (
 )
 
 
+# By file or folder; of two files of a format, the one that is opened.
+_FORMAT_OF = {
+  'params': 'orbax',
+  'model.safetensors': 'safetensors',
+  'model.stablehlo': 'stablehlo',
+  'model.onnx': 'onnx',
+  'model.xml': 'openvino',
+  'transformers': 'transformers',
+}
+
+
 class ExportReport(Shown, dict[str, Any]):
   """What `export` has written and measured: a dict that shows as a table."""
 
@@ -67,8 +78,7 @@ class ExportReport(Shown, dict[str, Any]):
     differences = self['differences']
     rows = []
     for name, size in self['bytes'].items():
-      stem, _, suffix = name.partition('.')
-      measured = differences.get('orbax' if stem == 'params' else suffix)
+      measured = differences.get(_FORMAT_OF.get(name))
       text = '' if measured is None else f'{measured:.1e}'
       rows.append((name, f'{size:,}', text))
     return Table(
@@ -181,6 +191,11 @@ def check_settings(
       f'{", ".join(ARITHMETICS)}'
     )
   accepted_loss(int8_arithmetic)
+  if arithmetic == STATIC and dtype != 'int8':
+    raise UsageError(
+      f'export.int8_arithmetic={int8_arithmetic} is of int8, and export.dtype='
+      f'{dtype} is not; give dtype=int8, or leave int8_arithmetic out'
+    )
   if dtype == 'int8' and zero_fill:
     raise UsageError(
       'export.zero_fill is for stock timm, which reads no int8; leave one of '
@@ -225,7 +240,7 @@ def _write_formats(
   for name in names:
     entry = FORMATS[name]
     entry.write(folder, source)
-    programs = {name: entry.read(folder)} | entry.others(source)
+    programs = {name: entry.read(folder)} | entry.others(folder, source)
     differences |= {other: compare(programs[other]) for other in programs}
     warnings += entry.warnings(source, differences)
     judged = source.calibration

@@ -27,7 +27,7 @@ def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
     instead: what else to do about it, `, or …`.
 
   Raises:
-    LambdaVitError: it is not installed.
+    LambdaVitError: it is not installed, or does not fit what is.
   """
   # OpenVINO's telemetry starts a process that sends to a server; without that
   # package OpenVINO and NNCF do without.
@@ -35,11 +35,24 @@ def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
   modules.setdefault('openvino_telemetry', None)
   try:
     return importlib.import_module(package)
-  except ImportError:
+  except ModuleNotFoundError as error:
+    if error.name != package:
+      raise _unfit(package, wanted_by, error) from error
     raise LambdaVitError(
       f'{wanted_by}: needs the package {package}; install it (pip install '
       f"'lambda_vit_jax[{EXTRAS[package]}]'){instead}"
     ) from None
+  except Exception as error:
+    # torchvision of another PyTorch ends in a RuntimeError.
+    raise _unfit(package, wanted_by, error) from error
+
+
+def _unfit(package: str, wanted_by: str, error: Exception) -> LambdaVitError:
+  reason = ' '.join(str(error).split())[:120]
+  return LambdaVitError(
+    f'{wanted_by}: the package {package} is installed and cannot be imported '
+    f'({reason}); install it anew, with versions that fit each other'
+  )
 
 
 def is_installed(package: str) -> bool:

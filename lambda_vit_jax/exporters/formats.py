@@ -28,7 +28,7 @@ from lambda_vit_jax.checkpoints.description import describe
 from lambda_vit_jax.checkpoints.layout_tables import stock_layout
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
 from lambda_vit_jax.checkpoints.timm_config import write_config
-from lambda_vit_jax.core import digests
+from lambda_vit_jax.core import digests, processor
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.core.files import parse_json, write_json
 from lambda_vit_jax.core.schema import Anything
@@ -169,12 +169,13 @@ def _wide(model: Model) -> Model:
   return model.replace(module=with_mlp_dims(model.module, ()))
 
 
-def _with_stock_epsilon(source: Source) -> Model:
+def _stock_epsilon(folder: epath.Path, source: Source) -> dict[str, Program]:
   """The folded model with the unfolded model's epsilon in every norm."""
+  del folder
   folded = source.folded
   epsilon = source.model.module.norm_eps[-1]
   module = folded.module.clone(norm_eps=(epsilon,) * (folded.depth + 1))
-  return folded.replace(module=module)
+  return {'stock_epsilon': folded.replace(module=module)}
 
 
 def _safetensors_warnings(
@@ -286,6 +287,16 @@ def write_openvino(folder: epath.Path, source: Source) -> None:
   openvino_ir.write(folder, network)
 
 
+def _openvino_bfloat16(
+  folder: epath.Path, source: Source
+) -> dict[str, Program]:
+  """What OpenVINO computes by itself on processors with bfloat16."""
+  if source.calibration is not None or not processor.has_bfloat16():
+    return {}
+  path = folder / openvino_ir.FILES[0]
+  return {'openvino_bfloat16': openvino_ir.read(path, 'bf16')}
+
+
 def exact(source: Source) -> float:
   """The same function in float32, summed in another order."""
   return math.inf if source.dtype in ('bfloat16', 'float16') else EXACT
@@ -306,8 +317,8 @@ class Format:
     write: writes its files into a folder.
     read: loads them back from that folder as a program, whose logits have to
       be the model's.
-    others: more programs to compare, by name; their differences are recorded
-      only.
+    others: more programs to compare, by name, of the folder or of the model;
+      their differences are recorded only.
     warnings: lines to show, given the differences by name.
     one_epsilon: whether its programs have one epsilon for all norms, so that
       logits differ by as much as those of `stock_epsilon`.
@@ -318,7 +329,9 @@ class Format:
 
   write: Callable[[epath.Path, Source], None]
   read: Callable[[epath.Path], Program]
-  others: Callable[[Source], dict[str, Program]] = lambda source: {}
+  others: Callable[[epath.Path, Source], dict[str, Program]] = (
+    lambda folder, source: {}
+  )
   warnings: Callable[[Source, Mapping[str, float]], list[str]] = (
     lambda source, differences: []
   )
@@ -331,7 +344,7 @@ FORMATS = {
   'orbax': Format(
     write=write_orbax,
     read=lambda folder: plain(load_export(folder)),
-    others=lambda source: (
+    others=lambda folder, source: (
       {'quantization': source.unquantized}
       if source.dtype == 'int8' and source.calibration is None
       else {}
@@ -342,7 +355,7 @@ FORMATS = {
   'safetensors': Format(
     write=write_safetensors,
     read=lambda folder: plain(load_pretrained(folder / 'model.safetensors')),
-    others=lambda source: {'stock_epsilon': _with_stock_epsilon(source)},
+    others=_stock_epsilon,
     warnings=_safetensors_warnings,
   ),
   'stablehlo': Format(
@@ -359,12 +372,13 @@ FORMATS = {
     write=write_openvino,
     read=lambda folder: openvino_ir.read(folder / openvino_ir.FILES[0]),
     int8_arithmetic=('weights', STATIC),
+    others=_openvino_bfloat16,
     tolerance=_calibrated(_FLOAT16_WEIGHTS),
   ),
   'transformers': Format(
     write=write_transformers,
     read=lambda folder: plain(load_pretrained(folder / 'transformers')),
-    others=lambda source: {'stock_epsilon': _with_stock_epsilon(source)},
+    others=_stock_epsilon,
     one_epsilon=True,
     int8_arithmetic=(),
   ),

@@ -5,10 +5,7 @@ entry in `RUNTIMES`. Libraries are imported when a runtime is opened.
 """
 
 import dataclasses
-import functools
 import os
-import pathlib
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +19,7 @@ from lambda_vit_jax.checkpoints.load import (
   load_export,
   read_description,
 )
+from lambda_vit_jax.core import processor
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   LambdaVitError,
@@ -70,19 +68,9 @@ def available_cores() -> int:
   return os.cpu_count() or 1
 
 
-@functools.cache
-def has_bfloat16() -> bool:
-  """Whether the processor has instructions for bfloat16 (Linux)."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    return False
-  return bool(re.search(r'^(flags|Features)\b.*\b\w*bf16\b', text, re.M))
-
-
 def _with_bfloat16(*dtypes: str) -> tuple[str, ...]:
   """Adds bfloat16 on processors that compute in it."""
-  return (*dtypes, 'bfloat16') if has_bfloat16() else dtypes
+  return (*dtypes, 'bfloat16') if processor.has_bfloat16() else dtypes
 
 
 def _jax_dtypes() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import pathlib
 import platform
 from collections.abc import Iterator, Mapping
 
+from lambda_vit_jax.core import processor
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
 from lambda_vit_jax.core.files import user_path
 
@@ -54,10 +55,8 @@ def cache_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
 
 def _processor() -> str:
   """A short hash of the processor's features."""
-  text = f'{platform.machine()} {platform.processor()}'
-  with contextlib.suppress(OSError):
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    text += next((s for s in lines if s.startswith(('flags', 'Feat'))), '')
+  features = ' '.join(sorted(processor.instructions()))
+  text = f'{platform.machine()} {platform.processor()} {features}'
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

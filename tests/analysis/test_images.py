@@ -1,5 +1,8 @@
 """Every form in which users have images is read; what holds none is refused."""
 
+import types
+
+import jax
 import numpy as np
 import pytest
 
@@ -212,6 +215,26 @@ print(','.join(f'{n:g}' for n in gathered(ImageSet(tuple(parts), None, None)).ra
 def test_processes_gather_images_in_the_order_of_the_batches():
   """Each has all of them, whoever read more; else one waits for the other."""
   assert run_processes(_RAGGED) == ['0,1,2,3,4,5'] * 2
+
+
+def device(platform, limit=None):
+  stats = None if limit is None else {'bytes_limit': limit}
+  return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+
+
+@pytest.mark.parametrize(
+  'devices, room',
+  [
+    # A CPU's limit is that of the host, where the images are already.
+    ([device('cpu', 1e12)], 0),
+    ([device('gpu', 1e10), device('gpu', 1e10)], 2e9),
+    # Not every plugin says what it has.
+    ([device('tpu')], 0),
+  ],
+)
+def test_a_tenth_of_the_accelerators_is_for_images(devices, room, monkeypatch):
+  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
+  assert images._room_for_images() == pytest.approx(room)
 
 
 @pytest.mark.parametrize('room, kept', [(0, False), (1e9, True)])

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from benchmarks import gpu
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.runtime import compilation, sharding
+from lambda_vit_jax.training import optim, step
+from lambda_vit_jax.training.dilution import Dilution
 from tests.support import lowering
 
 pytestmark = pytest.mark.slow
@@ -40,6 +43,7 @@ def programs():
     lv.refit(linear, model, [images])
     lv.recentre(linear, model, [images])
     lv.compress(model, [images], target_speedup=1.2)
+    lv.polish(linear, model, [images], steps=1)
     accuracy.evaluate_model(model, [batch], sharding.make_mesh())
     gpu.training_call(model.replace(), images[:8])()
   return found
@@ -71,6 +75,43 @@ def test_programs_lower_without_what_only_a_cpu_has(programs, platform):
     called = set(re.findall(r'custom_call @([\w.]+)', text))
     problems += [f'{name}: calls {other}' for other in called - CALLS]
   assert not problems
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+@pytest.mark.parametrize('distill', ['streams', 'hard'])
+def test_a_step_with_everything_lowers(platform, distill):
+  """λ, drop path, bfloat16, mixing, a teacher, an average and clipping."""
+  model = create_model('vit_nano_patch2_8', seed=0)
+  module = model.module.clone(
+    attention_modes=('full', 'diluted', 'full'),
+    drop_path_rates=(0.0, 0.1, 0.2),
+    dtype=jnp.bfloat16,
+  )
+  settings = {
+    'weight_decay': 0.05, 'b1': 0.9, 'b2': 0.999, 'clip_norm': 1.0,
+    'layer_decay': 0.9, 'frozen': '', 'accumulate_steps': 1,
+  }  # fmt: skip
+  optimizer = optim.make_optimizer(settings, lambda _: 1e-4, model.depth)
+  mesh = sharding.make_mesh(1)
+  state = step.init_state(model.params, optimizer, with_ema=True)
+  loss = step.LossSettings(0.1, 0.8, 1.0, 4, distill, ema_decay=0.99)
+  program = step.make_train_step(
+    module,
+    optimizer,
+    loss,
+    Dilution((1,), 10),
+    0,
+    mesh,
+    sharding.tree_shardings(state, mesh),
+    model.module,
+  )
+  images, labels = np.zeros((16, 8, 8, 1), np.float32), np.zeros(16, np.int32)
+  batch = sharding.put_batch({'image': images, 'label': labels}, mesh)
+  taught = sharding.replicate(model.params, mesh)
+  text = lowering.lowered((program, (state, batch, taught), {}, None), platform)
+  assert 'bf16' in text
+  assert 'f64' not in text
+  assert not set(re.findall(r'custom_call @([\w.]+)', text)) - CALLS
 
 
 def test_products_of_statistics_are_of_whole_float32(programs):

@@ -3,11 +3,14 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.evaluation import accuracy
+from lambda_vit_jax.runtime import sharding
 from tests.support.search_models import mesh_of
 from tests.support.small_models import LINEAR, NANO, make_segmenter
 
@@ -55,6 +58,22 @@ def test_the_batches_do_not_matter(model, data, cuts, as_dict):
   # Logits in float32.
   assert found.loss == pytest.approx(loss, rel=1e-5)
   assert found.num_images == IMAGES
+
+
+def test_bfloat16_is_evaluated_in_float32_on_a_cpu(model, data):
+  """Which is faster there, and what calls of the model do."""
+  half = model.replace(module=model.module.clone(dtype=jnp.bfloat16))
+  # As many as a mesh of eight devices divides.
+  images, labels = (rows[:8] for rows in data[:2])
+  batch = {'image': images, 'label': labels, 'mask': np.ones(8, bool)}
+  found, wanted = (
+    (
+      lv.evaluate(each, [(images, labels)]).loss,
+      accuracy.evaluate_model(each, [batch], sharding.make_mesh(1)),
+    )
+    for each in (half, model)
+  )
+  assert found == wanted
 
 
 def test_devices_share_the_images(model, data):

@@ -5,18 +5,20 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lambda_vit_jax.checkpoints import convert
 from lambda_vit_jax.checkpoints.description import describe, rebuild
 from lambda_vit_jax.checkpoints.load import load_export, load_pretrained
-from lambda_vit_jax.core import digests
+from lambda_vit_jax.core import digests, processor
 from lambda_vit_jax.core.errors import (
   CheckpointError,
   DataError,
@@ -24,7 +26,7 @@ from lambda_vit_jax.core.errors import (
   ModelError,
   UsageError,
 )
-from lambda_vit_jax.exporters import export
+from lambda_vit_jax.exporters import export, openvino_ir
 from lambda_vit_jax.exporters.comparison import difference
 from lambda_vit_jax.exporters.formats import FORMATS, Format, write_safetensors
 from lambda_vit_jax.exporters.source import cast_params, make_source
@@ -628,6 +630,37 @@ def test_the_report_is_a_dict_that_shows_as_a_table(exported):
   # `model.json` holds the same, as plain JSON.
   fields = json.loads((folder / 'model.json').read_text())
   assert json.loads(json.dumps(report)).items() <= fields.items()
+
+
+def test_the_table_has_the_difference_of_every_format():
+  differences = {name: 10.0**-n for n, name in enumerate(FORMATS)}
+  files = ('params', 'model.safetensors', 'config.json', 'model.stablehlo')
+  files += ('model.onnx', 'model.xml', 'model.bin', 'transformers')
+  report = export.ExportReport(
+    differences=differences, bytes=dict.fromkeys(files, 7), warnings=[]
+  )
+  shown = {row[0]: row[2] for row in report.table().rows}
+  assert shown.pop('config.json') == shown.pop('model.bin') == ''
+  assert sorted(map(float, shown.values())) == sorted(differences.values())
+
+
+def test_static_arithmetic_is_of_int8():
+  """With another dtype the calibration was left out without a word."""
+  with pytest.raises(UsageError, match=r'=static:1 is of int8, and .*=float32'):
+    export.check_settings(('onnx',), 'float32', False, 'static:1')
+
+
+@pytest.mark.parametrize(
+  'half, names', [(True, ['openvino_bfloat16']), (False, [])]
+)
+def test_what_openvino_computes_by_itself_is_compared(half, names, monkeypatch):
+  opened = []
+  monkeypatch.setattr(processor, 'has_bfloat16', lambda: half)
+  monkeypatch.setattr(openvino_ir, 'read', lambda *a: opened.append(a))
+  source = types.SimpleNamespace(calibration=None)
+  folder = epath.Path('out')
+  assert list(FORMATS['openvino'].others(folder, source)) == names
+  assert opened == [(folder / 'model.xml', 'bf16')] * len(names)
 
 
 def test_a_new_format_is_one_entry(pruned, tmp_path, monkeypatch):

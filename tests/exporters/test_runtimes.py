@@ -118,22 +118,3 @@ def test_what_a_library_raises_is_one_line(model, tmp_path, monkeypatch):
 def test_every_package_of_a_runtime_has_its_extra():
   packages = {p for r in runtimes.RUNTIMES.values() for p in r.packages}
   assert packages <= set(extras.EXTRAS)
-
-
-@pytest.mark.parametrize(
-  'text, found',
-  [
-    ('flags\t\t: fpu avx512_bf16 amx_tile\n', True),
-    ('Features\t: fp asimd bf16 i8mm\n', True),
-    ('flags\t\t: fpu avx512f\nbugs : bf16\n', False),
-  ],
-)
-def test_bfloat16_is_read_from_the_processors_features(
-  text, found, monkeypatch
-):
-  monkeypatch.setattr(runtimes.pathlib.Path, 'read_text', lambda path: text)
-  runtimes.has_bfloat16.cache_clear()
-  try:
-    assert runtimes.has_bfloat16() == found
-  finally:
-    runtimes.has_bfloat16.cache_clear()

@@ -1,5 +1,7 @@
 """Meshes, and that the placement of arrays changes no number."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,16 @@ def test_a_torus_orders_the_mesh_where_one_process_has_it(monkeypatch):
   count = jax.device_count()
   assert asked == [((count // 2, 2), count, True)]
   assert found.devices.ravel().tolist() == plain.devices.ravel().tolist()[::-1]
+
+
+@pytest.mark.parametrize(
+  'platform, processes, torus',
+  [('tpu', 1, True), ('tpu', 4, False), ('gpu', 1, False), ('cpu', 1, False)],
+)
+def test_only_a_tpu_of_one_process_has_a_torus(
+  platform, processes, torus, monkeypatch
+):
+  """Of several processes, each has rows of the batch that lie together."""
+  monkeypatch.setattr(jax, 'process_count', lambda: processes)
+  devices = [types.SimpleNamespace(platform=platform)] * 4
+  assert sharding._has_topology(devices) == torus
