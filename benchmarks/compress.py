@@ -19,7 +19,7 @@ at about the same executed operations:
     [--after plain refit polish distill]
 
 `--after` says what follows a search: `refit` and `polish` (300 steps) see the same
-512 images, `distill` is a polish of 600 steps on all training images, without
+512 images, `distill` is the same polish on all training images, without
 labels: the training of at most ten epochs that a user with images can afford.
 
 A search is kept step by step in the cache, and finished rows in the results, so
@@ -159,7 +159,7 @@ AFTER: dict[str, Callable[[Model, Model, list[Any]], Model]] = {
   'plain': lambda model, dense, images: model,
   'refit': lv.refit,
   'polish': lv.polish,
-  'distill': functools.partial(lv.polish, steps=600),
+  'distill': lv.polish,
 }
 """What follows a search, on the same images or on all."""
 

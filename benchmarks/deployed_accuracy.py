@@ -38,7 +38,7 @@ def export(table: Table, draw: int, dtype: str, folder: pathlib.Path) -> None:
     formats=[runtimes.RUNTIMES[name].format for name in RUNTIMES],
     dtype=dtype,
     check_images=table.draw(draw),
-    int8_arithmetic='static:1',
+    int8_arithmetic='static:1' if dtype == 'int8' else 'weights',
   )
 
 
@@ -49,7 +49,8 @@ def answers(
   stored = 'int8' if dtype == 'int8' else 'float32'
   folder = cache / f'deployed_{draw}_{stored}'
   export(table, draw, stored, folder)
-  return table.answers(runtimes.open_export(name, folder, dtype))
+  found = table.answers(runtimes.open_export(name, folder, dtype))
+  return found | {'device': common.provenance()['device']}
 
 
 def main() -> None:

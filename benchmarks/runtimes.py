@@ -92,7 +92,7 @@ def export_all(
           formats=wanted,
           dtype=dtype,
           check_images=images,
-          int8_arithmetic='static:1',
+          int8_arithmetic='static:1' if dtype == 'int8' else 'weights',
         )
 
 

@@ -128,10 +128,12 @@ def _accuracy_table(name: str, found: dict[str, Any]) -> str:
         percent(row['top1']),
         f'{100 * change:+.2f} ± {100 * half:.2f}',
         f'{row["kl"]:.1e}',
+        row['device'],
       )
     )
   head = (
-    'runtime', 'computes in', 'draw', 'top-1 %', 'change', 'divergence'
+    'runtime', 'computes in', 'draw', 'top-1 %', 'change', 'divergence',
+    'hardware',
   )  # fmt: skip
   return '\n\n'.join(
     [

@@ -11,5 +11,6 @@
 - `growing_file`: files that grow, local or remote
 - `digests`: checksums of JSON objects, files, arrays and trees
 - `tables`: small tables for prompts, terminals and notebooks
+- `processor`: its name and instruction sets
 - `figures`: figures that notebooks show as pictures
 """

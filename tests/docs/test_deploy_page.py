@@ -1,8 +1,11 @@
 """docs/deploy.md's lines run an export, where the runtime is installed."""
 
+import json
+
 import numpy as np
 import pytest
 
+import lambda_vit_jax as lv
 from lambda_vit_jax.exporters import export, runtimes
 from lambda_vit_jax.models.model import create_model
 from tests.support import doc_pages
@@ -42,6 +45,25 @@ def test_the_lines_give_the_models_logits(name, tmp_path, monkeypatch, rng):
   expected = np.asarray(model(images))
   largest = max(1.0, np.abs(expected).max())
   np.testing.assert_allclose(logits, expected, rtol=0, atol=allowed * largest)
+
+
+@pytest.mark.skipif(
+  bool(runtimes.missing('onnxruntime')),
+  reason=runtimes.missing('onnxruntime') or 'installed',
+)
+def test_the_lines_calibrate_a_model(tmp_path, monkeypatch, rng):
+  monkeypatch.chdir(tmp_path)
+  (body,) = [
+    body for body in doc_pages.fences(PAGE, 'python') if 'static' in body
+  ]
+  model = create_model('vit_nano_patch2_8')
+  images = rng.normal(size=(64, 8, 8, 1)).astype(np.float32)
+  labels = np.asarray(model(images)).argmax(axis=1)
+  # Of 32 images, one that changes its class is more than 0.005.
+  body = body.replace("'static'", "'static:0.2'")
+  exec(body, {'lv': lv, 'model': model, 'images': images, 'labels': labels})
+  fields = json.loads((tmp_path / 'export_int8' / 'model.json').read_text())
+  assert fields['accuracy']['onnx']['num_images'] == 32
 
 
 def test_every_runtime_of_ours_has_a_recipe():

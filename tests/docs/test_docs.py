@@ -21,7 +21,9 @@ from tests.support import settings as settings_lib
 
 COMMANDS = doc_pages.commands()
 # By tests/docs/test_tutorial.py, in order.
-RUN_ELSEWHERE = (doc_pages.ROOT / 'docs' / 'tutorial.md',)
+RUN_ELSEWHERE = tuple(
+  doc_pages.ROOT / 'docs' / name for name in ('tutorial.md', 'deploy.md')
+)
 DIGITS = 'builtin:vit_mini_patch2_8_digits'
 # Placeholders for something that only a reader has.
 PLACEHOLDER = re.compile(r'\b(DIR|IMAGE|NAME|FILE|MODEL|PROJECT|BUCKET)\b')
