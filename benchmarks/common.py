@@ -71,6 +71,20 @@ def open_run(config: str, workdir: str, *arguments: str) -> Any:
   return Run(parsed.to_dict(), workdir, Reporter())
 
 
+def planned(model: Any, layers: Iterable[int]) -> Any:
+  """`model` without some attention layers, and with MLPs of 5/8 of their width.
+
+  Some 1.6 times fewer operations of a DeiT without 5 of 12. Which neurons go is
+  of no matter to its speed.
+  """
+  from lambda_vit_jax.models.edits import narrow_mlps, prune
+
+  kept = {
+    block: range(5 * width // 8) for block, width in enumerate(model.mlp_dims)
+  }
+  return narrow_mlps(prune(model, layers), kept)
+
+
 def named_run(description: str) -> tuple[str, Any]:
   """The name of the result and the run, from the command line.
 

@@ -45,8 +45,6 @@ from benchmarks import common
 OUTPUT = common.RESULTS / 'gpu.json'
 FIVE = (0, 1, 3, 4, 6)
 SIX = (*FIVE, 9)
-PLAN = 1.6
-"""Operations of `plan`: one part in this many."""
 RESERVE = 60.0
 """Seconds that a row may take: none begins later than so long before the end."""
 
@@ -136,18 +134,6 @@ def make_model(variant: str, trains: bool = False) -> Any:
   return model.replace(params=params)
 
 
-def shortened(model: Any, speedup: float) -> Any:
-  """`model` without the last blocks but one, as many as reach a speedup."""
-  from lambda_vit_jax.models.edits import drop_blocks
-
-  for count in range(1, model.depth - 1):
-    last = model.depth - 1
-    found = drop_blocks(model, range(last - count, last))
-    if model.macs(True) >= speedup * found.macs(True):
-      return found
-  return found
-
-
 def matmul_call(side: int) -> Callable[[], Any]:
   """A square matrix product in bfloat16."""
   import jax
@@ -201,7 +187,7 @@ def networks(model: Any, size: Size) -> dict[str, Any]:
     f'without_{len(five)}': prune(model, five),
     f'without_{len(six)}': prune(model, six),
     'merged': merge_tokens(model, size.merge),
-    'plan': shortened(model, PLAN),
+    'plan': common.planned(model, five),
   }
 
 
@@ -229,18 +215,11 @@ def infer(variant: str, batch: int, size: Size) -> dict[str, Any]:
 
 def train(variant: str, batch: int, size: Size) -> dict[str, Any]:
   """Training steps, plain: cross-entropy with smoothing, and AdamW."""
-  from lambda_vit_jax.models.edits import prune
-
   model = make_model(variant, trains=True)
   images = images_for(model, batch)
   calls: Calls = {}
   operations = {}
-  for name, layers in (
-    ('dense', ()),
-    (f'without_{len(size.removed[0])}', size.removed[0]),
-    (f'without_{len(size.removed[1])}', size.removed[1]),
-  ):
-    network = prune(model, layers) if layers else model
+  for name, network in networks(model, size).items():
     calls[name] = training_call(network, images)
     # Backward takes twice the operations of forward.
     operations[name] = 3 * 2 * network.macs(executed=True)

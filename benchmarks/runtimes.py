@@ -34,8 +34,6 @@ from benchmarks import common
 OUTPUT = common.RESULTS / 'runtimes.json'
 REMOVED = {'dense': (), 'without_5': (0, 1, 3, 4, 6)}
 REMOVED['without_6'] = (*REMOVED['without_5'], 9)
-# Of the MLPs' width, in the plan.
-SHARE_KEPT = 5 / 8
 ROWS = tuple(
   f'{size}-{batch}' for size in ('tiny', 'small', 'base') for batch in (1, 16)
 )
@@ -45,7 +43,7 @@ CALIBRATION = 8
 
 def make_models(size: str) -> dict[str, Any]:
   """Dense and pruned models of a row; `toy` for a small one."""
-  from lambda_vit_jax.models.edits import narrow_mlps, prune
+  from lambda_vit_jax.models.edits import prune
   from lambda_vit_jax.models.model import create_model
 
   if size == 'toy':
@@ -57,11 +55,7 @@ def make_models(size: str) -> dict[str, Any]:
     for name, layers in REMOVED.items()
   }
   if size == 'base':
-    kept = {
-      block: range(int(SHARE_KEPT * width))
-      for block, width in enumerate(dense.mlp_dims)
-    }
-    found['plan_1.6'] = narrow_mlps(found['without_5'], kept)
+    found['plan_1.6'] = common.planned(dense, REMOVED['without_5'])
   return found
 
 
