@@ -83,7 +83,7 @@ TESTS: dict[str, list[str]] = {
     'data/test_segment_augment.py',
     'data/test_masks.py',
   ],
-  'models/architecture.py': ['models/test_model.py'],
+  'models/architecture.py': ['models/test_variants.py'],
   'models/attention_pool.py': ['checkpoints/test_golden_parity.py'],
   'models/families.py': ['models/test_variants.py'],
   'models/gated_mlp.py': ['checkpoints/test_golden_parity.py'],
@@ -95,7 +95,7 @@ TESTS: dict[str, list[str]] = {
     'models/test_relative_positions.py',
     'checkpoints/test_golden_parity.py',
   ],
-  'models/adapt.py': ['models/test_model.py', 'checkpoints/test_load.py'],
+  'models/adapt.py': ['models/test_adapt.py', 'checkpoints/test_load.py'],
   'models/attention.py': [
     'models/test_attention.py',
     'models/test_model.py',

@@ -12,6 +12,7 @@ import pytest
 import lambda_vit_jax as lv
 from lambda_vit_jax.checkpoints import description, orbax_store
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.models.adapt import backbone
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.runtime import sharding
@@ -299,6 +300,23 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
 def test_impossible_options_are_refused(dense, change, message):
   with pytest.raises(UsageError, match=message):
     lv.dilute(dense, BATCHES, (1,), **(STEPS | change))
+
+
+@pytest.mark.slow
+def test_labels_are_looked_at_where_there_are_classes(dense):
+  """A backbone is trained by its features, whatever the batches carry."""
+  images = BATCHES[0]['image']
+  labels = np.full(len(images), 99)
+  headless = backbone(dense)
+  one = {'steps': 1, 'settle_steps': 0, 'batch_size': 25}
+  labelled, bare = (
+    lv.dilute(headless, [batch], (1,), **one)
+    for batch in ((images, labels), images)
+  )
+  for mine, other in zip(
+    jax.tree.leaves(labelled.params), jax.tree.leaves(bare.params), strict=True
+  ):
+    np.testing.assert_array_equal(mine, other)
 
 
 def test_labels_that_no_class_has_are_refused(dense):

@@ -15,6 +15,7 @@ from lambda_vit_jax.training_free import (
   cross_validation,
   least_squares,
   mlp_refit,
+  paired,
 )
 from tests.support.search_models import (
   batches_of,
@@ -204,6 +205,19 @@ def test_folds_take_turns_in_small_batches():
 
 # Of `least_squares.batch_sums` with one input and one output.
 FOLD_SHAPES = ((), (1,), (1,), (1,), (1,), (1, 1), (1, 1), (1,))
+
+
+def test_too_few_images_are_counted_with_those_held_back(tiny_variant):
+  model = make_model(tiny_variant)
+  images = read_images([IMAGES[:21]], model)
+  with pytest.raises(
+    DataError, match=r'28 images are too few to x; .* least 43,'
+  ):
+    paired.check_images(images, 'x', held=7)
+  with pytest.raises(
+    DataError, match=r'21 images are too few to x; .* least 32,'
+  ):
+    paired.check_images(images, 'x')
 
 
 def test_bad_input(tiny_variant):
