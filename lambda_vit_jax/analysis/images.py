@@ -197,16 +197,22 @@ def read_images(
   if warning:
     # Once, not for every batch.
     warnings.warn(warning, stacklevel=4)
-  if isinstance(batches, Iterator) and not images:
-    raise DataError(
-      'the batches are a generator or iterator that is used up, or empty: give '
-      'a list, or make it anew for each call'
-    )
+  if not images:
+    check_not_used_up(batches)
   if not images or not found.total:
     raise DataError(
       'no batch holds an image; give at least one, and 128 or more to select by'
     )
   return found
+
+
+def check_not_used_up(batches: Batches) -> None:
+  """Says why a generator gave no batch, with a `DataError`."""
+  if isinstance(batches, Iterator):
+    raise DataError(
+      'the batches are a generator or iterator that is used up, or empty: give '
+      'a list, or make it anew for each call'
+    )
 
 
 def each_batch(

@@ -87,7 +87,10 @@ def read_beside(
     if config:
       fields |= layout.implied
       fields |= transformers_config.read_fields(config, str(path))
-    return None, fields | transformers_config.read_preprocessing(images or {})
+    prepared = transformers_config.read_preprocessing(
+      images or {}, str(folder / transformers_config.IMAGES)
+    )
+    return None, fields | prepared
   config = _beside(path, timm_config.SCHEMA) if layout.config else None
   if config is None:
     return None, fields

@@ -75,7 +75,7 @@ _PREPROCESSING = Object(
     'image_size': List(_SIZE, 2, 2),
     'mean': List(Number(-1e6, 1e6), 1, 64),
     'std': List(_POSITIVE, 1, 64),
-    'crop_ratio': _POSITIVE,
+    'crop_ratio': Number(0.1, 1),
     'interpolation': Choice(('bicubic', 'bilinear')),
   },
   alike=('mean', 'std'),

@@ -43,7 +43,8 @@ _PREPROCESSING = Object(
   optional={
     'mean': List(Number(-1e6, 1e6), 1, 64),
     'std': List(_POSITIVE, 1, 64),
-    'crop_pct': _POSITIVE,
+    # With less, a photograph would be enlarged to a hundred times its pixels.
+    'crop_pct': Number(0.1, 1),
     'interpolation': Choice(('bicubic', 'bilinear')),
     # Of the square and the border that timm knows besides we have neither.
     'crop_mode': Choice(('center',)),

@@ -76,6 +76,8 @@ IMAGES_SCHEMA = Object(
   },
   alike=('image_mean', 'image_std'),
 )
+# Share of the shorter side; with less, photographs would become huge.
+_LEAST_CROP = 0.1
 # Numbers of PIL's filters; we have these two.
 _FILTERS = {2: 'bilinear', 3: 'bicubic'}
 
@@ -101,11 +103,14 @@ def read_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   return fields
 
 
-def read_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+def read_preprocessing(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """How images are prepared, by a `preprocessor_config.json`.
 
   Images are resized to a square there where it gives two sides; here their
   shorter side is, and the rest is cropped.
+
+  Raises:
+    CheckpointError: nearly all of an image would be cropped.
   """
   fields: dict[str, Any] = {}
   for theirs, ours in (('image_mean', 'mean'), ('image_std', 'std')):
@@ -118,7 +123,13 @@ def read_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
   resized, cropped = _side(config.get('size')), _side(config.get('crop_size'))
   if resized:
     crops = config.get('do_center_crop') and cropped
-    fields['crop_ratio'] = min(1.0, (cropped or 1) / resized) if crops else 1.0
+    ratio = min(1.0, cropped / resized) if crops else 1.0
+    if ratio < _LEAST_CROP:
+      raise CheckpointError(
+        f'{where}: crops {cropped} of {resized} pixels; the part that is used of '
+        f'an image must be {_LEAST_CROP:g} of it or more'
+      )
+    fields['crop_ratio'] = ratio
   return fields
 
 

@@ -1,6 +1,7 @@
 """Accuracy and probable classes of a model in Python: `lv.evaluate`, `lv.predict`."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.analysis.images import Batches, ImageSet, each_batch
+from lambda_vit_jax.analysis.images import (
+  Batches,
+  ImageSet,
+  check_not_used_up,
+  each_batch,
+)
 from lambda_vit_jax.analysis.memory import micro_batch_size
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import (
@@ -121,14 +127,20 @@ def evaluate(
       '`evaluate` measures its IoU'
     )
   rows: dict[str, list[np.ndarray]] = {}
-  params = None
-  for index, (part, _) in enumerate(each_batch(batches, model, mesh)):
+  params, odd = None, ''
+  for index, (part, warning) in enumerate(each_batch(batches, model, mesh)):
+    odd = odd or warning
     _check_labels(part, index, model)
     if params is None:
       params = part.placement.replicate(model.params)
     for scores in _batch_scores(model, params, part, memory_gib):
       for name, values in scores.items():
         rows.setdefault(name, []).append(values)
+  if odd:
+    # Once, not for every batch.
+    warnings.warn(odd, stacklevel=3)
+  if not rows:
+    check_not_used_up(batches)
   if not rows or not sum(map(len, rows['loss'])):
     raise DataError('no batch holds an image to evaluate on; give at least one')
   top1, top5, loss = (

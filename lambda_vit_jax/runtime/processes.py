@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jaxlib
 
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
-from lambda_vit_jax.runtime import interrupts, roll_call, supervise
+from lambda_vit_jax.runtime import interrupts, roll_call, startup, supervise
 
 # A process that the coordinator has not heard from for this long counts as
 # dead. The others then end, well within a minute. A thread of JAX's client sends
@@ -91,10 +90,7 @@ def with_patience(flags: str) -> str:
   compiles, for longer. A process that has died is noticed all the same: by its
   connections, or by its heartbeats.
   """
-  # XLA aborts on flags that it does not know; later versions may drop these.
-  if tuple(map(int, jaxlib.__version__.split('.')[:2])) > (0, 10):
-    return flags
-  for name in _PATIENCE_FLAGS:
+  for name in startup.known_flags(_PATIENCE_FLAGS):
     if name not in flags:
       flags += f' --{name}={_COLLECTIVE_SECONDS}'
   return flags.strip()

@@ -86,6 +86,10 @@ def use_cache() -> pathlib.Path | None:
   return folder
 
 
+# A flag that every version has.
+_COMMON_FLAG = 'xla_dump_to'
+
+
 def check_devices() -> None:
   """Starts the devices that JAX is to use.
 
@@ -113,8 +117,6 @@ def check_devices() -> None:
 def check_xla_flags(flags: str) -> None:
   """Looks for unknown flags, at which XLA would end the process.
 
-  It does not say which flags it knows; their names are texts in its library.
-
   Args:
     flags: as in `XLA_FLAGS`; the name of a file of flags is passed over.
 
@@ -122,28 +124,34 @@ def check_xla_flags(flags: str) -> None:
     UsageError: an unknown flag.
   """
   given = [flag for flag in flags.split() if flag.startswith('--')]
+  names = tuple(flag.lstrip('-').partition('=')[0] for flag in given)
+  # Should another version keep its names elsewhere, none is known.
+  known = known_flags((_COMMON_FLAG, *names)) if given else ()
+  if _COMMON_FLAG not in known:
+    return
+  for flag, name in zip(given, names, strict=True):
+    if name not in known:
+      raise UsageError(
+        f'XLA_FLAGS: XLA has no flag {flag}; take it out, or correct it'
+      )
+
+
+def known_flags(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of some names that are flags of XLA.
+
+  It does not say which it knows; their names are texts in its library.
+  """
   import jaxlib
 
   libraries = list(pathlib.Path(jaxlib.__file__).parent.glob('*.so'))
-  if not given or not libraries:
-    return
+  if not libraries:
+    return ()
   library = max(libraries, key=lambda path: path.stat().st_size)
   with (
     library.open('rb') as file,
     mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
   ):
-
-    def has(name: str) -> bool:
-      return content.find(name.encode() + b'\0') >= 0
-
-    # Should another version keep its names elsewhere.
-    if not has('xla_dump_to'):
-      return
-    for flag in given:
-      if not has(flag.lstrip('-').partition('=')[0]):
-        raise UsageError(
-          f'XLA_FLAGS: XLA has no flag {flag}; take it out, or correct it'
-        )
+    return tuple(n for n in names if content.find(n.encode() + b'\0') >= 0)
 
 
 def _is_private(folder: pathlib.Path) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lambda_vit_jax.checkpoints import convert, google_names, infer
@@ -212,6 +212,7 @@ def test_variants_are_recognised_by_their_shapes(name, found):
   assert name in infer.candidates(shapes)
 
 
+@settings(max_examples=30)
 @given(source=st.integers(1, 40), target=st.integers(1, 40))
 def test_resizing_keeps_constants(source, target):
   weights = resize_matrix(source, target)

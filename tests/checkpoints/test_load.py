@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lambda_vit_jax.checkpoints import convert, hub, orbax_store
-from lambda_vit_jax.checkpoints.description import describe
+from lambda_vit_jax.checkpoints import (
+  convert,
+  hub,
+  orbax_store,
+  transformers_config,
+)
+from lambda_vit_jax.checkpoints.description import describe, rebuild
 from lambda_vit_jax.checkpoints.load import load_pretrained, load_stage
 from lambda_vit_jax.core.errors import (
   CheckpointError,
@@ -377,6 +382,8 @@ def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
         ({'std': [True]}, '`pretrained_cfg.std[0]` is true'),
         ({'std': ['0.5']}, "`pretrained_cfg.std[0]` is '0.5'"),
         ({'crop_pct': -0.9}, '`pretrained_cfg.crop_pct` is -0.9'),
+        ({'crop_pct': 1e-5}, '`pretrained_cfg.crop_pct` is 1e-05'),
+        ({'crop_pct': 7.0}, '`pretrained_cfg.crop_pct` is 7.0'),
         ({'crop_mode': 'squash'}, "`pretrained_cfg.crop_mode` is 'squash'"),
         ({'interpolation': 'nearest'}, 'but must be one of bicubic, bilinear'),
         ({'input_size': [1, -8, 8]}, '`pretrained_cfg.input_size[1]` is -8'),
@@ -582,3 +589,19 @@ def test_hub_names_are_checked_before_the_network(fake_hub, monkeypatch):
 def test_missing_arrays_are_checkpoint_errors(tmp_path):
   with pytest.raises(CheckpointError, match='no such file'):
     load_pretrained(tmp_path / 'nothing.safetensors')
+
+
+def test_images_are_not_enlarged_to_many_times_their_pixels():
+  """A crop of 1e-5 would make a photograph of 800,000 pixels a side."""
+  with pytest.raises(CheckpointError, match=r'x\.json: crops 8 of 81 pixels'):
+    transformers_config.read_preprocessing(
+      {'size': 81, 'crop_size': 8, 'do_center_crop': True}, 'x.json'
+    )
+  found = transformers_config.read_preprocessing(
+    {'size': 80, 'crop_size': 8, 'do_center_crop': True}, 'x.json'
+  )
+  assert found['crop_ratio'] == pytest.approx(0.1)
+  fields = describe(create_model('vit_nano_patch2_8'))
+  fields['preprocessing'] |= {'crop_ratio': 1e-5}
+  with pytest.raises(CheckpointError, match='crop_ratio'):
+    rebuild(fields, 'x.json')

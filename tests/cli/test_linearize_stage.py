@@ -74,6 +74,7 @@ def test_later_stages_take_the_fitted_model(run):
   assert evaluation['pruned']['top1'] == evaluation['exported']['top1']
 
 
+@pytest.mark.slow
 def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
   other = beside(run, tmp_path, '--config.linearize.recentre=True')
   for name in ('select', 'linearize'):
@@ -96,6 +97,7 @@ def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
     assert abs(norm - dense.params['norm'][name]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_attention_layers_can_be_left_out_and_mlps_refit(run, tmp_path):
   options = '--config.linearize.maps=False', '--config.linearize.refit=True'
   other = beside(run, tmp_path, *options)
@@ -118,9 +120,8 @@ def test_attention_layers_can_be_left_out_and_mlps_refit(run, tmp_path):
   assert abs(found(images) - absent(images)).max() > 0.01
 
 
-@pytest.mark.parametrize(
-  'given', [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('given', [False, True])
 def test_whole_blocks_can_be_dropped(run, tmp_path, given):
   dense = run.load('pretrain')
   images = list(run.holdout_batches(dense.preprocessing))

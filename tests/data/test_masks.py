@@ -420,6 +420,11 @@ def test_folders_that_are_not_whole(tmp_path, rng):
   (tmp_path / 'classes.txt').write_text('one\n')
   with pytest.raises(DataError, match='names 1 classes'):
     open_masks(source, 4)
+  (tmp_path / 'classes.txt').write_text('one\ntwo\none\n')
+  with pytest.raises(
+    DataError, match=r"classes\.txt names the class 'one' twice"
+  ):
+    open_masks(source)
   (tmp_path / 'classes.txt').write_bytes('gr\u00fcn\n'.encode('latin-1'))
   with pytest.raises(DataError, match=r'classes\.txt is no text in UTF-8'):
     open_masks(source)

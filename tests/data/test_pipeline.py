@@ -444,10 +444,10 @@ def _read_to_the_end(descriptor):
   'workers, prefetch, ahead',
   [
     (2, 2, 2 + 2 * 3),
-    (2, 5, 5 + 2 * 3),
-    (1, 4, 4 + 3),
+    pytest.param(2, 5, 5 + 2 * 3, marks=pytest.mark.slow),
+    pytest.param(1, 4, 4 + 3, marks=pytest.mark.slow),
     # More workers than batches ahead.
-    (3, 1, 3 * 4),
+    pytest.param(3, 1, 3 * 4, marks=pytest.mark.slow),
   ],
 )
 def test_few_batches_are_in_memory_of_workers(

@@ -13,6 +13,8 @@ from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
 from tests.support.stage_runs import open_run
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
   '--config.method=linearize',
   '--config.pretrain.steps=2',

@@ -97,6 +97,7 @@ def finished(job, mesh, tmp_path_factory):
 class TestBest:
   """The latest by count, and the best; none is best while λ > 0."""
 
+  @pytest.mark.slow
   def test_the_best_at_zero_stays_with_the_latest(self, job, mesh, tmp_path):
     # λ is 0 from step 3 on. Step 1, diluted, scores highest of all.
     evaluate = scorer(0.9, 0.8, 0.6, 0.4, 0.5)

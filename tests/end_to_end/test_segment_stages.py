@@ -103,6 +103,7 @@ def read(run, name):
   return json.loads(run.path(name).read_text())
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_file(finished):
   for name in (
     'selection.json',
@@ -143,6 +144,7 @@ def test_every_stage_leaves_its_file(finished):
   assert 'holdout_mean_iou' in rows[-1]
 
 
+@pytest.mark.slow
 def test_selection_looks_at_the_backbones_features(finished):
   found = read(finished, 'selection.json')
   assert (found['target'], found['num_samples']) == ('features', 128)
@@ -155,6 +157,7 @@ def test_selection_looks_at_the_backbones_features(finished):
   assert list(selection.removed) == found['removed']
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_pictures(finished):
   page = finished.path('report.html').read_text()
   assert 'mean IoU %' in page
@@ -180,6 +183,7 @@ def test_another_evaluation_of_the_same_run(finished, tmp_path):
   assert read(run, 'evaluation.json')['pruned']['num_images'] == 360
 
 
+@pytest.mark.slow
 def test_the_export_segments(finished, tmp_path):
   model = lv.load_pretrained(finished.path('export'))
   pruned = pruned_model(finished)
@@ -448,6 +452,7 @@ def test_masks_of_0_and_255_stop_the_run(tmp_path, capfd):
   assert not (tmp_path / 'run/checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_reads_and_which_classes_no_mask_has(
   tmp_path, capfd
 ):
@@ -469,6 +474,7 @@ def test_a_run_says_what_it_reads_and_which_classes_no_mask_has(
   assert 'warning: no training mask holds the class 2' in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('key, value', [('evaluation', 'both'), ('stride', 9)])
 def test_evaluation_options_are_checked(finished, key, value):
   broken = open_run(finished.workdir, *SMALL)

@@ -1,5 +1,6 @@
 """The stages, end to end on real digits with a network of three blocks."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from lambda_vit_jax import main
 from lambda_vit_jax.checkpoints import load, orbax_store
 from lambda_vit_jax.cli import outcome, stage_table
 from lambda_vit_jax.cli.stages import finished as finished_stages
-from lambda_vit_jax.cli.stages import registry
+from lambda_vit_jax.cli.stages import registry, select, training_job
 from lambda_vit_jax.core import files
 from lambda_vit_jax.core.errors import (
   CheckpointError,
@@ -22,8 +23,12 @@ from lambda_vit_jax.core.errors import (
   UsageError,
 )
 from lambda_vit_jax.evaluation import accuracy
-from lambda_vit_jax.training import loop
+from lambda_vit_jax.selection import nose
+from lambda_vit_jax.training import loop, optim
+from lambda_vit_jax.training.dilution import Dilution
+from lambda_vit_jax.training.job import Phase
 from lambda_vit_jax.training.metrics import read_metrics
+from lambda_vit_jax.training.step import LossSettings
 from tests.support.stage_runs import arguments, open_run
 from tests.support.trees import assert_same
 
@@ -305,6 +310,62 @@ def test_an_average_begins_where_the_factor_is_0(
   monkeypatch.setattr(loop, 'fit', fit)
   registry.STAGES[stage].run(open_run(finished))
   assert [job.loss.ema_start for job in jobs] == [start]
+
+
+def test_every_setting_of_training_reaches_its_place(tmp_path, monkeypatch):
+  """Each with a value of its own, so that two that are swapped would show."""
+  values = {
+    'label_smoothing': 0.11, 'mixup': 0.22, 'cutmix': 0.33, 'mix_size': 4,
+    'distill': 'feature', 'distill_weight': 0.44, 'distill_temperature': 1.5,
+    'ema': 0.55, 'drop_path_rate': 0.06,
+  }  # fmt: skip
+  built = []
+  make = optim.make_optimizer
+  monkeypatch.setattr(
+    optim, 'make_optimizer', lambda *a: built.append(a) or make(*a)
+  )
+  words = [f'--config.dilute.{key}={value}' for key, value in values.items()]
+  run = open_run(tmp_path, '--config.seed=7', *words)
+  model = lv.create_model('vit_nano_patch2_8')
+  job = training_job._job(
+    run, 'dilute', model, (Phase(model.module, 40),), Dilution((1,), 4)
+  )
+  assert job.loss == LossSettings(
+    0.11, 0.22, 0.33, 4, 'feature', 0.44, 1.5, (), 0.55, 4
+  )
+  assert job.seed == 7
+  assert max(job.phases[0].module.drop_path_rates) == pytest.approx(0.06)
+  settings = run.settings.training('dilute')
+  assert built[0][0] == dataclasses.asdict(settings)
+  warmup = settings.warmup_steps.steps(run.steps_per_epoch)
+  peak = settings.peak_learning_rate(run.batch_size)
+  assert float(job.learning_rate(warmup)) == pytest.approx(peak)
+  assert float(job.learning_rate(40)) < peak / 2
+
+
+def test_every_setting_of_the_search_reaches_it(tmp_path, monkeypatch):
+  found = []
+  monkeypatch.setattr(
+    nose,
+    'select',
+    lambda model, batches, options, **rest: found.append(options),
+  )
+  words = (
+    'sign=absolute', 'trial=linear', 'target=features', 'layers=(0,2)',
+    'criterion=transfer_entropy',
+  )  # fmt: skip
+  run = open_run(
+    tmp_path, '--config.seed=5', *(f'--config.select.{word}' for word in words)
+  )
+  model = lv.create_model('vit_nano_patch2_8')
+  select._search(run, model, [], {'num_layers': 1})
+  (options,) = found
+  wanted = {
+    'criterion': 'transfer_entropy', 'target': 'features', 'sign': 'absolute',
+    'trial': 'linear', 'layers': (0, 2), 'num_layers': 1, 'seed': 5,
+    'inputs': run.settings.linearize.inputs,
+  }  # fmt: skip
+  assert {name: getattr(options, name) for name in wanted} == wanted
 
 
 def test_a_finished_run_does_nothing_again(finished):

@@ -180,3 +180,23 @@ def test_pixels_that_are_not_normalised_are_normalised(model, data):
     found = lv.evaluate(model, [(pixels, labels)])
   logits = np.asarray(model(pixels))
   np.testing.assert_array_equal(found.correct, logits.argmax(1) == 0)
+
+
+@pytest.mark.parametrize('scale', ['pixels', 'fractions'])
+def test_images_that_are_not_normalised_are_warned_of(model, data, scale):
+  """An accuracy of them is that of other images."""
+  images, labels, *_ = data
+  fractions = (images - images.min()) / np.ptp(images)
+  floats = fractions * 255 if scale == 'pixels' else fractions
+  with pytest.warns(UserWarning, match='normalised'):
+    lv.evaluate(model, [(floats, labels)] * 2)
+  with pytest.warns(UserWarning, match='normalised'):
+    model(floats)
+
+
+def test_a_used_up_generator_is_said_to_be_one(model, data):
+  images, labels, *_ = data
+  batches = ((images, labels) for _ in range(1))
+  lv.evaluate(model, batches)
+  with pytest.raises(DataError, match='used up'):
+    lv.evaluate(model, batches)

@@ -202,6 +202,8 @@ def test_nncf_is_asked_for_a_transformer(monkeypatch, capsys):
     Dataset=list,
     ModelType=types.SimpleNamespace(TRANSFORMER='transformer'),
     QuantizationPreset=types.SimpleNamespace(MIXED='mixed'),
+    OverflowFix=types.SimpleNamespace(ENABLE='seven bits'),
+    AdvancedQuantizationParameters=types.SimpleNamespace,
   )
   monkeypatch.setitem(sys.modules, 'nncf', fake)
   judged = Calibration(np.zeros((40, 1, 1, 1)), None, 0.0)
@@ -209,6 +211,8 @@ def test_nncf_is_asked_for_a_transformer(monkeypatch, capsys):
   # Of `--json`, all of stdout is JSON.
   assert capsys.readouterr().out == ''
   assert asked['model_type'] == 'transformer'
+  # With eight, processors without VNNI would overflow.
+  assert asked['advanced_parameters'].overflow_fix == 'seven bits'
   assert sum(map(len, asked['dataset'])) == 20
   assert asked['subset_size'] == len(asked['dataset']) == 3
 

@@ -1,8 +1,10 @@
 """What a process that waits for its job says of the others."""
 
 import contextlib
+import os
 import socket
 
+import jax
 import pytest
 
 from lambda_vit_jax.runtime import processes, roll_call
@@ -55,3 +57,25 @@ def test_collectives_wait_for_minutes_unless_the_user_says_otherwise():
   assert processes.with_patience(f'--{one}=7 --{two}=8') == f'--{one}=7 ' + (
     f'--{two}=8'
   )
+
+
+def test_who_joins_a_job_waits_for_slow_hosts(monkeypatch):
+  asked = []
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=')
+  monkeypatch.setattr(jax.config, 'update', lambda *pair: asked.append(pair))
+  monkeypatch.setattr(
+    jax.distributed,
+    'initialize',
+    lambda *place, **how: asked.append(os.environ['XLA_FLAGS']),
+  )
+  processes.join('localhost:1', 2, 0)
+  wanted = processes.with_patience('--xla_dump_to=')
+  assert asked[-1] == wanted
+  assert '=1200' in wanted
+
+
+def test_flags_that_this_version_lacks_are_left_out(monkeypatch):
+  """XLA would end the process."""
+  one, _ = processes._PATIENCE_FLAGS
+  monkeypatch.setattr(processes, '_PATIENCE_FLAGS', (one, 'xla_no_such_flag'))
+  assert processes.with_patience('') == f'--{one}=1200'

@@ -127,6 +127,7 @@ def test_training_lowers_the_loss_and_keeps_the_start(
   np.testing.assert_array_equal(model.params['norm']['scale'], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [None, 2])
 def test_segmentation_models(model, devices):
   """The score is that of the stage, over the pixels that have a class."""

@@ -24,8 +24,14 @@ TREE = {
   'dist_token': jnp.ones((1, 1, 2)),
   'reg_token': jnp.ones((1, 4, 2)),
   'pos_embed': jnp.ones((1, 2, 2)),
+  'attn_pool': {'latent': jnp.ones((1, 1, 2))},
   'norm_pre': {'scale': jnp.ones(2)},
-  'block00': {'attn': {'qkv': {'kernel': jnp.ones((2, 6))}}},
+  'block00': {
+    'attn': {
+      'qkv': {'kernel': jnp.ones((2, 6))},
+      'relative_position_bias_table': jnp.ones((9, 1)),
+    }
+  },
   'block01': {'norm2': {'scale': jnp.ones(2)}},
   'norm': {'scale': jnp.ones(2)},
   'head': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)},
@@ -45,8 +51,14 @@ def test_decay_shrinks_kernels_only():
     'dist_token': False,
     'reg_token': False,
     'pos_embed': False,
+    'attn_pool': {'latent': False},
     'norm_pre': {'scale': False},
-    'block00': {'attn': {'qkv': {'kernel': True}}},
+    'block00': {
+      'attn': {
+        'qkv': {'kernel': True},
+        'relative_position_bias_table': False,
+      }
+    },
     'block01': {'norm2': {'scale': False}},
     'norm': {'scale': False},
     'head': {'kernel': True, 'bias': False},
@@ -151,6 +163,9 @@ def test_schedule_warms_up_and_ends_at_the_final_rate():
   schedule = optim.learning_rate_schedule(1.0, 100, 10, 0.1)
   assert schedule(0) == 0.0
   np.testing.assert_allclose(schedule(10), 1.0, rtol=1e-6)
+  # A quarter of the way, where a straight line would be at 0.775.
+  cosine = 0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2
+  np.testing.assert_allclose(schedule(10 + 90 / 4), cosine, rtol=1e-5)
   np.testing.assert_allclose(schedule(100), 0.1, rtol=1e-6)
 
 

@@ -131,6 +131,7 @@ def mixed_batch(settings, seed=SEED, step=STEP):
     jax.random.split(key)[1],
     mixup_alpha=settings.mixup_alpha,
     cutmix_alpha=settings.cutmix_alpha,
+    group_size=settings.mix_size,
   )
   return np.asarray(images), np.asarray(targets, np.float64)
 
@@ -152,6 +153,7 @@ MIXES = [
   LossSettings(cutmix_alpha=1.0),
   # Far apart, so that swapped parameters show.
   LossSettings(mixup_alpha=0.2, cutmix_alpha=8.0),
+  LossSettings(mixup_alpha=0.8, mix_size=4),
 ]
 
 

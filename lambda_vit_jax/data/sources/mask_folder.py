@@ -91,6 +91,12 @@ def _class_names(root: epath.Path, num_classes: int | None) -> tuple[str, ...]:
       'it as UTF-8'
     ) from error
   names = tuple(filter(None, map(str.strip, lines)))
+  twice = next((name for name in names if names.count(name) > 1), None)
+  if twice is not None:
+    raise DataError(
+      f'segmentation_folder: {path} names the class {twice!r} twice; give each '
+      'a name of its own'
+    )
   if num_classes not in (None, len(names)) or not names:
     raise DataError(
       f'segmentation_folder: {path} names {len(names)} classes, '
