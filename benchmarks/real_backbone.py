@@ -77,6 +77,11 @@ CHOICES: dict[str, dict[str, Any] | tuple[int, ...]] = {
   'affine': {'criterion': 'affine'},
   'canonical': {'criterion': 'canonical'},
   'output': {'criterion': 'output', 'inputs': ('token', 'mean')},
+  # The same, each candidate with the maps of the rows `mixing positions`.
+  'output mixing': {
+    'criterion': 'output',
+    'inputs': (*TODAY, 'positions', 'mixing'),
+  },
   'transfer_entropy': {'criterion': 'transfer_entropy'},
   'transfer_entropy absolute': {
     'criterion': 'transfer_entropy',

@@ -113,7 +113,8 @@ def real_backbone_tables(of_sets: dict[str, Any]) -> str:
         'were chosen, how many, and what replaces them: `own output` are maps '
         "of token, mean and class token fitted to the attention's own output; "
         'the others aim at the dense stream, `stream` with the same inputs and '
-        'the rest with further ones. Divergence: of the logits from the dense '
+        'the rest with further ones. `output` chooses with maps of token and mean, '
+        '`output mixing` with those of `mixing positions`. Divergence: of the logits from the dense '
         'ones, mean KL in nats. Error: of the class feature, as a share of its '
         'variance over images. Change in points, with its paired 95% interval.',
         table(
