@@ -49,8 +49,7 @@ def _section(name: str, found: dict[str, Any]) -> str:
     'Divergence: of the logits from the dense ones, mean KL in nats. Change in '
     'points, with its paired 95% interval. `refit`: all MLPs refitted to all '
     'images at the end; `polish`: 300 steps of `lv.polish` (`finetune=300`) '
-    'towards the dense network instead; `distill`: the same steps on all training '
-    'images, without labels. The probe has seen the labels of all '
+    'towards the dense network instead. The probe has seen the labels of all '
     'training images, so that its answers on these are nearly right.'
   )
   header = (
