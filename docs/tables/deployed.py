@@ -119,7 +119,7 @@ def accuracy_tables(of_sets: dict[str, Any]) -> str:
 def _accuracy_table(name: str, found: dict[str, Any]) -> str:
   rows = []
   for key, row in found['rows'].items():
-    draw, *setting = key.split()
+    draw, *setting = key.split(' ', 2)
     change, half = row['change']
     rows.append(
       (
@@ -141,9 +141,9 @@ def _accuracy_table(name: str, found: dict[str, Any]) -> str:
       'DINOv2 ViT-S/14 at 112 pixels with a fixed linear probe, dense '
       f'({percent(found["dense_top1"])}% in JAX, float32), '
       f'{found["test_images"]} test images. Int8 is calibrated on half of '
-      f'{found["images"]} unlabelled training images, with weights of seven bits: with '
-      'eight, the AMD EPYC, which has no VNNI, overflowed and lost 2.0 points in '
-      'onnxruntime and 3.4 in OpenVINO. Change in points, with its '
+      f'{found["images"]} unlabelled training images. Its weights have seven bits; '
+      '`8 bits` is how files were before (commit c6f5e2a): the AMD EPYC, which has no '
+      'VNNI, overflows with them. Change in points, with its '
       'paired 95% interval; divergence of the logits from those in float32, mean '
       'KL in nats.',
       table(head, rows),

@@ -11,7 +11,7 @@ from typing import Any
 
 from lambda_vit_jax.core.errors import CheckpointError, LambdaVitError
 from lambda_vit_jax.core.files import check_json
-from lambda_vit_jax.core.preprocessing import Preprocessing
+from lambda_vit_jax.core.preprocessing import LEAST_CROP, Preprocessing
 from lambda_vit_jax.core.schema import (
   Bool,
   Choice,
@@ -75,7 +75,7 @@ _PREPROCESSING = Object(
     'image_size': List(_SIZE, 2, 2),
     'mean': List(Number(-1e6, 1e6), 1, 64),
     'std': List(_POSITIVE, 1, 64),
-    'crop_ratio': Number(0.1, 1),
+    'crop_ratio': Number(LEAST_CROP, 1),
     'interpolation': Choice(('bicubic', 'bilinear')),
   },
   alike=('mean', 'std'),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambda_vit_jax.core.errors import CheckpointError
+from lambda_vit_jax.core.preprocessing import LEAST_CROP
 from lambda_vit_jax.core.schema import (
   Bool,
   Choice,
@@ -43,8 +44,7 @@ _PREPROCESSING = Object(
   optional={
     'mean': List(Number(-1e6, 1e6), 1, 64),
     'std': List(_POSITIVE, 1, 64),
-    # With less, a photograph would be enlarged to a hundred times its pixels.
-    'crop_pct': Number(0.1, 1),
+    'crop_pct': Number(LEAST_CROP, 1),
     'interpolation': Choice(('bicubic', 'bilinear')),
     # Of the square and the border that timm knows besides we have neither.
     'crop_mode': Choice(('center',)),

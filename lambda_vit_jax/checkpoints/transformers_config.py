@@ -11,6 +11,7 @@ from typing import Any
 from lambda_vit_jax.checkpoints.layout_tables import LAYOUTS
 from lambda_vit_jax.checkpoints.layouts import Layout
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
+from lambda_vit_jax.core.preprocessing import LEAST_CROP
 from lambda_vit_jax.core.schema import (
   Anything,
   Bool,
@@ -76,8 +77,6 @@ IMAGES_SCHEMA = Object(
   },
   alike=('image_mean', 'image_std'),
 )
-# Share of the shorter side; with less, photographs would become huge.
-_LEAST_CROP = 0.1
 # Numbers of PIL's filters; we have these two.
 _FILTERS = {2: 'bilinear', 3: 'bicubic'}
 
@@ -124,10 +123,10 @@ def read_preprocessing(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   if resized:
     crops = config.get('do_center_crop') and cropped
     ratio = min(1.0, cropped / resized) if crops else 1.0
-    if ratio < _LEAST_CROP:
+    if ratio < LEAST_CROP:
       raise CheckpointError(
         f'{where}: crops {cropped} of {resized} pixels; the part that is used of '
-        f'an image must be {_LEAST_CROP:g} of it or more'
+        f'an image must be {LEAST_CROP:g} of it or more'
       )
     fields['crop_ratio'] = ratio
   return fields

@@ -38,6 +38,7 @@ from lambda_vit_jax.cli.setting_types import (
 from lambda_vit_jax.cli.training_free_settings import Compress, Linearize
 from lambda_vit_jax.cli.training_settings import Dilute, Pretrain, Training
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.preprocessing import LEAST_CROP
 
 BUDGETS = ('num_layers', 'removal_ratio', 'target_speedup')
 """Keys of `select`, exactly one of which sets how many layers go."""
@@ -66,7 +67,7 @@ class Architecture:
   image_size: (
     Annotated[int | tuple[int, int], ImageSize(Whole(1, GREATEST_SIDE))] | None
   )
-  crop_ratio: Annotated[float, Real(0, 1, above=True)] | None
+  crop_ratio: Annotated[float, Real(LEAST_CROP, 1)] | None
   dtype: Annotated[str, values.one_of('float32', 'bfloat16')]
   remat: Flag
   # Read by models.merge_schedule.

@@ -12,6 +12,10 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+LEAST_CROP = 0.1
+"""Of `crop_ratio`; with less, a photograph would be enlarged to many times its
+pixels."""
+
 IGNORED = -1
 """Label of pixels that are excluded from losses and metrics."""
 
