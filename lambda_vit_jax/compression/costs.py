@@ -68,17 +68,19 @@ class BlockTimes:
       narrow = position >= module.last_mixing_block
       read = module.read_tokens if narrow else None
       block = pieces.block_of(module, position, mode)
+      # Where the tokens that are read are computed alone, none merge.
+      merged = 0 if read is not None else block.merge
       words = [mode, *(block.linear_inputs if mode == 'linear' else ())]
       words += [str(model.mlp_dims[position]), 'narrow' * (read is not None)]
       if tokens < module.num_tokens:
         words.append(f'{tokens} tokens')
-      if block.merge:
-        words.append(f'merges {block.merge}')
+      if merged:
+        words.append(f'merges {merged}')
       total += self._ms(
         ' '.join(filter(None, words)),
         functools.partial(self._block, module, block, read, tokens),
       )
-      tokens -= block.merge
+      tokens -= merged
     return total
 
   def _ms(self, name: str, prepare: Callable[[], Callable[[], Any]]) -> float:

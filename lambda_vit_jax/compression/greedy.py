@@ -171,7 +171,9 @@ def run(
   """`compress` with its options as one object; see there."""
   options = options.checked(model)
   dense = model if dense is None else dense
-  paired.pair(model, dense)
+  pairing = paired.pair(model, dense)
+  if options.repair:
+    paired.check_not_doubled(model, pairing, 'compress')
   cost = costs.make(options.cost, {} if resume is None else resume.timings)
   steps.check_reach(model, dense, options, cost)
   images = checks.enough_images(model, batches, mesh, warn, 'compress')
@@ -197,7 +199,9 @@ def run(
         found = dataclasses.replace(found, pending=resume.pending)
         search.growth = steps.growth_of(resume)
       found = _walk(found, search, listener)
-  if options.finetune and found.model is not dense:
+  if options.finetune and unmerged(found.model).module == dense.module:
+    warn('compress.finetune: only tokens merged, so there is nothing to polish')
+  elif options.finetune:
     found = _finetuned(found, dense, images, options.finetune)
   return found
 
@@ -237,13 +241,17 @@ def _again(
         'and the images of that search'
       )
     model = steps.applied(found.model, search.take(part, step.error))
-    ends = search.repairs and found.speedup(step) >= found.target_speedup
-    tries = bool(step.settled) or (ends and step.settled is None)
+    ends = found.speedup(step) >= found.target_speedup
+    last = ends or step is before[-1]
+    # Before a refit that the earlier search did not try, or did not keep.
+    if last and not step.settled:
+      steps.check_same(step, search.measured())
+    tries = bool(step.settled) or (
+      search.repairs and ends and step.settled is None
+    )
     found = _extended(found, search, step, model, tries)
-  for earlier, new in list(zip(before, found.steps, strict=False))[-1:]:
-    # After a refit that the earlier search did not try, the error is another.
-    if new.settled == earlier.settled:
-      steps.check_same(earlier, search.measured())
+    if last and step.settled:
+      steps.check_same(step, search.measured())
   return found
 
 

@@ -65,7 +65,7 @@ SCHEMA = Object(
     ),
   },
   {
-    'timings': Object(others=Number(0, 1e9)),
+    'timings': Object(others=Number(0, 1e9, above=True)),
     'evaluations': Number(0, 1e12),
   },
 )

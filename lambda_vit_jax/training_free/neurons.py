@@ -182,6 +182,11 @@ def checked_widths(
     chosen = range(model.depth) if blocks is None else blocks
     indices = check_blocks(chosen, model.depth)
     after = {i: round(float(widths) * before[i]) for i in indices}
+  elif isinstance(widths, Mapping) or np.ndim(widths) != 1:
+    raise ModelError(
+      f'narrow: widths is a {type(widths).__name__} of another form: give one '
+      'share, or a list with one width per block'
+    )
   else:
     given = list(widths)
     if blocks is not None or len(given) != model.depth:
@@ -191,7 +196,7 @@ def checked_widths(
       )
     after = dict(enumerate(given))
   for index, width in after.items():
-    whole = isinstance(width, numbers.Integral)
+    whole = isinstance(width, numbers.Integral) and type(width) is not bool
     if not whole or not 0 <= width <= before[index]:
       raise ModelError(
         f'narrow: width {width} of block {index}: give a whole number from 0 to '

@@ -113,6 +113,10 @@ def polish_job(
   """
   if steps < 1:
     raise UsageError(f'steps={steps}: polish takes at least one step')
+  if not learning_rate > 0:
+    raise UsageError(
+      f'polish: learning_rate={learning_rate:g}: give a number above 0'
+    )
   pairing = paired.pair(model, dense)
   paired.check_not_doubled(model, pairing, 'polish')
   if min(pairing.first, pairing.first_short) == model.depth:

@@ -399,6 +399,40 @@ def test_the_time_of_a_network_is_that_of_its_kinds_of_blocks(
   assert asked == ['stem', 'full 96', 'full 96', 'full 96 narrow']
 
 
+def test_a_merge_that_is_not_computed_takes_no_time_of_its_own(
+  model, monkeypatch
+):
+  """The noise between two names of one program would look like a saving."""
+  asked = []
+  monkeypatch.setattr(
+    costs.BlockTimes, '_ms', lambda _, name, prepare: asked.append(name) or 1.0
+  )
+  costs.BlockTimes(8)(lv.merge_tokens(model, [0, 2, 1]))
+  assert asked == [
+    'stem',
+    'full 96',
+    'full 96 merges 2',
+    'full 96 narrow 15 tokens',
+  ]
+
+
+@pytest.mark.slow
+def test_a_path_of_tokens_alone_has_nothing_to_polish(model):
+  lines = []
+  found = lv.compress(
+    model, [IMAGES], target_speedup=1.05, parts='tokens', finetune=2,
+    warn=lines.append,
+  )  # fmt: skip
+  assert found.reached >= 1.05
+  assert any('nothing to polish' in line for line in lines)
+
+
+def test_blocks_that_double_the_stream_are_not_repaired(model):
+  """The dense stream, which repairs aim at, is not doubled."""
+  with pytest.raises(ModelError, match='block 1 is identity'):
+    compress(lv.prune(model, (1,)), parts='neurons', dense=model)
+
+
 @pytest.mark.slow
 def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
   asked = []
@@ -477,16 +511,17 @@ def test_the_largest_speedup_is_reached_and_no_more(model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('speedup', [1.05, 1.1, 1.2, 1.6])
 @pytest.mark.parametrize('other', ['weights', 'images'])
 def test_steps_of_another_network_or_other_images_are_refused(
-  model, found, other, tiny_variant
+  model, found, other, speedup, tiny_variant
 ):
   """Their errors would be taken for those of the networks made again."""
   images = [IMAGES] if other == 'weights' else [IMAGES / 3]
   if other == 'weights':
     model = make_model(tiny_variant, depth=3, seed=5)
   with pytest.raises(UsageError, match='that search had the error'):
-    lv.compress(model, images, target_speedup=1.6, warn=str, resume=found)
+    lv.compress(model, images, target_speedup=speedup, warn=str, resume=found)
 
 
 def test_steps_of_polish_are_checked_before_the_search(model):

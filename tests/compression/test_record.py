@@ -134,6 +134,7 @@ def test_plot_draws_the_curve_and_the_strip(record):
     ),
     ({'target_speedup': 0.5}, '`target_speedup`'),
     ({'evaluations': -0.5}, '`evaluations`'),
+    ({'timings': {'stem': 0}}, '`timings'),
     ({'pending': [{'block': 0, 'part': 'head', 'increase': 1}]}, 'part'),
   ],
 )

@@ -135,6 +135,7 @@ def test_a_network_without_a_head_is_polished_by_its_features(tiny_variant):
   [
     ({'steps': 0}, UsageError, 'at least one step'),
     ({'batch_size': 0}, UsageError, 'batch_size=0'),
+    ({'learning_rate': -1.0}, UsageError, 'learning_rate=-1: give a number'),
     ({'learning_rate': 1e30}, ModelError, 'not finite at step'),
   ],
 )
