@@ -184,17 +184,15 @@ def checked_widths(
     after = {i: round(float(widths) * before[i]) for i in indices}
   elif isinstance(widths, Mapping) or np.ndim(widths) != 1:
     raise ModelError(
-      f'narrow: widths is a {type(widths).__name__} of another form: give one '
-      'share, or a list with one width per block'
+      f'narrow: widths is a {type(widths).__name__} of another form: give a list'
     )
   else:
-    given = list(widths)
-    if blocks is not None or len(given) != model.depth:
+    if blocks is not None or len(widths) != model.depth:
       raise ModelError(
-        f'narrow: {len(given)} widths for {model.depth} blocks: give one per '
+        f'narrow: {len(widths)} widths for {model.depth} blocks: give one per '
         'block, without `blocks`; or one share for the MLPs of `blocks`'
       )
-    after = dict(enumerate(given))
+    after = dict(enumerate(widths))
   for index, width in after.items():
     whole = isinstance(width, numbers.Integral) and type(width) is not bool
     if not whole or not 0 <= width <= before[index]:
