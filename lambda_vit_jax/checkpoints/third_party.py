@@ -247,7 +247,17 @@ def pooled(spec: Variant, file: WeightFile) -> Variant:
 def _model_of(
   spec: Variant, file: WeightFile, image_size: int | Sequence[int] | None
 ) -> Model:
-  """The model of another program's file, with shapes for parameters."""
+  """The model of another program's file, with shapes for parameters.
+
+  Raises:
+    CheckpointError: what is beside the file gives `mean` or `std` alone, for
+      another number of channels than that of the other.
+  """
+  if len(spec.std) != len(spec.mean):
+    raise CheckpointError(
+      f'{file.path}: images have {len(spec.mean)} channels by their mean and '
+      f'{len(spec.std)} by their std; correct the configuration beside it'
+    )
   shape = functools.partial(
     convert.parameter_shape, file.shapes, rules=file.rules
   )

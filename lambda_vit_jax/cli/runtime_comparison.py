@@ -96,8 +96,8 @@ def _measure(
           formats=(runtime.format,),
           dtype=kind,
           check_images=samples.calibration,
-          # What it costs is in the table.
-          int8_arithmetic=f'{STATIC}:1',
+          # What eight bits cost is in the table.
+          int8_arithmetic=f'{STATIC}:1' if kind == 'int8' else 'weights',
         )
       candidates.append(_candidate(name, model_name, folder, dtype))
     if runtimes.file_of(name, exported) is not None:

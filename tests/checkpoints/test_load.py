@@ -369,6 +369,11 @@ def test_shapes_that_fit_several_variants_name_them(tmp_path, monkeypatch):
     ({'global_pool': 'max'}, "`global_pool` is 'max', but must be one of"),
     ({'global_pool': 'map'}, 'missing: attn_pool.'),
     ({'global_pool': ['avg']}, '`global_pool` is a list of 1'),
+    # One of the two alone, for other images.
+    (
+      {'pretrained_cfg': {'std': [0.5] * 24}},
+      '1 channels by their mean and 24',
+    ),
     ({'pretrained_cfg': 'x'}, "`pretrained_cfg` is 'x'"),
     *(
       ({'pretrained_cfg': timm_config()['pretrained_cfg'] | changes}, words)

@@ -34,6 +34,7 @@ from lambda_vit_jax.cli.workdir_lock import WorkdirLock
 from lambda_vit_jax.compression.record import Compression
 from lambda_vit_jax.core.errors import LambdaVitError
 from lambda_vit_jax.core.text import LONGEST_LINE, printable
+from lambda_vit_jax.data.inputs import preprocess
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.record import Selection
 from lambda_vit_jax.training.metrics import MetricsWriter, read_metrics
@@ -77,8 +78,13 @@ def seen(model: Model) -> Any:
 
 
 def read_folder(folder: pathlib.Path) -> Any:
-  """As weights."""
-  return seen(load_pretrained(folder))
+  """As weights, with which a picture is prepared."""
+  model = load_pretrained(folder)
+  shape = (
+    (9, 11) if model.module.in_chans == 1 else (9, 11, model.module.in_chans)
+  )
+  preprocess([np.zeros(shape, np.uint8)], model)
+  return seen(model)
 
 
 def _read_google(folder: pathlib.Path) -> Any:
