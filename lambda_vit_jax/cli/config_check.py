@@ -134,6 +134,9 @@ def _check_select(settings: Settings, model: Model) -> None:
   if name != 'probe':
     name, _ = criteria.check_criterion(name)
   checks.check_names(select.target, select.sign, select.trial, select.criterion)
+  if 'compress' in settings.fitted_stages:
+    # No stage selects layers.
+    return
   # What depends on the weights' own size is left to the stage.
   if (
     select.target_speedup is None or name == 'given' or _size_is_known(settings)

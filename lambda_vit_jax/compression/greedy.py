@@ -35,7 +35,6 @@ from lambda_vit_jax.compression.parts import Part, unmerged
 from lambda_vit_jax.compression.record import Compression, Step
 from lambda_vit_jax.compression.search import OnScore, Search
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks
 from lambda_vit_jax.selection.nose import in_float32
@@ -235,11 +234,7 @@ def _again(
     if found.reached >= found.target_speedup:
       break
     part = Part(step.block, step.part)
-    if part not in search.savings():
-      raise UsageError(
-        f'resume: the step {part} cannot be made on this model; give the model '
-        'and the images of that search'
-      )
+    steps.check_possible(part, search.savings())
     model = steps.applied(found.model, search.take(part, step.error))
     ends = found.speedup(step) >= found.target_speedup
     last = ends or step is before[-1]

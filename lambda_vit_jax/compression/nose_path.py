@@ -86,8 +86,9 @@ def _again(
   for step in before:
     if found.reached >= found.target_speedup:
       break
-    model = without(found.model, Part(step.block, 'attention'))
-    found = steps.extended(found, step, model, {})
+    part = Part(step.block, step.part)
+    steps.check_possible(part, parts_left(found.model, ('attention',)))
+    found = steps.extended(found, step, without(found.model, part), {})
   if found.steps:
     *others, last = found.steps
     at = position_of(first, last.block)

@@ -122,9 +122,11 @@ class Search:
     """
     savings = self.savings()
     if not savings:
+      target = self._options.target_speedup
       raise UsageError(
-        f'compress.parts={list(self._options.parts)}: nothing is left that '
-        'saves anything; give more parts, or a smaller target_speedup'
+        f'compress.parts={list(self._options.parts)}: the steps so far reach '
+        f'{self._goal * target / self.cost(self.model):.3f}, and nothing is '
+        'left that saves anything; give more parts, or a smaller target_speedup'
       )
     # What a part saves beyond the target is worth nothing.
     needed = max(self.cost(self.model) - self._goal, math.ulp(self._goal))

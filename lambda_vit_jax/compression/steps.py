@@ -165,6 +165,19 @@ def earlier(found: Compression, resume: Compression | None) -> tuple[Step, ...]:
   return resume.steps
 
 
+def check_possible(part: Part, left: Collection[Part]) -> None:
+  """Refuses a step of an earlier search that this model does not have.
+
+  Raises:
+    UsageError: the part is not among those left.
+  """
+  if part not in left:
+    raise UsageError(
+      f'resume: the step {part} cannot be made on this model; give the model '
+      'and the images of that search'
+    )
+
+
 def check_same(step: Step, measured: float) -> None:
   """Refuses an earlier search of another network, or of other images.
 
@@ -193,8 +206,7 @@ def check_reach(
   if best < options.target_speedup:
     raise UsageError(
       f'compress.target_speedup={options.target_speedup:g} is out of reach: '
-      f'without all of {", ".join(options.parts)} but one attention layer it is '
-      f'{best:.3f}'
+      f'without all of {", ".join(options.parts)} that may go it is {best:.3f}'
     )
 
 
@@ -203,15 +215,19 @@ def largest(
 ) -> float:
   """The speed-up without all parts of `parts.GROUPS` that may go.
 
-  One attention layer stays, the first or the last one, whichever is cheaper.
+  One attention layer stays, the first or the last one, whichever is cheaper. Where
+  tokens merge, all may stay, since only blocks with attention merge them.
   """
   having = [
     block
     for position, block in enumerate(model.block_origins)
     if position not in model.removed_layers
   ]
+  staying = [having[:1], having[-1:]]
+  if 'tokens' in names:
+    staying.append(having)
   found = []
-  for kept in (having[0], having[-1]):
+  for kept in staying:
     left = model
     while gone := _removable(left, names, kept):
       left = parts.without(left, gone)
@@ -219,11 +235,13 @@ def largest(
   return cost(dense) / min(found)
 
 
-def _removable(model: Model, names: Collection[str], kept: int) -> Part | None:
-  """A part to go, but not the attention of the block `kept`."""
+def _removable(
+  model: Model, names: Collection[str], kept: Collection[int]
+) -> Part | None:
+  """A part to go, but not the attention of the blocks `kept`."""
   left = [
     part
     for part in parts.parts_left(model, names)
-    if part.block != kept or part.kind in ('neurons', 'mlp', 'tokens')
+    if part.block not in kept or part.kind in ('neurons', 'mlp', 'tokens')
   ]
   return min(left, key=lambda part: part.kind != 'block', default=None)

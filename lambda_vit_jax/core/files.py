@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import re
 from typing import Any
 
 from etils import epath
@@ -17,6 +18,8 @@ REMEDY = 'delete it to have its stage run again'
 _LARGEST_FILE = 1 << 26
 _MOST_DIGITS = 25
 _DEEPEST = 32
+# Strings, the last of which may have no end, and brackets between them.
+_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def user_path(path: str | epath.PathLike) -> epath.Path:
@@ -133,6 +136,7 @@ def parse_json(
   try:
     # Windows writes a mark at the start of files in UTF-8.
     text = data if isinstance(data, str) else data.decode('utf-8-sig')
+    _check_depth(text)
     value = json.loads(
       text,
       parse_int=_whole_number,
@@ -140,8 +144,6 @@ def parse_json(
       parse_constant=_finite_number,
       object_pairs_hook=_object,
     )
-  except RecursionError:
-    reason = f'more than {_DEEPEST} levels'
   except ValueError as error:
     reason = printable(error, 120)
   else:
@@ -161,6 +163,20 @@ def check_json(
   if problem:
     raise CheckpointError(f'{where}: {problem}; {remedy}')
   return value
+
+
+def _check_depth(text: str) -> None:
+  """Refuses deep text before `json` descends into it.
+
+  A pass of the garbage collector at the bottom of the stack would print that
+  its own callbacks have no room.
+  """
+  depth = 0
+  for mark in _MARKS.finditer(text):
+    first = mark[0][0]
+    depth += (first in '[{') - (first in ']}')
+    if depth > _DEEPEST:
+      raise ValueError(f'more than {_DEEPEST} levels')
 
 
 def _whole_number(text: str) -> int:

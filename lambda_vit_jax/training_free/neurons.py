@@ -115,7 +115,7 @@ def narrow(
     batches: an iterable of normalised NHWC arrays, or what else
       `images.read_images` takes. 512 images are enough for most networks.
     widths: neurons that stay, per block, 0 to remove an MLP; or one share for
-      all MLPs, such as 0.5.
+      all MLPs, such as 0.5, which leaves at least one neuron.
     blocks: with a share, the blocks to narrow; by default all.
     target: `stream`, the dense stream after the block, so that later MLPs make
       up for what earlier blocks lost; or `mlp`, the block's own MLP.
@@ -181,7 +181,12 @@ def checked_widths(
       )
     chosen = range(model.depth) if blocks is None else blocks
     indices = check_blocks(chosen, model.depth)
-    after = {i: round(float(widths) * before[i]) for i in indices}
+    share = float(widths)
+    # Only a share of 0 removes an MLP.
+    least = 1 if share else 0
+    after = {
+      i: max(round(share * before[i]), min(least, before[i])) for i in indices
+    }
   elif isinstance(widths, Mapping) or np.ndim(widths) != 1:
     raise ModelError(
       f'narrow: widths is a {type(widths).__name__} of another form: give a list'

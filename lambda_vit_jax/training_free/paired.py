@@ -236,8 +236,9 @@ def check_images(images: ImageSet, purpose: str, held: int = 0) -> None:
     DataError: fewer than `LEAST_IMAGES`.
   """
   if images.total < LEAST_IMAGES:
-    # Says what the caller gave, and how many of them would have been enough.
-    least = -(-LEAST_IMAGES * 4 // 3) if held else LEAST_IMAGES
+    # Says what the caller gave, and how many of them would have been enough:
+    # the least n whose n - n // 4 is LEAST_IMAGES.
+    least = (LEAST_IMAGES - 1) * 4 // 3 + 1 if held else LEAST_IMAGES
     raise DataError(
       f'{images.total + held} images are too few to {purpose}; give at least '
       f'{least}, better 512'

@@ -212,6 +212,14 @@ def test_a_speedup_is_held_against_the_network():
   check(config)
 
 
+def test_a_budget_of_layers_that_no_stage_selects_is_not_held_against_it():
+  config = changed('select.num_layers', 99)
+  with pytest.raises(UsageError, match='num_layers'):
+    check(config)
+  config['method'] = 'compress'
+  check(config)
+
+
 def test_a_value_of_a_late_stage_costs_nothing_and_locks_nothing(
   tmp_path, capsys
 ):

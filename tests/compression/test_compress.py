@@ -235,6 +235,9 @@ def test_a_search_for_attention_alone_is_resumed_on_its_own_model(
   other = make_model(tiny_variant, depth=3, seed=5)
   with pytest.raises(UsageError, match='that search had the error'):
     compress(other, 1.3, resume=begun, **NOSE)
+  without = lv.drop_blocks(model, (begun.steps[0].block,))
+  with pytest.raises(UsageError, match='the step attention . cannot be made'):
+    compress(without, 2.5, resume=begun, dense=model, **NOSE)
   with pytest.raises(UsageError, match='that search had the error'):
     lv.compress(
       model,
@@ -483,7 +486,7 @@ def test_bad_options_are_refused_in_one_line(model, options, error, says):
 
 def test_too_few_images_are_refused(model):
   # In numbers of what was given, of which a quarter is held back to score.
-  with pytest.raises(DataError, match=r'^24 images .*; give at least 43,'):
+  with pytest.raises(DataError, match=r'^24 images .*; give at least 42,'):
     lv.compress(model, [IMAGES[:24]], warn=str)
 
 

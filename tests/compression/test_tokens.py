@@ -9,11 +9,11 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.analysis.images import read_images
-from lambda_vit_jax.compression import costs, parts, scores
+from lambda_vit_jax.compression import costs, parts, scores, steps
 from lambda_vit_jax.compression.options import CompressOptions
 from lambda_vit_jax.compression.parts import Part
 from lambda_vit_jax.compression.search import Search
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.errors import ModelError, UsageError
 from tests.support.search_models import make_images, make_model, mesh_of
 
 IMAGES = make_images(64)
@@ -56,6 +56,21 @@ def test_tokens_alone_are_merging_and_no_more(model):
   # A search that always took the first block would pass without this.
   assert sum(merged) > 0
   assert len({step.block for step in found.steps}) > 1
+
+
+def test_the_largest_speedup_is_that_of_the_tokens_of_all_blocks(tiny_variant):
+  """With a single attention layer left, only its block would merge any."""
+  # Every token is read to the end.
+  model = make_model(tiny_variant, depth=4, pooling='avg', class_token=False)
+  reach = {
+    names: steps.largest(model, model, names, costs.macs)
+    for names in (('tokens',), ('attention',), ('attention', 'tokens'))
+  }
+  # By hand, of 16 patches: 8 are left after the first block, then 4, 2 and 1.
+  assert reach['attention', 'tokens'] == reach['tokens',] > reach['attention',]
+  best = reach['tokens',]
+  with pytest.raises(UsageError, match=f'that may go it is {best:.3f}'):
+    compress(model, best + 1e-3, parts=['tokens'])
 
 
 def search_of(model):

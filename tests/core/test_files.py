@@ -79,6 +79,21 @@ def test_damaged_objects_are_one_line(tmp_path, data, words):
   assert len(text) < 300 + len(str(path))
 
 
+def test_deep_text_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+  """At the bottom of the stack, whatever runs beside the parser fails aloud."""
+  monkeypatch.setattr(files.json, 'loads', lambda *a, **k: pytest.fail('parsed'))
+  for text in ('[' * 33, '{"a": "\\"", "b": ' * 33, '"' + ('"[' * 99)):
+    with pytest.raises(CheckpointError, match='more than 32 levels'):
+      files.parse_json(text, 'a.json', Object())
+
+
+@pytest.mark.parametrize('text', ['[' * 99, '"[' * 99, '\\"[{' * 99, '[\\'])
+def test_brackets_in_text_are_no_levels(text):
+  value = {text: [text, [text]]}
+  found = files.parse_json(json.dumps(value), 'a.json', Object())
+  assert found == value
+
+
 @pytest.mark.parametrize(
   'data, value',
   [

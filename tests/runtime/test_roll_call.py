@@ -50,6 +50,27 @@ def test_the_others_look_for_process_0():
   assert line.endswith(f'process 0 does not answer at localhost:{port}')
 
 
+def test_who_is_missing_is_said_after_thirty_seconds_and_when_it_changes(
+  monkeypatch, capsys
+):
+  lines = iter(['a', 'a', 'b'])
+  monkeypatch.setattr(roll_call, '_who_is_missing', lambda: next(lines))
+  waits = []
+
+  class Done:
+    def wait(self, seconds):
+      waits.append(seconds)
+      return len(waits) > 3
+
+    def is_set(self):
+      return False
+
+  roll_call._report(Done())
+  assert waits == [30.0] * 4
+  printed = capsys.readouterr().err.splitlines()
+  assert printed == ['warning: a', 'warning: b']
+
+
 def test_collectives_wait_for_minutes_unless_the_user_says_otherwise():
   """XLA's own 30 seconds end a job in which one host is slow."""
   one, two = processes._PATIENCE_FLAGS

@@ -253,6 +253,9 @@ def test_a_share_is_of_the_blocks_that_are_named(tiny_variant):
   none = lv.narrow(dense, [IMAGES], 0.0, blocks=(1,))
   assert none.mlp_dims == (96, 0, 96)
   assert 'mlp' not in none.params['block01']
+  # A share that rounds to nothing is not 0.
+  least = lv.narrow(none, [IMAGES], 1e-3)
+  assert least.mlp_dims == (1, 0, 1)
 
 
 @pytest.mark.slow
