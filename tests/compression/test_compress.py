@@ -236,7 +236,7 @@ def test_a_search_for_attention_alone_is_resumed_on_its_own_model(
   with pytest.raises(UsageError, match='that search had the error'):
     compress(other, 1.3, resume=begun, **NOSE)
   without = lv.drop_blocks(model, (begun.steps[0].block,))
-  with pytest.raises(UsageError, match='the step attention . cannot be made'):
+  with pytest.raises(UsageError, match=r'the step attention . cannot be made'):
     compress(without, 2.5, resume=begun, dense=model, **NOSE)
   with pytest.raises(UsageError, match='that search had the error'):
     lv.compress(

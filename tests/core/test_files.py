@@ -81,7 +81,9 @@ def test_damaged_objects_are_one_line(tmp_path, data, words):
 
 def test_deep_text_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
   """At the bottom of the stack, whatever runs beside the parser fails aloud."""
-  monkeypatch.setattr(files.json, 'loads', lambda *a, **k: pytest.fail('parsed'))
+  monkeypatch.setattr(
+    files.json, 'loads', lambda *a, **k: pytest.fail('parsed')
+  )
   for text in ('[' * 33, '{"a": "\\"", "b": ' * 33, '"' + ('"[' * 99)):
     with pytest.raises(CheckpointError, match='more than 32 levels'):
       files.parse_json(text, 'a.json', Object())
