@@ -534,7 +534,7 @@ def test_steps_of_polish_are_checked_before_the_search(model):
 
 def test_few_images_are_warned_of_by_the_key_of_the_search(model):
   lines = []
-  with pytest.raises(DataError, match=r'^4 images are too few .* least 43,'):
+  with pytest.raises(DataError, match=r'^4 images are too few .* least 42,'):
     lv.compress(model, [IMAGES[:4]], warn=lines.append)
   assert len(lines) == 1
   assert 'in a config: compress.num_images' in lines[0]
