@@ -1,9 +1,10 @@
 r"""Time to fit affine maps or MLPs, relative to evaluating the same images.
 
-  python benchmarks/training_free_cost.py [--images 512]
+  python benchmarks/training_free_cost.py [--images 512] [--ways auto]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled in advance. `auto` chooses the inputs of each map. `refit` removes the attention layers and fits the MLPs of
+compiled in advance. `auto` chooses the inputs of each map. `--ways` measures some
+of them; the evaluation always belongs to the same run. `refit` removes the attention layers and fits the MLPs of
 all blocks from the first of them on. `drop` chooses 4 blocks by the angle
 between their input and output, drops those in the middle instead (with random
 weights the choice is meaningless), and fits the MLPs of the block before and of
@@ -42,6 +43,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--images', type=int, default=512)
   parser.add_argument('--repeats', type=int, default=1)
+  parser.add_argument('--ways', nargs='+', default=[])
   options = parser.parse_args()
   model = create_model(VARIANT)
   shape = (options.images, *model.module.image_size, 3)
@@ -71,6 +73,8 @@ def main() -> None:
     'refit': refit_mlps,
     'drop': drop,
   }
+  if options.ways:
+    ways = {name: ways[name] for name in ('evaluate', *options.ways)}
   times: dict[str, list[float]] = {name: [] for name in ways}
   # Few images, and enough samples for the inputs of every map.
   for way in ways.values():

@@ -11,7 +11,7 @@ missing file has no section, or one that says so. A test fails when a page is no
 import json
 import pathlib
 
-from tables import evidence, performance, results, training_free
+from tables import deployed, evidence, performance, results, training_free
 
 DOCS = pathlib.Path(__file__).parent
 FIGURES = DOCS / 'benchmarks'
@@ -20,6 +20,7 @@ PAGES = {
   'results.md': results,
   'results_training_free.md': training_free,
   'performance.md': performance,
+  'performance_deployed.md': deployed,
 }
 # Of other pages the part between `<!-- from NAME.json -->` and `<!-- end -->`.
 PARTS = {

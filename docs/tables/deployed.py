@@ -1,8 +1,16 @@
-"""Tables of other runtimes, of bfloat16 on CPUs and of a GPU."""
+"""The sections of docs/performance_deployed.md, and bfloat16 on CPUs."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tables.parts import origin, percent, span, table
+
+HEAD = """# Performance where it is deployed
+
+Made by [`docs/make_tables.py`](make_tables.py) from the figures in
+[`docs/benchmarks`](benchmarks). How to take an export to each of these programs is in
+[deploy.md](deploy.md).
+"""
 
 NOT_MEASURED = {
   'gpu': """
@@ -95,10 +103,41 @@ def _runtimes_table(found: dict[str, Any], heading: str, name: str) -> str:
       '(also narrower MLPs), over the dense one in the same runtime, '
       'and what executed operations promise. Median [least, largest]; where '
       'these are far apart, other work disturbed the row.',
+      _in_short(found['rows']),
       table(head, rows),
       origin(name, 'runtimes.py', found),
     ]
   )
+
+
+# Ratios of dense networks: what is said of them, and the two settings.
+_COMPARED = (
+  ('JAX over onnxruntime, float32', 'jax float32', 'onnxruntime float32'),
+  ('OpenVINO over PyTorch, float32', 'openvino float32', 'torch float32'),
+  ('OpenVINO, bfloat16 over float32', 'openvino bfloat16', 'openvino float32'),
+  ('OpenVINO, int8 over float32', 'openvino int8', 'openvino float32'),
+  ('onnxruntime, int8 over float32', 'onnxruntime int8', 'onnxruntime float32'),
+)
+
+
+def _in_short(rows: dict[str, Any]) -> str:
+  """Ratios of medians of dense networks, for all rows."""
+  found = []
+  for label, one, other in _COMPARED:
+    ratios = [
+      f'{_rate(row, one) / _rate(row, other):.2f}'
+      for row in rows.values()
+      if {f'{one} dense', f'{other} dense'} <= row['programs'].keys()
+    ]
+    if ratios:
+      found.append((label, *ratios))
+  # Columns of what is missing in some rows would be of others.
+  full = [row for row in found if len(row) == len(rows) + 1]
+  return table(('dense networks', *rows), full)
+
+
+def _rate(row: dict[str, Any], setting: str) -> float:
+  return row['programs'][f'{setting} dense']['images_per_second']['median']
 
 
 def _ratios(over_dense: dict[str, float]) -> list[str]:
@@ -178,3 +217,11 @@ def gpu_table(found: dict[str, Any]) -> str:
       origin('gpu', 'gpu.py', found),
     ]
   )
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'runtimes': runtimes_table,
+  'runtimes_without_amx': runtimes_without_amx,
+  'deployed_accuracy': accuracy_tables,
+  'gpu': gpu_table,
+}

@@ -11,7 +11,8 @@ HEAD = """# Performance
 Made by [`docs/make_tables.py`](make_tables.py) from the figures in
 [`docs/benchmarks`](benchmarks). Both sides of a ratio were measured in
 alternation in one run; figures are medians, with the extremes over the rounds
-in brackets. But for the section on a GPU, none is of an accelerator.
+in brackets. None is of an accelerator. Exports in onnxruntime, OpenVINO and
+PyTorch: [performance_deployed.md](performance_deployed.md).
 """
 
 
@@ -371,10 +372,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'training_free_cost': fitting_table,
   'int8': int8_table,
   'cpu_bfloat16': deployed.bfloat16_table,
-  'runtimes': deployed.runtimes_table,
-  'runtimes_without_amx': deployed.runtimes_without_amx,
-  'deployed_accuracy': deployed.accuracy_tables,
-  'gpu': deployed.gpu_table,
   'pipeline': input_and_startup.pipeline_table,
   'dilution_cost': dilution_table,
   'startup': input_and_startup.startup_table,
@@ -382,4 +379,4 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 # What a page says of a file that is not there yet.
-NOT_MEASURED = deployed.NOT_MEASURED
+NOT_MEASURED: dict[str, str] = {}

@@ -38,9 +38,7 @@ from lambda_vit_jax.models.edits import narrow_mlps
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import block_name, check_blocks
 from lambda_vit_jax.training_free import least_squares, mlp_refit, paired
-from lambda_vit_jax.training_free.cross_validation import (
-  choose_ridge,
-)
+from lambda_vit_jax.training_free.cross_validation import choose_ridge
 from lambda_vit_jax.training_free.least_squares import AffineMap, CrossMoments
 
 TARGETS = ('stream', 'mlp')
@@ -181,12 +179,8 @@ def checked_widths(
       )
     chosen = range(model.depth) if blocks is None else blocks
     indices = check_blocks(chosen, model.depth)
-    share = float(widths)
-    # Only a share of 0 removes an MLP.
-    least = 1 if share else 0
-    after = {
-      i: max(round(share * before[i]), min(least, before[i])) for i in indices
-    }
+    least = [min(int(widths > 0), width) for width in before]
+    after = {i: max(round(widths * before[i]), least[i]) for i in indices}
   elif isinstance(widths, Mapping) or np.ndim(widths) != 1:
     raise ModelError(
       f'narrow: widths is a {type(widths).__name__} of another form: give a list'

@@ -23,6 +23,8 @@ def flags(devices: int = 1) -> str:
   if tuple(map(int, jaxlib.__version__.split('.')[:2])) <= (0, 10):
     # The older emitters compile even faster.
     words.append('--xla_cpu_use_fusion_emitters=false')
+    # One module of code instead of 32 takes two thirds of the time.
+    words.append('--xla_cpu_parallel_codegen_split_count=1')
     # Eight devices on two cores wait for each other, which XLA takes for a
     # deadlock after 40 seconds.
     words.append('--xla_cpu_collective_call_terminate_timeout_seconds=600')
