@@ -101,7 +101,11 @@ TESTS: dict[str, list[str]] = {
     'models/test_model.py',
     'models/test_compiled.py',
   ],
-  'models/block.py': ['models/test_model.py', 'models/test_edits.py'],
+  'models/block.py': [
+    'models/test_model.py',
+    'models/test_edits.py',
+    'models/test_token_merging.py',
+  ],
   'models/build.py': ['models/test_model.py', 'end_to_end/test_api.py'],
   'models/edits.py': ['models/test_edits.py'],
   'models/layers.py': ['models/test_model.py', 'models/test_compiled.py'],

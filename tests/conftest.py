@@ -50,7 +50,7 @@ def pytest_collection_finish() -> None:
 
 # Linux gives a process 65,530 memory maps. XLA takes some three for a compiled
 # program, and crashes when there are no more.
-_MOST_MAPS = 20_000
+_MOST_MAPS = 40_000
 _MAPS = pathlib.Path('/proc/self/maps')
 
 

@@ -26,7 +26,7 @@ from lambda_vit_jax.data.masks import MaskError
 from lambda_vit_jax.data.randaugment import Patch
 from lambda_vit_jax.data.sources.dataset import ImageSource
 
-# More undecodable images in a row than this are no accident.
+# So many undecodable images in a row are no accident.
 _MAX_SKIPPED = 100
 # Purposes of random numbers: the order of a pass, the changes to an image.
 _ORDER, _PIXELS = 0, 1
@@ -122,7 +122,7 @@ class TrainReader(Reader):
 
   def _example(self, position: int) -> tuple[np.ndarray, Patch | None, Any]:
     draw = position // self.repeats
-    for attempt in range(_MAX_SKIPPED + 1):
+    for attempt in range(_MAX_SKIPPED):
       turn, place = divmod(draw + attempt, len(self.indices))
       order = _permutation(self.seed, turn, len(self.indices))
       record = self.source[int(self.indices[order[place]])]

@@ -49,7 +49,8 @@ class AttentionPool(nn.Module):
     query = jnp.broadcast_to(query, (patches.shape[0], 1, width))
     heads = [self._heads(x) for x in (query, keys, values)]
     pooled = dot_product_attention(heads[0], heads[1], heads[2], sizes=sizes)
-    pooled = jnp.swapaxes(pooled, 1, 2).reshape(-1, width)
+    # A single query: the heads lie side by side.
+    pooled = pooled.reshape(-1, width)
     pooled = Dense(width, *settings, name='proj')(pooled)
     normal = LayerNorm(self.epsilon, self.dtype, name='norm')(pooled)
     hidden = int(width * self.mlp_ratio)

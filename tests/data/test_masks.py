@@ -69,6 +69,11 @@ def test_zero_may_stand_for_no_class():
     rules.read(values + 1, (4, 1))
 
 
+def test_the_first_class_out_of_range_is_named():
+  with pytest.raises(MaskError, match='class 9, out of range'):
+    RULES.read(np.array([[0, 9], [7, 8]]), (2, 2))
+
+
 @pytest.mark.parametrize(
   'mask, message',
   [

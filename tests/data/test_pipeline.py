@@ -337,11 +337,19 @@ def test_undecodable_images_are_skipped_if_asked(caplog):
   assert not caplog.text
 
 
-def test_nothing_but_broken_images_is_an_error():
-  loading = Loading(2, skip_undecodable=True)
+def test_nothing_but_broken_images_is_an_error(monkeypatch):
+  """So many were read as the message says."""
+  read, one = [], BrokenSource.__getitem__
+  monkeypatch.setattr(
+    BrokenSource, '__getitem__', lambda *it: read.append(it) or one(*it)
+  )
+  loading = Loading(1, skip_undecodable=True)
   batches = train_batches(BrokenSource(), [3, 4], GREY, NONE, loading, 0)
-  with pytest.raises(DataError, match='images in a row cannot be decoded'):
+  with pytest.raises(
+    DataError, match=r'^100 images in a row cannot be decoded'
+  ):
     next(batches)
+  assert len(read) == 100
 
 
 @pytest.mark.parametrize(

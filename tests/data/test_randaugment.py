@@ -205,6 +205,12 @@ def test_nothing_is_erased_where_nothing_fits():
   assert patch is None or not patch.noise.size
 
 
+@pytest.mark.parametrize('shape', [(9, 1, 1), (1, 9, 1)])
+def test_no_rectangle_is_as_long_as_the_image(shape, rng):
+  patches = [draw_patch(shape, rng) for _ in range(50)]
+  assert not any(patch and patch.noise.size for patch in patches)
+
+
 def test_strength_is_clipped(golden, monkeypatch):
   seen = _recording(monkeypatch)
   rng = np.random.default_rng(0)

@@ -72,6 +72,21 @@ def test_a_thin_strip_does_not_take_gigabytes():
   assert found.size == (224, 224)
 
 
+@pytest.mark.parametrize('size', [(48, 3), (3, 48), (51, 3), (3, 51)])
+def test_ends_of_strips_are_left_out_beyond_sixteen_to_one(size, rng):
+  image = photo(*size, rng)
+  found = transforms._limit_proportions(image)
+  if max(size) == 48:
+    assert found is image
+    return
+  cut = tuple((side - min(side, 48)) // 2 for side in size)
+  box = (
+    *cut,
+    *(at + min(side, 48) for at, side in zip(cut, size, strict=True)),
+  )
+  assert found.tobytes() == image.crop(box).tobytes()
+
+
 def test_normalisation():
   preprocessing = Preprocessing((2, 1))
   pixels = np.array([[[0, 128, 255]], [[10, 20, 30]]], np.uint8)
