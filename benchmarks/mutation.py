@@ -120,7 +120,11 @@ TESTS: dict[str, list[str]] = {
   'models/resampling.py': ['models/test_model.py', 'checkpoints/test_load.py'],
   'models/shortcuts.py': ['models/test_model.py', 'selection/test_nose.py'],
   'models/surgery.py': ['models/test_edits.py'],
-  'models/vit.py': ['models/test_model.py', 'models/test_edits.py'],
+  'models/vit.py': [
+    'models/test_variants.py',
+    'models/test_model.py',
+    'models/test_edits.py',
+  ],
   'selection/affine_score.py': ['selection/test_criteria.py'],
   'selection/criteria.py': [
     'selection/test_criteria.py',

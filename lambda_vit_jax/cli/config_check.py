@@ -59,6 +59,7 @@ def check(settings: Settings) -> None:
   _check_select(settings, model)
   _check_linearize(settings.linearize, model.depth)
   _check_compress(settings, model)
+  _check_streams(settings, model)
   _check_export(settings)
   runtimes.check_names(settings.benchmark.runtimes, 'config.benchmark.runtimes')
   if settings.export.hub:
@@ -179,16 +180,27 @@ def _merging(settings: Settings, module: ViT) -> tuple[int, ...]:
 
 
 def _check_tokens(settings: Settings, model: Model) -> None:
-  if settings.method == 'dilute' and settings.dilute.distill == 'streams':
-    raise UsageError(
-      'config.dilute.distill=streams compares tokens one by one, and '
-      'config.compress.parts lets some merge; use soft or feature'
-    )
   if any(_merging(settings, model.module)):
     raise UsageError(
       'config.model.merge: the part tokens of config.compress.parts decides how '
       'many merge; give one of the two'
     )
+
+
+def _check_streams(settings: Settings, model: Model) -> None:
+  if settings.method != 'dilute' or settings.dilute.distill != 'streams':
+    return
+  searches = 'compress' in settings.fitted_stages
+  if searches and 'tokens' in task.compress_options(settings).parts:
+    key = 'compress.parts'
+  elif any(_merging(settings, model.module)):
+    key = 'model.merge'
+  else:
+    return
+  raise UsageError(
+    'config.dilute.distill=streams compares tokens one by one, and '
+    f'config.{key} lets some merge; use soft or feature'
+  )
 
 
 def _check_export(settings: Settings) -> None:

@@ -100,7 +100,8 @@ def compress(
       `transfer_entropy`, in nats.
     cost: `macs`, operations that are executed; or `time`, measured per kind of
       block on the device at hand.
-    target: `logits` or `features` (of the class token).
+    target: `logits`, or `features` (of the class token), which also stand for
+      the logits of a head with a single class.
     inputs: of the maps that take the place of attention, as for `linearize`; by
       default token, mean and class_map. With `()` nothing takes it.
     repair: whether anything makes up for what goes. Without, with attention as

@@ -197,7 +197,7 @@ def check_same(step: Step, measured: float) -> None:
 def check_reach(
   model: Model, dense: Model, options: CompressOptions, cost: costs.Cost
 ) -> None:
-  """Refuses a speed-up that no search can reach.
+  """Refuses a speed-up beyond `largest`.
 
   Raises:
     UsageError: says the largest.
@@ -213,26 +213,29 @@ def check_reach(
 def largest(
   model: Model, dense: Model, names: Collection[str], cost: costs.Cost
 ) -> float:
-  """The speed-up without all parts of `parts.GROUPS` that may go.
+  """The speed-up without all parts of `parts.GROUPS` that may go, as far as known.
 
-  One attention layer stays, the first or the last one, whichever is cheaper. Where
-  tokens merge, all may stay, since only blocks with attention merge them.
+  One attention layer stays, the first or the last one. Only blocks with attention
+  merge tokens, so where they do, the first layers stay, as many as is best; other
+  choices are not tried.
   """
   having = [
     block
     for position, block in enumerate(model.block_origins)
     if position not in model.removed_layers
   ]
-  staying = [having[:1], having[-1:]]
-  if 'tokens' in names:
-    staying.append(having)
+  most = len(having) if 'tokens' in names else 1
   found = []
-  for kept in staying:
+  for chain in (
+    [having[-1:]],
+    [having[:count] for count in range(most, 0, -1)],
+  ):
     left = model
-    while gone := _removable(left, names, kept):
-      left = parts.without(left, gone)
-    found.append(cost(left))
-  return cost(dense) / min(found)
+    for kept in chain:
+      while gone := _removable(left, names, kept):
+        left = parts.without(left, gone)
+      found.append(left)
+  return cost(dense) / cost(min(found, key=costs.macs))
 
 
 def _removable(

@@ -146,7 +146,6 @@ def quantize_onnx(data: bytes, calibration: Calibration) -> bytes:
         'OpTypesToExcludeOutputQuantization': ['MatMul'],
         # The mean over batches: the largest value of all images is an outlier.
         'CalibMovingAverage': True,
-        'CalibMovingAverageConstant': 0.1,
       },
     )
     return (folder / 'int8.onnx').read_bytes()
@@ -154,10 +153,9 @@ def quantize_onnx(data: bytes, calibration: Calibration) -> bytes:
 
 def _import_quantization() -> Any:
   import_extra('onnxruntime', 'int8_arithmetic=static')
-  import onnxruntime.quantization
-  import onnxruntime.quantization.shape_inference
-
-  return onnxruntime.quantization
+  name = 'onnxruntime.quantization'
+  import_extra(f'{name}.shape_inference', 'int8_arithmetic=static')
+  return import_extra(name, 'int8_arithmetic=static')
 
 
 def quantize_openvino(network: Any, calibration: Calibration) -> Any:

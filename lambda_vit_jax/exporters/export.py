@@ -129,7 +129,9 @@ def export(
   Returns:
     A dict of `differences` (per format from the exported model's logits;
     `stock_epsilon`: of the folded model with one epsilon for all norms;
-    `quantization`: of the quantised model from the one in float32), `bytes`
+    `quantization`: of the quantised model from the one in float32;
+    `openvino_bfloat16`: of OpenVINO's own bfloat16, on processors that have it),
+    `bytes`
     per file, `accuracy` per calibrated format (see `calibration.accuracy`), and
     `warnings`, lines to show.
 
@@ -190,8 +192,14 @@ def check_settings(
       f'export.int8_arithmetic={int8_arithmetic!r}; known are '
       f'{", ".join(ARITHMETICS)}'
     )
-  accepted_loss(int8_arithmetic)
-  if arithmetic == STATIC and dtype != 'int8':
+  if arithmetic == STATIC:
+    accepted_loss(int8_arithmetic)
+  elif arithmetic != int8_arithmetic:
+    raise UsageError(
+      f'export.int8_arithmetic={int8_arithmetic!r}: a loss of accuracy is only '
+      f'measured with static; give {arithmetic}, or static:0.01'
+    )
+  if arithmetic != 'weights' and dtype != 'int8':
     raise UsageError(
       f'export.int8_arithmetic={int8_arithmetic} is of int8, and export.dtype='
       f'{dtype} is not; give dtype=int8, or leave int8_arithmetic out'

@@ -22,7 +22,7 @@ def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
   """Imports a package of `EXTRAS`.
 
   Args:
-    package: its name.
+    package: its name, or that of a module in it.
     wanted_by: what needs it, the start of the error's line.
     instead: what else to do about it, `, or …`.
 
@@ -36,7 +36,7 @@ def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
   try:
     return importlib.import_module(package)
   except ModuleNotFoundError as error:
-    if error.name != package:
+    if package not in EXTRAS or error.name != package:
       raise _unfit(package, wanted_by, error) from error
     raise LambdaVitError(
       f'{wanted_by}: needs the package {package}; install it (pip install '

@@ -318,7 +318,7 @@ class Format:
     read: loads them back from that folder as a program, whose logits have to
       be the model's.
     others: more programs to compare, by name, of the folder or of the model;
-      their differences are recorded only.
+      their differences are recorded, and have to be finite.
     warnings: lines to show, given the differences by name.
     one_epsilon: whether its programs have one epsilon for all norms, so that
       logits differ by as much as those of `stock_epsilon`.

@@ -212,6 +212,16 @@ def test_a_speedup_is_held_against_the_network():
   check(config)
 
 
+def test_streams_of_merged_tokens_are_not_distilled():
+  config = changed('model.merge', 2)
+  check(config)
+  config['dilute']['distill'] = 'streams'
+  with pytest.raises(UsageError, match=r'config\.model\.merge lets some merge'):
+    check(config)
+  config['model']['merge'] = 0
+  check(config)
+
+
 def test_a_budget_of_layers_that_no_stage_selects_is_not_held_against_it():
   config = changed('select.num_layers', 99)
   with pytest.raises(UsageError, match='num_layers'):

@@ -66,8 +66,8 @@ def test_the_largest_speedup_is_that_of_the_tokens_of_all_blocks(tiny_variant):
     names: steps.largest(model, model, names, costs.macs)
     for names in (('tokens',), ('attention',), ('attention', 'tokens'))
   }
-  # By hand, of 16 patches: 8 are left after the first block, then 4, 2 and 1.
-  assert reach['attention', 'tokens'] == reach['tokens',] > reach['attention',]
+  # The attention of the last block is worth less than what its merging saves.
+  assert reach['attention', 'tokens'] > reach['tokens',] > reach['attention',]
   best = reach['tokens',]
   with pytest.raises(UsageError, match=f'that may go it is {best:.3f}'):
     compress(model, best + 1e-3, parts=['tokens'])

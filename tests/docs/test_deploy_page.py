@@ -1,6 +1,7 @@
 """docs/deploy.md's lines run an export, where the runtime is installed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,10 +48,43 @@ def test_the_lines_give_the_models_logits(name, tmp_path, monkeypatch, rng):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=allowed * largest)
 
 
-@pytest.mark.skipif(
+needs_onnxruntime = pytest.mark.skipif(
   bool(runtimes.missing('onnxruntime')),
   reason=runtimes.missing('onnxruntime') or 'installed',
 )
+
+
+@pytest.mark.slow
+@needs_onnxruntime
+def test_the_commands_run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').symlink_to(doc_pages.ROOT / 'configs')
+  lines = [
+    [word + ':runlocal' * word.startswith('--config=') for word in found.words]
+    for found in doc_pages.commands()
+    if found.where.startswith('docs/deploy.md')
+    and found.words[0] == 'lambda-vit'
+  ]
+  assert [line[1] for line in lines] == ['run', 'benchmark', 'run']
+  for line in lines:
+    if runtimes.missing('openvino'):
+      line = [word.replace(", 'openvino'", ',') for word in line]
+    doc_pages.run(line[1:])
+  runs = tmp_path / 'runs'
+  assert (runs / 'deploy' / 'export' / 'model.onnx').exists()
+  shutil.copytree(runs / 'deploy', runs / 'digits')
+  (body,) = [
+    body for body in doc_pages.fences(PAGE, 'python') if 'load_export' in body
+  ]
+  if runtimes.missing('openvino'):
+    body = body.replace(", 'openvino'", ',')
+  exec(body, {'lv': lv})
+  assert (tmp_path / 'export' / 'model.onnx').exists()
+  fields = json.loads((runs / 'digits_int8/export/model.json').read_text())
+  assert fields['accuracy']['onnx']['num_images'] > 0
+
+
+@needs_onnxruntime
 def test_the_lines_calibrate_a_model(tmp_path, monkeypatch, rng):
   monkeypatch.chdir(tmp_path)
   (body,) = [

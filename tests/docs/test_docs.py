@@ -20,7 +20,7 @@ from tests.support import doc_pages
 from tests.support import settings as settings_lib
 
 COMMANDS = doc_pages.commands()
-# By tests/docs/test_tutorial.py, in order.
+# By tests/docs/test_tutorial.py and test_deploy_page.py, in order.
 RUN_ELSEWHERE = tuple(
   doc_pages.ROOT / 'docs' / name for name in ('tutorial.md', 'deploy.md')
 )

@@ -648,6 +648,15 @@ def test_static_arithmetic_is_of_int8():
   """With another dtype the calibration was left out without a word."""
   with pytest.raises(UsageError, match=r'=static:1 is of int8, and .*=float32'):
     export.check_settings(('onnx',), 'float32', False, 'static:1')
+  with pytest.raises(UsageError, match=r'=dynamic is of int8, and .*=float32'):
+    export.check_settings((), 'float32', False, 'dynamic')
+
+
+@pytest.mark.parametrize('value', ['dynamic:0.1', 'weights:', 'weights:0.3'])
+@pytest.mark.parametrize('dtype', ['int8', 'float32'])
+def test_an_accepted_loss_is_of_static_arithmetic(value, dtype):
+  with pytest.raises(UsageError, match='only measured with static'):
+    export.check_settings((), dtype, False, value)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Names of variants, and the preprocessing of each of timm's weights."""
 
+import dataclasses
+
 import pytest
 
 from lambda_vit_jax.core.errors import ModelError
@@ -11,7 +13,8 @@ from lambda_vit_jax.core.preprocessing import (
 )
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.pretrained_tags import TAGS
-from lambda_vit_jax.models.variants import VARIANTS, get_variant, tags
+from lambda_vit_jax.models.variants import VARIANTS, Variant, get_variant, tags
+from lambda_vit_jax.models.vit import ViT
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,19 @@ def test_tags_are_of_known_variants():
     for name in VARIANTS
     if VARIANTS[name].weights
   )
+
+
+def test_a_module_and_a_variant_have_the_same_defaults():
+  """Which of the two left a field out does not matter."""
+  module, variant = (
+    {
+      field.name: field.default
+      for field in dataclasses.fields(kind)
+      if field.default is not dataclasses.MISSING and field.name != 'name'
+    }
+    for kind in (ViT, Variant)
+  )
+  shared = module.keys() & variant.keys()
+  assert {'mlp_alignment', 'mlp_ratio', 'pooling', 'rotary'} <= shared
+  for name in shared:
+    assert module[name] == variant[name], name

@@ -211,7 +211,7 @@ def test_too_few_images_are_counted_with_those_held_back(tiny_variant):
   model = make_model(tiny_variant)
   images = read_images([IMAGES[:21]], model)
   with pytest.raises(
-    DataError, match=r'28 images are too few to x; .* least 43,'
+    DataError, match=r'28 images are too few to x; .* least 42,'
   ):
     paired.check_images(images, 'x', held=7)
   with pytest.raises(

@@ -312,6 +312,7 @@ def test_the_ridge_is_chosen_on_held_out_images(tiny_variant):
     ({0: 10, 1: 20, 2: 30}, {}, ModelError, 'a dict of another form'),
     (np.array(0.5), {}, ModelError, 'a ndarray of another form'),
     ([True] * 3, {}, ModelError, 'width True of block 0'),
+    ([[1], [1, 2], [3]], {}, ModelError, r'width \[1\] of block 0'),
     (0.5, {'blocks': (3,)}, ModelError, 'layer 3 is out of range'),
     (0.5, {'target': 'x'}, UsageError, "target='x' is not known"),
     (0.5, {'ridge': -1}, UsageError, 'ridge=-1'),
