@@ -1,6 +1,7 @@
 """Names of variants, and the preprocessing of each of timm's weights."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -78,3 +79,15 @@ def test_a_module_and_a_variant_have_the_same_defaults():
   assert {'mlp_alignment', 'mlp_ratio', 'pooling', 'rotary'} <= shared
   for name in shared:
     assert module[name] == variant[name], name
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_patches_and_images_are_as_large_as_the_name_says(name):
+  variant = VARIANTS[name]
+  (patch,) = re.findall(r'_patch(\d+)', name)
+  assert variant.patch_size == int(patch)
+  assert variant.image_size % variant.patch_size == 0
+  sizes = re.findall(r'_(\d+)(?=_|$)', name)
+  # Names of DINO backbones have none: the size that they were trained at last.
+  trained = 518 if name.endswith('dinov2') else 256
+  assert variant.image_size == (int(sizes[0]) if sizes else trained)
