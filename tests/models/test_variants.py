@@ -87,7 +87,7 @@ def test_patches_and_images_are_as_large_as_the_name_says(name):
   (patch,) = re.findall(r'_patch(\d+)', name)
   assert variant.patch_size == int(patch)
   assert variant.image_size % variant.patch_size == 0
-  sizes = re.findall(r'_(\d+)(?=_|$)', name)
+  sizes = re.findall(r'_(\d+)(?=[_.]|$)', name)
   # Names of DINO backbones have none: the size that they were trained at last.
   trained = 518 if name.endswith('dinov2') else 256
   assert variant.image_size == (int(sizes[0]) if sizes else trained)
