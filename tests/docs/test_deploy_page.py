@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
+from lambda_vit_jax import main
 from lambda_vit_jax.exporters import export, runtimes
 from lambda_vit_jax.models.model import create_model
 from tests.support import doc_pages
@@ -55,8 +56,10 @@ needs_onnxruntime = pytest.mark.skipif(
 
 
 @pytest.mark.slow
+@pytest.mark.parity
 @needs_onnxruntime
 def test_the_commands_run(tmp_path, monkeypatch):
+  """Of the parity tests, since it wants extras and takes some minutes."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'configs').symlink_to(doc_pages.ROOT / 'configs')
   lines = [
@@ -69,7 +72,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
   for line in lines:
     if runtimes.missing('openvino'):
       line = [word.replace(", 'openvino'", ',') for word in line]
-    doc_pages.run(line[1:])
+    assert main.main([*line[1:], '--quiet']) == 0
   runs = tmp_path / 'runs'
   assert (runs / 'deploy' / 'export' / 'model.onnx').exists()
   shutil.copytree(runs / 'deploy', runs / 'digits')
