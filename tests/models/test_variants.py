@@ -91,3 +91,20 @@ def test_patches_and_images_are_as_large_as_the_name_says(name):
   # Names of DINO backbones have none: the size that they were trained at last.
   trained = 518 if name.endswith('dinov2') else 256
   assert variant.image_size == (int(sizes[0]) if sizes else trained)
+
+
+# As published; `small_plus` and `huge_plus` are of DINOv3.
+DEPTHS = {
+  'tiny': 12, 'small': 12, 'small_plus': 12, 'medium': 12, 'base': 12,
+  'large': 24, 'huge': 32, 'huge_plus': 32, 'giant': 40, 'giantopt': 40,
+  'gigantic': 48, 'so400m': 27,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_networks_are_as_deep_as_published(name):
+  (size,) = re.findall(r'^[a-z0-9]+?_([a-z0-9_]+?)_(?:distilled_)?patch', name)
+  if size in ('nano', 'mini'):
+    # Ours, for tests and digits.
+    return
+  assert VARIANTS[name].depth == DEPTHS[size]
