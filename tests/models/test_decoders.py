@@ -402,7 +402,7 @@ def test_the_decoder_has_the_learning_rate_of_a_head():
   'decoder, classes, message',
   [
     (LINEAR, 0, 'needs a class'),
-    (Decoder('upernet', (0, 1, 2, 5)), 2, 'reads block 5'),
+    (Decoder('upernet', (0, 1, 2, 5)), 2, 'reads block 5; blocks are 0 to 2'),
   ],
 )
 def test_decoders_that_do_not_fit_are_refused(decoder, classes, message):
