@@ -1,4 +1,4 @@
-"""What changes between two models: the paired interval, classes and images."""
+"""What changes between two models: paired intervals, classes and images."""
 
 import dataclasses
 import math
@@ -12,6 +12,9 @@ from lambda_vit_jax.core.typing import Array
 
 # Of a normal distribution within the 95% interval.
 _DEVIATIONS = 1.96
+
+COMPARED = ('dense', 'baseline')
+"""Models that the pruned one is compared with, where they are evaluated."""
 
 # Most classes and images that are listed, whatever the size of the test set.
 MOST_CLASSES = 10
@@ -55,6 +58,34 @@ def paired_difference(
   change = correct.astype(float) - other
   width = _DEVIATIONS * change.std() / math.sqrt(len(change))
   return float(change.mean()), float(width)
+
+
+def iou_difference(areas: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+  """The difference of two mean IoUs, and half the width of its 95% interval.
+
+  A mean IoU is a mean of ratios of sums over images, m = Σ_c (I_c / U_c) / C.
+  To first order (the delta method), image i moves it by
+  d_i = Σ_c (I_ic − U_ic·I_c / U_c) / (U_c·C); the images are the same ones, so
+  that what counts is Σ_i (d_i − d'_i)².
+
+  Args:
+    areas: `[images, 2, classes]`, `confusion.areas` of a model on each image.
+    other: the same of the model that it is compared with.
+  """
+  (mean, moves), (other_mean, other_moves) = map(_mean_iou, (areas, other))
+  width = _DEVIATIONS * math.sqrt(np.square(moves - other_moves).sum())
+  return mean - other_mean, width
+
+
+def _mean_iou(areas: np.ndarray) -> tuple[float, np.ndarray]:
+  """The mean over the classes that occur, and what each image adds to it."""
+  correct, union = areas.sum(axis=0)
+  occurs = union > 0
+  if not occurs.any():
+    return 0.0, np.zeros(len(areas))
+  iou = correct[occurs] / union[occurs]
+  left = areas[:, 0, occurs] - areas[:, 1, occurs] * iou
+  return float(iou.mean()), (left / union[occurs]).mean(axis=1)
 
 
 def describe(

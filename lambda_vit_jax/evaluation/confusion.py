@@ -49,6 +49,20 @@ def summarize(counts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
   }
 
 
+def areas(matrix: np.ndarray) -> np.ndarray:
+  """Pixels in the intersection and in the union of every class.
+
+  Args:
+    matrix: `[classes, classes]` ints, true by predicted class.
+
+  Returns:
+    `[2, classes]` ints.
+  """
+  correct = np.diagonal(matrix)
+  union = matrix.sum(axis=0) + matrix.sum(axis=1) - correct
+  return np.stack([correct, union])
+
+
 def scores(matrix: np.ndarray) -> dict[str, Any]:
   """Scores of a confusion matrix of integers.
 
@@ -59,8 +73,7 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     `missing_classes`: those that no true pixel has; `num_pixels`: all pixels
     counted. Means over nothing are 0.
   """
-  correct = np.diagonal(matrix)
-  union = matrix.sum(axis=0) + matrix.sum(axis=1) - correct
+  correct, union = areas(matrix)
   found = union > 0
   iou = correct[found] / union[found]
   per_class = np.full(len(matrix), np.nan)

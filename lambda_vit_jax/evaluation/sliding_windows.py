@@ -33,6 +33,9 @@ MODES = ('whole', 'slide')
 Predict = Callable[[np.ndarray], np.ndarray]
 """Windows `[batch, height, width, channels]` of one batch size to logits."""
 
+Keep = Callable[[int, np.ndarray, np.ndarray], None]
+"""Takes an image's index, classes and confusion matrix."""
+
 # Compiled sizes are multiples of this.
 _ROUND = 64
 
@@ -225,7 +228,7 @@ def evaluate(
   num_classes: int,
   batch_size: int,
   advance: Callable[[int], None] = lambda images: None,
-  keep: Callable[[int, np.ndarray], None] = lambda index, labels: None,
+  keep: Keep = lambda index, labels, matrix: None,
 ) -> dict[str, Any]:
   """Mean intersection over union and pixel accuracy over all images.
 
@@ -237,7 +240,7 @@ def evaluate(
     num_classes: classes of a pixel.
     batch_size: windows per call, in this process.
     advance: called with the number of images done, in this process.
-    keep: called with every image's index and classes.
+    keep: called with every image's index, classes and confusion matrix.
 
   Returns:
     `confusion.scores` of the matrix summed over all processes, and
@@ -259,9 +262,10 @@ def evaluate(
         continue
       found = label_map(canvas)
       canvas.logits = []
-      matrix += confusion.confusion_matrix(canvas.labels, found, num_classes)
+      part = confusion.confusion_matrix(canvas.labels, found, num_classes)
+      matrix += part
       images += 1
-      keep(canvas.index, found)
+      keep(canvas.index, found, part)
       advance(1)
   parts = processes.gather([matrix.tolist(), images])
   whole = np.sum([np.array(part[0], np.int64) for part in parts], axis=0)

@@ -118,6 +118,11 @@ def test_every_stage_leaves_its_file(finished):
     assert finished.path(name).exists(), name
   scores = read(finished, 'evaluation.json')
   assert set(scores) == {'dense', 'pruned', 'exported'}
+  change, width = scores['pruned'].pop('difference')['dense']
+  assert change == pytest.approx(
+    scores['pruned']['mean_iou'] - scores['dense']['mean_iou']
+  )
+  assert 0 < width < 1
   for row in scores.values():
     assert set(row) == {
       'mean_iou',
@@ -142,6 +147,21 @@ def test_every_stage_leaves_its_file(finished):
   ]
   assert 0 < rows[-1]['holdout_accuracy'] <= 1
   assert 'holdout_mean_iou' in rows[-1]
+
+
+def test_images_of_all_processes_are_compared_in_one_order(monkeypatch, rng):
+  """Each has every second image; the third has no labelled pixel."""
+  areas = rng.integers(1, 9, (5, 2, 3))
+  areas[2] = 0
+  sent = []
+  for part in (0, 1):
+    mine = {k: areas[k] for k in range(part, 5, 2)}
+    monkeypatch.setattr(
+      evaluate_masks.processes, 'gather', lambda rows: sent.append(rows) or sent
+    )
+    found = evaluate_masks._of_all_processes(mine, 3)
+  assert json.loads(json.dumps(sent)) == sent
+  np.testing.assert_array_equal(found, areas[[0, 1, 3, 4]])
 
 
 @pytest.mark.slow

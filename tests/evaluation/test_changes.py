@@ -56,6 +56,54 @@ def test_the_interval_is_that_of_paired_images(described):
   assert described['difference']['baseline'] == [0.0, 0.0]
 
 
+def random_areas(rng, images, classes):
+  """Of a model and of another that is a little worse on the same images."""
+  union = rng.integers(50, 400, (images, classes))
+  share = rng.uniform(0.5, 0.9, (images, classes))
+  worse = share - rng.uniform(0.0, 0.2, (images, classes))
+  return tuple(
+    np.stack([(part * union).astype(int), union], axis=1)
+    for part in (share, worse)
+  )
+
+
+def test_the_interval_of_iou_is_that_of_resampled_images(rng):
+  ours, other = random_areas(rng, 60, 5)
+  change, width = changes.iou_difference(ours, other)
+
+  def mean(areas):
+    correct, union = areas.sum(axis=0)
+    return np.mean(correct / union)
+
+  assert change == pytest.approx(mean(ours) - mean(other))
+  draws = rng.integers(0, 60, (4000, 60))
+  drawn = np.std([mean(ours[k]) - mean(other[k]) for k in draws])
+  # Of 4,000 draws, 4 standard errors of a standard deviation; and the terms of
+  # second order, a sixtieth.
+  assert width == pytest.approx(1.96 * drawn, rel=0.045 + 1 / 60)
+
+
+def test_the_interval_of_iou_over_equal_unions_is_that_of_means(rng):
+  """A mean of ratios with one denominator, so a mean over images."""
+  correct = rng.integers(0, 100, (2, 40, 3))
+  ours, other = (
+    np.stack([part, np.full((40, 3), 100)], axis=1) for part in correct
+  )
+  change, width = changes.iou_difference(ours, other)
+  moved = (correct[0] - correct[1]).mean(axis=1) / 100
+  assert change == pytest.approx(moved.mean())
+  assert width == pytest.approx(1.96 * moved.std() / np.sqrt(40))
+
+
+def test_classes_that_never_occur_and_equal_answers_have_no_part(rng):
+  ours, other = random_areas(rng, 10, 3)
+  empty = np.zeros((10, 2, 1), int)
+  more = [np.concatenate([part, empty], axis=2) for part in (ours, other)]
+  assert changes.iou_difference(*more) == changes.iou_difference(ours, other)
+  assert changes.iou_difference(ours, ours) == (0.0, 0.0)
+  assert changes.iou_difference(empty, empty) == (0.0, 0.0)
+
+
 def test_lists_are_bounded_whatever_the_size_of_the_test_set():
   labels = np.arange(5000)
   before, after = changes.Answers(), changes.Answers()

@@ -71,7 +71,7 @@ def run(source, windowing, batch_size=3, kept=None, part=slice(None)):
     SQUARE,
     CLASSES,
     batch_size,
-    keep=lambda index, labels: (
+    keep=lambda index, labels, matrix: (
       None if kept is None else kept.update({index: labels})
     ),
   )

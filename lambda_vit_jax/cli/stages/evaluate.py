@@ -59,9 +59,7 @@ def _classify(
       answers[name],
     )
   others: dict[str, changes.Answers] = {
-    name: given
-    for name, given in answers.items()
-    if name in ('dense', 'baseline')
+    name: answers[name] for name in changes.COMPARED if name in answers
   }
   results['pruned'] |= changes.describe(
     answers['pruned'], others, run.dataset.class_names

@@ -1,6 +1,7 @@
 """Evaluate segmentation models: scores and sample pictures."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
@@ -14,13 +15,18 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data import decode, masks
 from lambda_vit_jax.data.decode import UndecodableError
-from lambda_vit_jax.evaluation import confusion, counts, sliding_windows
+from lambda_vit_jax.evaluation import (
+  changes,
+  confusion,
+  counts,
+  sliding_windows,
+)
 from lambda_vit_jax.evaluation.accuracy import counts_everywhere
 from lambda_vit_jax.evaluation.sliding_windows import Canvas, Predict, Windowing
 from lambda_vit_jax.models.build import apply_module
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.vit import ViT
-from lambda_vit_jax.runtime import compilation, sharding
+from lambda_vit_jax.runtime import compilation, processes, sharding
 
 # Images that are decoded at a time, ahead of the network.
 _AT_ONCE = 16
@@ -119,7 +125,8 @@ def evaluate(
     advance: called with the number of images done.
 
   Returns:
-    For each of the models, and for `exported`, see `sliding_windows.evaluate`.
+    For each of the models, and for `exported`, see `sliding_windows.evaluate`;
+    for `pruned` also `difference`, per other model `changes.iou_difference`.
   """
   settings = run.settings.segment
   model = models['pruned']
@@ -132,13 +139,19 @@ def evaluate(
     name: predictor(model, run.mesh) for name, model in models.items()
   }
   programs['exported'] = lambda images: np.asarray(exported(images))
-  results, kept = {}, {}
+  results, kept, areas = {}, {}, {}
   for name, predict in programs.items():
     seen: dict[int, np.ndarray] = {}
+    parts: dict[int, np.ndarray] = {}
 
     def keep(
-      index: int, labels: np.ndarray, seen: dict[int, np.ndarray] = seen
+      index: int,
+      labels: np.ndarray,
+      matrix: np.ndarray,
+      seen: dict[int, np.ndarray] = seen,
+      parts: dict[int, np.ndarray] = parts,
     ) -> None:
+      parts[index] = confusion.areas(matrix)
       if index < settings.pictures:
         seen[index] = labels
 
@@ -152,8 +165,34 @@ def evaluate(
       keep,
     )
     kept[name] = seen
+    areas[name] = _of_all_processes(parts, run.dataset.num_classes)
+  results['pruned']['difference'] = {
+    name: changes.iou_difference(areas['pruned'], areas[name])
+    for name in changes.COMPARED
+    if name in areas
+  }
   _write_pictures(run, kept)
   return results
+
+
+def _of_all_processes(
+  parts: Mapping[int, np.ndarray], num_classes: int
+) -> np.ndarray:
+  """`[images, 2, classes]` in the order of the images, given those of each.
+
+  What is zero is not exchanged, and an image without labelled pixels left out.
+  """
+  rows = [
+    [index, k, *part[:, k].tolist()]
+    for index, part in parts.items()
+    for k in np.flatnonzero(part[1]).tolist()
+  ]
+  every = list(itertools.chain.from_iterable(processes.gather(rows)))
+  images, classes, *pixels = np.array(every, np.int64).reshape(-1, 4).T
+  _, places = np.unique(images, return_inverse=True)
+  found = np.zeros((places.max(initial=-1) + 1, 2, num_classes), np.int64)
+  found[places, :, classes] = np.stack(pixels, axis=-1)
+  return found
 
 
 def _write_pictures(
