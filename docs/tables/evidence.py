@@ -133,7 +133,7 @@ def scenes_table(found: dict[str, Any]) -> str:
       _SCENES[name],
       layers(row.get('removed', ())),
       percent(row['mean_iou']),
-      _range(row) if 'interval' in row else '–',
+      difference(row) if 'change' in row else '–',
       f'{row["speedup"]:.2f}' if 'speedup' in row else '1',
     )
     for name, row in found['rows'].items()
@@ -146,7 +146,7 @@ def scenes_table(found: dict[str, Any]) -> str:
     f'dense network has {found["epochs"]} epochs '
     f'(mean IoU {percent(found["rows"]["dense"]["mean_iou"])}%), and every row '
     f'{found["more_epochs"]} further ones from there. The difference, in points, is '
-    'to `dense` with them, with its 95% interval over draws of the test images.'
+    'to `dense` with them, with the paired 95% interval over the test images.'
   )
   header = (
     'what', 'attention removed', 'mean IoU %', 'difference', 'times fewer',
@@ -154,8 +154,3 @@ def scenes_table(found: dict[str, Any]) -> str:
   return '\n\n'.join(
     [text, table(header, rows), origin('camvid', 'camvid.py', found)]
   )
-
-
-def _range(row: dict[str, Any]) -> str:
-  low, high = (f'{100 * end:+.2f}' for end in row['interval'])
-  return f'{100 * row["change"]:+.2f} [{low}, {high}]'.replace('-', '−')
