@@ -11,6 +11,8 @@ import tomllib
 
 import pytest
 
+from tests.support import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 MAKER = runpy.run_path(str(ROOT / 'notebooks' / 'make_notebooks.py'))
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
@@ -112,8 +114,7 @@ def test_runs_from_top_to_bottom_and_shows_its_plots(
   monkeypatch.setenv('JUPYTER_RUNTIME_DIR', str(tmp_path))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    # Compiled as for users, because the notebooks train.
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': xla_flags.flags(),
     'TMPDIR': str(tmp_path),
   }
   environment.pop('MPLBACKEND', None)

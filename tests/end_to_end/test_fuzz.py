@@ -32,7 +32,7 @@ from tests.support.mutations import odd_json
 
 NANO = fuzz_files.NANO
 # Cases of each kind of file.
-FAST, SLOW = 3, 15
+FAST, SLOW = 3, 7
 
 # Nothing here holds more than a megabyte.
 _MAX_GROWTH = 400 * 2**20

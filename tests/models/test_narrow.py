@@ -14,6 +14,7 @@ from lambda_vit_jax.checkpoints import description
 from lambda_vit_jax.checkpoints.timm_config import uniform_ratio, write_config
 from lambda_vit_jax.core.errors import CheckpointError, ModelError
 from lambda_vit_jax.exporters.onnx import vit as onnx_vit
+from lambda_vit_jax.models import surgery
 from lambda_vit_jax.models.build import abstract_params, make_module
 from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.macs import size_of
@@ -166,6 +167,22 @@ def test_zero_neurons_and_none_are_alike_with(tiny_variant, change):
   zeros.params['block01']['mlp']['fc2']['bias'][:] = 0.0
   narrow = lv.narrow_mlps(model, {1: ()})
   np.testing.assert_allclose(narrow(IMAGES), zeros(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [KINDS[0], KINDS[3]], ids=str)
+def test_an_mlp_with_zero_neurons_added_computes_the_same(tiny_variant, fields):
+  dense = of_kind(tiny_variant, fields)
+  narrow = lv.narrow_mlps(dense, {1: KEPT[1]})
+  mlp = dense.params['block01']['mlp']
+  wide = surgery.with_zero_neurons(
+    narrow.params['block01']['mlp'], jax.tree.map(np.zeros_like, mlp)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_equal(a.shape, b.shape), wide, mlp
+  )
+  block = dense.params['block01'] | {'mlp': wide}
+  found = dense.replace(params=dense.params | {'block01': block})
+  np.testing.assert_allclose(found(IMAGES), narrow(IMAGES), atol=1e-5)
 
 
 @pytest.fixture(scope='module')

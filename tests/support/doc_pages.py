@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tests.support import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = (
   ROOT / 'README.md',
@@ -91,12 +93,12 @@ def anchors(path: pathlib.Path) -> set[str]:
 def run(words: Sequence[str]) -> str:
   """What `lambda-vit` with these words prints.
 
-  Compiled as for users, on one device: eight virtual ones that share two cores
-  wait for each other too long.
+  On one device: eight virtual ones that share two cores wait for each other too
+  long.
   """
   done = subprocess.run(
     [sys.executable, '-m', 'lambda_vit_jax', *words],
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=os.environ | {'XLA_FLAGS': xla_flags.flags()},
     capture_output=True,
     text=True,
   )
