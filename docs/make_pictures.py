@@ -1,113 +1,45 @@
-"""Draw the README's picture, docs/images/frontier.svg, from docs/benchmarks.
+"""Draw the pictures of the README and of docs/ from docs/benchmarks.
 
   python docs/make_pictures.py
 
-Accuracy of a real backbone against how many times fewer operations it executes,
-for `lv.compress` and for other ways. The description in the file lists every
-point; a test fails when it is not that of the figures.
+The description in each file lists every point; a test fails when it is not that
+of the figures. The README's text alternative is written, too; that of pages is
+written by `make_tables.py`.
 """
 
 import json
 import pathlib
 from typing import Any
 
+from pictures import changes, frontier
+
 DOCS = pathlib.Path(__file__).parent
-FIGURES = DOCS / 'benchmarks' / 'compress.json'
-PICTURE = DOCS / 'images' / 'frontier.svg'
 README = DOCS.parent / 'README.md'
-DATA_SETS = {'caltech101': 'Caltech-101', 'cifar10': 'CIFAR-10'}
-
-# By lever, its name and colour; every shade has a contrast of 3 on white.
-LEVERS = {
-  'everything': ('lv.compress: attention, neurons, blocks, tokens', '#0b62b0'),
-  'everything polish': ('lv.compress(finetune=300): the same', '#d98200'),
-  'joint': ('lv.compress: attention, neurons, blocks', '#1793a6'),
-  'attention': ('attention alone', '#7a4fbf'),
-  'neurons': ('neurons alone', '#1a7f64'),
-  'uniform': ('every MLP narrowed alike (CORP)', '#b25c00'),
-  'merging': ('token merging (ToMe)', '#b0305c'),
-  'span': ('blocks as one map (TOAST)', '#6b6b6b'),
-}
-
-Curve = list[tuple[float, float]]
+PICTURES = {'frontier.svg': frontier, 'changes.svg': changes}
 
 
-def curves(found: dict[str, Any]) -> dict[str, Curve]:
-  """Per lever its points (speed-up, top-1 in percent) of the first draw."""
-  dense = (1.0, 100 * found['dense_top1'])
-  lines: dict[str, Curve] = {}
-  for key, row in found['rows'].items():
-    draw, lever, _, *after = key.split(' ')
-    lever = ' '.join((lever, *after))
-    if draw == '0' and row.get('speedup') and lever in LEVERS:
-      lines.setdefault(lever, [dense]).append(
-        (row['speedup'], 100 * row['top1'])
-      )
-  return {lever: sorted(lines[lever]) for lever in LEVERS if lever in lines}
+def figures(picture: Any) -> dict[str, Any]:
+  """What a picture shows, by file; a missing file has no part."""
+  paths = {name: DOCS / 'benchmarks' / f'{name}.json' for name in picture.FILES}
+  return {
+    name: json.loads(path.read_text())
+    for name, path in paths.items()
+    if path.exists()
+  }
 
 
-def describe(figures: dict[str, Any]) -> str:
-  """Every point in words: what a reader who does not see the picture reads."""
-  parts = []
-  for name, found in figures.items():
-    for lever, curve in curves(found).items():
-      points = ', '.join(f'{y:.1f}% at {x:.2f}x' for x, y in curve)
-      parts.append(f'{DATA_SETS.get(name, name)}, {LEVERS[lever][0]}: {points}')
-  return '. '.join(parts) + '.'
-
-
-def draw(figures: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes the picture as SVG, the same bytes for the same figures."""
-  import matplotlib
-
-  matplotlib.use('svg')
-  from matplotlib import pyplot
-
-  with pyplot.rc_context(
-    {'svg.hashsalt': 'frontier', 'svg.fonttype': 'none', 'font.size': 10}
-  ):
-    figure, axes = pyplot.subplots(
-      1, len(figures), figsize=(4.6 * len(figures) + 0.4, 3.6), squeeze=False
-    )
-    for ax, (name, found) in zip(axes[0], figures.items(), strict=True):
-      for lever, curve in curves(found).items():
-        title, colour = LEVERS[lever]
-        ax.plot(
-          *zip(*curve, strict=True),
-          marker='o',
-          markersize=4,
-          color=colour,
-          label=title,
-          linewidth=2.2 if lever == 'everything' else 1.2,
-          zorder=3 if lever == 'everything' else 2,
-        )
-      dense = 100 * found['dense_top1']
-      ax.axhline(dense, color='#999999', linewidth=0.8, linestyle=':')
-      ax.annotate(f'dense {dense:.1f}', (1.0, dense), (3, 4),
-                  textcoords='offset points', fontsize=8)  # fmt: skip
-      ax.set_ylim(dense - 15, dense + 2)
-      ax.set_title(f'DINOv2 ViT-S, {DATA_SETS.get(name, name)}', fontsize=10)
-      ax.set_xlabel('times fewer operations executed')
-      ax.set_ylabel('top-1, %')
-      ax.grid(alpha=0.25)
-    axes[0][0].legend(fontsize=7, loc='lower left', framealpha=0.9)
-    figure.tight_layout()
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(
-      path, metadata={'Date': None, 'Description': describe(figures)}
-    )
-    pyplot.close(figure)
+def in_words(picture: Any) -> str:
+  """The text alternative of a picture."""
+  return f'{picture.TITLE}. {picture.describe(figures(picture))}'
 
 
 def main() -> None:
-  """Draws it anew, with its text alternative in the README."""
-  figures = json.loads(FIGURES.read_text())
-  draw(figures, PICTURE)
-  head, begin, rest = README.read_text().partition(
-    '![Accuracy against speed-up'
-  )
+  """Draws them anew."""
+  for name, picture in PICTURES.items():
+    picture.draw(figures(picture), DOCS / 'images' / name)
+  head, _, rest = README.read_text().partition(f'![{frontier.TITLE}')
   tail = rest.partition('](')[2]
-  README.write_text(f'{head}{begin}. {describe(figures)}]({tail}')
+  README.write_text(f'{head}![{in_words(frontier)}]({tail}')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ missing file has no section, or one that says so. A test fails when a page is no
 import json
 import pathlib
 
+import make_pictures
 from tables import deployed, evidence, performance, results, training_free
 
 DOCS = pathlib.Path(__file__).parent
@@ -35,6 +36,9 @@ def make_page(name: str) -> str:
     return _with_part(name)
   page = PAGES[name]
   parts = [page.HEAD.strip()]
+  for picture in getattr(page, 'PICTURES', ()):
+    words = make_pictures.in_words(make_pictures.PICTURES[picture])
+    parts.append(f'![{words}](images/{picture})')
   for figures, section in page.SECTIONS.items():
     path = FIGURES / f'{figures}.json'
     if path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 from tables.parts import layers, origin, percent, table
 
 _DEPTH = 12
-_ROWS = {
+ROWS = {
   'dense more': 'dense',
   'compress 1.5': '`lv.compress` 1.5x, `lv.dilute` towards it',
   'compress 1.5 direct': '`lv.compress` 1.5x, trained as it is',
@@ -25,7 +25,7 @@ _ROWS = {
   'compress 2 streams': '`lv.compress` 2x, `distill=streams`',
   'nose maps streams': "NOSE's 5 become maps, `distill=streams`",
 }
-_SCENES = {
+SCENES = {
   'dense more': 'dense',
   'nose identity': "NOSE's 5 of 12 attention layers, the paper's path: x + x",
   'nose maps': "NOSE's 5 of `dense` become maps, not trained after that",
@@ -45,7 +45,7 @@ def evidence_section(found: dict[str, Any]) -> str:
   recipe = found['recipe']
   rows = [
     (
-      _ROWS[name],
+      ROWS[name],
       seed,
       layers(_changed(row)),
       percent(row['before']) if 'before' in row else '–',
@@ -54,7 +54,7 @@ def evidence_section(found: dict[str, Any]) -> str:
       f'{row["speedup"]:.2f}',
       f'{row["parameters"] / 1e6:.1f}',
     )
-    for seed, name, row in _ordered(found)
+    for seed, name, row in ordered(found)
   ]
   text = (
     f'DINOv2 ViT-S/14 at {found["image_size"]} pixels (17 tokens) on all 101 '
@@ -86,12 +86,12 @@ def evidence_rows(found: dict[str, Any]) -> str:
   """The rows of the first page: the first seed."""
   rows = [
     (
-      _ROWS[name],
+      ROWS[name],
       percent(row['top1']),
       difference(row) if 'before' in row else '',
       f'{row["speedup"]:.2f}' if 'before' in row else '1',
     )
-    for seed, name, row in _ordered(found)
+    for seed, name, row in ordered(found)
     if seed == '0' and name in _FIRST
   ]
   more = found['recipe']['more_epochs']
@@ -116,11 +116,11 @@ def difference(row: dict[str, Any]) -> str:
   return f'{100 * change:+.2f} ± {100 * half:.2f}'.replace('-', '−')
 
 
-def _ordered(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def ordered(found: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
   """Seed, name and row of what is compared, as in the script."""
   return [
     (key.partition(' ')[0], name, row)
-    for name in _ROWS
+    for name in ROWS
     for key, row in sorted(found['rows'].items())
     if key.partition(' ')[2] == name
   ]
@@ -130,14 +130,14 @@ def scenes_table(found: dict[str, Any]) -> str:
   """Segmentation of street scenes, dense and pruned at equal further steps."""
   rows = [
     (
-      _SCENES[name],
+      SCENES[name],
       layers(row.get('removed', ())),
       percent(row['mean_iou']),
       difference(row) if 'change' in row else '–',
       f'{row["speedup"]:.2f}' if 'speedup' in row else '1',
     )
     for name, row in found['rows'].items()
-    if name in _SCENES
+    if name in SCENES
   ]
   text = (
     '## A real backbone, segmentation: CamVid\n\n'

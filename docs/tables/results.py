@@ -263,4 +263,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'selection_quality': quality_tables,
 }
 
+# After the head, with what they show in words.
+PICTURES = ('frontier.svg', 'changes.svg')
+
 NOT_MEASURED: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""Pictures of the measured figures, each with its description in words."""
