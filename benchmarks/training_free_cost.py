@@ -3,12 +3,13 @@ r"""Time to fit affine maps or MLPs, relative to evaluating the same images.
   python benchmarks/training_free_cost.py [--images 512] [--ways auto]
 
 DeiT-S at 224 pixels, 5 of 12 blocks, random weights and images, programs
-compiled in advance. `auto` chooses the inputs of each map. `--ways` measures some
-of them; the evaluation always belongs to the same run. `refit` removes the attention layers and fits the MLPs of
-all blocks from the first of them on. `drop` chooses 4 blocks by the angle
-between their input and output, drops those in the middle instead (with random
-weights the choice is meaningless), and fits the MLPs of the block before and of
-all blocks after. Writes docs/benchmarks/training_free_cost.json.
+compiled in advance. `auto` chooses the inputs of each map. `refit` removes the
+attention layers and fits the MLPs of all blocks from the first of them on. `drop`
+chooses 4 blocks by the angle between their input and output, drops those in the
+middle instead (with random weights the choice is meaningless), and fits the MLPs
+of the block before and of all blocks after. `--ways` measures some of them; the
+evaluation always belongs to the same run. Writes
+docs/benchmarks/training_free_cost.json, all of it anew.
 """
 
 import argparse

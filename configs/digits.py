@@ -56,6 +56,7 @@ def get_config(argument: str | None = None) -> ml_collections.ConfigDict:
     config.dilute.warmup_steps = 1
     config.dilute.dilution_steps = 4
     config.dilute.settle_steps = 2
+    config.compress.target_speedup = 1.1
     config.log_every = config.checkpoint_every = 2
     config.benchmark.rounds = 3
   return config
