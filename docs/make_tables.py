@@ -43,7 +43,7 @@ def make_page(name: str) -> str:
     path = FIGURES / f'{figures}.json'
     if path.exists():
       parts.append(section(json.loads(path.read_text())))
-    elif figures in page.NOT_MEASURED:
+    elif figures in getattr(page, 'NOT_MEASURED', {}):
       parts.append(page.NOT_MEASURED[figures].strip())
   return '\n\n'.join(parts) + '\n'
 

@@ -379,4 +379,3 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 # What a page says of a file that is not there yet.
-NOT_MEASURED: dict[str, str] = {}

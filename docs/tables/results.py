@@ -265,5 +265,3 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 # After the head, with what they show in words.
 PICTURES = ('frontier.svg', 'changes.svg')
-
-NOT_MEASURED: dict[str, str] = {}

@@ -257,5 +257,3 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'neighbourhood': neighbourhood_tables,
   'narrow_layers': narrow_tables,
 }
-
-NOT_MEASURED: dict[str, str] = {}
