@@ -14,11 +14,10 @@ some epochs; every row then takes the same further epochs from it:
   python benchmarks/camvid.py --weights=DIR/dinov2_vits14.safetensors \
     --data=DIR/camvid --workdir=runs/camvid [--epochs 10] [--more-epochs 6]
 
-128 of the training images are held out for choices and fits. Mean IoU over all
-test images, and its difference to `dense more` with the half of its paired 95%
-interval. Every row has its own workdir, so the
-script resumes where it was stopped, in the middle of a row, too. Writes
-docs/benchmarks/camvid.json.
+128 of the training images are held out for choices and fits. Mean IoU is over all
+test images; its difference to `dense more` has half its paired 95% interval. Every
+row has its own workdir, so the script resumes where it was stopped, in the middle of
+a row, too. Writes docs/benchmarks/camvid.json.
 """
 
 import argparse

@@ -36,9 +36,10 @@ def make_page(name: str) -> str:
     return _with_part(name)
   page = PAGES[name]
   parts = [page.HEAD.strip()]
-  for picture in getattr(page, 'PICTURES', ()):
-    words = make_pictures.in_words(make_pictures.PICTURES[picture])
-    parts.append(f'![{words}](images/{picture})')
+  for name in getattr(page, 'PICTURES', ()):
+    picture = make_pictures.PICTURES[name]
+    words = make_pictures.in_words(picture)
+    parts += [f'![{words}](images/{name})', picture.CAPTION]
   for figures, section in page.SECTIONS.items():
     path = FIGURES / f'{figures}.json'
     if path.exists():

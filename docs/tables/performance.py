@@ -377,5 +377,3 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'startup': input_and_startup.startup_table,
   'loading': input_and_startup.loading_table,
 }
-
-# What a page says of a file that is not there yet.

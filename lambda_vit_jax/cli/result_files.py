@@ -67,7 +67,8 @@ _SCORES = Object(
     'iou': List(Nullable(_SHARE), most=1 << 16),
     'missing_classes': List(_COUNT, most=1 << 16),
     # By the model that it is compared with.
-    'difference': Object(others=List(Number(-1, 1), 2, 2)),
+    # A change, and half an interval, of which few images have a wide one.
+    'difference': Object(others=List(Number(-1, 1e3), 2, 2)),
     'changed': Object(
       {
         'gained': _COUNT,

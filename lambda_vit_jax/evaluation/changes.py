@@ -63,29 +63,29 @@ def paired_difference(
 def iou_difference(areas: np.ndarray, other: np.ndarray) -> tuple[float, float]:
   """The difference of two mean IoUs, and half the width of its 95% interval.
 
-  A mean IoU is a mean of ratios of sums over images, m = Σ_c (I_c / U_c) / C.
-  To first order (the delta method), image i moves it by
-  d_i = Σ_c (I_ic − U_ic·I_c / U_c) / (U_c·C); the images are the same ones, so
-  that what counts is Σ_i (d_i − d'_i)².
+  A mean IoU is a mean of ratios of sums over images, so its interval is that of a
+  jackknife: from the differences δ_i without image i, of both models, the variance
+  (n − 1) / n · Σ_i (δ_i − δ̄)². Where few images have a class it is too wide rather
+  than too narrow.
 
   Args:
-    areas: `[images, 2, classes]`, `confusion.areas` of a model on each image.
+    areas: `[images, 2, classes]`, `confusion.areas` of a model on each image; two
+      images or more.
     other: the same of the model that it is compared with.
   """
-  (mean, moves), (other_mean, other_moves) = map(_mean_iou, (areas, other))
-  width = _DEVIATIONS * math.sqrt(np.square(moves - other_moves).sum())
-  return mean - other_mean, width
+  without = _mean_iou(areas.sum(axis=0) - areas)
+  without -= _mean_iou(other.sum(axis=0) - other)
+  variance = (len(areas) - 1) * without.var()
+  change = _mean_iou(areas.sum(axis=0)) - _mean_iou(other.sum(axis=0))
+  return float(change), float(_DEVIATIONS * math.sqrt(variance))
 
 
-def _mean_iou(areas: np.ndarray) -> tuple[float, np.ndarray]:
-  """The mean over the classes that occur, and what each image adds to it."""
-  correct, union = areas.sum(axis=0)
-  occurs = union > 0
-  if not occurs.any():
-    return 0.0, np.zeros(len(areas))
-  iou = correct[occurs] / union[occurs]
-  left = areas[:, 0, occurs] - areas[:, 1, occurs] * iou
-  return float(iou.mean()), (left / union[occurs]).mean(axis=1)
+def _mean_iou(areas: np.ndarray) -> np.ndarray:
+  """Of pixels `[..., 2, classes]`: the mean over the classes that occur."""
+  correct, union = areas[..., 0, :], areas[..., 1, :]
+  number = np.count_nonzero(union, axis=-1)
+  iou = correct / np.maximum(union, 1)
+  return np.asarray(iou.sum(axis=-1) / np.maximum(number, 1))
 
 
 def describe(

@@ -127,6 +127,24 @@ def test_accuracy_has_its_paired_interval(results_of, pair, words):
   assert ('interval not known' in detail) == (pair is None)
 
 
+@pytest.mark.parametrize(
+  'pair, words, more',
+  [
+    ([-0.01, 0.004], '1.00 points lost ± 0.40', 'mean IoU 80.00 % → 79.00 %'),
+    # Of two images, on which the models are oppositely right.
+    ([-0.01, 1.4], '1.00 points lost ± 140.00, not told apart', 'mean IoU'),
+    ([0.0, 0.0], 'No difference', 'right on the same pixels'),
+  ],
+)
+def test_iou_has_its_paired_interval(results_of, pair, words, more):
+  rows = {name: {'mean_iou': 0.8} for name in ('dense', 'baseline')}
+  rows['pruned'] = {'mean_iou': 0.79, 'difference': {'baseline': pair}}
+  rows['exported'] = {'mean_iou': 0.79}
+  _, said, detail = sentence(results_of(evaluation=rows), 'Accuracy')
+  assert said == words
+  assert more in detail
+
+
 def test_accuracy_is_against_the_dense_model_with_the_same_steps(results_of):
   """Its interval too, not that of the model that was trained less."""
   rows = {k: v | {'steps': 9} for k, v in FILES['evaluation.json'].items()}

@@ -119,6 +119,7 @@ def test_runs_from_top_to_bottom_and_shows_its_plots(
   }
   environment.pop('MPLBACKEND', None)
   notebook = nbformat.read(path, as_version=4)
+  assert (CONFIG in path.read_text()) == (path.stem == 'choose_and_dilute')
   for cell in notebook.cells:
     cell.source = cell.source.replace(CONFIG, f'{CONFIG}:runlocal')
   client = nbclient.NotebookClient(

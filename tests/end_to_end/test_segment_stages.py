@@ -27,7 +27,7 @@ from lambda_vit_jax.cli.stages import (
 from lambda_vit_jax.cli.stages.finished import load_linear, pruned_model
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import LambdaVitError, UsageError
-from lambda_vit_jax.evaluation import scores
+from lambda_vit_jax.evaluation import changes, scores
 from lambda_vit_jax.models.decoders import Decoder, spread_blocks
 from lambda_vit_jax.models.variants import VARIANTS, get_variant
 from lambda_vit_jax.runtime import sharding
@@ -150,18 +150,32 @@ def test_every_stage_leaves_its_file(finished):
 
 
 def test_images_of_all_processes_are_compared_in_one_order(monkeypatch, rng):
-  """Each has every second image; the third has no labelled pixel."""
+  """Each has every second image; one has no labelled pixel."""
   areas = rng.integers(1, 9, (5, 2, 3))
   areas[2] = 0
+  # A class that is predicted where it is not, and one that is not there.
+  areas[0, 0, 1] = areas[3, :, 2] = 0
   sent = []
   for part in (0, 1):
     mine = {k: areas[k] for k in range(part, 5, 2)}
     monkeypatch.setattr(
       evaluate_masks.processes, 'gather', lambda rows: sent.append(rows) or sent
     )
-    found = evaluate_masks._of_all_processes(mine, 3)
+    found = evaluate_masks._of_all_processes(mine, (5, 3))
   assert json.loads(json.dumps(sent)) == sent
-  np.testing.assert_array_equal(found, areas[[0, 1, 3, 4]])
+  np.testing.assert_array_equal(found, areas)
+
+
+def test_images_that_a_model_lacks_are_not_compared(rng):
+  """It could not be decoded then, or has no labelled pixel."""
+  ours, other = rng.integers(1, 9, (2, 6, 2, 3))
+  other[4] = 0
+  found = evaluate_masks._differences({'dense': other, 'pruned': ours})
+  there = [0, 1, 2, 3, 5]
+  expected = changes.iou_difference(ours[there], other[there])
+  assert found == {'difference': {'dense': expected}}
+  other[1:] = 0
+  assert not evaluate_masks._differences({'dense': other, 'pruned': ours})
 
 
 @pytest.mark.slow

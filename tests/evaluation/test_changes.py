@@ -92,14 +92,29 @@ def test_the_interval_of_iou_over_equal_unions_is_that_of_means(rng):
   change, width = changes.iou_difference(ours, other)
   moved = (correct[0] - correct[1]).mean(axis=1) / 100
   assert change == pytest.approx(moved.mean())
-  assert width == pytest.approx(1.96 * moved.std() / np.sqrt(40))
+  assert width == pytest.approx(1.96 * moved.std(ddof=1) / np.sqrt(40))
+
+
+def test_a_class_that_one_image_decides_has_a_wide_interval(rng):
+  """Of a class of no true pixel one is predicted: by chance or not?"""
+  ours, _ = random_areas(rng, 100, 3)
+  empty = np.zeros((100, 2, 1), int)
+  ours = np.concatenate([ours, empty], axis=2)
+  other = ours.copy()
+  other[17, 1, 3] = 1
+  change, width = changes.iou_difference(ours, other)
+  # Three classes or four, of which the last has an IoU of 0.
+  assert change == pytest.approx(changes._mean_iou(ours.sum(axis=0)) / 4)
+  # One of 100 differences is near zero: 99/100 · change² in a jackknife.
+  assert width == pytest.approx(1.96 * 0.99 * change, rel=0.01)
 
 
 def test_classes_that_never_occur_and_equal_answers_have_no_part(rng):
   ours, other = random_areas(rng, 10, 3)
   empty = np.zeros((10, 2, 1), int)
   more = [np.concatenate([part, empty], axis=2) for part in (ours, other)]
-  assert changes.iou_difference(*more) == changes.iou_difference(ours, other)
+  found = changes.iou_difference(ours, other)
+  assert changes.iou_difference(*more) == pytest.approx(found)
   assert changes.iou_difference(ours, ours) == (0.0, 0.0)
   assert changes.iou_difference(empty, empty) == (0.0, 0.0)
 

@@ -60,7 +60,8 @@ def _accuracy(results: Results) -> Sentence:
   if pair is None:
     return points, f'{detail}; interval not known'
   if not any(pair):
-    return 'No difference', f'{detail}; the two are right on the same ones'
+    where = 'ones' if key == 'top1' else 'pixels'
+    return 'No difference', f'{detail}; the two are right on the same {where}'
   words = f'{points} ± {100 * pair[1]:.2f}'
   if abs(change) <= pair[1]:
     words += ', not told apart'

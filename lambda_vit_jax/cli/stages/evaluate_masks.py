@@ -126,7 +126,8 @@ def evaluate(
 
   Returns:
     For each of the models, and for `exported`, see `sliding_windows.evaluate`;
-    for `pruned` also `difference`, per other model `changes.iou_difference`.
+    for `pruned` also `difference`, per model of `changes.COMPARED` the
+    `changes.iou_difference`, if two images or more have labelled pixels.
   """
   settings = run.settings.segment
   model = models['pruned']
@@ -165,22 +166,26 @@ def evaluate(
       keep,
     )
     kept[name] = seen
-    areas[name] = _of_all_processes(parts, run.dataset.num_classes)
-  results['pruned']['difference'] = {
-    name: changes.iou_difference(areas['pruned'], areas[name])
-    for name in changes.COMPARED
-    if name in areas
-  }
+    if name in ('pruned', *changes.COMPARED):
+      shape = (len(run.dataset.test), run.dataset.num_classes)
+      areas[name] = _of_all_processes(parts, shape)
+  results['pruned'] |= _differences(areas)
   _write_pictures(run, kept)
   return results
 
 
 def _of_all_processes(
-  parts: Mapping[int, np.ndarray], num_classes: int
+  parts: Mapping[int, np.ndarray], shape: tuple[int, int]
 ) -> np.ndarray:
-  """`[images, 2, classes]` in the order of the images, given those of each.
+  """Gathers the areas of every image, which the processes have in parts.
 
-  What is zero is not exchanged, and an image without labelled pixels left out.
+  Args:
+    parts: `[2, classes]` of `confusion.areas` by the index of an image, of this
+      process. What is zero is not exchanged.
+    shape: images and classes.
+
+  Returns:
+    `[images, 2, classes]`, zero where an image has no labelled pixel.
   """
   rows = [
     [index, k, *part[:, k].tolist()]
@@ -189,10 +194,26 @@ def _of_all_processes(
   ]
   every = list(itertools.chain.from_iterable(processes.gather(rows)))
   images, classes, *pixels = np.array(every, np.int64).reshape(-1, 4).T
-  _, places = np.unique(images, return_inverse=True)
-  found = np.zeros((places.max(initial=-1) + 1, 2, num_classes), np.int64)
-  found[places, :, classes] = np.stack(pixels, axis=-1)
+  found = np.zeros((shape[0], 2, shape[1]), np.int64)
+  found[images, :, classes] = np.stack(pixels, axis=-1)
   return found
+
+
+def _differences(areas: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """`difference` of `pruned`, over the images that all models have segmented."""
+  labelled = np.all(
+    [part[:, 1].any(axis=-1) for part in areas.values()], axis=0
+  )
+  if np.count_nonzero(labelled) < 2:
+    return {}
+  kept = {name: part[labelled] for name, part in areas.items()}
+  pruned = kept.pop('pruned')
+  return {
+    'difference': {
+      name: changes.iou_difference(pruned, other)
+      for name, other in kept.items()
+    }
+  }
 
 
 def _write_pictures(
