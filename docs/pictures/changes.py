@@ -15,9 +15,8 @@ FILES = ('real_backbone', 'evidence', 'camvid')
 TITLE = 'Change of accuracy'
 CAPTION = (
   'Points of top-1, for CamVid of mean IoU; intervals are over the test images of '
-  'the first draw or seed. The rows of the first part are explained '
-  '[below](#without-training-a-real-backbone-caltech101), the others in '
-  '[evidence.md](evidence.md).'
+  'the first draw or seed. The sections below and [evidence.md](evidence.md) say what '
+  'the rows are.'
 )
 
 Row = tuple[str, float, float]
