@@ -8,7 +8,7 @@ from lambda_vit_jax.compression.parts import Kind
 from lambda_vit_jax.compression.schema import SCHEMA
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import CheckpointError, UsageError
-from lambda_vit_jax.core.figures import axes_to_draw_in
+from lambda_vit_jax.core.figures import axes_to_draw_in, axis_label
 from lambda_vit_jax.core.files import check_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.models.model import Model
@@ -299,7 +299,7 @@ class Compression(Shown):
     pairs = [(self.speedup(point), point.error) for point in self.points]
     curve.plot(*zip(*pairs, strict=True), marker='.', lw=0.8)
     curve.set_xlabel('speed-up')
-    curve.set_ylabel(str(self.options['criterion']).replace('_', ' '))
+    curve.set_ylabel(axis_label(self.options['criterion']))
     if more:
       self._plot_strip(more[0])
     return figure

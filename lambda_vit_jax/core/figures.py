@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.text import printable
 
 
 @functools.cache
@@ -54,3 +55,13 @@ def axes_to_draw_in(
       'plt.subplots() returns them'
     )
   return axes[0].figure, axes
+
+
+def axis_label(name: object) -> str:
+  r"""A name that may come from a file, as matplotlib shows it.
+
+  Its fonts lack most characters but those of ASCII, which are written as escapes,
+  and a dollar sign would begin a formula.
+  """
+  text = printable(name, 100).encode('ascii', 'backslashreplace').decode()
+  return text.replace('_', ' ').replace('$', r'\$')

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError
-from lambda_vit_jax.core.figures import axes_to_draw_in
+from lambda_vit_jax.core.figures import axes_to_draw_in, axis_label
 from lambda_vit_jax.core.files import check_json
 from lambda_vit_jax.core.schema import List, Nullable, Number, Object, Text
 from lambda_vit_jax.core.tables import Shown, Table
@@ -356,9 +356,7 @@ class Selection(Shown):
         low, high = zip(*(row.intervals[block] for block in known), strict=True)
         axes.fill_between(known, low, high, alpha=0.15, color=color, lw=0)
     axes.set_xlabel('block')
-    # A dollar sign would begin a formula.
-    name = self.criterion.replace('_', ' ').replace('$', r'\$')
-    axes.set_ylabel(name)
+    axes.set_ylabel(axis_label(self.criterion))
     if self.rounds:
       axes.legend(title='round', frameon=False)
     return figure

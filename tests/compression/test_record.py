@@ -121,6 +121,8 @@ def test_plot_draws_the_curve_and_the_strip(record):
   heights = [patch.get_height() for patch in strip.patches]
   assert heights == [1, 56 / 64, 0, 0, -1, 0, -0.25, 0, 0]
   assert record.plot(curve) is figure
+  odd = dataclasses.replace(record, options=OPTIONS | {'criterion': '\x1b$'})
+  assert odd.plot().axes[0].get_ylabel() == r'\x1b\$'
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Plots are pictures in a notebook, and can be drawn in axes of one's own."""
 
+import io
+
 import matplotlib.figure
 import pytest
 
 from lambda_vit_jax.analysis.profile import EntropyProfile
 from lambda_vit_jax.analysis.spectrum import Spectrum
+from lambda_vit_jax.core import figures
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.selection.record import Round, Selection
 
@@ -77,3 +80,19 @@ def test_what_are_no_axes_is_one_line(shown, wrong):
 def test_axes_are_no_other_spectrum():
   with pytest.raises(UsageError, match=r'give axes as plot\(ax=…\)'):
     SPECTRUM.plot(own_axes()[1])
+
+
+@pytest.mark.parametrize(
+  'name, shown',
+  [
+    ('transfer_entropy', 'transfer entropy'),
+    ('\x1b[2J$x^2$', r'\x1b[2J\$x^2\$'),
+    ('漢\n', r'\u6f22\n'),
+  ],
+)
+def test_a_name_of_any_file_can_label_an_axis(name, shown):
+  """A missing glyph would be a warning, and a formula an error."""
+  assert figures.axis_label(name) == shown
+  figure, (axes,) = figures.axes_to_draw_in()
+  axes.set_ylabel(figures.axis_label(name))
+  figure.savefig(io.BytesIO(), format='svg')
