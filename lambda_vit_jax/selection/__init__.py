@@ -14,6 +14,7 @@
 - `linear_trials`: score layers by replacing them with affine maps
 - `output_error`: score layers by the error at the output with maps in place
 - `exhaustive`: score every set of layers
+- `removal_curve`: accuracy over the number of layers left out
 - `checks`: check the options, images and resumed state of a search
 - `short_dilution`: rate sets of layers by short training runs
 - `probe`: choose among the criteria's sets by short dilutions

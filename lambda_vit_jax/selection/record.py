@@ -51,6 +51,7 @@ SCHEMA = Object(
     'block_evaluations': _COUNT,
     'trial': Text(100),
     'removed_before': List(_BLOCK, distinct=True),
+    'top1': List(Number(0, 1)),
   },
 )
 """Of `selection.json`."""
@@ -151,6 +152,9 @@ class Selection(Shown):
     trial: what replaced a candidate's attention while it was scored: nothing
       (`skip`) or an affine map fitted for it (`linear`).
     removed_before: blocks of the given model that had no attention already.
+    top1: accuracy on the images of the search with the first 0, 1, … layers of
+      `order` left out and nothing trained, where the stage `select` has labels;
+      else empty.
   """
 
   criterion: str
@@ -168,6 +172,7 @@ class Selection(Shown):
   block_evaluations: int = 0
   trial: str = 'skip'
   removed_before: tuple[int, ...] = ()
+  top1: tuple[float, ...] = ()
 
   @property
   def all_removed(self) -> tuple[int, ...]:
@@ -191,6 +196,7 @@ class Selection(Shown):
       removed=tuple(sorted(order)),
       rounds=(*self.rounds, row),
       block_evaluations=self.block_evaluations + block_evaluations,
+      top1=(),
     )
 
   def first(self, count: int) -> 'Selection':
@@ -210,6 +216,7 @@ class Selection(Shown):
       order=order,
       removed=tuple(sorted(order)),
       rounds=self.rounds[:count],
+      top1=self.top1[: count + 1],
     )
 
   @property
@@ -269,6 +276,7 @@ class Selection(Shown):
       block_evaluations=fields.get('block_evaluations', 0),
       trial=fields.get('trial', 'skip'),
       removed_before=tuple(fields.get('removed_before', ())),
+      top1=tuple(map(float, fields.get('top1', ()))),
     )
     if problem := found.contradiction():
       raise CheckpointError(f'{where}: {problem}; {_REMEDY}')
@@ -282,6 +290,8 @@ class Selection(Shown):
     for index, row in enumerate(self.rounds):
       if row.chosen not in row.scores:
         return f'`rounds[{index}].scores` has no block {row.chosen}'
+    if self.top1 and len(self.top1) != len(self.order) + 1:
+      return '`top1` and `order` differ in length'
     return ''
 
   def table(self) -> Table:

@@ -17,7 +17,9 @@ from lambda_vit_jax.models.modes import MODES
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
 
-Target = Literal['logits', 'features', 'loss', 'divergence', 'feature_error']
+Target = Literal[
+  'logits', 'features', 'loss', 'correct', 'divergence', 'feature_error'
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,10 @@ def target_values(
     taps: of the readout.
     labels: class indices `[batch]`; for the two comparisons the other network's
       logits or features `[batch, channels]`.
+
+  Returns:
+    For `loss` and the comparisons one channel, per image, in nats or squared
+    units of the features; for `correct` 1 where the label is the top class.
   """
   if target == 'logits':
     return logits
@@ -147,5 +153,8 @@ def target_values(
     wanted, found = (jax.nn.log_softmax(rows) for rows in (labels, logits))
     divergence = jnp.exp(wanted) * (wanted - found)
     return divergence.sum(axis=-1, keepdims=True)
+  if target == 'correct':
+    right = logits.argmax(axis=-1) == labels
+    return right[:, None].astype(jnp.float32)
   true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   return jax.nn.logsumexp(logits, axis=-1, keepdims=True) - true

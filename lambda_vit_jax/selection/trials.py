@@ -69,15 +69,15 @@ class TrialRunner:
     Args:
       model: no block in mode `diluted` or `skip`.
       images: see `images.read_images`.
-      target: `logits`, `features`, `loss` (per image; needs labels), or an
-        error per image, for which the labels are the outputs that it is
-        measured from (`trial_readout.target_values`).
+      target: `logits`, `features`, `loss` or `correct` (per image; need
+        labels), or an error per image, for which the labels are the outputs
+        that it is measured from (`trial_readout.target_values`).
       memory_gib: activations held at a time, per device; by default a share
         of the device's memory.
 
     Raises:
       ModelError: a block in mode `diluted` or `skip`.
-      DataError: `loss` without labels or head.
+      DataError: `loss` or `correct` without labels or head.
       UsageError: an unknown target, or a budget too small for one image.
     """
     module = model.module
@@ -302,10 +302,11 @@ def _check(model: Model, images: ImageSet, target: str) -> None:
       f'select.target={target!r} is not known; use logits or features'
     )
   check_finished(model, 'a search')
-  if target == 'loss' and (
+  if target in ('loss', 'correct') and (
     images.labels is None or not model.module.num_classes
   ):
+    what = 'the criterion loss_increase' if target == 'loss' else 'accuracy'
     raise DataError(
-      'the criterion loss_increase needs a label for every image and a '
-      'model with a head; give batches as dicts with image and label'
+      f'{what} needs a label for every image and a model with a head; give '
+      'batches as dicts with image and label'
     )

@@ -1,5 +1,6 @@
 """How the report page draws scores, layers and training."""
 
+import json
 import re
 
 import matplotlib.figure
@@ -104,6 +105,28 @@ def test_the_score_over_the_layers_removed_begins_with_the_dense_model(axes_of):
   line = axes.lines[0]
   assert list(line.get_xdata()) == [0, 1, 2]
   assert list(line.get_ydata()) == [0.0, -0.01, 0.02]
+
+
+def test_accuracy_over_the_layers_removed_is_drawn_where_it_is_known(
+  tmp_path, axes_of, undrawn
+):
+  (axes,) = axes_of(plots.top1_over_removed, [90.0, 88.0, 89.0])
+  assert list(axes.lines[0].get_ydata()) == [90.0, 88.0, 89.0]
+  low, high = axes.get_ylim()
+  assert high - low >= 10
+  write_files(tmp_path)
+  path = tmp_path / 'selection.json'
+  known = json.loads(path.read_text()) | {
+    'criterion': 'transfer_entropy',
+    'top1': [0.9, 0.88, 0.89],
+  }
+  path.write_text(json.dumps(known))
+  page = written(tmp_path)
+  assert 'Top-1 of 2048 held-out images over the number' in page
+  assert 'Score of the network' not in page
+  for cells in ('0 – 90.00', '1 1 88.00', '2 2 89.00'):
+    row = ''.join(f'<td>{cell}</td>' for cell in cells.split())
+    assert row in page
 
 
 # Layers.

@@ -135,6 +135,7 @@ def test_files_have_the_fields_of_the_contract(finished):
     'rounds',
   } <= set(selection)
   assert {'scores', 'chosen', 'seconds'} <= set(selection['rounds'][0])
+  assert len(selection['top1']) == len(selection['order']) + 1
   evaluation = read(finished, 'evaluation.json')
   assert list(evaluation) == ['dense', 'baseline', 'pruned', 'exported']
   common = {'top1', 'top5', 'loss', 'num_images', 'steps'}

@@ -109,6 +109,17 @@ def test_agreement_is_of_all_rounds():
   assert found.with_round(Round({0: 0.0}, 0, 0.0)).agreement is None
 
 
+def test_accuracy_over_the_layers_goes_with_their_number():
+  found = dataclasses.replace(greedy(), top1=(0.9, 0.8, 0.6))
+  assert Selection.from_json(json.loads(json.dumps(found.to_json()))) == found
+  assert found.first(1).top1 == (0.9, 0.8)
+  # Of a network that the search goes on from, nothing is known.
+  assert found.with_round(Round({2: 0.0}, 2, 0.0)).top1 == ()
+  damaged = found.to_json() | {'top1': [0.9, 0.8]}
+  with pytest.raises(CheckpointError, match='`top1` and `order` differ'):
+    Selection.from_json(damaged)
+
+
 def test_an_exhaustive_search_shows_its_best_sets():
   lines = repr(exhaustive()).splitlines()
   assert lines[0] == 'exhaustive on logits: removed [3, 4, 5]'

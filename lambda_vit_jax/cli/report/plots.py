@@ -128,6 +128,17 @@ def score_over_removed(rounds: Sequence[Mapping[str, Any]], unit: str) -> str:
   return draw(paint, 'attention layers removed', f'score ({unit})')
 
 
+def top1_over_removed(values: Sequence[float]) -> str:
+  """Top-1 in percent with the first 0, 1, … layers left out."""
+
+  def paint(axes: Axes) -> None:
+    axes.plot(range(len(values)), values, marker='o')
+    axes.set_xticks(range(len(values)))
+    axes.set_ylim(*limits(values, _LEAST['accuracy'], 0.0, 100.0))
+
+  return draw(paint, 'attention layers removed', 'top-1 (%)')
+
+
 def layer_entropy(
   attention: Sequence[float | None],
   mlp: Sequence[float | None],

@@ -64,7 +64,9 @@ def section(results: Results) -> list[str]:
     parts += _certainty(selected, scored)
     unit = unit_of(results)
     figures = [_scores(scored, unit)]
-    if selected['criterion'] in MEASURED and all(map(_is_whole, scored)):
+    if selected.get('top1'):
+      figures.append(_top1(selected))
+    elif selected['criterion'] in MEASURED and all(map(_is_whole, scored)):
       figures.append(_over_removed(scored, unit))
     parts.append(f'<div class="figures">{"".join(figures)}</div>')
   return parts
@@ -123,6 +125,21 @@ def _scores(scored: Sequence[Mapping[str, Any]], unit: str) -> str:
     caption,
     ('round', 'block', score, '95%', 'choice'),
     rows,
+  )
+
+
+def _top1(selected: Mapping[str, Any]) -> str:
+  values = [100.0 * value for value in selected['top1']]
+  removed = ('–', *map(str, selected['order']))
+  return html.figure(
+    plots.top1_over_removed(values),
+    f'Top-1 of {selected["num_samples"]} held-out images over the number of '
+    'attention layers left out, before any training.',
+    ('layers', 'last removed', 'top-1 (%)'),
+    [
+      (str(number), block, f'{value:.2f}')
+      for number, (block, value) in enumerate(zip(removed, values, strict=True))
+    ],
   )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lambda_vit_jax.analysis.images import read_images
 from lambda_vit_jax.cli import stage_table, task
 from lambda_vit_jax.cli.settings import Select
 from lambda_vit_jax.cli.stages import held_out
@@ -20,6 +21,7 @@ from lambda_vit_jax.selection import budget, criteria, nose, record
 from lambda_vit_jax.selection.options import Progress, SearchOptions, canonical
 from lambda_vit_jax.selection.probe import ProbeOptions, select_by_probe
 from lambda_vit_jax.selection.record import Selection
+from lambda_vit_jax.selection.removal_curve import top1_over_removed
 from lambda_vit_jax.selection.short_dilution import ShortDilution
 from lambda_vit_jax.selection.trials import Trial
 
@@ -38,6 +40,7 @@ def select(run: Run) -> None:
     chosen = _search(run, model, images, size)
   else:
     chosen = _search(run, model, (), size)
+  chosen = dataclasses.replace(chosen, top1=_top1(run, model, chosen))
   run.write_json(stage_table.SELECTION, digests.seal(chosen.to_json()))
   if run.leader:
     for partial in stage_table.STAGES['select'].partial:
@@ -118,6 +121,21 @@ def _search(
       on_progress=show,
       warn=run.reporter.warn,
     )
+
+
+def _top1(run: Run, model: Model, chosen: Selection) -> tuple[float, ...]:
+  """Accuracy over the layers left out, or () where there is none to tell.
+
+  Maps in place of layers would have to be fitted anew for every number of them,
+  and a criterion that reads no image stays as quick as it is.
+  """
+  settings = run.settings.select
+  stepwise = chosen.rounds and chosen.trial == 'skip'
+  if run.settings.segments or not (stepwise and reads_images(settings)):
+    return ()
+  batches = held_out.selection_batches(run, model, settings.num_images)
+  images = read_images(batches, model, run.mesh)
+  return top1_over_removed(model, images, chosen.order, run.memory_gib)
 
 
 def _probe(run: Run, model: Model, size: Mapping[str, Any]) -> Selection:
