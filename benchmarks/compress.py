@@ -12,6 +12,8 @@ at about the same executed operations:
   merging       a constant number of tokens merged per block (ToMe)
   span          consecutive blocks replaced by one affine map (the idea of TOAST,
                 arXiv 2410.04941)
+  dropped       consecutive blocks left out, those of smallest angle (arXiv
+                2403.17887), with nothing in their place
 
   python benchmarks/compress.py --name=caltech101 \
     --weights=DIR/dinov2_vits14.safetensors --data=image_folder:DIR/caltech101 \
@@ -148,10 +150,21 @@ def span(table: Table, draw: int, target: float) -> Model | None:
   return None
 
 
+def dropped(table: Table, draw: int, target: float) -> Model | None:
+  """The network without consecutive blocks, as few as reach the target."""
+  dense, images = table.dense, [table.draw(draw)]
+  for number in range(1, dense.depth):
+    model = lv.drop_blocks(dense, lv.choose_blocks(dense, images, number))
+    if speedup(dense, model) >= target:
+      return model
+  return None
+
+
 OTHERS: dict[str, Callable[[Table, int, float], Model | None]] = {
   'uniform': uniform,
   'merging': merging,
   'span': span,
+  'dropped': dropped,
 }
 
 
