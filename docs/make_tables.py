@@ -23,23 +23,26 @@ PAGES = {
   'performance.md': performance,
   'performance_deployed.md': deployed,
 }
-# Of other pages the part between `<!-- from NAME.json -->` and `<!-- end -->`.
+# Of other pages the parts between `<!-- from NAME.json -->` and `<!-- end -->`.
 PARTS = {
-  'evidence.md': ('evidence', evidence.evidence_section),
-  '../README.md': ('evidence', evidence.evidence_rows),
+  'evidence.md': {
+    'evidence': evidence.evidence_section,
+    'evidence_cifar10': evidence.cifar10_section,
+  },
+  '../README.md': {'evidence': evidence.evidence_rows},
 }
 
 
 def make_page(name: str) -> str:
   """Return the text of one of `PAGES`, or of one of `PARTS`."""
   if name in PARTS:
-    return _with_part(name)
+    return _with_parts(name)
   page = PAGES[name]
   parts = [page.HEAD.strip()]
-  for name in getattr(page, 'PICTURES', ()):
-    picture = make_pictures.PICTURES[name]
+  for image in getattr(page, 'PICTURES', ()):
+    picture = make_pictures.PICTURES[image]
     words = make_pictures.in_words(picture)
-    parts += [f'![{words}](images/{name})', picture.CAPTION]
+    parts += [f'![{words}](images/{image})', picture.CAPTION]
   for figures, section in page.SECTIONS.items():
     path = FIGURES / f'{figures}.json'
     if path.exists():
@@ -49,16 +52,18 @@ def make_page(name: str) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _with_part(name: str) -> str:
-  """The page as it is, with its part made anew."""
-  figures, part = PARTS[name]
-  begin, end = f'<!-- from {figures}.json -->', '<!-- end -->'
-  head, _, rest = (DOCS / name).read_text().partition(begin)
-  _, _, tail = rest.partition(end)
-  if not tail:
-    raise ValueError(f'{name}: give it one {begin} and one {end}')
-  found = json.loads((FIGURES / f'{figures}.json').read_text())
-  return f'{head}{begin}\n\n{part(found)}\n\n{end}{tail}'
+def _with_parts(name: str) -> str:
+  """The page as it is, with its parts made anew."""
+  page = (DOCS / name).read_text()
+  for figures, part in PARTS[name].items():
+    begin, end = f'<!-- from {figures}.json -->', '<!-- end -->'
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    if not tail:
+      raise ValueError(f'{name}: give it one {begin} and one {end}')
+    found = json.loads((FIGURES / f'{figures}.json').read_text())
+    page = f'{head}{begin}\n\n{part(found)}\n\n{end}{tail}'
+  return page
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What each way costs a real backbone, in points, with its 95% interval.
 
-From docs/benchmarks/real_backbone.json (nothing trained), evidence.json and
-camvid.json (each with the same further epochs).
+From docs/benchmarks/real_backbone.json (nothing trained), evidence.json,
+evidence_cifar10.json and camvid.json (each with the same further epochs).
 """
 
 import pathlib
@@ -11,7 +11,8 @@ from tables import evidence
 
 from pictures import paper
 
-FILES = ('real_backbone', 'evidence', 'camvid')
+FILES = ('real_backbone', 'evidence', 'evidence_cifar10', 'camvid')
+_TUNED = {'evidence': 'Caltech-101', 'evidence_cifar10': 'CIFAR-10'}
 TITLE = 'Change of accuracy'
 CAPTION = (
   'Points of top-1, for CamVid of mean IoU; intervals are over the test images of '
@@ -33,9 +34,11 @@ def panels(figures: dict[str, Any]) -> dict[str, list[Row]]:
       for key, row in part['rows'].items()
       if 'change' in row and key.startswith('0 ')
     ]
-  if 'evidence' in figures:
-    tuned = figures['evidence']
-    title = f'Caltech-101, {tuned["recipe"]["more_epochs"]} further epochs each'
+  for file, data in _TUNED.items():
+    if file not in figures:
+      continue
+    tuned = figures[file]
+    title = f'{data}, {tuned["recipe"]["more_epochs"]} further epochs each'
     found[title] = [
       (evidence.ROWS[name].replace('`', ''), *row['change'])
       for seed, name, row in evidence.ordered(tuned)

@@ -14,6 +14,7 @@ _LEVERS = {
   'uniform': 'every MLP narrowed alike (the idea of CORP)',
   'merging': 'tokens merged (ToMe)',
   'span': 'blocks as one affine map (the idea of TOAST)',
+  'dropped': 'consecutive blocks dropped, by angle',
 }
 
 

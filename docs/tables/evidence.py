@@ -1,6 +1,6 @@
-"""A fine-tuned real backbone at equal further steps: the tables of evidence.json.
+"""A fine-tuned real backbone at equal further steps: the tables of evidence*.json.
 
-The parts of docs/evidence.md and README.md between their two comments.
+The parts of docs/evidence.md and README.md between two comments each.
 """
 
 from typing import Any
@@ -41,21 +41,8 @@ _FIRST = (
 
 
 def evidence_section(found: dict[str, Any]) -> str:
-  """Every row, with what it starts from, for docs/evidence.md."""
+  """What was measured, and every row, for docs/evidence.md."""
   recipe = found['recipe']
-  rows = [
-    (
-      ROWS[name],
-      seed,
-      layers(_changed(row)),
-      percent(row['before']) if 'before' in row else '–',
-      percent(row['top1']),
-      difference(row) if 'before' in row else '–',
-      f'{row["speedup"]:.2f}',
-      f'{row["parameters"] / 1e6:.1f}',
-    )
-    for seed, name, row in ordered(found)
-  ]
   text = (
     f'DINOv2 ViT-S/14 at {found["image_size"]} pixels (17 tokens) on all 101 '
     f'classes of Caltech-101, {found["train_images"]:,} training and '
@@ -73,13 +60,42 @@ def evidence_section(found: dict[str, Any]) -> str:
     'with the paired 95% interval over the test images, which says nothing about '
     'other seeds. Times fewer: executed multiply-accumulates.'
   )
+  return f'{text}\n\n{_rows(found, "evidence")}'
+
+
+def cifar10_section(found: dict[str, Any]) -> str:
+  """The same on other images, after `evidence_section`."""
+  recipe = found['recipe']
+  return (
+    f'The same on CIFAR-10: {found["train_images"]:,} training images, drawn at '
+    f'random, and {found["test_images"]:,} test images. The probe reaches '
+    f'{percent(found["rows"]["probe"]["top1"])}%, {recipe["epochs"]} epochs of all '
+    f'parameters {percent(found["rows"]["dense"]["top1"])}%, and every row takes '
+    f'{recipe["more_epochs"]} further ones.\n\n'
+    f'{_rows(found, "evidence_cifar10")}'
+  )
+
+
+def _rows(found: dict[str, Any], name: str) -> str:
+  """Every row, with what it starts from, and where they come from."""
+  rows = [
+    (
+      ROWS[what],
+      seed,
+      layers(_changed(row)),
+      percent(row['before']) if 'before' in row else '–',
+      percent(row['top1']),
+      difference(row) if 'before' in row else '–',
+      f'{row["speedup"]:.2f}',
+      f'{row["parameters"] / 1e6:.1f}',
+    )
+    for seed, what, row in ordered(found)
+  ]
   header = (
     'what', 'seed', 'without attention', 'before %', 'top-1 %', 'difference',
     'times fewer', 'M parameters',
   )  # fmt: skip
-  return '\n\n'.join(
-    [text, table(header, rows), origin('evidence', 'evidence.py', found)]
-  )
+  return f'{table(header, rows)}\n\n{origin(name, "evidence.py", found)}'
 
 
 def evidence_rows(found: dict[str, Any]) -> str:

@@ -24,8 +24,10 @@ def load_selection(
 
   Those of the package are of NOSE on 512 images of Caltech-101 at 112 pixels, as
   far as eight layers, with a linear probe's logits
-  (benchmarks/stored_selection.py). Other images, sizes and heads choose
-  otherwise: `lv.nose` on one's own images is surer.
+  (benchmarks/stored_selection.py), of a DINOv2 ViT-S whose weights a package had
+  tuned. Other weights, images, sizes and heads choose otherwise: `lv.nose` on one's
+  own images is surer. Maps do not ship at all: they are of one network's weights,
+  and `lv.linearize` fits those of five layers in minutes.
 
   Args:
     name: of `STORED`, a `selection.json`, or the workdir of a run.
