@@ -122,7 +122,7 @@ model.table()
 # %%
 assert main(['check-data', f'image_folder:{IMAGES}']) == 0
 batches = lv.image_batches(
-  pathlib.Path(IMAGES) / 'train', model, num_images=256
+  pathlib.Path(IMAGES) / 'train', model, num_images=128
 )
 
 # %% [markdown]
@@ -154,13 +154,8 @@ found.plot()
 # shown.
 
 # %%
-files = sorted(p for p in pathlib.Path(IMAGES).glob('val/*/*') if p.is_file())
-names = sorted({path.parent.name for path in files})
-labels = np.array([names.index(path.parent.name) for path in files])
-test = [
-  (lv.preprocess(files[i : i + 64], model), labels[i : i + 64])
-  for i in range(0, len(files), 64)
-]
+val = pathlib.Path(IMAGES) / 'val'
+test = lv.image_batches(val, model, labels=model.num_classes > 0)
 
 
 def compare(other):
@@ -168,7 +163,7 @@ def compare(other):
     dense, changed = lv.evaluate(model, test), lv.evaluate(other, test)
     difference, half = changed.minus(dense)
     return f'{changed.top1:.2%} ({difference:+.2%} ± {half:.2%})'
-  pairs = [(np.asarray(model(x)), np.asarray(other(x))) for x, _ in test]
+  pairs = [(np.asarray(model(x)), np.asarray(other(x))) for x in test]
   a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
   norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
   return f'cosine {np.mean((a * b).sum(1) / norms):.4f}'
@@ -198,7 +193,10 @@ lv.export(found.model, FOLDER / 'export')
 
 # %%
 smaller = lv.load_export(FOLDER / 'export')
-smaller.predict(files[:1]) if smaller.num_classes else smaller(test[0][0]).shape
+first = val / test.files[0]
+smaller.predict(first) if smaller.num_classes else smaller(
+  lv.preprocess(first, smaller)
+).shape
 
 # %% [markdown]
 # ## Train, too

@@ -29,6 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 _BUILTIN = 'builtin:'
 
+# Stages whose folders of checkpoints hold networks.
+_TRAINED = ('pretrain', 'dilute', 'baseline')
+
 
 @check_arguments
 def load_pretrained(
@@ -45,7 +48,9 @@ def load_pretrained(
       `hf-hub:OWNER/NAME`, a variant's name for the hub's weights, a `.pth` or
       `.ckpt` (read by PyTorch without running it), a `.npz` of Google's, an
       `export/` folder, a workdir, or `builtin:NAME` for weights that come with
-      the package. docs/layouts.md lists whose names are read. `FILE#NAME` is
+      the package. A workdir gives the smallest network that it has: its export,
+      or else what was diluted, compressed or linearised;
+      `WORKDIR/checkpoints/pretrain` is the dense one. docs/layouts.md lists whose names are read. `FILE#NAME` is
       one of several sets of weights in a file. Also timm's
       `VisionTransformer` itself, or a state dict.
     variant: a name of `lambda-vit models`; by default read from the files
@@ -197,6 +202,8 @@ def _load_directory(path: epath.Path, variant: str | None) -> Model:
     model = load_export(path)
   elif (path / 'checkpoints').exists() or (path / 'export').exists():
     model = _load_workdir(path)
+  elif path.parent.name == 'checkpoints' and path.name in _TRAINED:
+    model = load_stage(path.parent.parent, path.name)
   else:
     return third_party.load_folder(path, variant)
   return third_party.check_variant(model, variant, str(path))
@@ -204,7 +211,7 @@ def _load_directory(path: epath.Path, variant: str | None) -> Model:
 
 def _load_workdir(workdir: epath.Path) -> Model:
   """Loads the export of a run, or else its newest finished checkpoint."""
-  for stage in ('export', 'dilute', 'linear', 'pretrain'):
+  for stage in ('export', 'dilute', 'compressed', 'linear', 'pretrain'):
     if (workdir / stage / 'model.json').exists():
       return load_export(workdir / stage)
     directory = workdir / 'checkpoints' / stage
@@ -318,8 +325,15 @@ def _hub_weights(name: str) -> str:
 
 def _offer(text: str) -> str:
   """Suggests the nearest names for a path that does not exist."""
-  name = pathlib.PurePath(text).name
-  base = name.partition('.')[0]
+  path = pathlib.PurePath(text)
+  base = path.name.partition('.')[0]
   if base in _builtins():
     return f'; did you mean {_BUILTIN}{base}?'
-  return nearest(base, VARIANTS)
+  if base not in VARIANTS:
+    return nearest(base, VARIANTS)
+  if len(path.parts) == 2:
+    return f'; did you mean hf-hub:{text}?'
+  return (
+    ', and no weights of that variant are known; give a file, or make a network '
+    f"of random weights with lv.create_model('{base}')"
+  )

@@ -193,7 +193,8 @@ HELP: dict[str, Help] = {
   'check-data': Help(
     'SOURCE [--json]',
     'Reads a data set once: sizes, classes, broken and repeated images.\n'
-    'SOURCE is digits, image_folder:DIR, idx_folder:DIR or tfds:NAME.',
+    'SOURCE is digits, image_folder:DIR, segmentation_folder:DIR, idx_folder:DIR\n'
+    'or tfds:NAME.',
     (
       'lambda-vit check-data digits',
       'lambda-vit check-data image_folder:flowers --json',

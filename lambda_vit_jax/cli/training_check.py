@@ -1,10 +1,10 @@
-"""Check a command against data set, weights and devices, before it begins.
+"""Check a command against data, weights, devices and packages, before it begins.
 
 Runs before the first stage of a command, so that a recipe that a late stage
 would refuse costs nothing and binds no workdir.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import jax.numpy as jnp
 
@@ -12,6 +12,7 @@ from lambda_vit_jax.cli.report.speed_table import si
 from lambda_vit_jax.cli.stages import held_out, pretrain, registry, select
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.exporters import export
 from lambda_vit_jax.models.build import make_module
 from lambda_vit_jax.models.variants import get_variant
 from lambda_vit_jax.runtime import processes
@@ -20,15 +21,18 @@ from lambda_vit_jax.training import step_memory
 _READ_HELD_OUT = ('analyze', 'select', 'linearize', 'compress')
 
 
-def check(run: Run, stages: Iterable[str]) -> None:
+def check(run: Run, stages: Collection[str]) -> None:
   """Checks the unfinished ones among `stages` that train or read images.
 
   Raises:
     UsageError: a dense model that would stay random; too few held-out images;
       a warm-up longer than the training; a batch that is larger than the
       training images, or than the memory of a device.
+    LambdaVitError: a format to export whose package is not installed.
   """
   found = [registry.STAGES[name] for name in stages]
+  if 'export' in stages and not registry.STAGES['export'].finished(run):
+    export.check_packages(run.settings.export.formats)
   if any(map(_reads_training_images, found)):
     run.share_labels()
   due = processes.from_leader(

@@ -91,6 +91,7 @@ class Run:
     self.workdir = files.absolute(workdir)
     self.leader = processes.is_leader()
     config_check.check(self.settings)
+    workdir_config.check_apart(self.workdir, self.settings.data.source)
     # As `config.json` stores it: tuples are lists.
     stored = json.loads(json.dumps(config))
     self._lock = WorkdirLock(self.workdir) if lock else None

@@ -34,6 +34,24 @@ _LAST = stage_table.results('export', 'evaluate', 'benchmark')
 _ALL = stage_table.results(*(s for s in stage_table.STAGES if s != 'report'))
 
 
+def check_apart(workdir: epath.Path, source: str) -> None:
+  """Refuses to write a run's files among the images that it reads.
+
+  Args:
+    workdir: absolute.
+    source: the value of `data.source`.
+
+  Raises:
+    UsageError: they are one folder.
+  """
+  kind, _, folder = source.partition(':')
+  local = kind.endswith('_folder') and folder and '://' not in folder
+  if local and files.user_path(folder).resolve() == workdir.resolve():
+    raise UsageError(
+      f'--workdir={workdir}: is the folder of the images; name another one'
+    )
+
+
 def claim(
   workdir: epath.Path,
   config: Mapping[str, Any],

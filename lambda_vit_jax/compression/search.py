@@ -56,12 +56,12 @@ class Search:
     self.repairs = options.repair
     self._inputs = tuple(options.inputs or ())
     fitted, held = split(images)
+    mlp_refit.check_images(fitted, held.total)
     maps = None
     if self._inputs:
       maps = linear_maps.map_options(model, self._inputs)
       maps = dataclasses.replace(maps, ridge=options.fixed_ridge)
-      map_fitter.check_samples(model, fitted, maps)
-    mlp_refit.check_images(fitted, held.total)
+      map_fitter.check_samples(model, fitted, maps, held.total)
     place = images.placement
     self.model = model.replace(params=place.replicate(model.params))
     dense = dense.replace(params=place.replicate(dense.params))

@@ -82,25 +82,32 @@ class ImageBatches:
     files: paths below it.
     model: whose input they become.
     batch_size: images per batch; the last may have fewer.
+    labels: class index of each file, or empty for batches without labels.
   """
 
   folder: str
   files: tuple[str, ...]
   model: TakesImages
   batch_size: int
+  labels: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     """Number of batches."""
     return math.ceil(len(self.files) / self.batch_size)
 
-  def __iter__(self) -> Iterator[np.ndarray]:
+  def __iter__(self) -> Iterator[Any]:
     root = epath.Path(self.folder)
     paths = [str(root / name) for name in self.files]
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(paths), self.batch_size):
         part = paths[start : start + self.batch_size]
         found = pool.map(lambda path: read_image(path, self.model)[0], part)
-        yield np.stack(list(found))
+        images = np.stack(list(found))
+        if self.labels:
+          part_of = self.labels[start : start + self.batch_size]
+          yield {'image': images, 'label': np.asarray(part_of, np.int32)}
+        else:
+          yield images
 
 
 @check_arguments
@@ -109,6 +116,7 @@ def image_batches(
   model: TakesImages,
   num_images: int | None = None,
   batch_size: int = 32,
+  labels: bool = False,
 ) -> ImageBatches:
   """Batches of the images in a folder, for `lv.nose`, `lv.linearize` and so on.
 
@@ -119,19 +127,25 @@ def image_batches(
     num_images: only this many, spread evenly over the sorted files, so that
       every class has its share; all of them by default.
     batch_size: images per batch.
+    labels: whether each image comes with its class, the name of the subfolder
+      that it is in: for `lv.evaluate`. Classes are those of
+      `model.class_names`, or else the sorted names of all subfolders.
 
   Returns:
     An iterable of float32 `[batch, height, width, channels]`, see
-    `preprocess`. It reads the files again each time.
+    `preprocess`; with labels of dicts with these as `image`, and int32 `label`.
+    It reads the files again each time.
 
   Raises:
-    DataError: no folder, fewer images than asked for, or, while iterating, an
-      image that cannot be read.
+    DataError: no folder, fewer images than asked for, subfolders that are not
+      the model's classes, or, while iterating, an image that cannot be read.
   """
   root = user_path(folder)
   if not root.is_dir():
     raise DataError(f'{root}: is not a folder of images')
   names = find_images(root).images
+  if not names:
+    raise DataError(f'{root}: a folder that holds no image')
   count = len(names) if num_images is None else num_images
   if not 1 <= count <= len(names):
     raise DataError(
@@ -141,9 +155,36 @@ def image_batches(
   if batch_size < 1:
     raise DataError(f'batch_size={batch_size}: must be at least 1')
   chosen = np.linspace(0, len(names) - 1, count).round().astype(int)
-  return ImageBatches(
-    str(root), tuple(names[k] for k in chosen), model, batch_size
-  )
+  files = tuple(names[k] for k in chosen)
+  found = _classes(root, names, model) if labels else {}
+  classes = tuple(found[name.partition('/')[0]] for name in files if labels)
+  return ImageBatches(str(root), files, model, batch_size, classes)
+
+
+def _classes(
+  root: epath.Path, names: list[str], model: TakesImages
+) -> dict[str, int]:
+  """The class index of each subfolder."""
+  loose = [name for name in names if '/' not in name]
+  if loose:
+    raise DataError(
+      f'{root}: {loose[0]} lies in no subfolder, whose name would be its class'
+    )
+  folders = sorted({name.partition('/')[0] for name in names})
+  known = getattr(model, 'class_names', ()) or folders
+  unknown = sorted(set(folders) - set(known))
+  if unknown:
+    raise DataError(
+      f'{root}: the subfolder {unknown[0]!r} is no class of the model, such as '
+      f'{known[0]!r}; name subfolders as model.class_names'
+    )
+  number = model.module.num_classes
+  if len(known) != number:
+    raise DataError(
+      f'{root}: has {len(folders)} subfolders, and the model, which does not '
+      f'name its classes, has {number}; give a folder for every class'
+    )
+  return {name: index for index, name in enumerate(known)}
 
 
 def read_image(

@@ -27,7 +27,7 @@ from lambda_vit_jax.core.errors import (
 from lambda_vit_jax.core.files import user_path, write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
-from lambda_vit_jax.exporters import replaced_folder
+from lambda_vit_jax.exporters import extras, replaced_folder
 from lambda_vit_jax.exporters.calibration import (
   STATIC,
   accepted_loss,
@@ -218,6 +218,18 @@ def check_settings(
         f'{take}leave `{name}` out of the formats'
       )
   return tuple(name for name in FORMATS if name in (ALWAYS, *chosen))
+
+
+def check_packages(names: Iterable[str]) -> None:
+  """Refuses formats whose packages are not installed.
+
+  Raises:
+    LambdaVitError: says what to install.
+  """
+  for name in names:
+    for package in FORMATS[name].packages:
+      remedy = f', or leave `{name}` out of the formats'
+      extras.check_installed(package, f'format {name}', remedy)
 
 
 def _check_model(model: Model, dtype: str) -> None:

@@ -38,13 +38,23 @@ def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
   except ModuleNotFoundError as error:
     if package not in EXTRAS or error.name != package:
       raise _unfit(package, wanted_by, error) from error
-    raise LambdaVitError(
-      f'{wanted_by}: needs the package {package}; install it (pip install '
-      f"'lambda_vit_jax[{EXTRAS[package]}]'){instead}"
-    ) from None
+    raise _missing(package, wanted_by, instead) from None
   except Exception as error:
     # torchvision of another PyTorch ends in a RuntimeError.
     raise _unfit(package, wanted_by, error) from error
+
+
+def check_installed(package: str, wanted_by: str, instead: str = '') -> None:
+  """`import_extra` without importing; it may still not fit what is there."""
+  if not is_installed(package):
+    raise _missing(package, wanted_by, instead)
+
+
+def _missing(package: str, wanted_by: str, instead: str) -> LambdaVitError:
+  return LambdaVitError(
+    f'{wanted_by}: needs the package {package}; install it (pip install '
+    f"'lambda_vit_jax[{EXTRAS[package]}]'){instead}"
+  )
 
 
 def _unfit(package: str, wanted_by: str, error: Exception) -> LambdaVitError:

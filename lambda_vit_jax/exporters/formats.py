@@ -325,6 +325,7 @@ class Format:
     int8_arithmetic: the forms of int8 arithmetic that it can express.
     tolerance: largest `comparison.difference` of its logits; infinite where
       they only have to be finite.
+    packages: of `extras.EXTRAS`, what has to be installed.
   """
 
   write: Callable[[epath.Path, Source], None]
@@ -338,6 +339,7 @@ class Format:
   one_epsilon: bool = False
   int8_arithmetic: tuple[str, ...] = QUANTIZATIONS[1:]
   tolerance: Callable[[Source], float] = exact
+  packages: tuple[str, ...] = ()
 
 
 FORMATS = {
@@ -367,6 +369,7 @@ FORMATS = {
     read=lambda folder: read_onnx(folder / 'model.onnx'),
     int8_arithmetic=('weights', STATIC),
     tolerance=_calibrated(EXACT),
+    packages=('onnx', 'onnxruntime'),
   ),
   'openvino': Format(
     write=write_openvino,
@@ -374,6 +377,7 @@ FORMATS = {
     int8_arithmetic=('weights', STATIC),
     others=_openvino_bfloat16,
     tolerance=_calibrated(_FLOAT16_WEIGHTS),
+    packages=('openvino',),
   ),
   'transformers': Format(
     write=write_transformers,

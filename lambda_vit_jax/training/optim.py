@@ -78,7 +78,8 @@ def check_frozen(
   """Checks that `pattern`, unless empty, freezes some of `params`, if given.
 
   Raises:
-    UsageError: it is no regular expression, or no path contains it.
+    UsageError: it is no regular expression, or no path or every path
+      contains it.
   """
   where = f'config.{stage}.frozen={pattern!r}'
   try:
@@ -87,10 +88,16 @@ def check_frozen(
     raise UsageError(f'{where}: not a regular expression ({error})') from error
   if not pattern or params is None:
     return
-  if not any(jax.tree.leaves(frozen_mask(params, pattern))):
+  matches = jax.tree.leaves(frozen_mask(params, pattern))
+  if not any(matches):
     raise UsageError(
       f'{where}: no parameter has it in its path; paths look like '
       'block03/attn/qkv/kernel'
+    )
+  if all(matches):
+    raise UsageError(
+      f'{where}: every parameter has it in its path, so that none would be '
+      'trained; leave one out'
     )
 
 

@@ -139,8 +139,16 @@ def map_sums(
   return jax.lax.with_sharding_constraint(sums, placement.replicated)
 
 
-def check_samples(model: Model, images: ImageSet, options: MapOptions) -> None:
+def check_samples(
+  model: Model, images: ImageSet, options: MapOptions, held: int = 0
+) -> None:
   """Refuses fewer samples (images × tokens) than inputs of a map.
+
+  Args:
+    model: whose tokens are counted.
+    images: those to fit on.
+    options: with the inputs.
+    held: how many of those given were held back, a quarter, if any.
 
   Raises:
     DataError: says how many images are needed.
@@ -148,10 +156,11 @@ def check_samples(model: Model, images: ImageSet, options: MapOptions) -> None:
   tokens = model.module.num_tokens
   width = num_columns(model.module, options.inputs)
   if images.total * tokens <= width:
+    least = paired.least_given(width // tokens + 1, held)
     raise DataError(
       f'{images.total} images of {tokens} tokens are {images.total * tokens} '
       f'samples, too few for an affine map of {width} inputs; give at least '
-      f'{width // tokens + 1} images, better 512'
+      f'{least} images, better 512'
     )
 
 

@@ -236,10 +236,18 @@ def check_images(images: ImageSet, purpose: str, held: int = 0) -> None:
     DataError: fewer than `LEAST_IMAGES`.
   """
   if images.total < LEAST_IMAGES:
-    # Says what the caller gave, and how many of them would have been enough:
-    # the least n whose n - n // 4 is LEAST_IMAGES.
-    least = (LEAST_IMAGES - 1) * 4 // 3 + 1 if held else LEAST_IMAGES
     raise DataError(
       f'{images.total + held} images are too few to {purpose}; give at least '
-      f'{least}, better 512'
+      f'{least_given(LEAST_IMAGES, held)}, better 512'
     )
+
+
+def least_given(needed: int, held: int) -> int:
+  """How many images must be given so that so many are left to measure on.
+
+  Args:
+    needed: to measure on.
+    held: whether a quarter is held back, as a number of images: the least n
+      whose n - n // 4 is `needed`.
+  """
+  return (needed - 1) * 4 // 3 + 1 if held else needed

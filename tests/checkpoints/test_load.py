@@ -425,6 +425,13 @@ def test_unknown_names_offer_the_nearest(tmp_path):
   assert 'no such file or folder; did you mean deit_small_patch16' in text
   with pytest.raises(ModelError, match='did you mean deit_small_patch16_224'):
     load_pretrained(tmp_path, variant='deit_smal_patch16_224')
+  assert 'did you mean hf-hub:timm/deit_small_patch16_224?' in refused(
+    'timm/deit_small_patch16_224'
+  )
+  # No name is offered that was given.
+  text = refused('vit_mini_patch2_8')
+  assert "lv.create_model('vit_mini_patch2_8')" in text
+  assert 'did you mean' not in text
   (tmp_path / 'notes.txt').write_text('x')
   assert 'not a weight file' in refused(tmp_path / 'notes.txt')
 

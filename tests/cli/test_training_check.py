@@ -11,6 +11,7 @@ from lambda_vit_jax import main
 from lambda_vit_jax.checkpoints import load
 from lambda_vit_jax.cli.stages import pretrain
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.exporters import extras
 from lambda_vit_jax.training import step_memory
 from tests.support.stage_runs import arguments, open_run
 from tests.support.trees import assert_same
@@ -46,6 +47,34 @@ def test_a_warm_up_of_a_late_stage_that_does_not_fit(
     f'--config.dilute.settle_steps={settle}',
   )
   assert f'config.dilute.warmup_steps={warmup}: does not fit in 4 +' in line
+
+
+def test_a_workdir_that_is_the_folder_of_the_images(
+  tmp_path, capsys, monkeypatch
+):
+  for number in range(8):
+    path = tmp_path / 'photos' / str(number % 2) / f'{number}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('L', (8, 8), number).save(path)
+  before = sorted(tmp_path.rglob('*'))
+  monkeypatch.chdir(tmp_path)
+  source = f'--config.data.source=image_folder:{tmp_path}/photos'
+  assert main.main(arguments('run', 'photos/', source)) == 2
+  error = capsys.readouterr().err
+  assert 'is the folder of the images' in error
+  assert 'starting' not in error
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['onnx', 'openvino'])
+def test_a_format_whose_package_is_missing(tmp_path, capsys, monkeypatch, name):
+  monkeypatch.setattr(extras, 'is_installed', lambda package: False)
+  formats = f"--config.export.formats=('orbax','{name}')"
+  assert main.main(arguments('run', tmp_path / 'run', formats)) == 1
+  error = capsys.readouterr().err
+  assert 'starting' not in error
+  assert f'format {name}: needs the package {name}; install it' in error
+  assert f'or leave `{name}` out of the formats' in error
 
 
 def test_a_final_rate_above_the_peak(tmp_path, capsys):

@@ -12,6 +12,7 @@ from lambda_vit_jax.compression import costs, parts, scores
 from lambda_vit_jax.compression.parts import Part
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.modes import block_name
+from lambda_vit_jax.training_free import paired
 from tests.support.search_models import make_images, make_model, mesh_of
 
 IMAGES = make_images(64)
@@ -488,6 +489,16 @@ def test_too_few_images_are_refused(model):
   # In numbers of what was given, of which a quarter is held back to score.
   with pytest.raises(DataError, match=r'^24 images .*; give at least 42,'):
     lv.compress(model, [IMAGES[:24]], warn=str)
+  # First what every map needs, so that no message follows on the next.
+  with pytest.raises(DataError, match=r'^4 images .*; give at least 42,'):
+    lv.compress(model, [IMAGES[:4]], warn=str)
+
+
+@pytest.mark.parametrize('needed', [1, 2, 3, 4, 32, 100])
+def test_as_many_images_as_a_message_asks_for_are_enough(needed):
+  given = paired.least_given(needed, held=1)
+  assert given - given // 4 >= needed > given - 1 - (given - 1) // 4
+  assert paired.least_given(needed, held=0) == needed
 
 
 def test_what_cannot_be_compressed_says_why(model):

@@ -1,6 +1,7 @@
 """`lv.preprocess` and `lv.image_batches`: the input as in evaluation."""
 
 import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +148,7 @@ def test_batches_of_a_folder_are_what_functions_take(folder, model):
     ('https://host/photos', {}, 'is a URL'),
     ('', {'num_images': 13}, 'has 12 images; num_images=13'),
     ('', {'num_images': 0}, 'num_images=0'),
-    ('empty', {}, 'has 0 images'),
+    ('empty', {}, 'a folder that holds no image'),
     ('', {'batch_size': 0}, 'batch_size=0'),
   ],
 )
@@ -155,6 +156,50 @@ def test_folders_that_do_not_do(name, options, message, folder, model):
   (folder / 'empty').mkdir()
   with pytest.raises(DataError, match=message):
     lv.image_batches(name if ':' in name else folder / name, model, **options)
+
+
+def classifier(number, names=()):
+  model = lv.create_model('vit_nano_patch2_8', num_classes=number)
+  return model.replace(class_names=names)
+
+
+@pytest.mark.parametrize(
+  'number, names, labels',
+  [
+    (3, (), [0, 1, 2]),
+    # The model's own order, and a class of which there is no image.
+    (4, ('class2', 'other', 'class0', 'class1'), [2, 3, 0]),
+  ],
+)
+def test_a_folder_with_the_classes_of_its_subfolders(
+  folder, number, names, labels
+):
+  model = classifier(number, names)
+  batches = lv.image_batches(folder, model, labels=True, batch_size=5)
+  found = list(batches)
+  assert [len(batch['image']) for batch in found] == [5, 5, 2]
+  given = np.concatenate([batch['label'] for batch in found])
+  assert given.tolist() == np.repeat(labels, 4).tolist()
+  assert lv.evaluate(model, batches).num_images == 12
+
+
+@pytest.mark.parametrize(
+  'number, names, message',
+  [
+    (4, (), 'has 3 subfolders, .* which does not name its classes, has 4'),
+    (2, ('class0', 'class1'), "'class2' is no class of the model"),
+  ],
+)
+def test_subfolders_that_are_not_the_classes(folder, number, names, message):
+  with pytest.raises(DataError, match=message):
+    lv.image_batches(folder, classifier(number, names), labels=True)
+
+
+def test_images_in_no_subfolder_have_no_class(folder, model):
+  name = lv.image_batches(folder, model).files[0]
+  shutil.copy(folder / name, folder / 'loose.png')
+  with pytest.raises(DataError, match=r'loose\.png lies in no subfolder'):
+    lv.image_batches(folder, model, labels=True)
 
 
 def test_a_broken_file_is_named(folder, model):

@@ -174,6 +174,15 @@ def test_unknown_source_lists_the_known(source):
 @pytest.mark.parametrize(
   'open_one, kind',
   [(open_dataset, 'image_folder'), (open_masks, 'segmentation_folder')],
+)
+def test_a_folder_alone_is_offered_as_one_of_images(open_one, kind, tmp_path):
+  with pytest.raises(UsageError, match=f'did you mean {kind}:{tmp_path}'):
+    open_one(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'open_one, kind',
+  [(open_dataset, 'image_folder'), (open_masks, 'segmentation_folder')],
   ids=['image_folder', 'segmentation_folder'],
 )
 def test_a_url_is_no_folder(open_one, kind):

@@ -51,6 +51,25 @@ def copy(finished, tmp_path):
   return tmp_path / 'digits'
 
 
+def test_a_workdir_loads_the_newest_that_it_has(copy):
+  """Its export, then what led to it; the dense network by its own folder."""
+  dense = lv.load_pretrained(copy / 'checkpoints' / 'pretrain')
+  assert not dense.removed_layers
+  (chosen,) = lv.load_pretrained(copy).removed_layers
+  # What a search would have left, in the place where its stage puts it.
+  other = (chosen + 1) % dense.depth
+  lv.export(lv.prune(dense, (other,)), copy / 'compressed', formats='orbax')
+  diluted = lv.load_pretrained(copy / 'checkpoints' / 'dilute')
+  assert diluted.removed_layers == (chosen,)
+  for folder, found in (
+    ('export', (chosen,)),
+    ('checkpoints/dilute', (other,)),
+    ('compressed', ()),
+  ):
+    shutil.rmtree(copy / folder)
+    assert lv.load_pretrained(copy).removed_layers == found
+
+
 def test_evaluate_wants_the_export_before_it_measures(copy, monkeypatch):
   """Not after minutes over every image, which it would then throw away."""
   shutil.rmtree(copy / 'export')

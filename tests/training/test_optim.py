@@ -216,3 +216,9 @@ def test_a_pattern_that_freezes_nothing_is_refused(pattern, why):
     optim.check_frozen(pattern, 'dilute', TREE)
   optim.check_frozen('', 'dilute', TREE)
   optim.check_frozen('^block00/', 'dilute', TREE)
+
+
+def test_a_pattern_that_freezes_everything_is_refused():
+  """Such as a typo in the name of the one layer that should train."""
+  with pytest.raises(UsageError, match=r'every parameter has it in its path'):
+    optim.check_frozen('^(?!haed)', 'pretrain', TREE)

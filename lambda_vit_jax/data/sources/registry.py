@@ -67,6 +67,10 @@ def _split(
     known, argument, _ = form.partition(':')
     if kind == known and bool(where) == bool(argument) == bool(colon):
       return kind, where
+  local = source and '://' not in source
+  if not hint and local and user_path(source).is_dir():
+    folder = 'image_folder' if forms is SOURCES else 'segmentation_folder'
+    hint = f'; did you mean {folder}:{source}?'
   raise UsageError(
     f'data.source={source!r}: {rule}must be one of {", ".join(forms)}{hint}'
   )
