@@ -27,7 +27,7 @@ PAGES = {
 PARTS = {
   'evidence.md': {
     'evidence': evidence.evidence_section,
-    'evidence_cifar10': evidence.cifar10_section,
+    'evidence_on_cifar10': evidence.cifar10_section,
   },
   '../README.md': {'evidence': evidence.evidence_rows},
 }

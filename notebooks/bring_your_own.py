@@ -205,5 +205,7 @@ smaller.predict(first) if smaller.num_classes else smaller(
 # `docs/tutorial.md` for a config of your own.
 
 # %%
-trained = lv.dilute(model, test[:1], found.model, steps=4, settle_steps=2)
+trained = lv.dilute(
+  model, [next(iter(test))], found.model, steps=4, settle_steps=2
+)
 compare(trained)

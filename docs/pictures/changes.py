@@ -1,7 +1,7 @@
 """What each way costs a real backbone, in points, with its 95% interval.
 
 From docs/benchmarks/real_backbone.json (nothing trained), evidence.json,
-evidence_cifar10.json and camvid.json (each with the same further epochs).
+evidence_on_cifar10.json and camvid.json (each with the same further epochs).
 """
 
 import pathlib
@@ -11,8 +11,8 @@ from tables import evidence
 
 from pictures import paper
 
-FILES = ('real_backbone', 'evidence', 'evidence_cifar10', 'camvid')
-_TUNED = {'evidence': 'Caltech-101', 'evidence_cifar10': 'CIFAR-10'}
+FILES = ('real_backbone', 'evidence', 'evidence_on_cifar10', 'camvid')
+_TUNED = {'evidence': 'Caltech-101', 'evidence_on_cifar10': 'CIFAR-10'}
 TITLE = 'Change of accuracy'
 CAPTION = (
   'Points of top-1, for CamVid of mean IoU; intervals are over the test images of '

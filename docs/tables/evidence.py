@@ -72,7 +72,7 @@ def cifar10_section(found: dict[str, Any]) -> str:
     f'{percent(found["rows"]["probe"]["top1"])}%, {recipe["epochs"]} epochs of all '
     f'parameters {percent(found["rows"]["dense"]["top1"])}%, and every row takes '
     f'{recipe["more_epochs"]} further ones.\n\n'
-    f'{_rows(found, "evidence_cifar10")}'
+    f'{_rows(found, "evidence_on_cifar10")}'
   )
 
 

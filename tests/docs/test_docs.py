@@ -203,9 +203,12 @@ def test_picture_is_small(path):
 
 @in_docs('benchmarks/*.json')
 def test_figures_have_their_script(path):
-  # Those of another processor have its name at the end: `runtimes_without_amx`.
+  # Those of another processor or data set have its name at the end:
+  # `runtimes_without_amx`, `evidence_on_cifar10`.
   scripts = {path.stem for path in (doc_pages.ROOT / 'benchmarks').glob('*.py')}
-  assert {path.stem, path.stem.partition('_without_')[0]} & scripts
+  script, *more = re.split('_without_|_on_', path.stem)
+  assert script in scripts
+  assert len(more) <= 1
 
 
 def test_hooks_and_ci_use_what_make_uses():
