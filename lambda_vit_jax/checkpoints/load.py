@@ -50,9 +50,9 @@ def load_pretrained(
       `export/` folder, a workdir, or `builtin:NAME` for weights that come with
       the package. A workdir gives the smallest network that it has: its export,
       or else what was diluted, compressed or linearised;
-      `WORKDIR/checkpoints/pretrain` is the dense one. docs/layouts.md lists whose names are read. `FILE#NAME` is
-      one of several sets of weights in a file. Also timm's
-      `VisionTransformer` itself, or a state dict.
+      `WORKDIR/checkpoints/pretrain` is the dense one. docs/layouts.md lists
+      whose names are read. `FILE#NAME` is one of several sets of weights in a
+      file. Also timm's `VisionTransformer` itself, or a state dict.
     variant: a name of `lambda-vit models`; by default read from the files
       beside the weights, or from the arrays' shapes if they fit only one.
     num_classes: the weights' own by default. Another number gives a newly

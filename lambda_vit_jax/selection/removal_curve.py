@@ -31,7 +31,6 @@ def top1_over_removed(
 
   Raises:
     DataError: no labels.
-    ModelError: activations that are NaN or infinite; names the block.
   """
   runner = TrialRunner(in_float32(model), images, 'correct', memory_gib)
   prefixes = [tuple(sorted(order[:count])) for count in range(len(order) + 1)]
