@@ -11,6 +11,15 @@ from tests.support import xla_flags
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
+# Gloo prints lines to stdout, at times after the program's: `[Gloo] Rank 1 is
+# connected to 1 peer ranks. […] : 1`. They go to stderr, and what Python prints
+# has the pipe for itself.
+_OWN_STDOUT = """
+import os, sys
+sys.stdout = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)
+"""
+
 
 def run_processes(program, devices=2):
   """Returns the last word that each process prints.
@@ -33,7 +42,13 @@ def run_processes(program, devices=2):
     processes = [
       stack.enter_context(
         subprocess.Popen(
-          [sys.executable, '-c', program, address, str(index)],
+          [
+            sys.executable,
+            '-c',
+            _OWN_STDOUT + program,
+            address,
+            str(index),
+          ],
           env=environment,
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
