@@ -10,7 +10,10 @@ from pictures import paper
 
 FILES = ('compress',)
 TITLE = 'Accuracy against speed-up'
-CAPTION = 'Nothing is trained but with `finetune=300`; the tables are below.'
+CAPTION = (
+  'Nothing is trained but with `finetune=300`. Curves that leave the picture go on in '
+  'the tables below.'
+)
 # By lever, its name and colour; every shade has a contrast of 3 on white.
 LEVERS = {
   'everything': ('lv.compress: attention, neurons, blocks, tokens', '#0b62b0'),
@@ -21,6 +24,7 @@ LEVERS = {
   'uniform': ('every MLP narrowed alike (CORP)', '#b25c00'),
   'merging': ('token merging (ToMe)', '#b0305c'),
   'span': ('blocks as one map (TOAST)', '#6b6b6b'),
+  'dropped': ('consecutive blocks dropped', '#8a3b12'),
 }
 
 Curve = list[tuple[float, float]]
@@ -81,4 +85,8 @@ def draw(figures: dict[str, Any], path: pathlib.Path) -> None:
       ax.set_xlabel('times fewer operations executed')
       ax.set_ylabel('top-1, %')
       ax.grid(alpha=0.25)
-    axes[0][0].legend(fontsize=7, loc='lower left', framealpha=0.9)
+    # The first panel has every curve, and the last one room below its own.
+    handles, titles = axes[0][0].get_legend_handles_labels()
+    axes[0][-1].legend(
+      handles, titles, fontsize=7, loc='lower left', framealpha=0.9
+    )
