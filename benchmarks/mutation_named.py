@@ -117,8 +117,8 @@ CHANGES = [
   ),
   Change(
     _OPTIM,
-    "('pos_embed', 'gamma',",
-    "('gamma',",
+    "  'pos_embed',\n",
+    '',
     'position embeddings decay',
   ),
   Change(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -74,7 +75,7 @@ class BlockRunner:
   one, else left out (mode `absent`).
 
   Attributes:
-    module: of the model.
+    module: of the model, in float32 (`in_float32`).
     placement: devices of the streams.
     params: of the model, on these devices.
   """
@@ -85,10 +86,10 @@ class BlockRunner:
     Raises:
       ModelError: the model merges tokens or segments.
     """
-    self.module = model.module
+    self.module = in_float32(model).module
     self.placement = placement
     self.params: dict[str, Any] = dict(placement.replicate(model.params))
-    self._stem = pieces.stem_of(model.module)
+    self._stem = pieces.stem_of(self.module)
     self._maps: dict[int, Params] = {}
 
   @property
@@ -172,6 +173,17 @@ class BlockRunner:
     return run_mlp(*self.mlp(index), x, np.float32(1.0), self.placement)
 
 
+def in_float32(model: Model) -> Model:
+  """The model that computes in float32, or wider.
+
+  What is measured or solved for is: in bfloat16, rounding moves scores by as much
+  as their intervals are wide, and the moments of a fit as much.
+  """
+  if jnp.finfo(model.module.dtype).bits >= 32:
+    return model
+  return model.replace(module=model.module.clone(dtype=jnp.float32))
+
+
 def check_finished(model: Model, purpose: str) -> None:
   """Refuses a model whose dilution has begun, for a `purpose` like `a fit`."""
   for index, mode in enumerate(model.attention_modes):
@@ -225,7 +237,7 @@ def measure_blocks(
     The block's index and the tree, per micro-batch and block.
   """
   runner = BlockRunner(model, images.placement)
-  size = micro_batch_size(model.module, images, memory_gib)
+  size = micro_batch_size(runner.module, images, memory_gib)
   for batch in images.micro_batches(size):
     x, _ = runner.embed(batch['image'])
     for index in range(model.depth):

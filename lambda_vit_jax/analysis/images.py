@@ -178,7 +178,7 @@ def read_images(
 
   Raises:
     DataError: no image, images of another shape or with NaN, labels that are
-      no class indices, or no batches at all.
+      no class indices or that some batches lack, or no batches at all.
   """
   images: list[np.ndarray] = []
   labels: list[np.ndarray] = []
@@ -189,11 +189,12 @@ def read_images(
     images += part.images
     labels += part.labels or ()
     warning = warning or odd
-  found = ImageSet(
-    tuple(images),
-    tuple(labels) if labels and len(labels) == len(images) else None,
-    placement,
-  )
+  if labels and len(labels) != len(images):
+    raise DataError(
+      f'{len(labels)} of {len(images)} batches have labels; give them with all '
+      'batches, or with none'
+    )
+  found = ImageSet(tuple(images), tuple(labels) or None, placement)
   if warning:
     # Once, not for every batch.
     warnings.warn(warning, stacklevel=4)
@@ -204,6 +205,22 @@ def read_images(
       'no batch holds an image; give at least one, and 128 or more to select by'
     )
   return found
+
+
+def check_labels(images: ImageSet, classes: int, where: str) -> None:
+  """Refuses labels that no class of a model has, with a `DataError`.
+
+  Args:
+    images: with labels; those of this process are looked at.
+    classes: of the model's head.
+    where: what takes them, for the message.
+  """
+  labels = np.concatenate(images.labels or (np.zeros(0, int),))
+  if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+    raise DataError(
+      f'{where}: labels are from {labels.min()} to {labels.max()}, and the model '
+      f'has classes 0 to {classes - 1}; use the classes it was trained on'
+    )
 
 
 def check_not_used_up(batches: Batches) -> None:

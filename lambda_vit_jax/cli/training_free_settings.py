@@ -12,7 +12,6 @@ from lambda_vit_jax.cli.setting_types import (
   Names,
   Natural,
   Positive,
-  Rate,
   Side,
 )
 from lambda_vit_jax.core.errors import UsageError
@@ -31,7 +30,7 @@ class Linearize:
   recentre: Flag
   refit: Flag
   polish_steps: Natural
-  polish_learning_rate: Rate
+  polish_learning_rate: Annotated[float, Real(0, 10, above=True)]
   maps: Flag
   num_drop_blocks: Block
   drop_blocks: Blocks

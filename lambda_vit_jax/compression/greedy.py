@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh
 
+from lambda_vit_jax.analysis.blocks import in_float32
 from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.compression import costs, nose_path, steps
 from lambda_vit_jax.compression.options import CompressOptions, names_of
@@ -37,7 +38,6 @@ from lambda_vit_jax.compression.search import OnScore, Search
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks
-from lambda_vit_jax.selection.nose import in_float32
 from lambda_vit_jax.training_free import paired, polish
 
 # MLPs are refitted each time that the network is so many times as fast again.
@@ -102,8 +102,9 @@ def compress(
       block on the device at hand.
     target: `logits`, or `features` (of the class token), which also stand for
       the logits of a head with a single class.
-    inputs: of the maps that take the place of attention, as for `linearize`; by
-      default token, mean and class_map. With `()` nothing takes it.
+    inputs: of the maps that take the place of attention, by name as for
+      `linearize`; by default token, mean and class_map. With `()` nothing takes
+      it.
     repair: whether anything makes up for what goes. Without, with attention as
       the only part and `transfer_entropy`, the search is that of `nose`.
     ridge: penalty of the repairs, see `least_squares.solve`; `auto` chooses.
@@ -126,7 +127,7 @@ def compress(
     `.steps` say what went and what that cost.
 
   Raises:
-    UsageError: an unknown name, a budget out of reach (says the largest), or a
+    UsageError: an unknown name, inputs `auto`, a budget out of reach (says the largest), or a
       search that `resume` is not part of.
     DataError: too few images, or images of the wrong shape.
     ModelError: two models that are not of one network, one that is quantised,
@@ -177,6 +178,10 @@ def run(
   cost = costs.make(options.cost, {} if resume is None else resume.timings)
   steps.check_reach(model, dense, options, cost)
   images = checks.enough_images(model, batches, mesh, warn, 'compress')
+  if options.finetune:
+    # Before the search, which may take long.
+    paired.check_not_doubled(model, pairing, 'compress(finetune=…)')
+    paired.check_images(images, 'polish on')
   found = steps.start(model, dense, options, images.total, cost)
   before = steps.earlier(found, resume)
   if resume is not None:

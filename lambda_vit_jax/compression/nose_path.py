@@ -22,7 +22,6 @@ from lambda_vit_jax.compression.record import Compression, Step
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import criteria
 from lambda_vit_jax.selection.criteria import TrialCriterion
-from lambda_vit_jax.selection.nose import in_float32
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import TrialRunner
 
@@ -50,7 +49,7 @@ def walk(
   """
   first = found.model
   target = cast(Target, options.target)
-  runner = TrialRunner(in_float32(first), images, target, options.memory_gib)
+  runner = TrialRunner(first, images, target, options.memory_gib)
   trials = TrialCriterion('transfer_entropy', runner, resamples=0, seed=0)
   spent = found.evaluations
   found = _again(found, before, trials)

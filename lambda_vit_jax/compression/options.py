@@ -8,7 +8,7 @@ from lambda_vit_jax.compression import costs, parts, scores
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.training_free import least_squares
+from lambda_vit_jax.training_free import input_choice, least_squares
 
 RESCORE = ('lazy', 'all')
 
@@ -22,7 +22,7 @@ def names_of(names: str | Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class CompressOptions:
-  """How to search: keywords of `search.compress`, config keys `compress.*`.
+  """How to search: keywords of `greedy.compress`, config keys `compress.*`.
 
   Attributes:
     inputs: of the maps, None for `DEFAULT_INPUTS` as far as the network has
@@ -71,6 +71,12 @@ class CompressOptions:
     elif inputs is None:
       own = model.module.class_token
       inputs = DEFAULT_INPUTS if own else DEFAULT_INPUTS[:2]
+    elif input_choice.auto_budget(inputs) is not None:
+      # What goes is weighed by what it saves, which `auto` knows after the fit.
+      raise UsageError(
+        f'compress.inputs={inputs[0]!r}: is for linearize; name the inputs of '
+        'the maps, such as token,mean'
+      )
     names = parts.check_parts(self.parts)
     if 'tokens' in names:
       map_inputs.check_unmerged(inputs)

@@ -152,12 +152,9 @@ def _check_class_token(module: ViT) -> None:
     )
   if module.pooling == 'map' and not module.norm_before_pool:
     raise ModelError('pooling `map` follows the final norm; it has no fc_norm')
-  inputs = map_inputs.union(module.linear_inputs)
-  if 'class_map' in inputs and not module.class_token:
-    raise ModelError(
-      'an affine map has the input `class_map`, but the network has no class '
-      'token; leave class_map out'
-    )
+  map_inputs.check_class(
+    map_inputs.union(module.linear_inputs), module.class_token
+  )
 
 
 def check_architecture(module: ViT) -> ViT:

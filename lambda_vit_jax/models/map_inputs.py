@@ -251,6 +251,19 @@ def check_grid(inputs: Sequence[str], grid: tuple[int, int]) -> None:
     )
 
 
+def check_class(inputs: Sequence[str], class_token: bool) -> None:
+  """Refuses a map for the class token of a network without one.
+
+  Raises:
+    ModelError: `class_map` is one of the inputs.
+  """
+  if CLASS_MAP in inputs and not class_token:
+    raise ModelError(
+      'an affine map has the input `class_map`, but the network has no class '
+      'token; leave class_map out'
+    )
+
+
 def check_unmerged(inputs: Sequence[str]) -> None:
   """Refuses inputs that need every patch in its place, for merged tokens.
 

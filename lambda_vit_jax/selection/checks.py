@@ -113,10 +113,11 @@ def check_resumed(
   Raises:
     UsageError: a setting differs (it is named), or more layers are chosen.
   """
-  names = 'criterion target sign trial num_samples resamples'
+  names = 'criterion target sign trial num_samples resamples inputs seed'
   for name in names.split():
     old, new = getattr(resume, name), getattr(start, name)
-    if old != new:
+    unknown = name in ('inputs', 'seed') and old in ((), None)
+    if old != new and not unknown:
       raise UsageError(
         f'the interrupted search had {name}={old!r}, this one has {new!r}; '
         'delete the old selection to start again'

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lambda_vit_jax.analysis.blocks import in_float32
 from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.models.model import Model
@@ -140,6 +140,8 @@ def select(
     resamples=options.resamples,
     trial=options.trial,
     removed_before=model.removed_layers,
+    inputs=tuple(options.inputs) if score == 'output' else (),
+    seed=options.seed if options.resamples or name == 'random' else None,
   )
   if resume is not None:
     start = checks.check_resumed(start, resume, num_layers)
@@ -181,16 +183,6 @@ def _as_run(options: SearchOptions, name: str, score: str) -> SearchOptions:
     sign=options.sign if score in criteria.OF_SETS else 'signed',
     resamples=options.resamples if measured and name != 'exhaustive' else 0,
   )
-
-
-def in_float32(model: Model) -> Model:
-  """The model that computes in float32, or wider.
-
-  In bfloat16, rounding moves scores by as much as their intervals are wide.
-  """
-  if jnp.finfo(model.module.dtype).bits >= 32:
-    return model
-  return model.replace(module=model.module.clone(dtype=jnp.float32))
 
 
 def _criterion(

@@ -84,7 +84,8 @@ def proposals(
   for name, own in PROPOSERS.items():
     if name == 'loss_increase' and not model.num_classes:
       continue
-    search = dataclasses.replace(options, resamples=0, **own)
+    settings = {'target': 'logits', 'sign': 'signed', 'trial': 'skip', **own}
+    search = dataclasses.replace(options, resamples=0, **settings)
     found[name] = select(model, batches, search, mesh=mesh, warn=warn).removed
   return found
 

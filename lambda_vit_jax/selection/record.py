@@ -52,6 +52,8 @@ SCHEMA = Object(
     'trial': Text(100),
     'removed_before': List(_BLOCK, distinct=True),
     'top1': List(Number(0, 1)),
+    'inputs': List(Text(100), distinct=True),
+    'seed': Nullable(_COUNT),
   },
 )
 """Of `selection.json`."""
@@ -155,6 +157,9 @@ class Selection(Shown):
     top1: accuracy on the images of the search with the first 0, 1, … layers of
       `order` left out and nothing trained, where the stage `select` has labels;
       else empty.
+    inputs: of the maps that were tried, with criterion `output`; else empty, as
+      in files of earlier versions.
+    seed: where chance has a part in the scores or their intervals, if known.
   """
 
   criterion: str
@@ -173,6 +178,8 @@ class Selection(Shown):
   trial: str = 'skip'
   removed_before: tuple[int, ...] = ()
   top1: tuple[float, ...] = ()
+  inputs: tuple[str, ...] = ()
+  seed: int | None = None
 
   @property
   def all_removed(self) -> tuple[int, ...]:
@@ -202,9 +209,13 @@ class Selection(Shown):
   def first(self, count: int) -> 'Selection':
     """The search as it was after `count` rounds: fewer layers, chosen alike.
 
+    One without rounds (`exhaustive`, `probe`) has all its layers, or none fewer.
+
     Raises:
       CheckpointError: fewer rounds, or a search of another kind.
     """
+    if count == len(self.order):
+      return self
     if not 0 <= count <= len(self.rounds):
       raise CheckpointError(
         f'num_layers={count}: the selection has {len(self.rounds)} rounds; give '
@@ -277,6 +288,8 @@ class Selection(Shown):
       trial=fields.get('trial', 'skip'),
       removed_before=tuple(fields.get('removed_before', ())),
       top1=tuple(map(float, fields.get('top1', ()))),
+      inputs=tuple(fields.get('inputs', ())),
+      seed=fields.get('seed'),
     )
     if problem := found.contradiction():
       raise CheckpointError(f'{where}: {problem}; {_REMEDY}')

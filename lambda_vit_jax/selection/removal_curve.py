@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection.nose import in_float32
 from lambda_vit_jax.selection.trials import TrialRunner
 
 
@@ -32,7 +31,7 @@ def top1_over_removed(
   Raises:
     DataError: no labels.
   """
-  runner = TrialRunner(in_float32(model), images, 'correct', memory_gib)
+  runner = TrialRunner(model, images, 'correct', memory_gib)
   prefixes = [tuple(sorted(order[:count])) for count in range(len(order) + 1)]
   found = runner.evaluate(prefixes)
   right = (found[prefix].pooled() for prefix in prefixes)

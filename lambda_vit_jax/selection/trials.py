@@ -23,7 +23,7 @@ import numpy as np
 
 from lambda_vit_jax.analysis import memory, moments
 from lambda_vit_jax.analysis.blocks import BlockRunner, check_finished
-from lambda_vit_jax.analysis.images import ImageSet
+from lambda_vit_jax.analysis.images import ImageSet, check_labels
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.errors import (
   DataError,
@@ -77,11 +77,13 @@ class TrialRunner:
 
     Raises:
       ModelError: a block in mode `diluted` or `skip`.
-      DataError: `loss` or `correct` without labels or head.
+      DataError: `loss` or `correct` without labels or head; `loss` with one
+        class, or with labels that are no classes of the model.
       UsageError: an unknown target, or a budget too small for one image.
     """
-    module = model.module
     _check(model, images, target)
+    self._runner = BlockRunner(model, images.placement)
+    module = self._runner.module
     self.images = images.total
     self.block_evaluations = 0
     self.micro_batch = memory.micro_batch_size(module, images, memory_gib)
@@ -89,7 +91,6 @@ class TrialRunner:
     self._image_set = images
     self._target: Target = target
     self._place = images.placement
-    self._runner = BlockRunner(model, images.placement)
     self._shards = max(
       n for n in range(1, _SHARDS + 1) if self.micro_batch % n == 0
     )
@@ -291,7 +292,7 @@ class TrialRunner:
         if not bool(jnp.isfinite(stream).all()):
           raise not_finite(name, context)
     raise ModelError(
-      f'the {self._target} are NaN or infinite{context}; check the head'
+      f'values of the {self._target} are NaN or infinite{context}; check the head'
     )
 
 
@@ -310,3 +311,10 @@ def _check(model: Model, images: ImageSet, target: str) -> None:
       f'{what} needs a label for every image and a model with a head; give '
       'batches as dicts with image and label'
     )
+  if target == 'loss':
+    if model.num_classes < 2:
+      raise DataError(
+        'the criterion loss_increase compares classes, and the head has one; use '
+        'transfer_entropy or output'
+      )
+    check_labels(images, model.num_classes, 'loss_increase')

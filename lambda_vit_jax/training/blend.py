@@ -5,7 +5,7 @@ Attention that becomes a map, or x + x, is diluted inside the network (mode
 before the network runs: of the arrays θ that are trained, it computes with
 
   θ + λ·δ    where both networks have the array, with δ = dense - stand-in
-  λ·θ        of the output weights of neurons, MLPs and attention that leave
+  λ·θ        of the output weights of neurons, MLPs, attention and maps that leave
 
 At λ = 1 it is the dense network, at λ = 0 the stand-in, to the bit, whose arrays
 are then a part of θ.
@@ -19,7 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_vit_jax.core.typing import Array, Params
+from lambda_vit_jax.models.map_inputs import WRITERS
 from lambda_vit_jax.models.modes import block_name
+
+# Of an attention layer, and of a map: what writes to the stream.
+_OUTPUTS = frozenset({'proj', *WRITERS})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class Blend:
   Attributes:
     differences: δ, a tree with some of the arrays of the parameters.
     staying: per block whose MLP is narrowed or leaves, the neurons that stay.
-    leaving: blocks whose attention leaves without a trace, x + λ·attn.
+    leaving: blocks whose attention, or the map in its place, leaves without a
+      trace, x + λ·attn.
   """
 
   differences: Params = dataclasses.field(default_factory=dict)
@@ -50,7 +55,11 @@ class Blend:
       factor = of_block.get(name, largest)
       blended |= _plus({name: params[name]}, {name: change}, factor)
     fading = [(i, 'mlp', 'fc2', kept) for i, kept in self.staying.items()]
-    fading += [(i, 'attn', 'proj', np.zeros(0, int)) for i in self.leaving]
+    fading += [
+      (i, 'attn', layer, np.zeros(0, int))
+      for i in self.leaving
+      for layer in sorted(_OUTPUTS & params[block_name(i)]['attn'].keys())
+    ]
     for index, part, layer, rows in fading:
       block = blended[block_name(index)]
       factor = factors[index]
@@ -75,14 +84,12 @@ def _faded(layer: Params, neurons: np.ndarray, factor: Array) -> Params:
 
   Without any, so does the bias: the whole branch leaves.
   """
+  if not len(neurons):
+    return {name: factor * leaf for name, leaf in layer.items()}
   stays = np.zeros((layer['kernel'].shape[0], 1), bool)
   stays[neurons] = True
-  found = {
-    'kernel': jnp.where(stays, layer['kernel'], factor * layer['kernel'])
-  }
-  if not len(neurons):
-    found['bias'] = factor * layer['bias']
-  return layer | found
+  kernel = jnp.where(stays, layer['kernel'], factor * layer['kernel'])
+  return layer | {'kernel': kernel}
 
 
 def differences(dense: Params, stand_in: Params) -> Params:

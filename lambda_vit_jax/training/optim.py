@@ -12,8 +12,16 @@ from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.typing import Array, Params
 
 _BLOCK = re.compile(r'block(\d+)')
+_LAST = ('head', 'decoder', 'norm', 'fc_norm', 'attn_pool')
 _TOKENS = ('cls_token', 'dist_token', 'reg_token', 'latent')
-_NO_DECAY = ('pos_embed', 'gamma', 'relative_position_bias_table', *_TOKENS)
+# A bias may have an axis of positions before that of channels.
+_NO_DECAY = (
+  'bias',
+  'pos_embed',
+  'gamma',
+  'relative_position_bias_table',
+  *_TOKENS,
+)
 
 
 def _map_named(
@@ -38,8 +46,8 @@ def decay_mask(params: Params) -> Params:
 def layer_scales(params: Params, decay: float, depth: int) -> Params:
   """Learning-rate factor of each leaf: `decay^(depth + 1 - layer)`.
 
-  Embeddings are layer 0, block l is layer l + 1, the final norm and the head
-  or decoder are layer depth + 1, as in BEiT and timm.
+  Embeddings are layer 0, block l is layer l + 1, the final norm, an attention
+  pool and the head or decoder are layer depth + 1, as in BEiT and timm.
   """
 
   def scale(names: list[str], leaf: Array) -> float:
@@ -47,7 +55,7 @@ def layer_scales(params: Params, decay: float, depth: int) -> Params:
     block = _BLOCK.fullmatch(names[0])
     if block:
       return decay ** (depth - int(block[1]))
-    last = names[0].startswith(('head', 'decoder', 'norm', 'fc_norm'))
+    last = names[0].startswith(_LAST)
     return 1.0 if last and names[0] != 'norm_pre' else decay ** (depth + 1)
 
   return _map_named(scale, params)

@@ -27,7 +27,11 @@ class Window:
   def before(self, step: int) -> None:
     """Starts the trace if `step` is in the window."""
     if self.start <= step < self.stop and not self._tracing:
-      jax.profiler.start_trace(str(self.directory))
+      # Its tracer of Python calls hooks into every thread of the process, also
+      # those of loaders that just end, and has crashed there.
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(str(self.directory), profiler_options=options)
       self._tracing = True
 
   def after(self, step: int, values: object) -> None:

@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import (
   Batches,
-  ImageSet,
+  check_labels,
   gathered,
   gathered_labels,
   read_images,
 )
 from lambda_vit_jax.core.arguments import check_arguments
-from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
+from lambda_vit_jax.core.errors import ModelError, UsageError
 from lambda_vit_jax.models import edits
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import sharding
@@ -50,7 +50,7 @@ _FOLLOWED = {
   'soft': ('num_classes',),
   'hard': ('num_classes',),
   'feature': ('embed_dim',),
-  'streams': ('num_classes', 'embed_dim', 'depth', 'num_tokens'),
+  'streams': ('num_classes', 'embed_dim', 'depth', 'num_tokens', 'merge'),
 }
 
 
@@ -121,11 +121,12 @@ def dilute(
   the stage `dilute`.
 
   Args:
-    model: finished, not folded, and without token merging; not changed.
+    model: finished, not folded, without token merging or a decoder; not changed.
     batches: images, normalised, and labels; see `images.read_images`. Without
       labels the teacher alone is followed.
     towards: the smaller network, made from `model` by `linearize`, `prune`,
-      `drop_blocks`, `narrow`, `refit` or `recentre`; or layers (block indices, or
+      `drop_blocks`, `narrow`, `refit` or `recentre`; where `model` has maps, they
+      may be gone in it (`prune(dense, layers, 'absent')`); or layers (block indices, or
       a `Selection`), whose attention becomes the identity, x + x. Tokens that
       merge in it (`merge_tokens`, `compress`) do so from the first step on.
     steps: while λ falls from 1 to 0.
@@ -135,9 +136,9 @@ def dilute(
       default, and for other blocks, (0, 1).
     teacher: gives the outputs to follow; by default `model`.
     distill: `soft`, `hard`, `feature` or `streams`, of `step.LossSettings`, or
-      `none` for labels alone. Without a head the first two are `feature`.
+      `none` for labels alone. Without two classes the first two are `feature`.
     distill_weight: share of the teacher in the loss; by default 0.5, and 1
-      without labels.
+      without labels (which a single class does not need).
     learning_rate: the highest, after a short warm-up and before a cosine to 0.
     weight_decay: of AdamW.
     batch_size: images per step.
@@ -151,27 +152,29 @@ def dilute(
 
   Raises:
     ModelError: networks that are not made from each other, or are the same; maps
-      and blocks that double the stream in one call; a teacher of another form; or a loss that is not finite.
-    DataError: no image, images of another shape, or labels that are no classes
-      of the model.
+      and blocks that double the stream in one call; a teacher of another form; or
+      a loss that is not finite.
+    DataError: no image, images of another shape, labels that are no classes of
+      the model or that some batches lack.
     UsageError: no steps, no span of them in `when`, a loss that is not known or
       has nothing to follow, or a batch size that the devices do not divide.
   """
   stand_in = _stand_in(model, towards)
+  # Early: a decoder's images have masks.
+  plan = plan_towards(model, stand_in)
   images = read_images(batches, model, mesh)
-  labelled = images.labels is not None
-  if distill == 'none' and not (labelled and model.num_classes):
-    raise UsageError(
-      'dilute: distill=none needs labels and a head; give labelled batches, or '
-      'another distill'
-    )
-  if distill in ('soft', 'hard') and not model.num_classes:
+  # A single class is always right: neither labels nor a teacher say more.
+  judged = model.num_classes > 1
+  labelled = images.labels is not None and judged
+  if distill in ('soft', 'hard') and not judged:
     distill = 'feature'
   if distill_weight is None:
-    distill_weight = 0.5 if labelled and model.num_classes else 1.0
+    distill_weight = 0.5 if labelled else 1.0
+  if labelled:
+    check_labels(images, model.num_classes, 'dilute')
+  else:
+    _check_followed(distill, distill_weight)
   _check_teacher(teacher or model, model, stand_in, distill)
-  if labelled and model.num_classes and model.module.segmentation is None:
-    _check_labels(images, model.num_classes)
   options = DiluteOptions(
     steps,
     steps // 3 if settle_steps is None else settle_steps,
@@ -187,9 +190,8 @@ def dilute(
   devices = images.placement.mesh.devices.reshape(-1, 1)
   mesh = Mesh(devices, sharding.BATCH_AXES)
   arrays = {'image': gathered(images)}
-  if labelled and model.num_classes:
+  if labelled:
     arrays['label'] = gathered_labels(images)
-  plan = plan_towards(model, stand_in)
   job = dilute_job(plan, teacher or model, arrays, options, mesh)
   params = in_memory.run(job, plan.params, mesh, 'dilute', on_progress)
   trained = model.replace(module=plan.after, params=params)
@@ -210,6 +212,16 @@ def _stand_in(model: Model, towards: Any) -> Model:
   return edits.prune(model, towards)
 
 
+def _check_followed(distill: str, weight: float) -> None:
+  """Refuses a loss without labels in which the teacher has no share."""
+  if distill == 'none' or not weight:
+    what = 'distill=none' if distill == 'none' else 'distill_weight=0'
+    raise UsageError(
+      f'dilute: {what} needs labels and a head with two classes or more; give '
+      'labelled batches, or a teacher a share'
+    )
+
+
 def _check_teacher(
   teacher: Model, model: Model, stand_in: Model, distill: str
 ) -> None:
@@ -225,16 +237,6 @@ def _check_teacher(
     raise ModelError(
       'dilute: distill=streams compares tokens one by one, and the smaller network '
       'merges some; use soft or feature'
-    )
-
-
-def _check_labels(images: ImageSet, classes: int) -> None:
-  """Refuses labels that no class of the model has."""
-  labels = np.concatenate(images.labels or [np.zeros(0, int)])
-  if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-    raise DataError(
-      f'dilute: labels are from {labels.min()} to {labels.max()}, and the model '
-      f'has classes 0 to {classes - 1}; use the classes it was trained on'
     )
 
 

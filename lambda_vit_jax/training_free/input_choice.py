@@ -81,6 +81,8 @@ def candidates(module: ViT, budget: float) -> tuple[str, ...]:
     fits = name != 'neighbours' or map_inputs.has_neighbours(module.grid_size)
     if row is not None and row.needs_grid and any(module.merge):
       fits = False
+    if name == map_inputs.CLASS_MAP and not module.class_token:
+      fits = False
     if fits and cost(module, ('token', name)) <= most(module, budget):
       found.append(name)
   return map_inputs.check_linear_inputs(found)

@@ -110,8 +110,8 @@ def linearize(
     layers: blocks in mode `full`, or a `Selection`.
     sequential: each map is fitted on the network as modified so far; else all
       on the network as it is, in one pass.
-    ridge: penalty, see `least_squares.solve`; `auto` takes for each block
-      what predicts held-out images best.
+    ridge: penalty of the maps and of `refit`, see `least_squares.solve`; `auto`
+      takes for each block what predicts held-out images best.
     rank: the largest rank of a map, None for no limit.
     inputs: `token`, and perhaps `mean` (over the image's tokens), `class_map`
       (the class token has maps of its own), `neighbours` (the mean over 3 x 3
@@ -138,7 +138,7 @@ def linearize(
 
   Raises:
     ModelError: layers that have no attention, or that would leave none; an
-      unknown input, or one that the model's grid is too small for.
+      unknown input, or one that the model lacks the grid or class token for.
     DataError: no image, images of another shape, fewer samples (images ×
       tokens) than inputs of the map, or too few images for `recentre` or
       `refit`.
@@ -200,7 +200,7 @@ def fit_linear(
     found = norm_recentring.recentre_on(found, dense, images, memory_gib)
   if options.refit:
     found, mlps = mlp_refit.refit_on(
-      found, dense, images, memory_gib, on_progress
+      found, dense, images, memory_gib, on_progress, how.ridge
     )
   return LinearFit(found, blocks, mlps)
 
@@ -293,7 +293,8 @@ def map_options(model: Model, inputs: str | Iterable[str]) -> MapOptions:
   """The options of new maps for a model, with these inputs.
 
   Raises:
-    ModelError: an unknown input, or one that the model's grid is too small for.
+    ModelError: an unknown input, one that the model's grid is too small for, or
+      `class_map` without a class token.
     UsageError: an impossible budget of `auto`.
   """
   budget = input_choice.auto_budget(inputs)
@@ -302,4 +303,5 @@ def map_options(model: Model, inputs: str | Iterable[str]) -> MapOptions:
     return MapOptions(known, budget=budget)
   inputs = map_inputs.check_linear_inputs(inputs)
   map_inputs.check_grid(inputs, model.module.grid_size)
+  map_inputs.check_class(inputs, model.module.class_token)
   return MapOptions(inputs)

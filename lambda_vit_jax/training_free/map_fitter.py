@@ -302,12 +302,14 @@ class MapFitter:
     origins: tuple[int, ...] = ()
     reference = None
     if options.target == 'stream' and dense is not None and dense is not model:
-      origins = paired.pair(model, dense).origins
+      pairing = paired.pair(model, dense)
+      paired.check_not_doubled(model, pairing, 'linearize')
+      origins = pairing.origins
       reference = BlockRunner(dense, images.placement)
     self._streams = StreamPair(
       self._runner,
       images,
-      memory.micro_batch_size(model.module, images, memory_gib),
+      memory.micro_batch_size(self._runner.module, images, memory_gib),
       own=options.target == 'attention',
       dense=reference,
       origins=origins,

@@ -181,11 +181,12 @@ def checked_widths(
     indices = check_blocks(chosen, model.depth)
     least = [min(int(widths > 0), width) for width in before]
     after = {i: max(round(widths * before[i]), least[i]) for i in indices}
-  elif isinstance(widths, Mapping) or getattr(widths, 'ndim', 1) != 1:
+  elif isinstance(widths, Mapping | set) or getattr(widths, 'ndim', 1) != 1:
     raise ModelError(
       f'narrow: widths is a {type(widths).__name__} of another form: give a list'
     )
   else:
+    widths = tuple(widths)
     if blocks is not None or len(widths) != model.depth:
       raise ModelError(
         f'narrow: {len(widths)} widths for {model.depth} blocks: give one per '

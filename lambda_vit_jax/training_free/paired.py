@@ -9,7 +9,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from lambda_vit_jax.analysis.blocks import BlockRunner, advance, check_finished
+from lambda_vit_jax.analysis.blocks import (
+  BlockRunner,
+  advance,
+  check_finished,
+  in_float32,
+)
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.analysis.memory import micro_batch_size
 from lambda_vit_jax.core.errors import DataError, ModelError
@@ -85,7 +90,7 @@ def pair(model: Model, dense: Model) -> Pairing:
   modes = zip(model.attention_modes, old_modes, strict=True)
   changed = {i: pair for i, pair in enumerate(modes) if pair[0] != pair[1]}
   for index, (mode, old) in changed.items():
-    if not MODES[old].has_attention:
+    if not MODES[old].has_attention and (old, mode) != ('linear', 'absent'):
       raise ModelError(
         f'block {index} is {mode!r} in the first model and {old!r} in the '
         'second: give the changed model first, then the dense one'
@@ -190,7 +195,7 @@ class StreamedModel:
 
   def narrow(self, model: Model, index: int) -> None:
     """Goes on with another version of the model, whose block differs."""
-    self.runner.module = model.module
+    self.runner.module = in_float32(model).module
     self.update({block_name(index): pieces.block_params(model.params, index)})
 
   def run_to(self, index: int) -> None:
@@ -217,7 +222,7 @@ def at_block(
   memory_gib: float | None,
 ) -> tuple[StreamedModel, StreamedModel]:
   """Both models, with their streams before a block up to which they agree."""
-  size = micro_batch_size(dense.module, images, memory_gib)
+  size = micro_batch_size(in_float32(dense).module, images, memory_gib)
   here, there = (StreamedModel(each, images, size) for each in (model, dense))
   here.run_to(index)
   there.run_to(index)

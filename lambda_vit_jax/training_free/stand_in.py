@@ -132,7 +132,7 @@ def plan_towards(model: Model, stand_in: Model) -> Plan:
     )
   inputs = [
     stand_in.module.inputs_of(places[i])
-    if i in places
+    if i in places and model.attention_modes[i] != 'linear'
     else model.module.inputs_of(i)
     for i in range(model.depth)
   ]
@@ -180,10 +180,14 @@ def _ends(
   """The blocks whose attention becomes `linear`, `identity` or `absent`."""
   layers = [i for i, mode in enumerate(old) if mode != new[i]]
   for index in layers:
-    if old[index] != 'full':
+    if old[index] != 'full' and (old[index], new[index]) != (
+      'linear',
+      'absent',
+    ):
       raise ModelError(
-        f'dilute: block {index} is {old[index]!r} in the first network and gone '
-        'in the second; λ leads from attention only'
+        f'dilute: block {index} is {old[index]!r} in the first network and '
+        f'{new[index]!r} in the second; λ leads from attention, or from a map to '
+        'nothing'
       )
   found = {
     end: tuple(i for i in layers if new[i] == end)

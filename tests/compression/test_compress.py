@@ -475,6 +475,12 @@ def test_times_are_measured_once_per_kind_of_block(model, monkeypatch):
     ({'cost': 'flops'}, UsageError, 'compress.cost'),
     ({'rescore': 'some'}, UsageError, 'compress.rescore'),
     ({'ridge': -1.0}, UsageError, 'ridge'),
+    (
+      {'inputs': 'auto'},
+      UsageError,
+      "compress.inputs='auto': is for linearize",
+    ),
+    ({'inputs': ('auto:0.2',)}, UsageError, 'name the inputs'),
     ({'memory_gib': 0}, UsageError, r'^memory_gib=0 does.* takes \d.*e-\d'),
     ({'memory_gib': 0, **NOSE}, UsageError, '^memory_gib=0 does'),
   ],
@@ -539,8 +545,15 @@ def test_steps_of_another_network_or_other_images_are_refused(
 
 
 def test_steps_of_polish_are_checked_before_the_search(model):
+  never = {'on_step': pytest.fail}
   with pytest.raises(UsageError, match='finetune=-1'):
-    compress(model, finetune=-1, on_step=pytest.fail)
+    compress(model, finetune=-1, **never)
+  plain = {'repair': False, 'finetune': 5, **never}
+  with pytest.raises(DataError, match='20 images are too few to polish on'):
+    lv.compress(model, [IMAGES[:20]], warn=str, **plain)
+  doubled = lv.prune(model, (1,))
+  with pytest.raises(ModelError, match='doubles the stream'):
+    compress(doubled, dense=model, **plain)
 
 
 def test_few_images_are_warned_of_by_the_key_of_the_search(model):

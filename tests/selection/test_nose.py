@@ -295,6 +295,7 @@ def test_an_interrupted_search_resumes(model):
     ({'target': 'features'}, "had target='logits', this one has 'features'"),
     ({'sign': 'absolute'}, "had sign='signed', this one has 'absolute'"),
     ({'resamples': 51}, 'had resamples=50, this one has 51'),
+    ({'seed': 9}, 'had seed=0, this one has 9'),
     ({'num_layers': 1}, 'chose 2 layers already, more than 1'),
   ],
   ids=lambda value: next(iter(value), '') if isinstance(value, dict) else '',
@@ -309,6 +310,7 @@ def test_another_search_is_not_resumed(model, options, words):
     order=(2, 0),
     removed=(0, 2),
     resamples=50,
+    seed=0,
   )
   options = dataclasses.replace(RESUMABLE, **options)
   with pytest.raises(UsageError, match=words):

@@ -258,10 +258,18 @@ def test_each_proposal_is_a_search_of_its_own(classes, monkeypatch):
 
   monkeypatch.setattr(probe, 'select', select)
   headless = types.SimpleNamespace(num_classes=classes)
-  found = probe.proposals(headless, [], SearchOptions(num_layers=1))
+  # Of the caller's options, none that decides what a proposal is.
+  options = SearchOptions(
+    num_layers=1, target='features', sign='absolute', trial='linear'
+  )
+  found = probe.proposals(headless, [], options)
   wanted = [n for n in probe.PROPOSERS if classes or n != 'loss_increase']
   assert list(found) == wanted
   assert [options.resamples for options in seen] == [0] * len(wanted)
+  for name, options in zip(wanted, seen, strict=True):
+    own = {'target': 'logits', 'sign': 'signed', **probe.PROPOSERS[name]}
+    assert (options.target, options.sign) == (own['target'], own['sign'])
+    assert options.trial == 'skip'
   assert [options.criterion for options in seen] == [
     probe.PROPOSERS[name]['criterion'] for name in wanted
   ]

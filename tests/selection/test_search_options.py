@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.errors import DataError, UsageError
 from lambda_vit_jax.selection.nose import nose, select
 from lambda_vit_jax.selection.options import SearchOptions, canonical
-from tests.support.search_models import labelled_batches, make_images
+from tests.support.search_models import (
+  labelled_batches,
+  make_images,
+  make_model,
+)
 
 IMAGES = make_images(130)
 BATCHES = labelled_batches(IMAGES)
@@ -175,6 +179,26 @@ def test_a_search_by_the_name_nose(model, given):
   assert found.criterion == same.criterion == canonical(given)
   assert found.order == same.order
   assert found.set_scores == same.set_scores
+
+
+@pytest.mark.parametrize(
+  'labels, says',
+  [(-1, 'labels are from -1 to -1'), (10, 'from 10 to 10'), (None, 'batches')],
+)
+def test_labels_that_no_class_has_are_refused(model, labels, says):
+  """One below 0 would be that of the last class, one too large no number."""
+  batches = [{'image': IMAGES, 'label': np.full(130, labels or 0)}]
+  if labels is None:
+    batches.append({'image': IMAGES})
+  with pytest.raises(DataError, match=says):
+    search(model, batches, criterion='loss_increase')
+
+
+def test_one_class_has_no_loss(tiny_variant):
+  variant = dataclasses.replace(tiny_variant, num_classes=1)
+  batches = [{'image': IMAGES, 'label': np.zeros(130, int)}]
+  with pytest.raises(DataError, match='compares classes, and the head has one'):
+    search(make_model(variant), batches, criterion='loss_increase')
 
 
 def test_nose_makes_linear_trials(model):

@@ -34,6 +34,17 @@ def test_fewer_layers_are_those_that_went_first(tmp_path):
   assert lv.load_selection(path) == lv.load_selection(tmp_path) == five
 
 
+def test_a_search_without_rounds_has_all_its_layers(tmp_path):
+  sets = lv.Selection(
+    'exhaustive', 'logits', 'signed', 8, 0.0, (1, 3), (1, 3), set_scores={}
+  )
+  path = tmp_path / 'selection.json'
+  path.write_text(json.dumps(sets.to_json()))
+  assert lv.load_selection(path, num_layers=2) == sets
+  with pytest.raises(CheckpointError, match='has 0 rounds'):
+    lv.load_selection(path, num_layers=1)
+
+
 def test_what_cannot_be_loaded_is_said(tmp_path):
   with pytest.raises(CheckpointError, match=f'did you mean {STORED[0]}'):
     lv.load_selection('vit_small_patch14_dino2')

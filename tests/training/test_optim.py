@@ -30,6 +30,8 @@ TREE = {
     'attn': {
       'qkv': {'kernel': jnp.ones((2, 6))},
       'relative_position_bias_table': jnp.ones((9, 1)),
+      # An intercept for each position.
+      'positions': {'bias': jnp.ones((5, 2))},
     }
   },
   'block01': {'norm2': {'scale': jnp.ones(2)}},
@@ -57,6 +59,7 @@ def test_decay_shrinks_kernels_only():
       'attn': {
         'qkv': {'kernel': True},
         'relative_position_bias_table': False,
+        'positions': {'bias': False},
       }
     },
     'block01': {'norm2': {'scale': False}},
@@ -74,6 +77,8 @@ def test_layer_decay_counts_from_the_head():
   assert scales['block01']['norm2']['scale'] == 0.5
   assert scales['block00']['attn']['qkv']['kernel'] == 0.25
   assert scales['norm']['scale'] == 1.0
+  # It reads the last block, as the head does.
+  assert scales['attn_pool']['latent'] == 1.0
   for embedding in ('pos_embed', 'cls_token', 'dist_token', 'reg_token'):
     assert scales[embedding] == 0.125
   # Before the blocks, although its name begins like the final norm's.

@@ -67,6 +67,12 @@ WAYS = {
 }
 
 
+def with_maps(dense):
+  """The second call: from maps on to nothing."""
+  inputs = ('token', 'mean', 'positions', 'mixing')
+  return lv.linearize(dense, [IMAGES], (0, 2), inputs=inputs, **FIT)
+
+
 # Each compiles programs of its own; this one has every kind of change.
 FAST = ('all',)
 
@@ -132,6 +138,29 @@ def test_the_switch_changes_no_logit_and_leaves_the_arrays_of_the_rest(
     found = lv.drop_blocks(found, plan.dropped)
   assert jax.tree.structure(found.params) == jax.tree.structure(stand_in.params)
   jax.tree.map(np.testing.assert_array_equal, found.params, stand_in.params)
+
+
+def test_maps_fade_to_nothing(dense):
+  start, stand_in = with_maps(dense), lv.prune(dense, (0, 2), 'absent')
+  plan = plan_towards(start, stand_in)
+  # Nothing but the maps differs: both ends are exact but for the order of sums.
+  np.testing.assert_allclose(logits_at(plan, 1.0), start(IMAGES), atol=1e-5)
+  np.testing.assert_allclose(logits_at(plan, 0.0), stand_in(IMAGES), atol=1e-5)
+  # What a map writes is linear in λ, and so is the stream after the first.
+  factors = jnp.float32([0.25, 0.25, 0.25])
+  faded = plan.blend(plan.params, factors)
+  streams = [
+    apply_module(plan.during, p, IMAGES, capture=True, dilution_factor=f)[1]
+    for p, f in ((faded, factors), (plan.params, jnp.ones(3)))
+  ]
+  x = streams[0]['block00']['input']
+  part, whole = (s['block00']['after_attention'] - x for s in streams)
+  np.testing.assert_allclose(part, 0.25 * whole, atol=1e-5)
+  options = diluting.DiluteOptions(4, 2, batch_size=16)
+  job = diluting.dilute_job(plan, dense, {'image': IMAGES}, options, _mesh(1))
+  state = init_state(plan.params, job.optimizer, with_ema=True)
+  pruned = job.phases[1].prune(state)
+  jax.tree.map(np.testing.assert_array_equal, pruned.params, stand_in.params)
 
 
 def _mesh(devices):
@@ -278,6 +307,9 @@ def test_networks_that_cannot_be_diluted_are_refused(dense):
       lv.dilute(dense, BATCHES, stand_in, **STEPS)
   with pytest.raises(ModelError, match='changed model first'):
     lv.dilute(lv.prune(dense, (1,)), BATCHES, dense, **STEPS)
+  maps = lv.linearize(dense, [IMAGES], (0,), **FIT)
+  with pytest.raises(ModelError, match='changed model first'):
+    lv.dilute(maps, BATCHES, lv.prune(dense, (0,)), **STEPS)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +365,7 @@ def test_labels_that_no_class_has_are_refused(dense):
     ('soft', {'num_classes': 3}, 'num_classes=3'),
     ('streams', {'depth': 2}, 'depth=2'),
     ('feature', {'in_chans': 3}, 'in_chans=3'),
+    ('streams', {'merge': (0, 2, 0)}, r'merge=\(0, 2, 0\)'),
   ],
 )
 def test_a_teacher_of_another_form_is_refused(dense, distill, change, message):
@@ -389,6 +422,27 @@ def test_the_result_of_a_search_is_no_network(dense):
 def test_labels_alone_need_labels(dense):
   with pytest.raises(UsageError, match='needs labels'):
     lv.dilute(dense, [IMAGES], (1,), distill='none', **STEPS)
+
+
+def test_what_has_nothing_to_follow_is_refused(dense, tiny_variant):
+  """Labels of a single class, and a teacher without a share, say nothing."""
+  one = make_model(dataclasses.replace(tiny_variant, num_classes=1))
+  labels = {'image': IMAGES, 'label': np.zeros(len(IMAGES), int)}
+  for model, batch in ((dense, IMAGES), (one, labels)):
+    with pytest.raises(UsageError, match='distill_weight=0 needs labels'):
+      lv.dilute(model, [batch], (1,), distill_weight=0.0, **STEPS)
+
+
+@pytest.mark.slow
+def test_a_head_of_one_class_follows_the_features(tiny_variant):
+  one = make_model(dataclasses.replace(tiny_variant, num_classes=1))
+  labels = {'image': IMAGES, 'label': np.zeros(len(IMAGES), int)}
+  stand_in = lv.prune(one, (1,), 'absent')
+  found = lv.dilute(one, [labels], stand_in, learning_rate=1e-3, **STEPS)
+  moved = found.params['block00']['mlp']['fc1']['kernel']
+  assert (
+    abs(moved - stand_in.params['block00']['mlp']['fc1']['kernel']).max() > 1e-4
+  )
 
 
 def test_neurons_are_found_in_gated_mlps(tiny_variant):

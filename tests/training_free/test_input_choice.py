@@ -186,6 +186,8 @@ def test_candidates_are_what_the_model_can_have_and_pay(module):
   assert 'mixing' not in input_choice.candidates(module, 0.5)
   small = module.clone(image_size=(4, 4))
   assert 'neighbours' not in input_choice.candidates(small, 1.0)
+  bare = module.clone(pooling='avg', class_token=False)
+  assert 'class_map' not in input_choice.candidates(bare, 1.0)
   merging = module.clone(merge=(2, 0, 0))
   known = input_choice.candidates(merging, 1.0)
   assert known == ('token', 'mean', 'class_map')

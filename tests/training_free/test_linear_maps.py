@@ -302,6 +302,8 @@ def test_bad_input_is_one_line(tiny_variant):
     lv.linearize(model, [IMAGES], (0,), rank=0)
   with pytest.raises(UsageError, match="target='steam' is not known"):
     lv.linearize(model, [IMAGES], (0,), target='steam')
+  with pytest.raises(ModelError, match='which doubles the stream; linearize'):
+    lv.linearize(lv.prune(model, (1,)), [IMAGES], (0,), dense=model)
   with pytest.raises(DataError, match='batch 0 has NaN'):
     lv.linearize(model, [IMAGES * np.float32(np.nan)], (0,))
   broken = model.params | {'pos_embed': model.params['pos_embed'] * np.nan}
@@ -504,7 +506,16 @@ def test_a_second_fit_may_have_other_inputs(tiny_variant):
   assert jax.tree.structure(shapes) == jax.tree.structure(twice.params)
 
 
+def test_the_ridge_is_that_of_the_refit_too(tiny_variant):
+  options = LinearizeOptions(refit=True, ridge=0.125)
+  found = fit_linear(make_model(tiny_variant), [IMAGES], (0,), options)
+  assert {fit.ridge for fit in (*found.blocks, *found.mlps)} == {0.125}
+
+
 def test_inputs_are_checked(tiny_variant):
+  bare = make_model(tiny_variant, pooling='avg', class_token=False)
+  with pytest.raises(ModelError, match='no class token; leave class_map out'):
+    lv.linearize(bare, [IMAGES], (0,), inputs=('token', 'class_map'))
   model = make_model(tiny_variant)
   with pytest.raises(ModelError, match="unknown input 'meen'"):
     lv.linearize(model, [IMAGES], (0,), inputs=('token', 'meen'))

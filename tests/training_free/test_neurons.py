@@ -311,6 +311,9 @@ def test_the_ridge_is_chosen_on_held_out_images(tiny_variant):
     # Its keys would be taken for widths.
     ({0: 10, 1: 20, 2: 30}, {}, ModelError, 'a dict of another form'),
     (np.array(0.5), {}, ModelError, 'a ndarray of another form'),
+    # In no order.
+    ({40, 48, 96}, {}, ModelError, 'a set of another form'),
+    ((w for w in (1, 2)), {}, ModelError, '2 widths for 3 blocks'),
     ([True] * 3, {}, ModelError, 'width True of block 0'),
     ([[1], [1, 2], [3]], {}, ModelError, r'width \[1\] of block 0'),
     (0.5, {'blocks': (3,)}, ModelError, 'layer 3 is out of range'),
