@@ -53,7 +53,7 @@ _SECTIONS_OF = {'evaluate': ('evaluate', 'segment'), 'baseline': ()}
 THEMES = {
   'python_models': (
     'Python: models',
-    ('load_pretrained', 'create_model', 'load_export', 'Model'),
+    ('load_pretrained', 'create_model', 'list_models', 'load_export', 'Model'),
   ),
   'python_images': (
     'Python: images, predictions, accuracy',

@@ -34,6 +34,7 @@ _PUBLIC = {
   'fold': 'models.edits',
   'image_batches': 'data.inputs',
   'linearize': 'training_free.linear_maps',
+  'list_models': 'models.variants',
   'load_export': 'checkpoints.load',
   'load_pretrained': 'checkpoints.load',
   'load_selection': 'selection.stored',

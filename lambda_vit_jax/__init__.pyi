@@ -24,6 +24,7 @@ from lambda_vit_jax.models.edits import prune as prune
 from lambda_vit_jax.models.edits import quantize as quantize
 from lambda_vit_jax.models.model import Model as Model
 from lambda_vit_jax.models.model import create_model as create_model
+from lambda_vit_jax.models.variants import list_models as list_models
 from lambda_vit_jax.selection.nose import nose as nose
 from lambda_vit_jax.selection.record import Selection as Selection
 from lambda_vit_jax.selection.stored import load_selection as load_selection

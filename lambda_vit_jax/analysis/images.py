@@ -1,7 +1,7 @@
 """Regroup batches of images of any kind into fixed-shape micro-batches."""
 
 import dataclasses
-import warnings
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lambda_vit_jax.core.errors import DataError
+from lambda_vit_jax.core.errors import DataError, warn_user
 from lambda_vit_jax.core.images import (
   EXPECTED,
   check_values,
@@ -197,7 +197,7 @@ def read_images(
   found = ImageSet(tuple(images), tuple(labels) or None, placement)
   if warning:
     # Once, not for every batch.
-    warnings.warn(warning, stacklevel=4)
+    warn_user(warning)
   if not images:
     check_not_used_up(batches)
   if not images or not found.total:
@@ -305,8 +305,11 @@ def _iterate(batches: Any) -> Iterator[Any]:
   is_array = hasattr(batches, 'shape') and hasattr(batches, 'dtype')
   if isinstance(batches, Mapping) or is_array:
     return iter([batches])
-  if isinstance(batches, str | bytes):
-    raise DataError(f'batches={batches!r} holds no images; {EXPECTED}')
+  if isinstance(batches, str | bytes | os.PathLike):
+    raise DataError(
+      f'batches={batches!r} holds no images; {EXPECTED}; for the files of a '
+      'folder lv.image_batches(folder, model)'
+    )
   try:
     # Also of what only has `__getitem__`.
     return iter(batches)

@@ -79,8 +79,12 @@ def find_config(path: str) -> str:
     for candidate in (packaged, beside, *short):
       if candidate.exists():
         return f'{candidate}{colon}{argument}'
+    known = {p.stem for p in (package / 'configs').glob('*.py')}
+    known |= {p.stem for p in (package.parent / 'configs').glob('*.py')}
+    guess = nearest(pathlib.Path(name).stem, known)
     raise UsageError(
-      f'--config={name}: no such file; configs/digits.py is one to start from'
+      f'--config={name}: no such file{guess}; configs/digits.py is one to start '
+      'from'
     )
   if not name or pathlib.Path(name).is_dir():
     raise UsageError(

@@ -22,7 +22,6 @@ heuristic; `rescore='all'` is exact.
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -36,6 +35,7 @@ from lambda_vit_jax.compression.parts import Part, unmerged
 from lambda_vit_jax.compression.record import Compression, Step
 from lambda_vit_jax.compression.search import OnScore, Search
 from lambda_vit_jax.core.arguments import check_arguments
+from lambda_vit_jax.core.errors import warn_user
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks
 from lambda_vit_jax.training_free import paired, polish
@@ -79,7 +79,7 @@ def compress(
   mesh: Mesh | None = None,
   resume: Compression | None = None,
   on_step: OnStep = lambda found: None,
-  warn: Callable[[str], None] = warnings.warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Compression:
   """Makes a network so many times as fast, with the parts that it needs least.
 
@@ -167,7 +167,7 @@ def run(
   mesh: Mesh | None = None,
   resume: Compression | None = None,
   listener: Listener = Listener(),
-  warn: Callable[[str], None] = warnings.warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Compression:
   """`compress` with its options as one object; see there."""
   options = options.checked(model)

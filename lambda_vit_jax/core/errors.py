@@ -5,6 +5,8 @@
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 from lambda_vit_jax.core.text import printable
@@ -59,6 +61,15 @@ def not_finite(place: str = '', context: str = '') -> ModelError:
 
 class CheckpointError(LambdaVitError):
   """A checkpoint or weight file that cannot be used."""
+
+
+def warn_user(message: str) -> None:
+  """Warns, as of the line outside this package that led here."""
+  package = __name__.partition('.')[0]
+  frame, level = sys._getframe(), 1
+  while frame.f_back and frame.f_globals['__name__'].startswith(package):
+    frame, level = frame.f_back, level + 1
+  warnings.warn(message, stacklevel=level)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -91,6 +91,14 @@ class ImageBatches:
   batch_size: int
   labels: tuple[int, ...] = ()
 
+  def __repr__(self) -> str:
+    # Not the names of all files.
+    labelled = ', with labels' if self.labels else ''
+    return (
+      f'ImageBatches({self.folder!r}, {len(self.files)} images in {len(self)} '
+      f'batches{labelled})'
+    )
+
   def __len__(self) -> int:
     """Number of batches."""
     return math.ceil(len(self.files) / self.batch_size)

@@ -1,7 +1,6 @@
 """Accuracy and probable classes of a model in Python: `lv.evaluate`, `lv.predict`."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from lambda_vit_jax.core.errors import (
   ModelError,
   UsageError,
   not_finite,
+  warn_user,
 )
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
@@ -138,7 +138,7 @@ def evaluate(
         rows.setdefault(name, []).append(values)
   if odd:
     # Once, not for every batch.
-    warnings.warn(odd, stacklevel=3)
+    warn_user(odd)
   if not rows:
     check_not_used_up(batches)
   if not rows or not sum(map(len, rows['loss'])):

@@ -1,13 +1,12 @@
 """Compare the logits of exported files with those of the model."""
 
 import math
-import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from lambda_vit_jax.core.errors import DataError, ModelError
+from lambda_vit_jax.core.errors import DataError, ModelError, warn_user
 from lambda_vit_jax.core.images import check_values, model_images
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
@@ -33,7 +32,7 @@ def checked_images(model: Model, images: Array) -> np.ndarray:
   )
   warning = check_values(found, model.preprocessing, 'check_images')
   if warning:
-    warnings.warn(warning, stacklevel=4)
+    warn_user(warning)
   if not len(found):
     raise DataError('check_images holds no image; give at least one')
   return found

@@ -228,7 +228,7 @@ def check_packages(names: Iterable[str]) -> None:
   """
   for name in names:
     for package in FORMATS[name].packages:
-      remedy = f', or leave `{name}` out of the formats'
+      remedy = extras.leave_out(name)
       extras.check_installed(package, f'format {name}', remedy)
 
 

@@ -18,6 +18,11 @@ EXTRAS = {
 """By package, the extra of this one that installs it."""
 
 
+def leave_out(name: str) -> str:
+  """What else to do about a package that a format needs."""
+  return f', or leave `{name}` out of the formats'
+
+
 def import_extra(package: str, wanted_by: str, instead: str = '') -> Any:
   """Imports a package of `EXTRAS`.
 

@@ -36,7 +36,7 @@ from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.exporters import calibration, openvino_ir
 from lambda_vit_jax.exporters.calibration import STATIC
 from lambda_vit_jax.exporters.comparison import Program
-from lambda_vit_jax.exporters.extras import import_extra
+from lambda_vit_jax.exporters.extras import import_extra, leave_out
 from lambda_vit_jax.exporters.onnx import graph, vit
 from lambda_vit_jax.exporters.source import ARITHMETICS, Source, plain
 from lambda_vit_jax.models import surgery
@@ -265,7 +265,7 @@ def read_onnx(path: epath.Path) -> Program:
   Raises:
     LambdaVitError: the extra `[onnx]` is not installed.
   """
-  runtime = import_extra('onnxruntime', 'format onnx', graph.LEAVE_OUT)
+  runtime = import_extra('onnxruntime', 'format onnx', leave_out('onnx'))
   session = runtime.InferenceSession(
     path.read_bytes(), providers=['CPUExecutionProvider']
   )

@@ -9,15 +9,13 @@ from etils import epath
 
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters.comparison import Program
-from lambda_vit_jax.exporters.extras import import_extra
+from lambda_vit_jax.exporters.extras import import_extra, leave_out
 
 FILES = ('model.xml', 'model.bin')
 
-_LEAVE_OUT = ', or leave `openvino` out of the formats'
-
 
 def _import() -> Any:
-  return import_extra('openvino', 'format openvino', _LEAVE_OUT)
+  return import_extra('openvino', 'format openvino', leave_out('openvino'))
 
 
 def from_onnx(data: bytes) -> Any:

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import itertools
 import textwrap
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from lambda_vit_jax.core.arguments import (
   check_types,
   unknown_keyword,
 )
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.errors import ModelError, warn_user
 from lambda_vit_jax.core.images import check_values, model_images
 from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.core.tables import Shown, Table
@@ -203,7 +202,7 @@ class Model(Shown):
     if isinstance(found, np.ndarray):
       warning = check_values(found, self.preprocessing, 'the batch')
       if warning:
-        warnings.warn(warning, stacklevel=3)
+        warn_user(warning)
     return jnp.asarray(found)
 
   def apply(

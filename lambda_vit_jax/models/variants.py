@@ -1,8 +1,10 @@
 """Table of known architectures, by timm's names."""
 
 import dataclasses
+import fnmatch
 from typing import Any
 
+from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError, nearest
 from lambda_vit_jax.core.preprocessing import (
   IMAGENET_MEAN,
@@ -143,6 +145,21 @@ _ALL = (
 )
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
+
+
+@check_arguments
+def list_models(pattern: str = '') -> tuple[str, ...]:
+  """Names of the variants, for `lv.load_pretrained` and `lv.create_model`.
+
+  Args:
+    pattern: as in a shell, or a part of the name: `dinov2`, `deit_*`; all by
+      default.
+
+  Returns:
+    In alphabetical order; none where no name fits.
+  """
+  wanted = pattern if set(pattern) & {*'*?['} else f'*{pattern}*'
+  return tuple(sorted(fnmatch.filter(VARIANTS, wanted)))
 
 
 def get_variant(name: str) -> Variant:

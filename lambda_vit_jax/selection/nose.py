@@ -7,7 +7,6 @@ docs/method.md#transfer-entropy-and-nose. `nose`, the public function, and
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from lambda_vit_jax.analysis.blocks import in_float32
 from lambda_vit_jax.analysis.images import Batches, ImageSet
 from lambda_vit_jax.core.arguments import check_arguments
+from lambda_vit_jax.core.errors import warn_user
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import checks, criteria
 from lambda_vit_jax.selection.bootstrap import certainty
@@ -39,10 +39,6 @@ from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import TrialRunner
 
 
-def _warn(message: str) -> None:
-  warnings.warn(message, stacklevel=3)
-
-
 def greedy_search(
   criterion: Criterion,
   start: Selection,
@@ -51,7 +47,7 @@ def greedy_search(
   *,
   on_round: OnRound | None = None,
   on_progress: OnProgress | None = None,
-  warn: Callable[[str], None] = _warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Selection:
   """Removes the layer of least score, one a round, until the budget is met.
 
@@ -106,7 +102,7 @@ def select(
   resume: Selection | None = None,
   on_round: OnRound | None = None,
   on_progress: OnProgress | None = None,
-  warn: Callable[[str], None] = _warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Selection:
   """`nose` with its options as one object; see there for the arguments.
 
@@ -234,7 +230,7 @@ def nose(
   resume: Selection | None = None,
   on_round: OnRound | None = None,
   on_progress: OnProgress | None = None,
-  warn: Callable[[str], None] = _warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Selection:
   """Chooses the attention layers that carry the least transfer entropy.
 

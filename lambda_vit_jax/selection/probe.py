@@ -9,13 +9,13 @@ passes.
 import dataclasses
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import Batches
+from lambda_vit_jax.core.errors import warn_user
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection.budget import resolve_num_layers
 from lambda_vit_jax.selection.nose import select
@@ -65,7 +65,7 @@ def proposals(
   batches: Batches,
   options: SearchOptions,
   mesh: Mesh | None = None,
-  warn: Callable[[str], None] = warnings.warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> dict[str, Trial]:
   """The set of layers that each static criterion removes.
 
@@ -99,7 +99,7 @@ def select_by_probe(
   done: Mapping[tuple[Trial, int], float] | None = None,
   on_score: Callable[[Trial, int, float], None] = lambda *_: None,
   mesh: Mesh | None = None,
-  warn: Callable[[str], None] = warnings.warn,
+  warn: Callable[[str], None] = warn_user,
 ) -> Selection:
   """Chooses the proposed set of least held-out loss after a short dilution.
 

@@ -1,5 +1,6 @@
 """Every form in which users have images is read; what holds none is refused."""
 
+import pathlib
 import types
 
 import jax
@@ -84,7 +85,8 @@ def test_forms_of_batches(model, form):
 CHANNELS_FIRST = np.zeros((4, 1, 8, 8), np.float32)
 REFUSED = {
   'an int': (3, 'batches=3 holds no images; give an NHWC array'),
-  'a str': ('photos/', "batches='photos/' holds no images"),
+  'a str': ('photos/', r'photos/. holds no images.* lv.image_batches\(folder'),
+  'a path': (pathlib.Path('photos'), r'holds no images.*lv.image_batches\('),
   'bytes': (b'photos', 'holds no images'),
   'none': (None, 'batches=None holds no images'),
   'a list of paths': (['a.png', 'b.png'], 'batch 0 is no array of numbers'),
@@ -151,6 +153,8 @@ def test_eight_bits_choose_as_normalised_images_do(model):
   with pytest.warns(UserWarning, match='values from 0 to 255') as said:
     read_images([pixels.astype(np.float32)] * 3, model)
   assert len(said) == 1
+  # As of the line that gave the images, however deep in the package it is found.
+  assert said[0].filename == __file__
 
 
 def test_a_model_reads_what_the_functions_read(model):

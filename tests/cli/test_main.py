@@ -48,6 +48,7 @@ def test_a_budget_by_flag_clears_the_default_of_the_others():
     (GOOD[:2], '--workdir=DIR is needed'),
     (['select', GOOD[2]], '--config=FILE.py is needed'),
     (['select', '--config=nowhere.py', GOOD[2]], 'no such file'),
+    (['select', '--config=digts', GOOD[2]], 'did you mean digits'),
     (['run', '--config=configs/digits.py:fast', GOOD[2]], "'fast'"),
     ([*GOOD, '--config.select.num_layer=6'], 'did you mean num_layers'),
     ([*GOOD, '--config.selct.num_layers=6'], 'did you mean select'),

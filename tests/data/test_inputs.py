@@ -125,6 +125,8 @@ def test_a_folder_in_batches_any_number_of_times(folder, model):
     (size, 8, 8, 1) for size in (5, 5, 2)
   ]
   assert len(batches) == 3
+  # Without the names of all files.
+  assert repr(batches).endswith('12 images in 3 batches)')
   levels = [10 * label + index for label in range(3) for index in range(4)]
   assert _levels(batches, model) == _levels(batches, model) == levels
 

@@ -14,8 +14,21 @@ from lambda_vit_jax.core.preprocessing import (
 )
 from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.models.pretrained_tags import TAGS
-from lambda_vit_jax.models.variants import VARIANTS, Variant, get_variant, tags
+from lambda_vit_jax.models.variants import (
+  VARIANTS,
+  Variant,
+  get_variant,
+  list_models,
+  tags,
+)
 from lambda_vit_jax.models.vit import ViT
+
+
+def test_names_are_listed_by_a_part_or_a_pattern():
+  assert list_models() == tuple(sorted(VARIANTS))
+  assert set(list_models('dinov2')) == {n for n in VARIANTS if 'dinov2' in n}
+  assert list_models('vit_nano*') == list_models('vit_nano')
+  assert list_models('nano*') == list_models('nowhere') == ()
 
 
 @pytest.mark.parametrize(

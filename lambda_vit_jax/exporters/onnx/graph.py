@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import LambdaVitError
-from lambda_vit_jax.exporters.extras import import_extra
+from lambda_vit_jax.exporters.extras import import_extra, leave_out
 
 OPSET = 17
 """The oldest operator set with LayerNormalization."""
 
-LEAVE_OUT = ', or leave `onnx` out of the formats'
 """What else to do where its packages are not installed."""
 
 # Protocol buffers hold at most 2 GiB; without weights the graph is small.
@@ -96,7 +95,7 @@ def serialize(graph: Graph) -> bytes:
   Raises:
     LambdaVitError: `onnx` is not installed, or the weights do not fit.
   """
-  onnx = import_extra('onnx', 'format onnx', LEAVE_OUT)
+  onnx = import_extra('onnx', 'format onnx', leave_out('onnx'))
   if sum(array.nbytes for array in graph.arrays.values()) > _LARGEST:
     raise LambdaVitError(
       'format onnx: more than 2 GB of weights do not fit in one file; leave '
