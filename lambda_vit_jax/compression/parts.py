@@ -11,12 +11,11 @@ from typing import Literal, get_args
 
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import edits, surgery
+from lambda_vit_jax.models import edits, map_inputs, surgery
 from lambda_vit_jax.models.build import with_mlp_dims
 from lambda_vit_jax.models.merge_schedule import merge_counts
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import MODES, block_name
-from lambda_vit_jax.training_free import linear_maps
 
 Kind = Literal['attention', 'map', 'neurons', 'mlp', 'block', 'tokens']
 
@@ -246,7 +245,7 @@ def _without_attention(
   ]
   module = model.module.clone(
     attention_modes=tuple(modes),
-    linear_inputs=linear_maps.shared_inputs(modes, of_maps),
+    linear_inputs=map_inputs.shared_inputs(modes, of_maps),
     merge=tuple(merged) if any(merged) else (),
   )
   params = model.params

@@ -6,7 +6,7 @@ those that replace the head or the image size.
 
 import dataclasses
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from lambda_vit_jax.models.modes import (
   doublings,
   fold_eps,
   fold_modes,
+  layer_indices,
   modes_without,
   removed_layers,
 )
@@ -48,8 +49,9 @@ def prune(
   Args:
     model: left as it is.
     layers: block indices, or a `Selection`; those that have lost their
-      attention already stay as they are.
-    mode: `identity` (2x, the end of dilution) or `absent` (x).
+      attention already stay as they are, but for a map with `absent`.
+    mode: `identity` (2x, the end of dilution) or `absent` (x); in this mode the
+      map that took the place of an attention layer goes, too.
 
   Returns:
     A new `Model`; arrays that stay are shared with the old one.
@@ -61,12 +63,30 @@ def prune(
   if mode not in MODES or MODES[mode].parameters:
     known = ' and '.join(name for name in MODES if not MODES[name].parameters)
     raise ModelError(f'prune to mode {mode!r}: known are {known}')
-  modes = modes_without(layers, model.attention_modes, mode)
+  before, chosen = model.attention_modes, tuple(layer_indices(layers))
+  modes = modes_without(chosen, before, mode)
+  if mode == 'absent':
+    modes = _without_maps(modes, chosen)
   check_layers(removed_layers(modes), model.depth)
-  gone = {*removed_layers(modes)} - {*model.removed_layers}
+  gone = {i for i, left in enumerate(modes) if left != before[i]}
+  module = model.module.clone(attention_modes=modes)
+  if 'linear' in [before[index] for index in gone]:
+    left = [i for i, each in enumerate(modes) if each == 'linear']
+    inputs = [module.inputs_of(index) for index in left]
+    shared = map_inputs.shared_inputs(modes, inputs)
+    module = module.clone(linear_inputs=shared)
   return model.replace(
-    module=model.module.clone(attention_modes=modes),
-    params=surgery.prune_tree(model.params, gone),
+    module=module, params=surgery.prune_tree(model.params, gone)
+  )
+
+
+def _without_maps(
+  modes: Sequence[AttentionMode], layers: Sequence[int]
+) -> tuple[AttentionMode, ...]:
+  """The modes, `absent` where one of `layers` is `linear`."""
+  return tuple(
+    'absent' if mode == 'linear' and index in layers else mode
+    for index, mode in enumerate(modes)
   )
 
 

@@ -210,6 +210,23 @@ def check_all_inputs(
   return each[0] if len(set(each)) == 1 else each
 
 
+def shared_inputs(
+  modes: Sequence[str], inputs: Sequence[tuple[str, ...]]
+) -> LinearInputs:
+  """The inputs of all maps, or per block where they differ.
+
+  Args:
+    modes: of all blocks.
+    inputs: of the blocks in mode `linear`, in their order.
+  """
+  if len(set(inputs)) < 2:
+    return inputs[0] if inputs else ('token',)
+  of_maps = iter(inputs)
+  return tuple(
+    next(of_maps) if mode == 'linear' else ('token',) for mode in modes
+  )
+
+
 def inputs_of_block(inputs: LinearInputs, block_index: int) -> tuple[str, ...]:
   """The inputs of one block's map."""
   own = inputs[block_index] if isinstance(inputs[0], tuple) else inputs

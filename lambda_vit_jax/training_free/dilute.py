@@ -126,7 +126,7 @@ def dilute(
       labels the teacher alone is followed.
     towards: the smaller network, made from `model` by `linearize`, `prune`,
       `drop_blocks`, `narrow`, `refit` or `recentre`; where `model` has maps, they
-      may be gone in it (`prune(dense, layers, 'absent')`); or layers (block indices, or
+      may be gone in it (`prune(model, layers, 'absent')`); or layers (block indices, or
       a `Selection`), whose attention becomes the identity, x + x. Tokens that
       merge in it (`merge_tokens`, `compress`) do so from the first step on.
     steps: while λ falls from 1 to 0.

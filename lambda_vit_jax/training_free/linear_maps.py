@@ -218,21 +218,9 @@ def with_maps(model: Model, maps: dict[int, Params]) -> Model:
     if mode == 'linear'
   ]
   module = model.module.clone(
-    attention_modes=left, linear_inputs=shared_inputs(left, inputs)
+    attention_modes=left, linear_inputs=map_inputs.shared_inputs(left, inputs)
   )
   return model.replace(module=module, params=params)
-
-
-def shared_inputs(
-  left: Sequence[str], inputs: Sequence[tuple[str, ...]]
-) -> map_inputs.LinearInputs:
-  """The inputs of all maps, or per block where they differ."""
-  if len(set(inputs)) < 2:
-    return inputs[0] if inputs else ('token',)
-  of_maps = iter(inputs)
-  return tuple(
-    next(of_maps) if mode == 'linear' else ('token',) for mode in left
-  )
 
 
 def fit_trials(

@@ -141,7 +141,8 @@ def test_the_switch_changes_no_logit_and_leaves_the_arrays_of_the_rest(
 
 
 def test_maps_fade_to_nothing(dense):
-  start, stand_in = with_maps(dense), lv.prune(dense, (0, 2), 'absent')
+  start = with_maps(dense)
+  stand_in = lv.prune(start, (0, 2), 'absent')
   plan = plan_towards(start, stand_in)
   # Nothing but the maps differs: both ends are exact but for the order of sums.
   np.testing.assert_allclose(logits_at(plan, 1.0), start(IMAGES), atol=1e-5)

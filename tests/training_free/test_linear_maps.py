@@ -288,6 +288,27 @@ def test_blocks_without_attention_stay_as_they_are(tiny_variant):
   assert again.attention_modes == ('identity', 'linear', 'linear', 'full')
 
 
+def test_maps_go_in_mode_absent_alone(tiny_variant):
+  model = make_model(tiny_variant)
+  fit = {'inputs': ('token', 'mean'), 'ridge': 0.1}
+  mapped = lv.linearize(model, [IMAGES], (0, 2), **fit)
+  # Nothing else was fitted: what is left is the network without the layers.
+  without = lv.prune(mapped, (0, 2), 'absent')
+  plain = lv.prune(model, (0, 2), 'absent')
+  assert without.module == plain.module
+  assert jax.tree.structure(without.params) == jax.tree.structure(plain.params)
+  jax.tree.map(np.testing.assert_array_equal, without.params, plain.params)
+  one = lv.prune(mapped, (2,), 'absent')
+  assert one.attention_modes == ('linear', 'full', 'absent')
+  assert one.module.inputs_of(0) == ('token', 'mean')
+  np.testing.assert_array_equal(
+    one.params['block00']['attn']['linear']['kernel'],
+    mapped.params['block00']['attn']['linear']['kernel'],
+  )
+  # A second pruning to x + x leaves the maps, as ever.
+  assert lv.prune(mapped, (0, 2)).attention_modes == mapped.attention_modes
+
+
 def test_bad_input_is_one_line(tiny_variant):
   model = make_model(tiny_variant)
   with pytest.raises(DataError, match='1 images of 17 tokens are 17 samples'):
