@@ -187,7 +187,13 @@ def show(what: str) -> Any:
 
 
 class Table:
-  """The rows of one seed and what they start from."""
+  """The rows of one seed and what they start from.
+
+  Attributes:
+    train: the training images.
+    dense: the fine-tuned network.
+    images: those that choose and fit, as the network takes them.
+  """
 
   def __init__(self, options: argparse.Namespace, seed: int):
     self._options, self._seed = options, seed
@@ -201,15 +207,13 @@ class Table:
     )
     # The folders are read class by class.
     order = np.random.default_rng(0).permutation(len(train.labels))
-    self._train = train.take(order[: options.images])
+    self.train = train.take(order[: options.images])
     self._test = test.take(np.arange(len(test.labels))[: options.images])
-    probed = real_network.with_probe(
-      backbone, self._train, classes, self._cache
-    )
-    self._dense = self._fine_tuned(probed)
+    probed = real_network.with_probe(backbone, self.train, classes, self._cache)
+    self.dense = self._fine_tuned(probed)
     # The images that choose and fit, another draw for each seed.
     self._chosen = np.random.default_rng(100 + seed).permutation(
-      len(self._train.labels)
+      len(self.train.labels)
     )[:CALIBRATION]
 
   def _fine_tuned(self, probed: Model) -> Model:
@@ -217,25 +221,25 @@ class Table:
     folder = self._cache / 'dense'
     if not (folder / 'model.json').exists():
       start = time.perf_counter()
-      arrays = augmented(self._train, probed, self._recipe.epochs, 0)
+      arrays = augmented(self.train, probed, self._recipe.epochs, 0)
       model = fine_tune(probed, arrays, self._recipe, 0)
       lv.export(model, folder, formats='orbax')
       seconds = time.perf_counter() - start
-      self._write('probe', {'top1': self._score('probe', probed).top1})
-      found = {'top1': self._score('dense', model).top1}
+      self._write('probe', {'top1': self.score('probe', probed).top1})
+      found = {'top1': self.score('dense', model).top1}
       self._write('dense', found | {'seconds': round(seconds)})
     return lv.load_export(folder)
 
   @functools.cached_property
-  def _images(self) -> np.ndarray:
+  def images(self) -> np.ndarray:
     """The images that choose and fit, as they are."""
-    return self._train.take(self._chosen).images(self._dense)
+    return self.train.take(self._chosen).images(self.dense)
 
   @functools.cached_property
   def _arrays(self) -> dict[str, np.ndarray]:
     """The images of the further steps."""
     return augmented(
-      self._train, self._dense, self._recipe.more_epochs, 1000 + self._seed
+      self.train, self.dense, self._recipe.more_epochs, 1000 + self._seed
     )
 
   def _compressed(self, tokens: bool) -> lv.Compression:
@@ -246,18 +250,18 @@ class Table:
     if path.exists():
       begun = lv.Compression.from_json(json.loads(path.read_text()))
     return lv.compress(
-      self._dense,
-      [self._images],
+      self.dense,
+      [self.images],
       target_speedup=max(SPEEDUPS.values()),
       parts=(*PARTS, 'tokens') if tokens else PARTS,
       resume=begun,
       on_step=lambda found: common.write(path, found.to_json()),
     )
 
-  def _layers(self, choice: str) -> tuple[int, ...]:
+  def layers(self, choice: str) -> tuple[int, ...]:
     return lv.nose(
-      self._dense,
-      [self._images],
+      self.dense,
+      [self.images],
       num_layers=NUM_LAYERS,
       resamples=0,
       warn=lambda line: None,
@@ -266,34 +270,32 @@ class Table:
 
   def _stand_in(self, row: str) -> Model:
     """What the further steps lead to, nothing trained."""
-    images = [self._images]
+    images = [self.images]
     row = row.removesuffix(_STREAMS).removesuffix(_DIRECT)
     if row.endswith(_TOKENS):
       return self._compressed(True).at(SPEEDUPS[row.removesuffix(_TOKENS)])
     if row in SPEEDUPS:
       smaller = self._compressed(False).at(SPEEDUPS[row])
-      return lv.refit(smaller, self._dense, images)
+      return lv.refit(smaller, self.dense, images)
     choice, how = row.split(' ')
-    layers = self._layers(choice)
+    layers = self.layers(choice)
     if how == 'maps':
-      return lv.linearize(
-        self._dense, images, layers, inputs=INPUTS, refit=True
-      )
-    return lv.prune(self._dense, layers, mode=how)
+      return lv.linearize(self.dense, images, layers, inputs=INPUTS, refit=True)
+    return lv.prune(self.dense, layers, mode=how)
 
   def _diluted(self, row: str, stand_in: Model) -> Model:
     recipe = self._recipe
     if row.endswith(_DIRECT):
-      return fine_tune(stand_in, self._arrays, recipe, self._seed, self._dense)
+      return fine_tune(stand_in, self._arrays, recipe, self._seed, self.dense)
     total = len(self._arrays['label']) // recipe.batch_size
     steps = max(1, round(SHARES.get(row.split(' ')[1], SHARE) * total))
     return lv.dilute(
-      self._dense,
+      self.dense,
       [self._arrays],
       stand_in,
       steps=steps,
       settle_steps=total - steps,
-      teacher=self._dense,
+      teacher=self.dense,
       distill='streams' if row.endswith(_STREAMS) else recipe.distill,
       distill_weight=recipe.distill_weight,
       learning_rate=recipe.more_learning_rate,
@@ -312,19 +314,19 @@ class Table:
     found: dict[str, Any] = {}
     if row == 'dense more':
       model = fine_tune(
-        self._dense, self._arrays, self._recipe, self._seed, self._dense
+        self.dense, self._arrays, self._recipe, self._seed, self.dense
       )
     else:
       stand_in = self._stand_in(row)
-      found['before'] = self._score(f'{key} before', stand_in).top1
+      found['before'] = self.score(f'{key} before', stand_in).top1
       print(row, 'before the further steps:', found['before'], flush=True)
       model = self._diluted(row, stand_in)
-    score = self._score(key, model)
+    score = self.score(key, model)
     dense = self._cache / f'{self._seed} dense more.npy'
     found |= {
       'top1': score.top1,
       'change': score.minus(dataclasses.replace(score, correct=np.load(dense))),
-      'speedup': self._dense.macs(executed=True) / model.macs(executed=True),
+      'speedup': self.dense.macs(executed=True) / model.macs(executed=True),
       'parameters': model.num_parameters,
       'removed': model.removed_layers,
       'attention_modes': model.attention_modes,
@@ -334,7 +336,7 @@ class Table:
     }
     self._write(key, found)
 
-  def _score(self, key: str, model: Model) -> lv.Evaluation:
+  def score(self, key: str, model: Model) -> lv.Evaluation:
     """Of all test images; which are right is kept."""
     images = self._test.images(model)
     found = lv.evaluate(model, [{'image': images, 'label': self._test.labels}])
@@ -347,7 +349,7 @@ class Table:
     found |= common.provenance() | {
       'recipe': dataclasses.asdict(self._recipe),
       'image_size': IMAGE_SIZE,
-      'train_images': len(self._train.labels),
+      'train_images': len(self.train.labels),
       'test_images': len(self._test.labels),
       'calibration_images': CALIBRATION,
     }
