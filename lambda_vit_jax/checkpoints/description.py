@@ -98,6 +98,14 @@ _OPTIONAL: dict[str, Schema] = {
   'quantization': Choice(tuple(QUANTIZATIONS)),
 }
 
+STAGES = Object(
+  optional=dict.fromkeys(
+    ('linearize', 'compress'),
+    Object(optional={'dropped': List(_COUNT, distinct=True)}),
+  )
+)
+"""What stages add to the `model.json` of their networks."""
+
 SCHEMA = Object(
   {'variant': Text(200), 'preprocessing': _PREPROCESSING, **_MODULE},
   {
@@ -108,10 +116,7 @@ SCHEMA = Object(
     'zero_filled': Bool(),
     'folded': Object(optional={'dtype': Text(100)}),
     'files': Object(others=Text(100)),
-    **dict.fromkeys(
-      ('linearize', 'compress'),
-      Object(optional={'dropped': List(_COUNT, distinct=True)}),
-    ),
+    **STAGES.optional,
     **_OPTIONAL,
   },
 )

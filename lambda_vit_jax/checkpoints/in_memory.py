@@ -42,7 +42,7 @@ def load_network(network: Any, variant: str | None) -> Model:
 
   Args:
     network: timm's `VisionTransformer`, whose architecture is read from the
-      object; or a mapping of timm's names to tensors or arrays.
+      object; or a state dict, of timm's or another program's names.
     variant: by default that of the object, or from the arrays' shapes.
 
   Raises:
@@ -50,9 +50,10 @@ def load_network(network: Any, variant: str | None) -> Model:
   """
   if isinstance(network, Mapping):
     file = readers.of_tensors(network, 'the state dict')
-    name = variant or infer.infer_variant(file)
+    stated = file.layout.fields
+    spec = get_variant(variant or infer.infer_variant(file, stated))
     return third_party.load_weights(
-      file, third_party.pooled(get_variant(name), file)
+      file, third_party.as_stated(spec, file, stated)
     )
   where = f'the {type(network).__name__}'
   if type(network).__name__ not in _CLASSES:

@@ -181,6 +181,13 @@ def _variant_of(
     spec = described(found, stated, variant, where)
   else:
     spec = get_variant(variant or infer.infer_variant(file, stated))
+  return as_stated(spec, file, stated)
+
+
+def as_stated(
+  spec: Variant, file: WeightFile, stated: Mapping[str, Any]
+) -> Variant:
+  """A variant with the fields that a file's layout and its neighbours state."""
   if 'pooling' not in stated:
     spec = pooled(spec, file)
   return dataclasses.replace(spec, **stated)

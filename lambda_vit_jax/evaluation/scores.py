@@ -48,7 +48,8 @@ class Evaluation(Shown):
   top1: float
   top5: float
   loss: float
-  correct: np.ndarray
+  # Two results are equal if their figures are.
+  correct: np.ndarray = dataclasses.field(compare=False)
 
   @property
   def num_images(self) -> int:
@@ -182,8 +183,8 @@ def _check_labels(part: ImageSet, index: int, model: Model) -> None:
   """Refuses labels that no class of the model has."""
   if part.labels is None:
     raise DataError(
-      f'batch {index} has no labels; give (images, labels), one class index per '
-      'image'
+      f'batch {index} has no labels; give a list of (images, labels) pairs, one '
+      'class index per image'
     )
   labels = np.concatenate(part.labels)
   most = model.num_classes

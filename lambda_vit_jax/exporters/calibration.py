@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
+from lambda_vit_jax.core.preprocessing import IGNORED
 from lambda_vit_jax.exporters.comparison import Program
 from lambda_vit_jax.exporters.extras import import_extra
+from lambda_vit_jax.models.model import Model
 
 STATIC = 'static'
 """As `int8_arithmetic`; `static:LOSS` accepts another loss of accuracy."""
@@ -72,24 +74,48 @@ def accepted_loss(arithmetic: str) -> float:
 
 
 def make_calibration(
-  images: np.ndarray | None, labels: np.ndarray | None, arithmetic: str
+  model: Model,
+  images: np.ndarray | None,
+  labels: np.ndarray | None,
+  arithmetic: str,
 ) -> Calibration:
   """Prepares images, which the model's call has checked.
 
   Raises:
-    DataError: too few images, or other than one label for each.
+    DataError: too few images, or other than one class index for each (for each
+      pixel, where the model segments).
   """
   if images is None or len(images) < _FEWEST_IMAGES:
     raise DataError(
       'int8_arithmetic=static is calibrated on images: give check_images, some '
       'hundreds (in a run, config.data.holdout_images)'
     )
-  if labels is not None and len(labels) != len(images):
+  if labels is not None:
+    _check_labels(model, images, labels)
+  return Calibration(images, labels, accepted_loss(arithmetic))
+
+
+def _check_labels(model: Model, images: np.ndarray, labels: np.ndarray) -> None:
+  """Refuses labels by which every network would be wrong."""
+  segments = model.module.segmentation is not None
+  shape = images.shape[:3] if segments else images.shape[:1]
+  if len(labels) != len(images):
     raise DataError(
       f'check_images: {len(labels)} labels for {len(images)} images; give one '
       'each'
     )
-  return Calibration(images, labels, accepted_loss(arithmetic))
+  if labels.shape != shape or labels.dtype.kind not in 'iu':
+    raise DataError(
+      f'check_images: labels of type {labels.dtype} and shape {labels.shape}; '
+      f'give class indices of shape {shape}'
+    )
+  least = IGNORED if segments else 0
+  if not least <= labels.min() <= labels.max() < model.num_classes:
+    raise DataError(
+      f'check_images: labels are from {labels.min()} to {labels.max()}, and the '
+      f'model has classes 0 to {model.num_classes - 1}; use the classes it was '
+      'trained on'
+    )
 
 
 def quantize_onnx(data: bytes, calibration: Calibration) -> bytes:
@@ -190,7 +216,7 @@ def accuracy(
 
   Returns:
     `top1` of the program, `top1_float32` of the model, fractions of the images
-    (of the pixels, where each has a class), and `num_images`.
+    (of the pixels that have a class, where each has one), and `num_images`.
   """
   batches = list(calibration.batches(1))
   expected, found = (
@@ -198,9 +224,10 @@ def accuracy(
     for run in (model, program)
   )
   labels = expected if calibration.labels is None else calibration.labels[1::2]
+  judged = labels != IGNORED
   return {
-    'top1': float((found == labels).mean()),
-    'top1_float32': float((expected == labels).mean()),
+    'top1': float((found == labels)[judged].mean()),
+    'top1_float32': float((expected == labels)[judged].mean()),
     'num_images': len(expected),
   }
 

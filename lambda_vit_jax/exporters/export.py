@@ -6,6 +6,7 @@ as it was.
 """
 
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -15,16 +16,17 @@ import numpy as np
 from etils import epath
 
 from lambda_vit_jax import __version__
-from lambda_vit_jax.checkpoints.description import describe
+from lambda_vit_jax.checkpoints.description import SCHEMA, STAGES, describe
 from lambda_vit_jax.core import digests
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import (
   CheckpointError,
+  DataError,
   ModelError,
   UsageError,
   nearest,
 )
-from lambda_vit_jax.core.files import user_path, write_json
+from lambda_vit_jax.core.files import check_json, user_path, write_json
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.exporters import extras, replaced_folder
@@ -48,6 +50,20 @@ from lambda_vit_jax.exporters.source import (
   make_source,
 )
 from lambda_vit_jax.models.model import Model
+
+# Of `model.json`, beside what describes the network.
+_ENTRIES = (
+  'format_version',
+  'num_parameters',
+  'macs',
+  'macs_executed',
+  'formats',
+  'versions',
+  'differences',
+  'bytes',
+  'accuracy',
+  'warnings',
+)
 
 _PACKAGES = (
   'jax',
@@ -120,7 +136,7 @@ def export(
       them; noise if None. With `static` arithmetic the even ones calibrate,
       and the accuracy is measured on the odd ones; (images, labels) to measure
       it against labels instead of the model's own classes.
-    extra: more entries for `model.json`, JSON values.
+    extra: more entries for `model.json`, JSON values under names of your own.
     int8_arithmetic: `weights` or `dynamic`, see `models.edits.quantize`; or
       `static`, for `onnx` and `openvino`, where activations are quantised with
       scales that were found on images, and `params/` stays in float32.
@@ -136,8 +152,10 @@ def export(
     `warnings`, lines to show.
 
   Raises:
-    UsageError: an unknown format or dtype, or options that exclude each other.
-    DataError: `check_images` that are no input of the model.
+    UsageError: an unknown format or dtype, options that exclude each other, or
+      `extra` that is no JSON or has a name that `model.json` has.
+    DataError: `check_images` that are no input of the model, or their labels no
+      classes of it.
     ModelError: a model that cannot be exported like that.
     CheckpointError: a written file does not reproduce the model's logits, or
       has lost more accuracy than is accepted.
@@ -145,13 +163,20 @@ def export(
   """
   names = check_settings(formats, dtype, zero_fill, int8_arithmetic)
   _check_model(model, dtype)
+  _check_extra(extra or {})
   labels = None
   if isinstance(check_images, tuple):
+    if len(check_images) != 2:
+      raise DataError(
+        f'check_images is a tuple of {len(check_images)}; give images, or '
+        '(images, labels)'
+      )
     check_images, labels = check_images
   with replaced_folder.replaced(user_path(directory)) as folder:
     calibration = None
     if dtype == 'int8' and int8_arithmetic.startswith(STATIC):
       calibration = make_calibration(
+        model,
         None if check_images is None else checked_images(model, check_images),
         None if labels is None else np.asarray(labels),
         int8_arithmetic,
@@ -161,6 +186,26 @@ def export(
     report = _write_formats(folder, source, names, compare)
     _write_model_json(folder, source, names, report | dict(extra or {}))
   return report
+
+
+def _check_extra(extra: Mapping[str, Any]) -> None:
+  """Refuses entries that would take the place of what an export says itself."""
+  own = {*SCHEMA.needed, *SCHEMA.optional, *_ENTRIES} - {*STAGES.optional}
+  taken = sorted(own & {*map(str, extra)})
+  if taken:
+    raise UsageError(
+      f'export: extra has `{taken[0]}`, which model.json has of its own; choose '
+      'another name'
+    )
+  for name, value in extra.items():
+    try:
+      json.dumps({name: value}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+      raise UsageError(
+        f'export: extra[{name!r}] is no JSON value ({error}); give numbers, '
+        'text, lists or dicts'
+      ) from error
+  check_json(dict(extra), 'export: extra', STAGES, 'leave it out')
 
 
 def check_settings(

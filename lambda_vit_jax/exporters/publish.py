@@ -65,11 +65,15 @@ def push_to_hub(
     The folder, and the page or the reason why there is none.
 
   Raises:
-    CheckpointError: a malformed name, or a damaged file of the run.
+    CheckpointError: a malformed name, a damaged file of the run, or a folder
+      that holds none.
     LambdaVitError: see `lv.export`.
   """
   hub.check_repository(repository)
   folder = user_path(directory or repository.rpartition('/')[2])
+  if run is not None:
+    # Before the export, which may take long.
+    run_facts(run)
   report = export(model, folder, formats=formats)
   return publish(model, folder, repository, report, run, licence)
 
@@ -116,11 +120,16 @@ def run_facts(run: str | epath.PathLike) -> dict[str, dict[str, Any]]:
   """The results of a run that a card quotes, as far as there are any.
 
   Raises:
-    CheckpointError: a damaged file.
+    CheckpointError: a damaged file, or none of them.
   """
   found = {}
   for name in _FACTS:
     path = user_path(run) / f'{name}.json'
     if path.exists():
       found[name] = read_json(path, Object(), 'run its stage again')
+  if not found:
+    raise CheckpointError(
+      f'{run}: holds no results of a run ({", ".join(_FACTS)} as .json); give a '
+      'workdir, or leave `run` out'
+    )
   return found

@@ -74,7 +74,8 @@ def _replace_attention(model: Any, state: dict[str, Any], index: int) -> None:
   """Puts an affine map in the place of an attention layer."""
   prefix = f'blocks.{index}.attn.'
   names = [name for name in state if name.startswith(prefix)]
-  arrays = {name.removeprefix(prefix): state.pop(name) for name in names}
+  # As the other layers, whatever the file is stored in.
+  arrays = {n.removeprefix(prefix): state.pop(n).float() for n in names}
   block = model.blocks[index]
   block.attn = _affine_map(
     arrays, model.num_prefix_tokens, model.patch_embed.grid_size

@@ -28,8 +28,17 @@ def replaced(target: epath.Path) -> Iterator[epath.Path]:
     target: an older export, an empty folder, or a path that does not exist.
 
   Raises:
-    LambdaVitError: `target` holds something else, or cannot be written.
+    LambdaVitError: `target` holds something else, is the current folder, or
+      cannot be written.
   """
+  if not files.is_remote(target):
+    # What a link points to: renaming the link would leave that as it was.
+    target = epath.Path(os.path.realpath(target))
+    if target.exists() and os.path.samefile(target, os.curdir):
+      raise LambdaVitError(
+        f'{target}: is the current folder, which cannot be replaced; name a '
+        'folder in it'
+      )
   previous = target.parent / f'.{target.name}.previous'
   if previous.exists() and not target.exists():
     # Killed between the two renames below.

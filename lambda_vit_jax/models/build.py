@@ -18,9 +18,11 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Array, Intermediates, Params
 from lambda_vit_jax.models import map_inputs
 from lambda_vit_jax.models.attention import AttentionKernel
+from lambda_vit_jax.models.gated_mlp import MLPS
 from lambda_vit_jax.models.layers import ACTIVATIONS
 from lambda_vit_jax.models.modes import DILUTION_PATHS, check_modes
 from lambda_vit_jax.models.quantization import QUANTIZATIONS
+from lambda_vit_jax.models.rotary import ROTARIES
 from lambda_vit_jax.models.variants import Variant, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.runtime import compilation
@@ -43,8 +45,11 @@ _CHOICES: dict[str, Collection[str]] = {
   'activation': ACTIVATIONS,
   'attention_kernel': typing.get_args(AttentionKernel),
   'dilution_path': DILUTION_PATHS,
+  'mlp_kind': MLPS,
   'pooling': ('token', 'avg', 'map'),
   'quantization': QUANTIZATIONS,
+  # Empty for none.
+  'rotary': ('', *ROTARIES),
 }
 
 
@@ -113,7 +118,7 @@ def _check_options(
   for name, value in others.items():
     if name in _CHOICES and value not in _CHOICES[name]:
       raise ModelError(
-        f'{name} {value!r}; known are {", ".join(_CHOICES[name])}'
+        f'{name} {value!r}; known are {", ".join(filter(None, _CHOICES[name]))}'
       )
   try:
     real = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)

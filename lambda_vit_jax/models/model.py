@@ -67,8 +67,17 @@ class Model(Shown):
   kept_blocks: tuple[int, ...] = ()
 
   def __post_init__(self):
+    names, count = self.class_names, self.num_classes
+    texts = not isinstance(names, str) and all(
+      isinstance(name, str) for name in names
+    )
+    if not texts or len(names) not in (0, count):
+      raise ModelError(
+        f'class_names: {len(names)} of a model of {count} classes; give as many '
+        'texts as there are classes, or none'
+      )
     seen = set[str]()
-    for name in self.class_names:
+    for name in names:
       if name in seen:
         raise ModelError(
           f'class_names: {name!r} stands for two classes; give each its own '
@@ -217,7 +226,7 @@ class Model(Shown):
       images: as in a call of the model.
       attention_modes: one per block, this model's by default; a block without
         attention parameters cannot get a mode that needs them.
-      dilution_factor: λ `[depth]`, for blocks in mode `diluted`.
+      dilution_factor: λ `[depth]`, or one for all, for blocks in mode `diluted`.
 
     Returns:
       Logits `[batch, num_classes]` float32 (pooled features where the model
@@ -228,8 +237,8 @@ class Model(Shown):
 
     Raises:
       DataError: images of another shape.
-      ModelError: modes whose parameters are not in the tree, or `diluted`
-        without a factor.
+      ModelError: modes whose parameters are not in the tree, `diluted` without
+        a factor, or a factor of another shape or without such a block.
     """
     module = self.module
     if attention_modes is not None:
@@ -249,10 +258,28 @@ class Model(Shown):
     if 'diluted' in module.attention_modes and dilution_factor is None:
       raise ModelError('blocks in mode `diluted` need a dilution_factor')
     if dilution_factor is not None:
-      dilution_factor = jnp.asarray(dilution_factor, jnp.float32)
+      dilution_factor = _factors(dilution_factor, module)
     return forward(
       module, self.params, self._input(images), dilution_factor, capture=True
     )
+
+
+def _factors(factor: Any, module: ViT) -> Array:
+  """λ of every block, `[depth]` float32."""
+  if 'diluted' not in module.attention_modes:
+    raise ModelError(
+      'dilution_factor: no block is in mode `diluted`; give attention_modes'
+    )
+  try:
+    found = jnp.asarray(factor, jnp.float32)
+  except (TypeError, ValueError):
+    found = jnp.zeros((0, 0))
+  if found.shape not in ((), (module.depth,)):
+    raise ModelError(
+      f'dilution_factor={factor!r}: give one number, or {module.depth}, one per '
+      'block'
+    )
+  return jnp.broadcast_to(found, (module.depth,))
 
 
 def _millions(number: int) -> str:
@@ -333,5 +360,17 @@ def create_model(
     module=module,
     params=init_params(module, int(seed)),
     variant=spec.name,
-    preprocessing=spec.preprocessing(module.image_size),
+    preprocessing=_in_channels(
+      spec.preprocessing(module.image_size), module.in_chans
+    ),
   )
+
+
+def _in_channels(found: Preprocessing, channels: int) -> Preprocessing:
+  """For images of another number of channels, the mean of those there are."""
+  if found.channels == channels:
+    return found
+  mean, std = (
+    (sum(each) / len(each),) * channels for each in (found.mean, found.std)
+  )
+  return dataclasses.replace(found, mean=mean, std=std)

@@ -58,12 +58,15 @@ class Mode:
       dilution_factor: λ, a scalar array.
 
     Raises:
-      ValueError: mode `diluted` without λ.
+      ModelError: mode `diluted` without λ.
     """
     if self.residual_scale is not None:
       return self.residual_scale, self.attention_scale
     if dilution_factor is None:
-      raise ValueError('mode `diluted` needs a dilution_factor')
+      raise ModelError(
+        'a block is in mode `diluted`, whose λ a call does not have; finish the '
+        'dilution, or use apply(images, dilution_factor=…)'
+      )
     return 2.0 - dilution_factor, dilution_factor
 
 

@@ -75,6 +75,18 @@ def test_a_file_is_recognised_by_its_names(layout, files):
 
 
 @pytest.mark.parametrize('layout', NUMBERED)
+def test_a_state_dict_is_read_as_its_file(layout, files, tmp_path):
+  """The same arrays in memory: what a layout implies holds there, too."""
+  member = layout_files.member_of(layout)
+  save_file(files[layout], tmp_path / 'model.safetensors')
+  there = load_pretrained(tmp_path / 'model.safetensors', variant=member.name)
+  here = load_pretrained(files[layout], variant=member.name)
+  assert here.module == there.module
+  assert here.preprocessing == there.preprocessing
+  assert_same(here.params, there.params)
+
+
+@pytest.mark.parametrize('layout', NUMBERED)
 def test_each_missing_array_is_named(layout, files, tmp_path):
   member = layout_files.member_of(layout)
   arrays = dict(files[layout])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
+from lambda_vit_jax.core.preprocessing import IGNORED
 from lambda_vit_jax.exporters import calibration, export, extras, runtimes
 from lambda_vit_jax.exporters.calibration import Calibration
 from lambda_vit_jax.models.model import create_model
@@ -132,6 +133,33 @@ def test_the_accuracy_is_of_the_images_that_did_not_calibrate():
   with pytest.raises(CheckpointError, match=r'50\.00% against 75\.00%'):
     calibration.check_loss('onnx', scores, 0.24)
   calibration.check_loss('onnx', scores, 0.25)
+
+
+def test_pixels_without_a_class_are_not_judged():
+  images = np.zeros((2, 1, 2, 1), 'f4')
+  labels = np.asarray([[[0, 0]], [[1, IGNORED]]])
+
+  def right(batch):
+    return np.eye(4)[np.asarray([[[1, 3]]])]
+
+  scores = calibration.accuracy(right, right, Calibration(images, labels, 0.0))
+  assert scores['top1'] == scores['top1_float32'] == 1.0
+
+
+@pytest.mark.parametrize(
+  'labels, says',
+  [
+    (np.arange(4) + 7, 'from 7 to 10, and the model has classes 0 to 9'),
+    (np.full(4, -1), 'from -1 to -1'),
+    (np.arange(4).astype(str), 'labels of type <U'),
+    (np.eye(10)[:4], r'shape \(4, 10\); give class indices of shape \(4,\)'),
+  ],
+)
+def test_labels_by_which_all_would_be_wrong_are_refused(model, labels, says):
+  """By them every file would have lost nothing."""
+  images = np.zeros((4, 8, 8, 1), 'f4')
+  with pytest.raises(DataError, match=says):
+    calibration.make_calibration(model, images, labels, 'static')
 
 
 def test_a_file_that_gained_is_not_refused():

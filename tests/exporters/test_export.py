@@ -445,8 +445,27 @@ def test_deit_b_pruned_by_five_is_small_enough():
     ({'dtype': 'int4'}, UsageError, 'known are float32'),
     ({'check_images': np.zeros((2, 4, 4, 1))}, DataError, 'check_images has'),
     ({'check_images': np.zeros((0, 8, 8, 1))}, DataError, 'holds no image'),
+    (
+      {'check_images': (1, 2, 3)},
+      DataError,
+      r'a tuple of 3; give images, or \(',
+    ),
+    # The folder could not be loaded, or as another network.
+    (
+      {'extra': {'variant': 'x'}},
+      UsageError,
+      'has `variant`, which model.json',
+    ),
+    ({'extra': {'files': {}}}, UsageError, 'has `files`'),
+    ({'extra': {'macs': 1}}, UsageError, 'choose another name'),
+    ({'extra': {'linearize': [1]}}, CheckpointError, '`linearize` is a list'),
+    (
+      {'extra': {'a': np.float32(1)}},
+      UsageError,
+      "extra.'a'. is no JSON value",
+    ),
+    ({'extra': {'a': float('nan')}}, UsageError, 'is no JSON value'),
   ],
-  ids=['formats', 'dtype', 'another shape', 'no image'],
 )
 def test_bad_arguments(pruned, tmp_path, options, error, message):
   with pytest.raises(error, match=message):
@@ -469,6 +488,26 @@ def test_other_folders_are_left_alone(pruned, tmp_path):
   with pytest.raises(LambdaVitError, match='is a file'):
     export.export(pruned, tmp_path / 'out' / 'thesis.tex')
   assert [p.name for p in tmp_path.rglob('*')] == ['out', 'thesis.tex']
+
+
+def test_a_link_stays_a_link(pruned, tmp_path):
+  """What it points to holds the export, again and again."""
+  real, link = tmp_path / 'disk' / 'real', tmp_path / 'link'
+  real.mkdir(parents=True)
+  link.symlink_to(real)
+  for _ in range(2):
+    export.export(pruned, link, formats='orbax')
+    assert link.is_symlink()
+    assert (real / 'model.json').exists()
+    assert [p.name for p in real.parent.iterdir()] == ['real']
+    assert load_export(link).module == pruned.module
+
+
+def test_the_current_folder_is_not_replaced(pruned, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(LambdaVitError, match='is the current folder'):
+    export.export(pruned, '.', formats='orbax')
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_export_leaves_the_old_one(pruned, tmp_path, monkeypatch):

@@ -138,6 +138,12 @@ def test_a_card_without_a_run_claims_nothing(model):
   assert 'None is stated here.' in card
 
 
+def test_a_run_without_results_is_refused_before_the_export(model, tmp_path):
+  with pytest.raises(CheckpointError, match='holds no results of a run'):
+    lv.push_to_hub(model, 'a/b', tmp_path / 'out', run=tmp_path / 'mistyped')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_damaged_results_are_named(tmp_path):
   (tmp_path / 'selection.json').write_text('[')
   with pytest.raises(CheckpointError, match=r'selection\.json'):

@@ -23,7 +23,7 @@ from lambda_vit_jax.models.edits import fold, merge_tokens, prune, quantize
 from lambda_vit_jax.models.macs import count_parameters, size_of
 from lambda_vit_jax.models.model import Model, create_model
 from lambda_vit_jax.models.modes import block_name, modes_without
-from lambda_vit_jax.models.variants import VARIANTS
+from lambda_vit_jax.models.variants import VARIANTS, get_variant
 from lambda_vit_jax.models.vit import ViT
 from lambda_vit_jax.selection.record import Selection
 
@@ -477,6 +477,62 @@ def test_a_network_in_bfloat16_has_more_than_eight_bits_of_lambda(model):
 def test_modes_whose_inputs_are_missing_are_refused(model, modes, message):
   with pytest.raises(ModelError, match=message):
     model.apply(IMAGES, modes)
+
+
+def test_one_factor_is_that_of_all_blocks(model):
+  modes = ('diluted', 'full', 'diluted')
+  one, each = (model.apply(IMAGES, modes, f)[0] for f in (0.5, [0.5] * 3))
+  np.testing.assert_array_equal(one, each)
+
+
+@pytest.mark.parametrize(
+  'modes, factor, message',
+  [
+    # An index out of range would be that of the last.
+    (('full', 'full', 'diluted'), [0.5, 0.2], r'\[0.5, 0.2\]: give one number'),
+    (('full', 'full', 'diluted'), 'half', 'or 3, one per block'),
+    (('full', 'full', 'full'), 0.5, 'no block is in mode `diluted`'),
+  ],
+)
+def test_factors_of_no_block_are_refused(model, modes, factor, message):
+  with pytest.raises(ModelError, match=message):
+    model.apply(IMAGES, modes, factor)
+
+
+def test_a_call_has_no_factor(model):
+  module = model.module.clone(attention_modes=('full', 'full', 'diluted'))
+  with pytest.raises(ModelError, match='whose λ a call does not have'):
+    model.replace(module=module)(IMAGES)
+
+
+@pytest.mark.parametrize(
+  'names', [('a', 'b'), tuple(range(10)), 'abcdefghij'], ids=str
+)
+def test_names_are_one_text_per_class(model, names):
+  with pytest.raises(
+    ModelError, match='of a model of 10 classes; give as many'
+  ):
+    model.replace(class_names=names)
+
+
+@pytest.mark.parametrize(
+  'channels, name', [(1, 'vit_tiny_patch16_224'), (3, 'vit_nano_patch2_8')]
+)
+def test_other_channels_have_the_mean_of_those_there_are(channels, name):
+  found = create_model(name, image_size=32, in_chans=channels)
+  assert found.preprocessing.channels == channels
+  own = get_variant(name).mean
+  assert found.preprocessing.mean == (sum(own) / len(own),) * channels
+  pixels = np.zeros((1, 32, 32, channels), np.uint8)
+  assert found(pixels).shape == (1, found.num_classes)
+
+
+@pytest.mark.parametrize(
+  'options', [{'mlp_kind': 'swish'}, {'rotary': 'foo'}], ids=str
+)
+def test_kinds_that_there_are_not_are_refused(options):
+  with pytest.raises(ModelError, match=r'known are [a-z]'):
+    create_model('vit_nano_patch2_8', **options)
 
 
 class TestWithoutIntermediates:
