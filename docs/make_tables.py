@@ -28,6 +28,7 @@ PARTS = {
   'evidence.md': {
     'evidence': evidence.evidence_section,
     'evidence_on_cifar10': evidence.cifar10_section,
+    'evidence_with_ten_epochs': evidence.ten_epochs_section,
   },
   '../README.md': {'evidence': evidence.evidence_rows},
 }

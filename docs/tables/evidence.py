@@ -76,6 +76,15 @@ def cifar10_section(found: dict[str, Any]) -> str:
   )
 
 
+def ten_epochs_section(found: dict[str, Any]) -> str:
+  """Longer training, after `cifar10_section`."""
+  return (
+    f'Caltech-101 again, with {found["recipe"]["more_epochs"]} further epochs in '
+    'place of three, from a network that was fine-tuned alike on this machine.\n\n'
+    f'{_rows(found, "evidence_with_ten_epochs")}'
+  )
+
+
 def _rows(found: dict[str, Any], name: str) -> str:
   """Every row, with what it starts from, and where they come from."""
   rows = [

@@ -203,10 +203,10 @@ def test_picture_is_small(path):
 
 @in_docs('benchmarks/*.json')
 def test_figures_have_their_script(path):
-  # Those of another processor or data set have its name at the end:
-  # `runtimes_without_amx`, `evidence_on_cifar10`.
+  # Those of another processor, data set or length have its name at the end:
+  # `runtimes_without_amx`, `evidence_on_cifar10`, `evidence_with_ten_epochs`.
   scripts = {path.stem for path in (doc_pages.ROOT / 'benchmarks').glob('*.py')}
-  script, *more = re.split('_without_|_on_', path.stem)
+  script, *more = re.split('_without_|_on_|_with_', path.stem)
   assert script in scripts
   assert len(more) <= 1
 
