@@ -95,7 +95,7 @@ def write_safetensors(folder: epath.Path, source: Source) -> None:
   )
   _write_in_fixed_order(folder / 'model.safetensors', data)
   stored = model if not source.zero_fill else _wide(model)
-  ours = ('attention_modes', 'norm_eps', 'zero_filled', 'quantization')
+  ours = ('attention_modes', 'norm_eps', 'zero_filled', 'quantization', 'merge')
   config = write_config(stored) | {n: fields[n] for n in ours}
   config['mlp_dims'] = list(stored.mlp_dims)
   write_json(folder / 'config.json', config)

@@ -7,6 +7,7 @@ copy it to where the network runs (docs/pytorch.md).
 import functools
 import json
 import pathlib
+import warnings
 from typing import Any
 
 import timm
@@ -32,10 +33,20 @@ def load(folder: str | pathlib.Path) -> Any:
     **config['model_args'],
   )
   state = load_file(folder / 'model.safetensors')
+  for name in [name for name in state if name.endswith('_scale')]:
+    # Of int8: a scale per row.
+    weight = name.removesuffix('_scale')
+    state[weight] = state[weight].float() * state.pop(name)
+  modes = config['attention_modes']
+  if config['zero_filled']:
+    # What was removed is there, as zeros.
+    modes = ['full' if mode == 'absent' else mode for mode in modes]
+  if any(config.get('merge', ())):
+    warnings.warn('tokens are not merged here: use model.onnx', stacklevel=2)
   for index, (block, mode, width, epsilon) in enumerate(
     zip(
       model.blocks,
-      config['attention_modes'],
+      modes,
       config['mlp_dims'],
       # The final norm has the last one.
       config['norm_eps'][:-1],

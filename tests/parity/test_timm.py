@@ -340,6 +340,40 @@ def test_affine_maps_in_timm_by_the_loader(tmp_path, inputs):
   assert_difference(timm_logits(stock, images), logits, TOLERANCE)
 
 
+@pytest.mark.parametrize(
+  'options, bound',
+  [
+    ({'zero_fill': True}, TOLERANCE),
+    # Of the network that the export holds, whose weights were rounded alike.
+    ({'dtype': 'int8'}, TOLERANCE),
+    # Eight bits of mantissa, against float32.
+    ({'dtype': 'bfloat16'}, 0.05),
+  ],
+  ids=['zeros', 'int8', 'bfloat16'],
+)
+def test_other_storage_by_the_loader(options, bound, tmp_path):
+  model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
+  if 'zero_fill' not in options:
+    several = np.random.default_rng(0).normal(size=(64, 64, 64, 3))
+    several = several.astype(np.float32)
+    model = lv.linearize(model, several, (0,), ridge=0.1)
+  model = prune(model, (2,))
+  images, _ = images_and_logits(model)
+  export.export(model, tmp_path / 'out', formats=('safetensors',), **options)
+  expected = np.asarray(lv.load_export(tmp_path / 'out')(images))
+  stock = pytorch.load(tmp_path / 'out')
+  assert_difference(timm_logits(stock, images), expected, bound)
+
+
+@pytest.mark.filterwarnings('error')
+def test_merging_is_not_left_out_without_a_word(tmp_path):
+  model = create_model('vit_tiny_patch16_224', num_classes=10, image_size=64)
+  merged = lv.merge_tokens(model, 2)
+  export.export(merged, tmp_path / 'out', formats=('safetensors',))
+  with pytest.raises(UserWarning, match='tokens are not merged here'):
+    pytorch.load(tmp_path / 'out')
+
+
 def test_deit_pth_is_read_without_running_it(tmp_path):
   arrays = synthetic_arrays(
     state_shapes(timm.create_model('deit_tiny_patch16_224'))
