@@ -131,20 +131,14 @@ class Paths:
     total: int,
   ) -> Model:
     steps = max(1, round(SHARE[path] * total))
-    return lv.dilute(
+    return recipe.led(
       model,
-      [arrays],
       towards,
-      steps=steps,
-      settle_steps=total - steps,
+      arrays,
+      (steps, total - steps),
       teacher=self._dense,
-      distill=recipe.distill,
-      distill_weight=recipe.distill_weight,
-      learning_rate=recipe.more_learning_rate,
-      weight_decay=recipe.weight_decay,
-      batch_size=recipe.batch_size,
       seed=SEED,
-      on_progress=evidence.show(path),
+      what=path,
     )
 
 

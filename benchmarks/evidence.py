@@ -100,6 +100,34 @@ class Recipe:
   distill: str = 'soft'
   distill_weight: float = 0.5
 
+  def led(
+    self,
+    model: Model,
+    towards: Model,
+    arrays: dict[str, np.ndarray],
+    steps: tuple[int, int],
+    *,
+    teacher: Model,
+    seed: int,
+    what: str,
+  ) -> Model:
+    """`lv.dilute` with these settings, over (falling, further) steps."""
+    return lv.dilute(
+      model,
+      [arrays],
+      towards,
+      steps=steps[0],
+      settle_steps=steps[1],
+      teacher=teacher,
+      distill=self.distill,
+      distill_weight=self.distill_weight,
+      learning_rate=self.more_learning_rate,
+      weight_decay=self.weight_decay,
+      batch_size=self.batch_size,
+      seed=seed,
+      on_progress=show(what),
+    )
+
 
 def augmented(
   split: Split, model: Model, copies: int, seed: int
@@ -289,20 +317,16 @@ class Table:
       return fine_tune(stand_in, self._arrays, recipe, self._seed, self.dense)
     total = len(self._arrays['label']) // recipe.batch_size
     steps = max(1, round(SHARES.get(row.split(' ')[1], SHARE) * total))
-    return lv.dilute(
+    if row.endswith(_STREAMS):
+      recipe = dataclasses.replace(recipe, distill='streams')
+    return recipe.led(
       self.dense,
-      [self._arrays],
       stand_in,
-      steps=steps,
-      settle_steps=total - steps,
+      self._arrays,
+      (steps, total - steps),
       teacher=self.dense,
-      distill='streams' if row.endswith(_STREAMS) else recipe.distill,
-      distill_weight=recipe.distill_weight,
-      learning_rate=recipe.more_learning_rate,
-      weight_decay=recipe.weight_decay,
-      batch_size=recipe.batch_size,
       seed=self._seed,
-      on_progress=show(row),
+      what=row,
     )
 
   def row(self, row: str) -> None:

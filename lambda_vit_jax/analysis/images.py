@@ -207,22 +207,6 @@ def read_images(
   return found
 
 
-def check_labels(images: ImageSet, classes: int, where: str) -> None:
-  """Refuses labels that no class of a model has, with a `DataError`.
-
-  Args:
-    images: with labels; those of this process are looked at.
-    classes: of the model's head.
-    where: what takes them, for the message.
-  """
-  labels = np.concatenate(images.labels or (np.zeros(0, int),))
-  if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-    raise DataError(
-      f'{where}: labels are from {labels.min()} to {labels.max()}, and the model '
-      f'has classes 0 to {classes - 1}; use the classes it was trained on'
-    )
-
-
 def check_not_used_up(batches: Batches) -> None:
   """Says why a generator gave no batch, with a `DataError`."""
   if isinstance(batches, Iterator):

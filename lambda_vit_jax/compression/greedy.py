@@ -127,8 +127,8 @@ def compress(
     `.steps` say what went and what that cost.
 
   Raises:
-    UsageError: an unknown name, inputs `auto`, a budget out of reach (says the largest), or a
-      search that `resume` is not part of.
+    UsageError: an unknown name, inputs `auto`, a budget out of reach (says the
+      largest), or a search that `resume` is not part of.
     DataError: too few images, or images of the wrong shape.
     ModelError: two models that are not of one network, one that is quantised,
       merges tokens or segments, or activations that are not finite.

@@ -6,6 +6,7 @@
 
 import difflib
 import sys
+import types
 import warnings
 from collections.abc import Iterable
 
@@ -67,9 +68,14 @@ def warn_user(message: str) -> None:
   """Warns, as of the line outside this package that led here."""
   package = __name__.partition('.')[0]
   frame, level = sys._getframe(), 1
-  while frame.f_back and frame.f_globals['__name__'].startswith(package):
+  while frame.f_back and _root_of(frame) == package:
     frame, level = frame.f_back, level + 1
   warnings.warn(message, stacklevel=level)
+
+
+def _root_of(frame: types.FrameType) -> str:
+  """The package whose code a frame runs."""
+  return str(frame.f_globals.get('__name__', '')).partition('.')[0]
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

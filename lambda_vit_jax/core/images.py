@@ -195,6 +195,24 @@ def _normalised(
   return normalise(array, preprocessing)
 
 
+def check_classes(
+  labels: np.ndarray, classes: int, where: str, least: int = 0
+) -> None:
+  """Refuses labels that no class of a model has, with a `DataError`.
+
+  Args:
+    labels: integers of any shape.
+    classes: of the model's head.
+    where: the start of the message, such as `batch 0 has labels`.
+    least: the smallest that is one, below 0 where some mean no class.
+  """
+  if labels.size and not least <= labels.min() <= labels.max() < classes:
+    raise DataError(
+      f'{where} from {labels.min()} to {labels.max()}, and the model has classes '
+      f'0 to {classes - 1}; use the classes it was trained on'
+    )
+
+
 def check_values(
   images: np.ndarray, preprocessing: Preprocessing, where: str
 ) -> str:

@@ -23,6 +23,7 @@ from lambda_vit_jax.core.errors import (
   not_finite,
   warn_user,
 )
+from lambda_vit_jax.core.images import check_classes
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Array, Params
 from lambda_vit_jax.data.inputs import preprocess
@@ -187,12 +188,7 @@ def _check_labels(part: ImageSet, index: int, model: Model) -> None:
       'class index per image'
     )
   labels = np.concatenate(part.labels)
-  most = model.num_classes
-  if labels.size and not (labels.min() >= 0 and labels.max() < most):
-    raise DataError(
-      f'batch {index} has labels from {labels.min()} to {labels.max()}, and the '
-      f'model has classes 0 to {most - 1}; use the classes it was trained on'
-    )
+  check_classes(labels, model.num_classes, f'batch {index} has labels')
 
 
 @check_arguments

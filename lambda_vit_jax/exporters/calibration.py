@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
+from lambda_vit_jax.core.images import check_classes
 from lambda_vit_jax.core.preprocessing import IGNORED
 from lambda_vit_jax.exporters.comparison import Program
 from lambda_vit_jax.exporters.extras import import_extra
@@ -110,11 +111,11 @@ def _check_labels(model: Model, images: np.ndarray, labels: np.ndarray) -> None:
       f'give class indices of shape {shape}'
     )
   least = IGNORED if segments else 0
-  if not least <= labels.min() <= labels.max() < model.num_classes:
+  check_classes(labels, model.num_classes, 'check_images: labels are', least)
+  if labels[1::2].max() == IGNORED:
     raise DataError(
-      f'check_images: labels are from {labels.min()} to {labels.max()}, and the '
-      f'model has classes 0 to {model.num_classes - 1}; use the classes it was '
-      'trained on'
+      'check_images: the odd images, which the accuracy is measured on, have no '
+      'pixel with a class; give others'
     )
 
 

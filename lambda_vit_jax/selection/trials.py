@@ -23,7 +23,7 @@ import numpy as np
 
 from lambda_vit_jax.analysis import memory, moments
 from lambda_vit_jax.analysis.blocks import BlockRunner, check_finished
-from lambda_vit_jax.analysis.images import ImageSet, check_labels
+from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.analysis.moments import HostMoments, Moments
 from lambda_vit_jax.core.errors import (
   DataError,
@@ -31,6 +31,7 @@ from lambda_vit_jax.core.errors import (
   UsageError,
   not_finite,
 )
+from lambda_vit_jax.core.images import check_classes
 from lambda_vit_jax.core.typing import Array, AttentionMode, Params
 from lambda_vit_jax.models import pieces
 from lambda_vit_jax.models.build import forward
@@ -317,4 +318,5 @@ def _check(model: Model, images: ImageSet, target: str) -> None:
         'the criterion loss_increase compares classes, and the head has one; use '
         'transfer_entropy or output'
       )
-    check_labels(images, model.num_classes, 'loss_increase')
+    for labels in images.labels or ():
+      check_classes(labels, model.num_classes, 'loss_increase: labels are')

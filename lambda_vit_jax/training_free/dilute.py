@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from lambda_vit_jax.analysis.images import (
   Batches,
-  check_labels,
   gathered,
   gathered_labels,
   read_images,
 )
 from lambda_vit_jax.core.arguments import check_arguments
 from lambda_vit_jax.core.errors import ModelError, UsageError
+from lambda_vit_jax.core.images import check_classes
 from lambda_vit_jax.models import edits
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.runtime import sharding
@@ -171,7 +171,8 @@ def dilute(
   if distill_weight is None:
     distill_weight = 0.5 if labelled else 1.0
   if labelled:
-    check_labels(images, model.num_classes, 'dilute')
+    labels = gathered_labels(images)
+    check_classes(labels, model.num_classes, 'dilute: labels are')
   else:
     _check_followed(distill, distill_weight)
   _check_teacher(teacher or model, model, stand_in, distill)
@@ -191,7 +192,7 @@ def dilute(
   mesh = Mesh(devices, sharding.BATCH_AXES)
   arrays = {'image': gathered(images)}
   if labelled:
-    arrays['label'] = gathered_labels(images)
+    arrays['label'] = labels
   job = dilute_job(plan, teacher or model, arrays, options, mesh)
   params = in_memory.run(job, plan.params, mesh, 'dilute', on_progress)
   trained = model.replace(module=plan.after, params=params)

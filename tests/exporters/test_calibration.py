@@ -11,6 +11,8 @@ from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.core.preprocessing import IGNORED
 from lambda_vit_jax.exporters import calibration, export, extras, runtimes
 from lambda_vit_jax.exporters.calibration import Calibration
+from lambda_vit_jax.models.adapt import with_decoder
+from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.models.model import create_model
 
 FORMATS = {'onnx': 'onnxruntime', 'openvino': 'openvino'}
@@ -160,6 +162,16 @@ def test_labels_by_which_all_would_be_wrong_are_refused(model, labels, says):
   images = np.zeros((4, 8, 8, 1), 'f4')
   with pytest.raises(DataError, match=says):
     calibration.make_calibration(model, images, labels, 'static')
+
+
+def test_masks_without_a_class_judge_nothing(model):
+  """The mean of no pixel would be no number, which no bound refuses."""
+  segments = with_decoder(model, Decoder('linear'), 3)
+  images = np.zeros((2, 8, 8, 1), 'f4')
+  labels = np.zeros((2, 8, 8), int)
+  labels[1] = IGNORED
+  with pytest.raises(DataError, match=r'the odd images.* have no pixel'):
+    calibration.make_calibration(segments, images, labels, 'static')
 
 
 def test_a_file_that_gained_is_not_refused():

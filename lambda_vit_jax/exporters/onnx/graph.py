@@ -11,8 +11,6 @@ from lambda_vit_jax.exporters.extras import import_extra, leave_out
 OPSET = 17
 """The oldest operator set with LayerNormalization."""
 
-"""What else to do where its packages are not installed."""
-
 # Protocol buffers hold at most 2 GiB; without weights the graph is small.
 _LARGEST = 2_000_000_000
 
