@@ -83,7 +83,7 @@ class Paths:
     output |= common.provenance() | {
       'recipe': dataclasses.asdict(self._recipe),
       'layers': self._layers,
-      'image_size': evidence.IMAGE_SIZE,
+      'image_size': self._options.image_size,
       'train_images': len(self._table.train.labels),
       'test_images': len(score.correct),
     }
@@ -154,6 +154,7 @@ def main() -> None:
   parser.add_argument('--images', type=int, help='of each split, for a trial')
   options: Any = parser.parse_args()
   options.epochs, options.more_epochs = 2, 3
+  options.image_size = evidence.IMAGE_SIZE
   paths = Paths(options)
   for steps in options.steps:
     for loss in options.losses:

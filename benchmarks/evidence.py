@@ -1,6 +1,7 @@
 r"""A real backbone, fine-tuned: dense and smaller networks at equal further steps.
 
-DINOv2 ViT-S/14 at 56 pixels on Caltech-101. A linear probe starts the head, and
+DINOv2 ViT-S/14 on Caltech-101, at 56 pixels unless `--image-size` says otherwise (a
+cache and an output for each size). A linear probe starts the head, and
 all parameters are fine-tuned for some epochs: `dense`. Every row then takes the
 same further steps from that network, on the same images (flipped and shifted by
 up to 4 pixels), with the same learning rate, batch and loss, whose teacher is
@@ -228,7 +229,7 @@ class Table:
     self._recipe = Recipe(options.epochs, options.more_epochs)
     self._cache = options.cache
     backbone = lv.load_pretrained(
-      options.weights, VARIANT, num_classes=0, image_size=IMAGE_SIZE
+      options.weights, VARIANT, num_classes=0, image_size=options.image_size
     )
     train, test, classes = real_network.read_data(
       options.data, backbone, self._cache
@@ -372,7 +373,7 @@ class Table:
     found = common.read(output)
     found |= common.provenance() | {
       'recipe': dataclasses.asdict(self._recipe),
-      'image_size': IMAGE_SIZE,
+      'image_size': self._options.image_size,
       'train_images': len(self.train.labels),
       'test_images': len(self._test.labels),
       'calibration_images': CALIBRATION,
@@ -392,6 +393,7 @@ def main() -> None:
   parser.add_argument('--seeds', nargs='+', type=int, default=[0])
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--more-epochs', type=int, default=3)
+  parser.add_argument('--image-size', type=int, default=IMAGE_SIZE)
   parser.add_argument('--images', type=int, help='of each split, for a trial')
   options = parser.parse_args()
   for seed in options.seeds:
