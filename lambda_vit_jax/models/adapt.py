@@ -10,6 +10,7 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import map_inputs, quantization, resampling
 from lambda_vit_jax.models.build import (
+  check_architecture,
   check_sizes,
   init_head,
   is_head,
@@ -117,7 +118,8 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
   A model that segments gets a new decoder of the same kind, or none.
 
   Raises:
-    ModelError: a negative number, or too many.
+    ModelError: a negative number, or too many; a head for a distilled network
+      whose patches are averaged.
   """
   check_sizes(num_classes=num_classes)
   decoder = model.module.segmentation
@@ -126,7 +128,7 @@ def with_num_classes(model: Model, num_classes: int, seed: int = 0) -> Model:
     if not num_classes:
       return plain
     return with_decoder(plain, decoder, num_classes, seed)
-  module = model.module.clone(num_classes=num_classes)
+  module = check_architecture(model.module.clone(num_classes=num_classes))
   params = _without_head(model.params)
   if num_classes:
     head = init_head(module.clone(quantization='none'), seed)

@@ -7,6 +7,7 @@ of Flax; `lambda_vit_jax.models.model.Model` pairs a module with parameters.
 import dataclasses
 import functools
 import logging
+import numbers
 import typing
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ _MOST = 1 << 16
 _LEAST = {
   'num_classes': 0,
   'num_registers': 0,
+  'mlp_alignment': 1,
   'patch_size': 1,
   'embed_dim': 1,
   'num_heads': 1,
@@ -60,11 +62,17 @@ def check_sizes(**sizes: Any) -> None:
     ModelError: out of range.
   """
   for name, size in sizes.items():
-    if name in _LEAST and not _LEAST[name] <= size <= _MOST:
+    if name not in _LEAST:
+      continue
+    if not (_is_whole(size) and _LEAST[name] <= size <= _MOST):
       raise ModelError(
-        f'{name} {size}: must be from {_LEAST[name]} to {_MOST}'
+        f'{name} {size}: must be a whole number from {_LEAST[name]} to {_MOST}'
         f'{" (0 is no head)" * (name == "num_classes")}'
       )
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
@@ -74,9 +82,12 @@ def size_pair(image_size: int | Sequence[int], patch: int) -> tuple[int, int]:
     ModelError: not divisible by the patch size, or too large.
   """
   sides = image_size if isinstance(image_size, Iterable) else [image_size] * 2
-  pair = tuple(int(side) for side in sides)
-  if len(pair) != 2:
-    raise ModelError(f'image_size {image_size}: give one side, or two')
+  sides = tuple(sides)
+  if len(sides) != 2 or not all(map(_is_whole, sides)):
+    raise ModelError(
+      f'image_size {image_size}: give one side, or two, in whole pixels'
+    )
+  pair = int(sides[0]), int(sides[1])
   if any(n > _MOST for n in pair):
     raise ModelError(f'image_size {image_size}: must be at most {_MOST} pixels')
   if any(n <= 0 or n % patch for n in pair):
@@ -175,9 +186,11 @@ def check_architecture(module: ViT) -> ViT:
     )
   _check_places(module)
   _check_class_token(module)
+  # A decoder reads patches alone, and so may a backbone.
+  headless = not module.num_classes and module.pooling == 'avg'
+  reads_tokens = module.segmentation is None and not headless
   whole = module.pooling == 'token' and module.norm_before_pool
-  # A decoder reads patches alone.
-  if module.distilled and module.segmentation is None and not whole:
+  if module.distilled and reads_tokens and not whole:
     raise ModelError(
       'a distilled network reads its class and distillation tokens after the '
       'norm; it has neither average pooling nor fc_norm'

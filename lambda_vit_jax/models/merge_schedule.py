@@ -50,8 +50,8 @@ def merge_schedule(
   Args:
     merge: tokens per block (`8`), a list of one number per block, or
       `constant:8` (the same as `8`) or `decreasing:8` (from 16 in block
-      `start` linearly to 0 in the last block: 8 on average). None and 0 are
-      none. Numbers may come as text.
+      `start` linearly to 0 in the last block: 8 on average). None, 0 and ()
+      are none. Numbers may come as text.
     depth: blocks.
     patches: patch tokens of one image.
     start: the first block that merges.
@@ -95,7 +95,8 @@ def _parse(merge: Any, depth: int, start: int) -> tuple[tuple[int, ...], bool]:
       return _decreasing(int(named[2]), depth, start), False
     values = named[2] if named else text.strip(',').split(',')
   exact = isinstance(values, Iterable) and not isinstance(values, str)
-  counts = tuple(map(_whole, values if exact else [values]))
+  # An empty list is what a network without merging records.
+  counts = tuple(map(_whole, values if exact else [values])) or (0,) * depth
   if any(count < 0 for count in counts):
     raise ModelError(
       f'merge={merge!r}: give the tokens that each block merges (8), a list '

@@ -298,7 +298,7 @@ class ViT(nn.Module):
     if not self.norm_before_pool:
       pooled = self.fc_norm(pooled, halvings)
     taps['features'] = pooled
-    if self.distilled:
+    if self.distilled and self.pooling == 'token':
       taps['features'] = 0.5 * (pooled + x[:, 1])
     if not self.num_classes:
       return taps['features'].astype(jnp.float32), taps

@@ -392,6 +392,33 @@ def test_backbone_drops_the_decoder(images):
   assert other.params['block00'] is model.params['block00']
 
 
+def test_the_backbone_of_a_distilled_segmenter_averages_patches_alone(
+  images, rng, tmp_path
+):
+  module = make_module(
+    'vit_nano_patch2_8',
+    segmentation=LINEAR,
+    num_classes=CLASSES,
+    distilled=True,
+  )
+  params = jax.tree.map(
+    lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype),
+    abstract_params(module),
+  )
+  model = make_segmenter(LINEAR).replace(module=module, params=params)
+  plain = lv.backbone(model)
+  _, taps = model.apply(images)
+  np.testing.assert_allclose(
+    plain(images), taps['features'].mean(axis=(1, 2)), atol=1e-5
+  )
+  lv.export(plain, tmp_path / 'out', formats='orbax')
+  loaded = lv.load_export(tmp_path / 'out')
+  np.testing.assert_allclose(loaded(images), plain(images), atol=1e-6)
+  # Its heads would read two tokens, which it does not pool.
+  with pytest.raises(ModelError, match='class and distillation tokens'):
+    adapt.with_num_classes(plain, 4)
+
+
 def test_the_decoder_has_the_learning_rate_of_a_head():
   scales = optim.layer_scales(make_segmenter(LINEAR).params, 0.5, 3)
   assert scales['decoder']['classify']['kernel'] == 1.0

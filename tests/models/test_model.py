@@ -362,6 +362,24 @@ def test_impossible_layers_are_refused(model, layers, message):
     prune(model, layers)
 
 
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('mlp_alignment', 0),
+    ('mlp_alignment', 1.5),
+    ('embed_dim', 24.0),
+    ('num_heads', True),
+    ('num_registers', -1),
+    ('image_size', 8.5),
+    ('image_size', (8, '8')),
+  ],
+)
+def test_sizes_are_whole_numbers_in_range(tiny_variant, field, value):
+  with pytest.raises(ModelError, match=f'{field} ') as caught:
+    make_module(tiny_variant, **{field: value})
+  assert '\n' not in str(caught.value)
+
+
 def test_image_size_must_fit_the_patch(tiny_variant):
   with pytest.raises(ModelError, match='not divisible by the patch size 2'):
     make_module(tiny_variant, image_size=7)

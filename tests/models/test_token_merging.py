@@ -473,6 +473,11 @@ def test_published_settings_of_deit_base(r, last):
   assert [c for c in counts if c] == [r] * 6 + [last]
 
 
+@pytest.mark.parametrize('none', [None, 0, (), [], [0, 0, 0]])
+def test_what_a_network_without_merging_records_is_none(model, none):
+  assert merge_tokens(merge_tokens(model, 4), none).module.merge == ()
+
+
 @pytest.mark.parametrize(
   'merge, start, line',
   [
