@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from lambda_vit_jax.core.errors import UsageError, nearest
 from lambda_vit_jax.core.typing import Params
-from lambda_vit_jax.models import edits, map_inputs, surgery
+from lambda_vit_jax.models import edits, surgery
 from lambda_vit_jax.models.build import with_mlp_dims
 from lambda_vit_jax.models.merge_schedule import merge_counts
 from lambda_vit_jax.models.model import Model
@@ -238,16 +238,8 @@ def _without_attention(
   merged[position] = 0
   modes = list(model.attention_modes)
   modes[position] = 'linear' if inputs else 'absent'
-  of_maps = [
-    tuple(inputs) if index == position else model.module.inputs_of(index)
-    for index, mode in enumerate(modes)
-    if mode == 'linear'
-  ]
-  module = model.module.clone(
-    attention_modes=tuple(modes),
-    linear_inputs=map_inputs.shared_inputs(modes, of_maps),
-    merge=tuple(merged) if any(merged) else (),
-  )
+  module = edits.with_modes(model.module, modes, {position: inputs})
+  module = module.clone(merge=tuple(merged) if any(merged) else ())
   params = model.params
   if not inputs:
     params = surgery.prune_tree(params, (position,))

@@ -6,6 +6,7 @@ those that replace the head or the image size.
 
 import dataclasses
 import numbers
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from lambda_vit_jax.models.modes import (
   modes_without,
   removed_layers,
 )
+from lambda_vit_jax.models.vit import ViT
 
 
 @check_arguments
@@ -69,15 +71,35 @@ def prune(
     modes = _without_maps(modes, chosen)
   check_layers(removed_layers(modes), model.depth)
   gone = {i for i, left in enumerate(modes) if left != before[i]}
-  module = model.module.clone(attention_modes=modes)
-  if 'linear' in [before[index] for index in gone]:
-    left = [i for i, each in enumerate(modes) if each == 'linear']
-    inputs = [module.inputs_of(index) for index in left]
-    shared = map_inputs.shared_inputs(modes, inputs)
-    module = module.clone(linear_inputs=shared)
   return model.replace(
-    module=module, params=surgery.prune_tree(model.params, gone)
+    module=with_modes(model.module, modes),
+    params=surgery.prune_tree(model.params, gone),
   )
+
+
+def with_modes(
+  module: ViT,
+  modes: Sequence[AttentionMode],
+  inputs: Mapping[int, Sequence[str]] = types.MappingProxyType({}),
+) -> ViT:
+  """The module with other modes; maps that stay keep their inputs.
+
+  Args:
+    module: without maps before and after, what a fit takes by default stays.
+    modes: one per block.
+    inputs: of the maps of some blocks, instead of the module's.
+  """
+  if 'linear' in (*modes, *module.attention_modes):
+    shared = map_inputs.shared_inputs(
+      modes,
+      [
+        tuple(inputs.get(index) or module.inputs_of(index))
+        for index, mode in enumerate(modes)
+        if mode == 'linear'
+      ],
+    )
+    module = module.clone(linear_inputs=shared)
+  return module.clone(attention_modes=tuple(modes))
 
 
 def _without_maps(

@@ -19,7 +19,7 @@ from lambda_vit_jax.core.errors import ModelError
 from lambda_vit_jax.core.tables import Shown, Table
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.models import map_inputs, modes, surgery
-from lambda_vit_jax.models.edits import prune
+from lambda_vit_jax.models.edits import prune, with_modes
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.training_free import (
   input_choice,
@@ -212,15 +212,12 @@ def with_maps(model: Model, maps: dict[int, Params]) -> Model:
   for index, fitted in maps.items():
     name = modes.block_name(index)
     params[name] = params.get(name, {}) | {'attn': fitted}
-  inputs = [
-    map_inputs.inputs_of_map(params[modes.block_name(index)]['attn'])
-    for index, mode in enumerate(left)
-    if mode == 'linear'
-  ]
-  module = model.module.clone(
-    attention_modes=left, linear_inputs=map_inputs.shared_inputs(left, inputs)
+  inputs = {
+    index: map_inputs.inputs_of_map(fitted) for index, fitted in maps.items()
+  }
+  return model.replace(
+    module=with_modes(model.module, left, inputs), params=params
   )
-  return model.replace(module=module, params=params)
 
 
 def fit_trials(
