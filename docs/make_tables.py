@@ -25,7 +25,7 @@ PAGES = {
 }
 # Of other pages the parts between `<!-- from NAME.json -->` and `<!-- end -->`.
 PARTS = {
-  'evidence.md': {
+  'results_trained.md': {
     'evidence': evidence.evidence_section,
     'evidence_on_cifar10': evidence.cifar10_section,
     'evidence_with_ten_epochs': evidence.ten_epochs_section,

@@ -16,8 +16,8 @@ _TUNED = {'evidence': 'Caltech-101', 'evidence_on_cifar10': 'CIFAR-10'}
 TITLE = 'Change of accuracy'
 CAPTION = (
   'Points of top-1, for CamVid of mean IoU; intervals are over the test images of '
-  'the first draw or seed. The sections below and [evidence.md](evidence.md) say what '
-  'the rows are.'
+  'the first draw or seed. The sections below and '
+  '[results_trained.md](results_trained.md) say what the rows are.'
 )
 
 Row = tuple[str, float, float]

@@ -1,6 +1,7 @@
 """A fine-tuned real backbone at equal further steps: the tables of evidence*.json.
 
-The parts of docs/evidence.md and README.md between two comments each.
+The parts of docs/results_trained.md and README.md between two comments each; and
+the table of dilution_paths.json.
 """
 
 from typing import Any
@@ -31,6 +32,14 @@ SCENES = {
   'nose maps': "NOSE's 5 of `dense` become maps, not trained after that",
   'last maps': 'the last 5 of `dense` become maps, likewise',
 }
+_PATHS = {
+  'dense': 'dense',
+  'maps': 'closed-form maps, which stay',
+  'maps absent': 'maps, which then fade: x',
+  'absent': 'nothing: x',
+  'identity': "the paper's end: x + x",
+}
+_LOSSES = {'soft': 'labels and teacher', 'labels': 'labels'}
 # Those of the first page.
 _FIRST = (
   'dense more',
@@ -41,7 +50,7 @@ _FIRST = (
 
 
 def evidence_section(found: dict[str, Any]) -> str:
-  """What was measured, and every row, for docs/evidence.md."""
+  """What was measured, and every row, for docs/results_trained.md."""
   recipe = found['recipe']
   text = (
     f'DINOv2 ViT-S/14 at {found["image_size"]} pixels (17 tokens) on all 101 '
@@ -82,6 +91,49 @@ def ten_epochs_section(found: dict[str, Any]) -> str:
     f'Caltech-101 again, with {found["recipe"]["more_epochs"]} further epochs in '
     'place of three, from a network that was fine-tuned alike on this machine.\n\n'
     f'{_rows(found, "evidence_with_ten_epochs")}'
+  )
+
+
+def large_images_section(found: dict[str, Any]) -> str:
+  """The same at the size of the results without training, tokens merged."""
+  recipe = found['recipe']
+  return (
+    f'Caltech-101 at {found["image_size"]} pixels (65 tokens), where there are '
+    'tokens to merge. A step costs four times as much here, so the epochs are '
+    f'fewer: after the probe ({percent(found["rows"]["probe"]["top1"])}%) '
+    f'{recipe["epochs"]} for all parameters '
+    f'({percent(found["rows"]["dense"]["top1"])}%) and {recipe["more_epochs"]} '
+    f'further ones.\n\n{_rows(found, "evidence_at_112_pixels")}'
+  )
+
+
+def paths_section(found: dict[str, Any]) -> str:
+  """Where λ leads, by steps and loss, for docs/results_trained.md."""
+  text = (
+    f'From the fine-tuned network of [Caltech-101](#caltech-101) at '
+    f"{found['image_size']} pixels, NOSE's attention layers "
+    f'{layers(found["layers"])} go in some steps of '
+    f'{found["recipe"]["batch_size"]} images each, half by the soft targets of '
+    'the network that they start from, or by labels alone. The difference is to '
+    '`dense` with the same steps and loss, with the paired 95% interval over the '
+    'test images; one seed.'
+  )
+  rows = []
+  for loss, words in _LOSSES.items():
+    for path, what in _PATHS.items():
+      for key, row in found['rows'].items():
+        at, by, steps = key.split(', ')
+        if (at, by) == (path, loss):
+          left = '–' if path == 'dense' else difference(row)
+          speedup = f'{row["speedup"]:.2f}'
+          rows.append((what, words, steps, percent(row['top1']), left, speedup))
+  header = ('what', 'loss', 'steps', 'top-1 %', 'difference', 'times fewer')
+  return '\n\n'.join(
+    [
+      text,
+      table(header, rows),
+      origin('dilution_paths', 'dilution_paths.py', found),
+    ]
   )
 
 
