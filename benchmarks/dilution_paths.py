@@ -46,7 +46,7 @@ class Paths:
 
   def __init__(self, options: argparse.Namespace):
     self._options = options
-    self._recipe = evidence.Recipe(options.epochs, options.more_epochs)
+    self._recipe = evidence.recipe_of(options)
     self._table = evidence.Table(options, SEED)
     self._dense = self._table.dense
     self._layers = self._table.layers('nose')
@@ -151,6 +151,9 @@ def main() -> None:
   parser.add_argument('--paths', nargs='+', choices=PATHS, default=PATHS)
   parser.add_argument('--losses', nargs='+', choices=LOSSES, default=LOSSES)
   parser.add_argument('--steps', nargs='+', type=int, default=STEPS)
+  parser.add_argument(
+    '--learning-rate', type=float, default=evidence.Recipe.more_learning_rate
+  )
   parser.add_argument('--images', type=int, help='of each split, for a trial')
   options: Any = parser.parse_args()
   options.epochs, options.more_epochs = 2, 3

@@ -130,6 +130,15 @@ class Recipe:
     )
 
 
+def recipe_of(options: argparse.Namespace) -> Recipe:
+  """What the command line says of it."""
+  return Recipe(
+    options.epochs,
+    options.more_epochs,
+    more_learning_rate=options.learning_rate,
+  )
+
+
 def augmented(
   split: Split, model: Model, copies: int, seed: int
 ) -> dict[str, np.ndarray]:
@@ -226,7 +235,7 @@ class Table:
 
   def __init__(self, options: argparse.Namespace, seed: int):
     self._options, self._seed = options, seed
-    self._recipe = Recipe(options.epochs, options.more_epochs)
+    self._recipe = recipe_of(options)
     self._cache = options.cache
     backbone = lv.load_pretrained(
       options.weights, VARIANT, num_classes=0, image_size=options.image_size
@@ -394,6 +403,12 @@ def main() -> None:
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--more-epochs', type=int, default=3)
   parser.add_argument('--image-size', type=int, default=IMAGE_SIZE)
+  parser.add_argument(
+    '--learning-rate',
+    type=float,
+    default=Recipe.more_learning_rate,
+    help='of the further steps',
+  )
   parser.add_argument('--images', type=int, help='of each split, for a trial')
   options = parser.parse_args()
   for seed in options.seeds:
