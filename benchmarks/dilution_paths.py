@@ -16,8 +16,8 @@ targets of the network that they start from.
     --data=image_folder:DIR/caltech101 --cache=DIR/cache [--paths …] [--steps 100]
 
 Top-1 on all test images, with the paired 95% interval of the difference to `dense`
-with the same steps and loss. Finished rows are kept; 100 steps take three minutes
-on one core. Writes docs/benchmarks/dilution_paths.json.
+with the same steps, loss and learning rate. Finished rows are kept; 100 steps take
+three minutes on one core. Writes docs/benchmarks/dilution_paths.json.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Paths:
 
   def row(self, path: str, loss: str, steps: int) -> None:
     """Computes one row, unless it is there."""
-    key = f'{path}, {loss}, {steps}'
+    key = f'{path}, {loss}, {steps}, {self._recipe.more_learning_rate:g}'
     if key in common.read(self._options.output).get('rows', {}):
       return
     start = time.perf_counter()
@@ -69,7 +69,7 @@ class Paths:
     else:
       model = self._led(path, arrays, recipe, steps)
     score = self._table.score(key, model)
-    dense = self._options.cache / f'dense, {loss}, {steps}.npy'
+    dense = self._options.cache / f'{key.replace(path, "dense")}.npy'
     reference = dataclasses.replace(score, correct=np.load(dense))
     found = {
       'top1': score.top1,
@@ -80,8 +80,10 @@ class Paths:
     }
     print(key, found, flush=True)
     output = common.read(self._options.output)
+    shared = dataclasses.asdict(self._recipe)
+    del shared['more_learning_rate'], shared['distill']  # Those of a row.
     output |= common.provenance() | {
-      'recipe': dataclasses.asdict(self._recipe),
+      'recipe': shared,
       'layers': self._layers,
       'image_size': self._options.image_size,
       'train_images': len(self._table.train.labels),

@@ -115,25 +115,44 @@ def paths_section(found: dict[str, Any]) -> str:
     f'{layers(found["layers"])} go in some steps of '
     f'{found["recipe"]["batch_size"]} images each, half by the soft targets of '
     'the network that they start from, or by labels alone. The difference is to '
-    '`dense` with the same steps and loss, with the paired 95% interval over the '
-    'test images; one seed.'
+    '`dense` with the same steps, loss and learning rate, with the paired 95% '
+    'interval over the test images; one seed.'
   )
   rows = []
-  for loss, words in _LOSSES.items():
-    for path, what in _PATHS.items():
-      for key, row in found['rows'].items():
-        at, by, steps = key.split(', ')
-        if (at, by) == (path, loss):
-          left = '–' if path == 'dense' else difference(row)
-          speedup = f'{row["speedup"]:.2f}'
-          rows.append((what, words, steps, percent(row['top1']), left, speedup))
-  header = ('what', 'loss', 'steps', 'top-1 %', 'difference', 'times fewer')
+  for key, row in sorted(found['rows'].items(), key=_place):
+    path, loss, steps, rate = key.split(', ')
+    rows.append(
+      (
+        _PATHS[path],
+        _LOSSES[loss],
+        steps,
+        f'{float(rate):.0e}'.replace('e-0', 'e-'),
+        percent(row['top1']),
+        '–' if path == 'dense' else difference(row),
+        f'{row["speedup"]:.2f}',
+      )
+    )
+  header = (
+    'what', 'loss', 'steps', 'learning rate', 'top-1 %', 'difference',
+    'times fewer',
+  )  # fmt: skip
   return '\n\n'.join(
     [
       text,
       table(header, rows),
       origin('dilution_paths', 'dilution_paths.py', found),
     ]
+  )
+
+
+def _place(item: tuple[str, Any]) -> tuple[Any, ...]:
+  """Where a row of `dilution_paths.json` stands."""
+  path, loss, steps, rate = item[0].split(', ')
+  return (
+    [*_LOSSES].index(loss),
+    int(steps),
+    float(rate),
+    [*_PATHS].index(path),
   )
 
 
