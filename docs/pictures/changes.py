@@ -1,7 +1,7 @@
 """What each way costs a real backbone, in points, with its 95% interval.
 
-From docs/benchmarks/real_backbone.json (nothing trained), evidence.json,
-evidence_on_cifar10.json and camvid.json (each with the same further epochs).
+From docs/benchmarks/real_backbone.json (nothing trained), evidence.json and its
+like, and camvid.json (each with the same further epochs).
 """
 
 import pathlib
@@ -11,8 +11,12 @@ from tables import evidence
 
 from pictures import paper
 
-FILES = ('real_backbone', 'evidence', 'evidence_on_cifar10', 'camvid')
-_TUNED = {'evidence': 'Caltech-101', 'evidence_on_cifar10': 'CIFAR-10'}
+_TUNED = {
+  'evidence_with_tokens': 'Caltech-101',
+  'evidence': 'Caltech-101',
+  'evidence_on_cifar10': 'CIFAR-10',
+}
+FILES = ('real_backbone', *_TUNED, 'camvid')
 TITLE = 'Change of accuracy'
 CAPTION = (
   'Points of top-1, for CamVid of mean IoU; intervals are over the test images of '
@@ -38,7 +42,10 @@ def panels(figures: dict[str, Any]) -> dict[str, list[Row]]:
     if file not in figures:
       continue
     tuned = figures[file]
-    title = f'{data}, {tuned["recipe"]["more_epochs"]} further epochs each'
+    title = (
+      f'{data}, {tuned["image_size"]} pixels, '
+      f'{tuned["recipe"]["more_epochs"]} further epochs each'
+    )
     found[title] = [
       (evidence.ROWS[name].replace('`', ''), *row['change'])
       for seed, name, row in evidence.ordered(tuned)

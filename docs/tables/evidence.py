@@ -13,10 +13,10 @@ ROWS = {
   'dense more': 'dense',
   'compress 1.5': '`lv.compress` 1.5x, `lv.dilute` towards it',
   'compress 1.5 direct': '`lv.compress` 1.5x, trained as it is',
-  'compress 1.5 tokens direct': 'the same, tokens merged, too',
+  'compress 1.5 tokens direct': '`lv.compress` 1.5x with tokens, trained as it is',
   'compress 2': '`lv.compress` 2x, `lv.dilute` towards it',
   'compress 2 direct': '`lv.compress` 2x, trained as it is',
-  'compress 2 tokens direct': 'the same, tokens merged, too',
+  'compress 2 tokens direct': '`lv.compress` 2x with tokens, trained as it is',
   'nose maps': "NOSE's 5 of 12 attention layers become maps, `lv.dilute`",
   'nose identity': "NOSE's 5, the paper's path: x + x",
   'nose absent': "NOSE's 5 become nothing: x",
@@ -94,7 +94,7 @@ def ten_epochs_section(found: dict[str, Any]) -> str:
   )
 
 
-def large_images_section(found: dict[str, Any]) -> str:
+def tokens_section(found: dict[str, Any]) -> str:
   """The same at the size of the results without training, tokens merged."""
   recipe = found['recipe']
   return (
@@ -103,7 +103,7 @@ def large_images_section(found: dict[str, Any]) -> str:
     f'fewer: after the probe ({percent(found["rows"]["probe"]["top1"])}%) '
     f'{recipe["epochs"]} for all parameters '
     f'({percent(found["rows"]["dense"]["top1"])}%) and {recipe["more_epochs"]} '
-    f'further ones.\n\n{_rows(found, "evidence_at_112_pixels")}'
+    f'further ones.\n\n{_rows(found, "evidence_with_tokens")}'
   )
 
 
