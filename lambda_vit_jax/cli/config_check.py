@@ -45,6 +45,8 @@ def check(settings: Settings) -> None:
     registry.check_masks(settings.data.source)
   else:
     registry.check_source(settings.data.source)
+  # Also where masks have augmentations of their own: never in vain.
+  with _named('data.augment'):
     Augment.from_config(dict(settings.data.augment))
   model = _check_model(settings)
   if settings.segments:
@@ -206,6 +208,14 @@ def _check_streams(settings: Settings, model: Model) -> None:
 def _check_export(settings: Settings) -> None:
   chosen, select = settings.export, settings.select
   export.check_settings(**chosen.options)
+  # None is once an epoch.
+  scored = settings.eval_every != 0 and settings.data.holdout_images
+  if chosen.checkpoint == 'best' and settings.method == 'dilute' and not scored:
+    raise UsageError(
+      'config.export.checkpoint=best: no checkpoint is scored with '
+      'config.eval_every=0 or config.data.holdout_images=0; set both, or '
+      'config.export.checkpoint=last'
+    )
   leads = settings.method == 'dilute' and settings.dilute.towards == 'linear'
   maps = settings.linearize.maps and (leads or settings.method == 'linearize')
   removes = select.layers if select.criterion == 'given' else True

@@ -7,6 +7,8 @@ from lambda_vit_jax.core.text import printable
 
 # Keys that may change between two runs in one workdir: none of them alters a
 # result that an earlier stage wrote.
+# With `export.checkpoint=best` they say which checkpoints there are to choose from.
+_CHOOSES_BEST = ('checkpoint_every', 'eval_every')
 _OPERATIONAL = (
   'log_every',
   'checkpoint_every',
@@ -68,10 +70,12 @@ def differences(
       printable(repr(flat[key]), _MOST_SHOWN) if key in flat else 'not there'
     )
 
+  best = new.get('export.checkpoint') == 'best'
+  free = [name for name in _OPERATIONAL if not (best and name in _CHOOSES_BEST)]
   return {
     key: f'{key} was {shown(old, key)}, is {shown(new, key)}'
     for key in keys
-    if not any(is_below(key, name) for name in _OPERATIONAL)
+    if not any(is_below(key, name) for name in free)
     and old.get(key, _MISSING) != new.get(key, _MISSING)
   }
 

@@ -74,7 +74,7 @@ def with_outputs(settings: Settings, model: Model, dataset: Dataset) -> Model:
   elif model.module.segmentation is not None:
     model = adapt.with_num_classes(adapt.backbone(model), number, seed)
   elif model.num_classes != number:
-    model = adapt.with_num_classes(model, number)
+    model = adapt.with_num_classes(model, number, seed)
   return model.replace(class_names=dataset.class_names)
 
 

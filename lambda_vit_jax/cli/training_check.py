@@ -51,12 +51,28 @@ def check(run: Run, stages: Collection[str]) -> None:
   each = run.steps_per_epoch
   for section in run.settings.training_stages:
     run.settings.training(section).check_lengths(section, each)
+  _check_dilution(run, due)
   if not any(run.settings.training(name).total_steps(each) for name in trained):
     return
   check_batch_size(
     run.batch_size, len(run.train_indices), len(run.holdout_indices())
   )
   _check_memory(run)
+
+
+def _check_dilution(run: Run, due: Sequence[str]) -> None:
+  """Raises UsageError where parts of an epoch come to no step at all."""
+  settings = run.settings
+  dilution = settings.dilute
+  if 'dilute' not in due or settings.select.num_layers == 0:
+    return
+  if not dilution.total_steps(run.steps_per_epoch):
+    lengths = ' + '.join(str(part) for part in dilution.lengths)
+    raise UsageError(
+      f'config.dilute: {lengths} is no step, as an epoch has '
+      f'{run.steps_per_epoch}: nothing would be trained without the layers; '
+      'lengthen one of them'
+    )
 
 
 def _reads_training_images(stage: registry.Stage) -> bool:

@@ -247,9 +247,15 @@ class Run:
     limit: int | None = None,
     alone: bool = False,
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Every test image once, padded and masked; see `holdout_batches`."""
+    """Every test image once, padded and masked; see `holdout_batches`.
+
+    With a limit, a fixed draw of so many: folders are read class by class, and
+    the labels of a test set may be costly to read.
+    """
     test = self.dataset.test
-    indices = np.arange(len(test))[:limit]
+    # RandomState's stream never changes.
+    drawn = np.random.RandomState(0).permutation(len(test))[:limit]
+    indices = np.sort(drawn)
     return self._batches(test, indices, preprocessing, alone)
 
   @property
@@ -258,8 +264,15 @@ class Run:
     return self._split[0]
 
   def holdout_indices(self, limit: int | None = None) -> np.ndarray:
-    """Training images kept out of training, for selection."""
-    return self._split[1][:limit]
+    """Training images kept out of training, for selection.
+
+    Args:
+      limit: only so many; every class has its share of them.
+    """
+    held = self._split[1]
+    if limit is None or limit >= len(held):
+      return held
+    return held[split_holdout(self.dataset.train.labels[held], limit)[1]]
 
   def holdout_batches(
     self,

@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import re
+import uuid
 from typing import Any
 
 from etils import epath
@@ -80,9 +81,14 @@ def write_text(path: str | epath.Path, text: str) -> None:
   if is_remote(path):
     path.write_bytes(text.encode())
     return
-  temporary = path.parent / f'.{path.name}.part'
-  temporary.write_bytes(text.encode())
-  temporary.replace(path)
+  # Another process may write the same file: a report beside a run.
+  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex[:8]}.part'
+  try:
+    temporary.write_bytes(text.encode())
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def write_json(path: str | epath.Path, value: Any) -> None:

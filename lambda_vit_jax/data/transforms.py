@@ -42,8 +42,8 @@ def resize_and_crop(
   Returns:
     The image, exactly of the model's size.
   """
-  image = _limit_proportions(image)
   height, width = preprocessing.image_size
+  image = _limit_proportions(image, max(height, width) / min(height, width))
   scaled_height = math.floor(height / preprocessing.crop_ratio)
   scaled_width = math.floor(width / preprocessing.crop_ratio)
   if image.width * scaled_height <= image.height * scaled_width:
@@ -60,13 +60,13 @@ def resize_and_crop(
   return image.crop((left, top, left + width, top + height))
 
 
-def _limit_proportions(image: Image.Image) -> Image.Image:
+def _limit_proportions(image: Image.Image, proportion: float) -> Image.Image:
   """Trims the ends of an extremely long or tall image.
 
   Scaled up to cover, a strip of 1 x 100,000 pixels would take gigabytes; the
-  centre crop never sees its ends.
+  centre crop of the model's `proportion` never sees its ends.
   """
-  limit = _MAX_PROPORTION * min(image.size)
+  limit = math.ceil(_MAX_PROPORTION * proportion * min(image.size))
   if max(image.size) <= limit:
     return image
   width, height = min(image.width, limit), min(image.height, limit)

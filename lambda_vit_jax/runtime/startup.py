@@ -164,10 +164,19 @@ def _is_private(folder: pathlib.Path) -> bool:
   return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
+# How JAX names what it writes there.
+_COMPILED = ('-cache', '-atime')
+
+
 def delete_oldest(folder: pathlib.Path, max_bytes: int) -> None:
-  """Removes the oldest files until `max_bytes` are left."""
+  """Removes the oldest compiled programs until `max_bytes` of them are left.
+
+  Other files in the folder are not touched: it may be one that the user chose.
+  """
   files = []
   for path in folder.iterdir():
+    if not path.name.endswith(_COMPILED):
+      continue
     # Another process may delete files at the same time.
     with contextlib.suppress(FileNotFoundError):
       status = path.stat(follow_symlinks=False)

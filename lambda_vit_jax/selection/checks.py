@@ -106,12 +106,13 @@ def enough_images(
 
 
 def check_resumed(
-  start: Selection, resume: Selection, number: int
+  start: Selection, resume: Selection, number: int, candidates: Sequence[int]
 ) -> Selection:
   """Returns the interrupted search `resume` if its settings are `start`'s.
 
   Raises:
-    UsageError: a setting differs (it is named), or more layers are chosen.
+    UsageError: a setting differs (it is named), more layers are chosen, or
+      some that are not among `candidates`.
   """
   names = 'criterion target sign trial num_samples resamples inputs seed'
   for name in names.split():
@@ -126,6 +127,12 @@ def check_resumed(
     raise UsageError(
       f'the interrupted search chose {len(resume.order)} layers already, more '
       f'than {number}; delete the old selection to start again'
+    )
+  others = [layer for layer in resume.order if layer not in candidates]
+  if others:
+    raise UsageError(
+      f'the interrupted search chose the layers {others}, which this one does '
+      'not choose from; delete the old selection to start again'
     )
   if resume.removed_before == start.removed_before:
     return resume

@@ -140,7 +140,7 @@ def select(
     seed=options.seed if options.resamples or name == 'random' else None,
   )
   if resume is not None:
-    start = checks.check_resumed(start, resume, num_layers)
+    start = checks.check_resumed(start, resume, num_layers, candidates)
 
   if len(start.order) == num_layers:
     return start

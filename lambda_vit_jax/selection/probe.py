@@ -123,7 +123,7 @@ def select_by_probe(
   search = dataclasses.replace(
     search, num_layers=number, removal_ratio=None, target_speedup=None
   )
-  sets = proposals(model, batches, search, mesh, warn)
+  sets = proposals(model, batches, search, mesh, warn) if number else {}
   known = dict(done or {})
 
   def loss(layers: Trial, steps: int) -> float:
@@ -137,8 +137,9 @@ def select_by_probe(
       on_score(layers, steps, found)
     return known[layers, steps]
 
-  rungs = successive_halving(sets.values(), loss, options.steps)
-  best = rungs[-1].ranking[0]
+  # Without a layer to remove there is nothing to rate.
+  rungs = successive_halving(sets.values(), loss, options.steps) if sets else []
+  best = rungs[-1].ranking[0] if rungs else ()
   return Selection(
     'probe',
     'loss',

@@ -147,11 +147,16 @@ class _Loop:
     job = self.job
     # A signal during the last step is handled by `end`.
     signum = self.stop.reached(step) if step < job.total_steps else 0
-    due = step % job.checkpoint_every == 0 or last or bool(signum)
+    planned = step % job.checkpoint_every == 0 or last
+    due = planned or bool(signum)
+    # Only a checkpoint at λ = 0 can be the best one, and only one that a run
+    # without a signal has, too.
+    diluted = 'diluted' in job.module_at(step).attention_modes
+    candidate = planned and not diluted
     wanted = bool(job.eval_every) and (last or step % job.eval_every == 0)
     scores: dict[str, float] = {}
-    # A signal asks to stop soon: skip the evaluation.
-    if job.evaluate is not None and wanted and not signum:
+    # A signal asks to stop soon: skip an evaluation that decides nothing.
+    if job.evaluate is not None and wanted and (candidate or not signum):
       self.log.check()
       began = time.monotonic()
       phase = job.begun(step)[-1]
@@ -170,9 +175,7 @@ class _Loop:
       self.bar.update(step, self.log.flush(step, scores))
     if due:
       self.log.metrics.save()
-      # Only a checkpoint at λ = 0 can be the best one.
-      diluted = 'diluted' in job.module_at(step).attention_modes
-      metrics = None if diluted else scores or None
+      metrics = scores or None if candidate else None
       with self.stop.saving():
         persistence.save(job, self.checkpointer, state, metrics)
         if signum:

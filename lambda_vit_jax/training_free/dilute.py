@@ -31,7 +31,9 @@ from lambda_vit_jax.training.job import Job
 from lambda_vit_jax.training.step import LossSettings
 from lambda_vit_jax.training_free.stand_in import Plan, plan_towards
 
-LEARNING_RATE = 5e-5
+# At 5e-5 a hundred steps cost a fine-tuned network more than they bring it
+# (docs/results_trained.md#paths-of-dilution).
+LEARNING_RATE = 2e-5
 BATCH_SIZE = 32
 _WARMUP = 0.05
 """Share of the steps."""
@@ -139,7 +141,8 @@ def dilute(
       `none` for labels alone. Without two classes the first two are `feature`.
     distill_weight: share of the teacher in the loss; by default 0.5, and 1
       without labels (which a single class does not need).
-    learning_rate: the highest, after a short warm-up and before a cosine to 0.
+    learning_rate: the highest, after a short warm-up and before a cosine to 0;
+      for hundreds of steps less than for thousands.
     weight_decay: of AdamW.
     batch_size: images per step.
     label_smoothing: of the labels.

@@ -126,6 +126,25 @@ def test_a_right_value_passes(key, value):
   check(changed(key, value))
 
 
+@pytest.mark.parametrize('key', ['eval_every', 'data.holdout_images'], ids=str)
+def test_the_best_checkpoint_needs_scores(key):
+  config = changed(key, 0)
+  check(config)
+  config['export']['checkpoint'] = 'best'
+  with pytest.raises(UsageError, match='checkpoint=best: no checkpoint is'):
+    check(config)
+  # Which trains nothing that could be chosen from.
+  config['method'] = 'linearize'
+  check(config)
+
+
+def test_a_key_of_the_other_task_is_checked_too():
+  config = changed('data.augment.kind', 'strong')
+  config['task'] = 'segment'
+  with pytest.raises(UsageError, match=r'data\.augment\.kind'):
+    check(config)
+
+
 def test_maps_for_which_merged_tokens_have_no_place_are_refused_at_once():
   config = changed('linearize.inputs', ('token', 'mixing'))
   config['model']['merge'] = '2'

@@ -15,6 +15,14 @@ def test_differing_keys_ignore_what_changes_no_result():
   ]
 
 
+def test_the_best_checkpoint_depends_on_which_there_are():
+  saved = {'export': {'checkpoint': 'best'}, 'eval_every': 5, 'log_every': 5}
+  other = saved | {'eval_every': 2, 'log_every': 1}
+  assert list(config_differences.differences(saved, other)) == ['eval_every']
+  last = {'export': {'checkpoint': 'last'}}
+  assert not config_differences.differences(saved | last, other | last)
+
+
 def test_a_key_that_an_earlier_version_lacked_had_its_default():
   saved = {'seed': 0, 'model': {'variant': 'a'}, 'gone': 1}
   defaults = {'seed': 5, 'model': {'variant': '', 'merge': 0}, 'other': 2}

@@ -68,6 +68,15 @@ def test_a_comparison_is_of_networks_that_have_seen_as_many_steps(
   assert 'baseline: the dense model' in capsys.readouterr().out
 
 
+def test_a_choice_that_the_network_was_not_made_by_is_not_told(
+  tmp_path, capsys, undrawn
+):
+  write_files(tmp_path, config={'method': 'compress'})
+  assert '<h2>Selection</h2>' not in build.write_report(tmp_path).read_text()
+  build.print_results(tmp_path)
+  assert 'attention removed' not in capsys.readouterr().out
+
+
 def test_layers_that_were_gone_before_are_named(tmp_path, capsys, undrawn):
   write_files(tmp_path, selection={'removed_before': [0, 4]})
   # Which has counted the blocks, and found something else.

@@ -2,16 +2,21 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
+from lambda_vit_jax.configs import digits
 from PIL import Image
 
 from lambda_vit_jax import main
 from lambda_vit_jax.checkpoints import load
+from lambda_vit_jax.cli import task
+from lambda_vit_jax.cli.settings import Settings
 from lambda_vit_jax.cli.stages import pretrain
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.exporters import extras
+from lambda_vit_jax.models.model import create_model
 from lambda_vit_jax.training import step_memory
 from tests.support.stage_runs import arguments, open_run
 from tests.support.trees import assert_same
@@ -47,6 +52,17 @@ def test_a_warm_up_of_a_late_stage_that_does_not_fit(
     f'--config.dilute.settle_steps={settle}',
   )
   assert f'config.dilute.warmup_steps={warmup}: does not fit in 4 +' in line
+
+
+def test_epochs_that_round_to_no_step(tmp_path, capsys):
+  line = refused(
+    tmp_path / 'run',
+    capsys,
+    '--config.dilute.dilution_steps=0.001ep',
+    '--config.dilute.settle_steps=0.001ep',
+    '--config.dilute.warmup_steps=0',
+  )
+  assert 'config.dilute: 0.001ep + 0.001ep is no step' in line
 
 
 def test_a_workdir_that_is_the_folder_of_the_images(
@@ -140,6 +156,18 @@ def test_a_new_head_that_no_step_would_train(tmp_path, capsys, three_classes):
   )
   assert 'the head for 3 classes is new (the weights have 10)' in line
   assert 'set config.pretrain.steps' in line
+
+
+def test_a_new_head_has_the_seed_of_the_run():
+  model = create_model('vit_nano_patch2_8')
+  dataset = types.SimpleNamespace(num_classes=3, class_names=('a', 'b', 'c'))
+  heads = []
+  for seed in (0, 1, 1):
+    config = digits.get_config().to_dict() | {'seed': seed}
+    found = task.with_outputs(Settings.from_config(config), model, dataset)
+    heads.append(np.asarray(found.params['head']['kernel']))
+  assert not np.array_equal(heads[0], heads[1])
+  np.testing.assert_array_equal(heads[1], heads[2])
 
 
 def test_a_new_head_that_is_trained_is_said(tmp_path, three_classes, capsys):

@@ -1,5 +1,6 @@
 """JSON files: atomic, strict, and damage reported in one line."""
 
+import concurrent.futures
 import json
 import pathlib
 import re
@@ -44,6 +45,22 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(OSError):
     files.write_json(path, [2])
   assert files.read_json(path, Anything()) == [1]
+
+
+def test_two_writers_do_not_meet(tmp_path):
+  """A report may be written beside a run that ends with the same page."""
+  path = tmp_path / 'report.html'
+  pages = [letter * 300_000 for letter in 'ab']
+
+  def write(page):
+    for _ in range(40):
+      files.write_text(path, page)
+      assert path.read_text() in pages
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for done in [pool.submit(write, page) for page in pages]:
+      done.result()
+  assert [file.name for file in tmp_path.iterdir()] == ['report.html']
 
 
 @pytest.mark.parametrize(

@@ -498,6 +498,7 @@ def test_any_prepared_tfds_set(tfds_dir, tmp_path, monkeypatch, version):
   assert dataset.class_names == ('disc', 'square')
   # `test` has no labels, as ImageNet's.
   assert (len(dataset.train), len(dataset.test)) == (6, 4)
+  assert dataset.splits == ('train', 'validation')
   assert dataset.test.describe(2) == (
     f'tfds:tiny_shapes{version} validation, record 2'
   )

@@ -75,7 +75,7 @@ def test_a_thin_strip_does_not_take_gigabytes():
 @pytest.mark.parametrize('size', [(48, 3), (3, 48), (51, 3), (3, 51)])
 def test_ends_of_strips_are_left_out_beyond_sixteen_to_one(size, rng):
   image = photo(*size, rng)
-  found = transforms._limit_proportions(image)
+  found = transforms._limit_proportions(image, 1.0)
   if max(size) == 48:
     assert found is image
     return
@@ -85,6 +85,13 @@ def test_ends_of_strips_are_left_out_beyond_sixteen_to_one(size, rng):
     *(at + min(side, 48) for at, side in zip(cut, size, strict=True)),
   )
   assert found.tobytes() == image.crop(box).tobytes()
+
+
+@pytest.mark.parametrize('size', [(256, 8), (8, 256)])
+def test_a_wide_model_sees_all_of_a_wide_image(size, rng):
+  image = photo(*size, rng)
+  preprocessing = Preprocessing(size[::-1], crop_ratio=1.0)
+  assert transforms.resize_and_crop(image, preprocessing) is image
 
 
 def test_normalisation():

@@ -312,6 +312,19 @@ def test_the_launcher_passes_on_flags_and_codes(tmp_path):
   assert 'batch_size=3 is not divisible by the 2 devices' in done.stderr
 
 
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+  """A dense network, trained in one process."""
+  workdir = tmp_path_factory.mktemp('pretrained') / 'run'
+  alone(arguments('pretrain', workdir, *QUICK))
+  return workdir
+
+
+def copies(pretrained, folder):
+  """Two of its workdir: for one process, and for two."""
+  return [shutil.copytree(pretrained, folder / name) for name in ('one', 'two')]
+
+
 def assert_same_selection(double, single):
   mine, theirs = (
     json.loads((path / 'selection.json').read_text())
@@ -398,10 +411,10 @@ def test_two_processes_rate_sets_by_the_loss_of_pixels(tmp_path):
   ],
   ids=['linear', 'dropped', 'output', 'polished', 'probe'],
 )
-def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
-  single, double = tmp_path / 'one', tmp_path / 'two'
-  alone(arguments('pretrain', single, *QUICK))
-  shutil.copytree(single, double)
+def test_two_processes_choose_and_fit_as_one_does(
+  pretrained, tmp_path, stages, options
+):
+  single, double = copies(pretrained, tmp_path)
   for stage in stages:
     alone(arguments(stage, single, *QUICK, *options))
     codes, said = finish(start(arguments(stage, double, *QUICK, *options)))
@@ -432,10 +445,8 @@ def test_two_processes_choose_and_fit_as_one_does(tmp_path, stages, options):
 
 
 @pytest.mark.slow
-def test_two_processes_compress_as_one_does(tmp_path):
-  single, double = tmp_path / 'one', tmp_path / 'two'
-  alone(arguments('pretrain', single, *QUICK))
-  shutil.copytree(single, double)
+def test_two_processes_compress_as_one_does(pretrained, tmp_path):
+  single, double = copies(pretrained, tmp_path)
   options = (
     '--config.method=compress',
     '--config.compress.target_speedup=1.3',

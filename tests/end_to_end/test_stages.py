@@ -22,6 +22,7 @@ from lambda_vit_jax.core.errors import (
   LambdaVitError,
   UsageError,
 )
+from lambda_vit_jax.core.preprocessing import Preprocessing
 from lambda_vit_jax.evaluation import accuracy
 from lambda_vit_jax.selection import nose
 from lambda_vit_jax.training import loop, optim
@@ -630,6 +631,23 @@ class TestTrainImages:
     whole = np.bincount(run.dataset.train.labels)
     # Shares by largest remainder: off by less than one image.
     np.testing.assert_allclose(counts, whole * 400 / whole.sum(), atol=1)
+
+  def test_a_limit_leaves_every_class_its_share(self, tmp_path):
+    """Folders are read class by class: the first images are of few classes."""
+    run = open_run(tmp_path / 'run', '--config.data.holdout_images=400')
+    held = run.holdout_indices()
+    labels = run.dataset.train.labels
+    assert set(run.holdout_indices(50)) < set(held)
+    counts = np.bincount(labels[run.holdout_indices(50)])
+    np.testing.assert_allclose(counts, np.bincount(labels[held]) / 8, atol=1)
+    np.testing.assert_array_equal(run.holdout_indices(400), held)
+    batches = run.eval_batches(
+      Preprocessing((8, 8), mean=(0.5,), std=(0.5,)), 64
+    )
+    seen = [row for b in batches for row in b['label'][b['mask']]]
+    assert len(seen) == 64
+    # A draw, whose classes are those of the test set by and large.
+    assert len(set(seen)) == 10
 
   def test_more_than_there_are(self, tmp_path):
     run = open_run(tmp_path / 'many', '--config.data.train_images=99999')

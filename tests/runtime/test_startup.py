@@ -139,15 +139,16 @@ def test_a_cache_that_somebody_chose_stays(tmp_path, monkeypatch):
   assert jax.config.jax_compilation_cache_dir == chosen
 
 
-def test_the_oldest_files_go_first(tmp_path):
-  for index in range(5):
-    path = tmp_path / str(index)
+def test_the_oldest_programs_go_first_and_other_files_stay(tmp_path):
+  names = ['thesis.tar', *(f'jit_{index}-cache' for index in range(5))]
+  for index, name in enumerate(names):
+    path = tmp_path / name
     path.write_bytes(bytes(100))
     os.utime(path, (index, index))
-  startup.delete_oldest(tmp_path, 250)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['3', '4']
-  startup.delete_oldest(tmp_path, 250)
-  assert len(list(tmp_path.iterdir())) == 2
+  for _ in range(2):
+    startup.delete_oldest(tmp_path, 250)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ['jit_3-cache', 'jit_4-cache', 'thesis.tar']
 
 
 def test_programs_are_the_same_with_and_without_the_cache():

@@ -66,6 +66,14 @@ def test_impossible_layers(model, layers):
     nose(model, None, criterion='given', layers=layers)
 
 
+def test_an_interrupted_search_of_other_layers_is_not_gone_on_with(model):
+  begun = nose(model, None, criterion='given', layers=(2,))
+  with pytest.raises(UsageError, match=r'chose the layers \[2\], which'):
+    nose(model, None, criterion='given', layers=(0, 1), resume=begun)
+  more = nose(model, None, criterion='given', layers=(2, 0), resume=begun)
+  assert more.order == (2, 0)
+
+
 def test_layers_without_attention(model):
   pruned = prune(model, (1,))
   with pytest.raises(UsageError, match=r'blocks \[1\] have no attention'):

@@ -20,6 +20,7 @@ from lambda_vit_jax.models.decoders import Decoder
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.selection import probe, short_dilution
 from lambda_vit_jax.selection.options import SearchOptions
+from lambda_vit_jax.selection.record import Selection
 
 SETTINGS = digits.get_config().dilute.to_dict()
 ONE_LAYER = probe.ProbeOptions(2, SearchOptions(num_layers=1))
@@ -245,6 +246,14 @@ def test_the_search_chooses_the_proposal_of_least_final_loss(model, short):
     model, held, short, ONE_LAYER, done=tried, on_score=never
   )
   assert again == found
+
+
+def test_no_layer_to_remove_needs_no_dilution(model, short):
+  held = batches(16, 7, mask=np.ones(8, bool))
+  none = probe.ProbeOptions(2, SearchOptions(num_layers=0))
+  found = probe.select_by_probe(model, held, short, none)
+  assert found.removed == ()
+  assert Selection.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize('classes', [0, 10])

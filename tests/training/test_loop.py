@@ -201,6 +201,29 @@ def test_sigterm_saves_and_says_so(job, mesh, tmp_path, undisturbed):
   assert_same(run(job, tmp_path, mesh), undisturbed[0])
 
 
+@pytest.mark.parametrize('step, evaluations', [(2, 1), (4, 4)])
+def test_a_signal_skips_evaluations_that_decide_nothing(
+  job, mesh, tmp_path, step, evaluations
+):
+  """Of step 2 λ is above 0; step 4 could be the best, whenever a signal comes."""
+  done = []
+
+  def evaluate(module, params, factors):
+    done.append(module)
+    return {'loss': 0.0, 'accuracy': 0.5}
+
+  def with_signal(first):
+    for count, batch in enumerate(make_batches(first)):
+      if first + count == step - 1:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  job = dataclasses.replace(job, evaluate=evaluate, eval_every=1)
+  with pytest.raises(StoppedError, match=f'step {step} of 5'):
+    run(job, tmp_path, mesh, with_signal)
+  assert len(done) == evaluations
+
+
 def test_the_device_is_at_most_one_step_behind(
   job, mesh, tmp_path, monkeypatch
 ):

@@ -96,9 +96,8 @@ def _without_benchmark(
   known = [*scores, *results.gone, *results.dropped]
   entropy = results.analysis.get('profile', {}).get('attention_entropy', ())
   states = dict.fromkeys(results.gone_before, 'before')
-  mapped = results.config.get('method') == 'linearize'
   removed = results.selection.get('removed', ())
-  states |= dict.fromkeys(removed, 'map' if mapped else 'removed')
+  states |= dict.fromkeys(removed, 'map' if results.fits_maps else 'removed')
   states |= dict.fromkeys(results.dropped, 'dropped')
   widths: dict[int, tuple[int, int]] = {}
   merged: dict[int, int] = {}

@@ -92,6 +92,13 @@ class Results:
     )
 
   @property
+  def fits_maps(self) -> bool:
+    """Whether the pruned model is the stage `linearize`'s, or led to it."""
+    towards = self.config.get('dilute', {}).get('towards')
+    method = self.config.get('method')
+    return method == 'linearize' or (method == 'dilute' and towards == 'linear')
+
+  @property
   def without_attention(self) -> list[int]:
     """Blocks whose attention the pruned network lacks, ascending."""
     if self.compression is not None and self.compresses:
@@ -103,7 +110,7 @@ class Results:
   @property
   def dropped(self) -> list[int]:
     """The whole blocks that the pruned network leaves out."""
-    if self.config.get('method') != 'linearize':
+    if not self.fits_maps:
       return []
     return list(self.linear.get('linearize', {}).get('dropped', ()))
 

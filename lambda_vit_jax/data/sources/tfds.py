@@ -265,15 +265,15 @@ def _with_splits(
     for split in ('train', 'test', 'validation')
     if split in known and known[split].num_examples
   }
-  test = splits.get('test')
+  tested, test = 'test', splits.get('test')
   if test is None or (not test.has_masks and test[0]['label'] < 0):
-    test = splits.get('validation')
+    tested, test = 'validation', splits.get('validation')
   if 'train' not in splits or test is None:
     raise DataError(
       f'{name} has the splits {", ".join(known)}; a labelled train split and a '
       'labelled test or validation split are needed'
     )
-  return Dataset(name, class_names, splits['train'], test)
+  return Dataset(name, class_names, splits['train'], test, ('train', tested))
 
 
 def _image_and_label(name: str, features: Any) -> tuple[str, str]:
