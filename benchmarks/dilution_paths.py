@@ -9,7 +9,7 @@ Caltech-101; its cache is used), NOSE's 5 of 12 attention layers go by one of
   maps absent  so in the first half of the steps; in the second the maps fade
   dense        nothing goes; what the others are compared with
 
-each in 100, 300 or 1,000 steps of 32 images, by labels alone or half by the soft
+each in 100, 300 or 1,000 steps of 32 images (with 0, at once), by labels alone or half by the soft
 targets of the network that they start from.
 
   python benchmarks/dilution_paths.py --weights=DIR/dinov2_vits14.safetensors \
@@ -60,11 +60,15 @@ class Paths:
     recipe = dataclasses.replace(self._recipe, distill=LOSSES[loss])
     images = steps * recipe.batch_size
     copies = -(-images // len(self._table.train.labels))
-    arrays = evidence.augmented(
-      self._table.train, self._dense, copies, 2000 + SEED
-    )
-    arrays = {name: values[:images] for name, values in arrays.items()}
-    if path == 'dense':
+    arrays: dict[str, np.ndarray] = {}
+    if steps:
+      arrays = evidence.augmented(
+        self._table.train, self._dense, copies, 2000 + SEED
+      )
+      arrays = {name: values[:images] for name, values in arrays.items()}
+    if not steps:
+      model = self._towards(path)
+    elif path == 'dense':
       model = evidence.fine_tune(self._dense, arrays, recipe, SEED, self._dense)
     else:
       model = self._led(path, arrays, recipe, steps)
@@ -100,18 +104,10 @@ class Paths:
     steps: int,
   ) -> Model:
     """The network at the end of a path."""
-    if path in ('identity', 'absent'):
-      towards = lv.prune(self._dense, self._layers, path)
+    if path != 'maps absent':
+      towards = self._towards(path)
       return self._dilute(self._dense, towards, arrays, recipe, path, steps)
-    maps = lv.linearize(
-      self._dense,
-      [self._table.images],
-      self._layers,
-      inputs=evidence.INPUTS,
-      refit=True,
-    )
-    if path == 'maps':
-      return self._dilute(self._dense, maps, arrays, recipe, path, steps)
+    maps = self._towards('maps')
     middle = steps // 2 * recipe.batch_size
     first, second = (
       {name: values[part] for name, values in arrays.items()}
@@ -121,6 +117,21 @@ class Paths:
     bare = lv.prune(mapped, self._layers, 'absent')
     return self._dilute(
       mapped, bare, second, recipe, 'absent', steps - steps // 2
+    )
+
+  def _towards(self, path: str) -> Model:
+    """The network at the end of a path, nothing trained."""
+    if path == 'dense':
+      return self._dense
+    if path != 'maps':
+      mode = 'identity' if path == 'identity' else 'absent'
+      return lv.prune(self._dense, self._layers, mode)
+    return lv.linearize(
+      self._dense,
+      [self._table.images],
+      self._layers,
+      inputs=evidence.INPUTS,
+      refit=True,
     )
 
   def _dilute(

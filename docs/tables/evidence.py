@@ -124,9 +124,9 @@ def paths_section(found: dict[str, Any]) -> str:
     rows.append(
       (
         _PATHS[path],
-        _LOSSES[loss],
+        _LOSSES[loss] if int(steps) else '–',
         steps,
-        f'{float(rate):.0e}'.replace('e-0', 'e-'),
+        f'{float(rate):.0e}'.replace('e-0', 'e-') if int(steps) else '–',
         percent(row['top1']),
         '–' if path == 'dense' else difference(row),
         f'{row["speedup"]:.2f}',
