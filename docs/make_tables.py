@@ -29,9 +29,10 @@ PARTS = {
     'evidence': evidence.evidence_section,
     'evidence_on_cifar10': evidence.cifar10_section,
     'evidence_with_ten_epochs': evidence.ten_epochs_section,
+    'evidence_with_tokens': evidence.tokens_section,
     'dilution_paths': evidence.paths_section,
   },
-  '../README.md': {'evidence': evidence.evidence_rows},
+  '../README.md': {'evidence_with_tokens': evidence.evidence_rows},
 }
 
 

@@ -43,9 +43,8 @@ _LOSSES = {'soft': 'labels and teacher', 'labels': 'labels'}
 # Those of the first page.
 _FIRST = (
   'dense more',
-  'compress 1.5',
-  'compress 2 direct',
-  'nose maps',
+  'compress 1.5 tokens direct',
+  'compress 2 tokens direct',
 )
 
 
@@ -103,7 +102,8 @@ def tokens_section(found: dict[str, Any]) -> str:
     f'fewer: after the probe ({percent(found["rows"]["probe"]["top1"])}%) '
     f'{recipe["epochs"]} for all parameters '
     f'({percent(found["rows"]["dense"]["top1"])}%) and {recipe["more_epochs"]} '
-    f'further ones.\n\n{_rows(found, "evidence_with_tokens")}'
+    f'further ones, with a learning rate of {recipe["more_learning_rate"]:g} in '
+    f'place of 5e-5.\n\n{_rows(found, "evidence_with_tokens")}'
   )
 
 
@@ -192,7 +192,7 @@ def evidence_rows(found: dict[str, Any]) -> str:
   ]
   more = found['recipe']['more_epochs']
   header = (
-    f'fine-tuned at {found["image_size"]} px, {more} further epochs each',
+    f'Caltech-101, fine-tuned at {found["image_size"]} px, {more} further epochs each',
     'top-1 %',
     'difference',
     'speed-up',
