@@ -54,7 +54,9 @@ class Paths:
   def row(self, path: str, loss: str, steps: int) -> None:
     """Computes one row, unless it is there."""
     key = f'{path}, {loss}, {steps}, {self._recipe.more_learning_rate:g}'
-    if key in common.read(self._options.output).get('rows', {}):
+    # At once, maps that fade are `absent`.
+    same = path == 'maps absent' and not steps
+    if same or key in common.read(self._options.output).get('rows', {}):
       return
     start = time.perf_counter()
     recipe = dataclasses.replace(self._recipe, distill=LOSSES[loss])

@@ -109,12 +109,14 @@ def tokens_section(found: dict[str, Any]) -> str:
 
 def paths_section(found: dict[str, Any]) -> str:
   """Where λ leads, by steps and loss, for docs/results_trained.md."""
+  losses = {key.split(', ')[1] for key in found['rows']}
   text = (
-    f'From the fine-tuned network of [Caltech-101](#caltech-101) at '
+    f'From a network that was fine-tuned as in [Caltech-101](#caltech-101) at '
     f"{found['image_size']} pixels, NOSE's attention layers "
     f'{layers(found["layers"])} go in some steps of '
     f'{found["recipe"]["batch_size"]} images each, half by the soft targets of '
-    'the network that they start from, or by labels alone. The difference is to '
+    f'the network that they start from{", or by labels alone" * (len(losses) > 1)}'
+    '. The difference is to '
     '`dense` with the same steps, loss and learning rate, with the paired 95% '
     'interval over the test images; one seed.'
   )
