@@ -9,8 +9,8 @@ Caltech-101; its cache is used), NOSE's 5 of 12 attention layers go by one of
   maps absent  so in the first half of the steps; in the second the maps fade
   dense        nothing goes; what the others are compared with
 
-each in 100, 300 or 1,000 steps of 32 images (with 0, at once), by labels alone or half by the soft
-targets of the network that they start from.
+each in 100, 300 or 1,000 steps of 32 images (with 0, at once), by labels alone or
+half by the soft targets of the network that they start from.
 
   python benchmarks/dilution_paths.py --weights=DIR/dinov2_vits14.safetensors \
     --data=image_folder:DIR/caltech101 --cache=DIR/cache [--paths …] [--steps 100]
@@ -60,20 +60,10 @@ class Paths:
       return
     start = time.perf_counter()
     recipe = dataclasses.replace(self._recipe, distill=LOSSES[loss])
-    images = steps * recipe.batch_size
-    copies = -(-images // len(self._table.train.labels))
-    arrays: dict[str, np.ndarray] = {}
     if steps:
-      arrays = evidence.augmented(
-        self._table.train, self._dense, copies, 2000 + SEED
-      )
-      arrays = {name: values[:images] for name, values in arrays.items()}
-    if not steps:
-      model = self._towards(path)
-    elif path == 'dense':
-      model = evidence.fine_tune(self._dense, arrays, recipe, SEED, self._dense)
+      model = self._led(path, self._images(recipe, steps), recipe, steps)
     else:
-      model = self._led(path, arrays, recipe, steps)
+      model = self._towards(path)
     score = self._table.score(key, model)
     dense = self._options.cache / f'{key.replace(path, "dense")}.npy'
     reference = dataclasses.replace(score, correct=np.load(dense))
@@ -98,6 +88,15 @@ class Paths:
     output.setdefault('rows', {})[key] = found
     common.write(self._options.output, output)
 
+  def _images(
+    self, recipe: evidence.Recipe, steps: int
+  ) -> dict[str, np.ndarray]:
+    """Those of so many steps."""
+    images, train = steps * recipe.batch_size, self._table.train
+    copies = -(-images // len(train.labels))
+    arrays = evidence.augmented(train, self._dense, copies, 2000 + SEED)
+    return {name: values[:images] for name, values in arrays.items()}
+
   def _led(
     self,
     path: str,
@@ -106,6 +105,8 @@ class Paths:
     steps: int,
   ) -> Model:
     """The network at the end of a path."""
+    if path == 'dense':
+      return evidence.fine_tune(self._dense, arrays, recipe, SEED, self._dense)
     if path != 'maps absent':
       towards = self._towards(path)
       return self._dilute(self._dense, towards, arrays, recipe, path, steps)

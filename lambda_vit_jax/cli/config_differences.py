@@ -5,10 +5,10 @@ from typing import Any
 
 from lambda_vit_jax.core.text import printable
 
-# Keys that may change between two runs in one workdir: none of them alters a
-# result that an earlier stage wrote.
 # With `export.checkpoint=best` they say which checkpoints there are to choose from.
 _CHOOSES_BEST = ('checkpoint_every', 'eval_every')
+# Keys that may change between two runs in one workdir: none of them alters a
+# result that an earlier stage wrote.
 _OPERATIONAL = (
   'log_every',
   'checkpoint_every',

@@ -253,9 +253,11 @@ class Run:
     the labels of a test set may be costly to read.
     """
     test = self.dataset.test
-    # RandomState's stream never changes.
-    drawn = np.random.RandomState(0).permutation(len(test))[:limit]
-    indices = np.sort(drawn)
+    indices = np.arange(len(test))
+    if limit is not None:
+      # RandomState's stream never changes.
+      drawn = np.random.RandomState(0).permutation(indices)[:limit]
+      indices = np.sort(drawn)
     return self._batches(test, indices, preprocessing, alone)
 
   @property

@@ -45,7 +45,7 @@ def print_results(workdir: str | epath.Path) -> None:
   print_table(tables.results_columns(results), rows)
   for line in tables.comparison(results):
     print_line(line)
-  if results.selection and not results.compresses:
+  if results.selection:
     dropped = results.dropped
     if dropped:
       print_line(f'whole blocks {dropped} dropped')
@@ -123,7 +123,7 @@ def _sections(results: Results) -> list[str]:
   parts = done.section(results)
   parts += _summary(results) + _problems(results.problems)
   parts += selection.the_network(results)
-  if results.selection and not results.compresses:
+  if results.selection:
     parts += selection.section(results)
   if results.compression is not None:
     parts += compression.section(results.compression)

@@ -6,6 +6,7 @@ missing, and `Results.problems` says so.
 
 import dataclasses
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -85,18 +86,12 @@ class Results:
   @property
   def compresses(self) -> bool:
     """Whether the pruned model is the end of a search over all parts."""
-    config = self.config
-    towards = config.get('dilute', {}).get('towards')
-    return config.get('method') == 'compress' or (
-      config.get('method') == 'dilute' and towards == 'compressed'
-    )
+    return _made_by(self.config, 'compress', 'compressed')
 
   @property
   def fits_maps(self) -> bool:
     """Whether the pruned model is the stage `linearize`'s, or led to it."""
-    towards = self.config.get('dilute', {}).get('towards')
-    method = self.config.get('method')
-    return method == 'linearize' or (method == 'dilute' and towards == 'linear')
+    return _made_by(self.config, 'linearize', 'linear')
 
   @property
   def without_attention(self) -> list[int]:
@@ -113,6 +108,13 @@ class Results:
     if not self.fits_maps:
       return []
     return list(self.linear.get('linearize', {}).get('dropped', ()))
+
+
+def _made_by(config: Mapping[str, Any], method: str, towards: str) -> bool:
+  """Whether the pruned model is what a method makes, or was led towards it."""
+  leads_to = config.get('dilute', {}).get('towards')
+  made = config.get('method')
+  return made == method or (made == 'dilute' and leads_to == towards)
 
 
 def read_results(workdir: str | epath.Path) -> Results:
@@ -135,12 +137,15 @@ def read_results(workdir: str | epath.Path) -> Results:
       problems.append(str(error))
       return None
 
+  config = read(stage_table.CONFIG)
+  # A search over all parts chose the network, whatever was selected before.
+  searched = _made_by(config, 'compress', 'compressed')
   return Results(
     workdir=folder,
-    config=read(stage_table.CONFIG),
+    config=config,
     journal=read(stage_table.JOURNAL),
     analysis=read(stage_table.ANALYSIS),
-    selection=read(stage_table.SELECTION),
+    selection={} if searched else read(stage_table.SELECTION),
     linear=read(stage_table.LINEAR),
     compression=read_path(),
     evaluation=read(stage_table.EVALUATION),
