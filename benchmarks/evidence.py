@@ -398,7 +398,7 @@ def main() -> None:
   parser.add_argument('--data', required=True)
   parser.add_argument('--cache', required=True, type=pathlib.Path)
   parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
-  parser.add_argument('--rows', nargs='+', choices=ROWS, default=ROWS)
+  parser.add_argument('--rows', nargs='*', choices=ROWS, default=ROWS)
   parser.add_argument('--seeds', nargs='+', type=int, default=[0])
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--more-epochs', type=int, default=3)

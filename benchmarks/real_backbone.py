@@ -9,6 +9,10 @@ paired 95% interval of the difference to the dense network.
     --weights=DIR/dinov2_vits14.safetensors --data=image_folder:DIR/caltech101 \
     --cache=DIR/cache
 
+A backbone that was fine-tuned first, with its own head: `evidence.py --rows`, no row
+named, with the cache DIR/cache/NAME, exports it there as `dense`; then here
+`--dense=DIR/cache/NAME/dense`.
+
 Finished rows are kept, so the script resumes where it was stopped. Writes
 docs/benchmarks/real_backbone.json, one entry per name.
 """
@@ -16,7 +20,7 @@ docs/benchmarks/real_backbone.json, one entry per name.
 import argparse
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import common
@@ -44,7 +48,16 @@ KINDS: dict[str, dict[str, Any]] = {
   'own output': {'inputs': TODAY, 'target': 'attention'},
   'stream': {'inputs': TODAY},
   'stream refit': {'inputs': TODAY, 'refit': True},
+  # With the mirrored images as well.
+  'stream refit mirrored': {'inputs': TODAY, 'refit': True, 'mirrored': True},
+  'stream refit mirrored polish': {
+    'inputs': TODAY,
+    'refit': True,
+    'mirrored': True,
+    'polish_steps': 300,
+  },
   'neighbours': {'inputs': (*TODAY, 'neighbours')},
+  'recentred': {'inputs': TODAY, 'recentre': True},
   'neighbours positions': {'inputs': (*TODAY, 'neighbours', 'positions')},
   'mixing': {'inputs': (*TODAY, 'mixing')},
   'mixing positions': {'inputs': (*TODAY, 'positions', 'mixing')},
@@ -121,12 +134,18 @@ class Table:
     self._name = name
     self._rows = self._all.setdefault(name, {}).setdefault('rows', {})
 
+  def _drawn(self, number: int) -> Split:
+    draw = np.random.default_rng(100 + number)
+    order = draw.permutation(len(self._train.labels))
+    return self._train.take(order[:IMAGES])
+
   def draw(self, number: int) -> np.ndarray:
     """512 training images as the model takes them."""
-    order = np.random.default_rng(100 + number).permutation(
-      len(self._train.labels)
-    )
-    return self._train.take(order[:IMAGES]).images(self.dense)
+    return self._drawn(number).images(self.dense)
+
+  def labels(self, number: int) -> np.ndarray:
+    """Those of the images of `draw`."""
+    return self._drawn(number).labels
 
   def everything(self) -> np.ndarray:
     """All training images as the model takes them."""
@@ -209,30 +228,36 @@ def order_of(table: Table, choice: str, draw: int) -> tuple[int, ...]:
   return tuple(found['order'])
 
 
+def fitted(
+  table: Table, draw: int, layers: Sequence[int], kind: str
+) -> dict[str, Any]:
+  """The row of a network without the attention of some blocks."""
+  how = dict(KINDS[kind])
+  steps = how.pop('polish_steps', 0)
+  images = [table.draw(draw)]
+  if how.pop('mirrored', False):
+    images.append(images[0][:, :, ::-1])
+  start = time.perf_counter()
+  options = LinearizeOptions(**how)
+  model = fit_linear(table.dense, images, layers, options).model
+  if steps:
+    model = lv.polish(model, table.dense, images, steps=steps)
+  return {
+    'layers': sorted(layers),
+    'fit_seconds': round(time.perf_counter() - start, 1),
+    **table.score(model),
+  }
+
+
 def write_row(
   table: Table, draw: int, choice: str, count: int, kind: str
 ) -> None:
   order = order_of(table, choice, draw)
-  if count > len(order):
-    return
-
-  def compute() -> dict[str, Any]:
-    layers = order[:count]
-    how = dict(KINDS[kind])
-    steps = how.pop('polish_steps', 0)
-    images = [table.draw(draw)]
-    start = time.perf_counter()
-    options = LinearizeOptions(**how)
-    model = fit_linear(table.dense, images, layers, options).model
-    if steps:
-      model = lv.polish(model, table.dense, images, steps=steps)
-    return {
-      'layers': sorted(layers),
-      'fit_seconds': round(time.perf_counter() - start, 1),
-      **table.score(model),
-    }
-
-  table.row(f'{draw} {choice} {count} {kind}', compute)
+  if count <= len(order):
+    table.row(
+      f'{draw} {choice} {count} {kind}',
+      lambda: fitted(table, draw, order[:count], kind),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,6 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--weights', required=True)
   parser.add_argument('--data', required=True)
   parser.add_argument('--cache', required=True, type=pathlib.Path)
+  parser.add_argument('--dense', help='a fine-tuned network, exported')
   parser.add_argument('--draws', nargs='+', type=int, default=[0, 1, 2])
   parser.add_argument('--variant', default=VARIANT)
   parser.add_argument('--image-size', type=int, default=IMAGE_SIZE)
@@ -258,7 +284,10 @@ def open_table(
     image_size=options.image_size,
   )
   train, test, classes = real_network.read_data(options.data, backbone, cache)
-  dense = real_network.with_probe(backbone, train, classes, cache)
+  if options.dense:
+    dense = lv.load_export(options.dense)
+  else:
+    dense = real_network.with_probe(backbone, train, classes, cache)
   return Table(options.name, dense, train, test, cache, output), cache
 
 

@@ -11,11 +11,15 @@ import json
 import pathlib
 from typing import Any
 
-from pictures import changes, frontier
+from pictures import changes, frontier, removal
 
 DOCS = pathlib.Path(__file__).parent
 README = DOCS.parent / 'README.md'
-PICTURES = {'frontier.svg': frontier, 'changes.svg': changes}
+PICTURES = {
+  'frontier.svg': frontier,
+  'changes.svg': changes,
+  'removal.svg': removal,
+}
 
 
 def figures(picture: Any) -> dict[str, Any]:

@@ -5,7 +5,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-DATA_SETS = {'caltech101': 'Caltech-101', 'cifar10': 'CIFAR-10'}
+DATA_SETS = {
+  'caltech101': 'Caltech-101',
+  'cifar10': 'CIFAR-10',
+  'cifar10_fine_tuned': 'CIFAR-10, fine-tuned',
+}
 
 
 @contextlib.contextmanager

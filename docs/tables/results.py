@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from tables import compression, evidence, training_free
+from tables import compression, evidence, real_backbone
 from tables.parts import layers, origin, percent, span, table
 
 HEAD = """# Results
@@ -254,7 +254,7 @@ def method_tables(of_sets: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
   'compress': compression.compression_tables,
-  'real_backbone': training_free.real_backbone_tables,
+  'real_backbone': real_backbone.real_backbone_tables,
   'digits_table': digits_table,
   'fashion_mnist_table': fashion_table,
   'method_table': method_tables,

@@ -1,15 +1,17 @@
-"""Tables of models changed without training: small networks, and a real one."""
+"""Tables of models changed without training."""
 
 from collections.abc import Callable
 from typing import Any
 
+from tables import real_backbone
 from tables.parts import layers, origin, percent, table
 
 HEAD = """# Results without training, in detail
 
-Made by [`docs/make_tables.py`](make_tables.py). Small networks, for a look at one
-effect at a time; a real backbone is in
-[results.md](results.md#without-training-a-real-backbone-caltech101).
+Made by [`docs/make_tables.py`](make_tables.py). A real backbone as its attention goes,
+layer after layer (its other rows are in
+[results.md](results.md#without-training-a-real-backbone-caltech101)); below, small
+networks, for a look at one effect at a time.
 """
 
 
@@ -70,68 +72,6 @@ def training_free_tables(of_sets: dict[str, Any]) -> str:
         f'over all rows: {spread_of(gains)}.',
         table(header, [[key, *cells(key)] for key in keys]),
         origin('training_free', 'training_free.py', found),
-      ]
-    )
-
-  return '\n\n'.join(section(*item) for item in of_sets.items())
-
-
-def real_backbone_tables(of_sets: dict[str, Any]) -> str:
-  """Attention layers of a DINOv2 backbone replaced without training."""
-
-  def section(name: str, found: dict[str, Any]) -> str:
-    dense = found['dense_macs']
-    rows = []
-    for key, row in found['rows'].items():
-      if 'top1' not in row:
-        continue
-      draw, rest = key.split(' ', 1)
-      change, half = row['change']
-      rows.append(
-        (
-          rest,
-          layers(row['layers']),
-          draw,
-          percent(row['top1']),
-          f'{100 * change:+.2f} ± {100 * half:.2f}',
-          f'{row["kl"]:.3f}',
-          f'{row["feature_error"]:.3f}',
-          f'{dense / row["macs_executed"]:.3f}',
-          f'{row["parameters"] / 1e6:.2f}',
-        )
-      )
-    return '\n\n'.join(
-      [
-        f'## Without training, a real backbone: {name}\n\n'
-        'DINOv2 ViT-S/14 at 112 pixels with a fixed linear probe on its dense '
-        f'class token (top-1 {percent(found["dense_top1"])}%, '
-        f'{found["test_images"]} test images, {dense / 1e6:.0f} million '
-        'multiply-accumulates executed). The weights are those of a package '
-        'that tuned the backbone for finding what matters in an image; their '
-        "features are weaker than the original's. Fits and choices see "
-        f'{found["images"]} unlabelled training images. Rows: how the layers '
-        'were chosen, how many, and what replaces them: `own output` are maps '
-        "of token, mean and class token fitted to the attention's own output; "
-        'the others aim at the dense stream, `stream` with the same inputs and '
-        'the rest with further ones. `output` chooses with maps of token and mean, '
-        '`output mixing` with those of `mixing positions`. Divergence: of the logits from the dense '
-        'ones, mean KL in nats. Error: of the class feature, as a share of its '
-        'variance over images. Change in points, with its paired 95% interval.',
-        table(
-          (
-            'row',
-            'layers',
-            'draw',
-            'top-1 %',
-            'change',
-            'divergence',
-            'error',
-            'times fewer MACs',
-            'M parameters',
-          ),
-          rows,
-        ),
-        origin('real_backbone', 'real_backbone.py', found),
       ]
     )
 
@@ -252,8 +192,12 @@ def narrow_tables(of_sets: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+  'removal_curves': real_backbone.curve_tables,
   'training_free': training_free_tables,
   'block_maps': block_tables,
   'neighbourhood': neighbourhood_tables,
   'narrow_layers': narrow_tables,
 }
+
+# After the head, with what it shows in words.
+PICTURES = ('removal.svg',)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lambda_vit_jax.core.typing import Array
+from lambda_vit_jax.evaluation import confusion
 
 # Of a normal distribution within the 95% interval.
 _DEVIATIONS = 1.96
@@ -73,19 +74,13 @@ def iou_difference(areas: np.ndarray, other: np.ndarray) -> tuple[float, float]:
       images or more.
     other: the same of the model that it is compared with.
   """
-  without = _mean_iou(areas.sum(axis=0) - areas)
-  without -= _mean_iou(other.sum(axis=0) - other)
+  without = confusion.mean_iou(areas.sum(axis=0) - areas)
+  without -= confusion.mean_iou(other.sum(axis=0) - other)
   variance = (len(areas) - 1) * without.var()
-  change = _mean_iou(areas.sum(axis=0)) - _mean_iou(other.sum(axis=0))
+  change = confusion.mean_iou(areas.sum(axis=0)) - confusion.mean_iou(
+    other.sum(axis=0)
+  )
   return float(change), float(_DEVIATIONS * math.sqrt(variance))
-
-
-def _mean_iou(areas: np.ndarray) -> np.ndarray:
-  """Of pixels `[..., 2, classes]`: the mean over the classes that occur."""
-  correct, union = areas[..., 0, :], areas[..., 1, :]
-  number = np.count_nonzero(union, axis=-1)
-  iou = correct / np.maximum(union, 1)
-  return np.asarray(iou.sum(axis=-1) / np.maximum(number, 1))
 
 
 def describe(

@@ -63,6 +63,18 @@ def areas(matrix: np.ndarray) -> np.ndarray:
   return np.stack([correct, union])
 
 
+def mean_iou(areas: np.ndarray) -> np.ndarray:
+  """Intersection over union, averaged over the classes that occur; else 0.
+
+  Args:
+    areas: `[..., 2, classes]`, see `areas`.
+  """
+  correct, union = areas[..., 0, :], areas[..., 1, :]
+  number = np.count_nonzero(union, axis=-1)
+  iou = correct / np.maximum(union, 1)
+  return np.asarray(iou.sum(axis=-1) / np.maximum(number, 1))
+
+
 def scores(matrix: np.ndarray) -> dict[str, Any]:
   """Scores of a confusion matrix of integers.
 
@@ -73,16 +85,15 @@ def scores(matrix: np.ndarray) -> dict[str, Any]:
     `missing_classes`: those that no true pixel has; `num_pixels`: all pixels
     counted. Means over nothing are 0.
   """
-  correct, union = areas(matrix)
-  found = union > 0
-  iou = correct[found] / union[found]
-  per_class = np.full(len(matrix), np.nan)
-  per_class[found] = iou
+  both = areas(matrix)
+  correct, union = both
   total = int(matrix.sum())
   return {
-    'mean_iou': float(iou.mean()) if found.any() else 0.0,
+    'mean_iou': float(mean_iou(both)),
     'pixel_accuracy': int(correct.sum()) / total if total else 0.0,
-    'iou': [None if np.isnan(v) else float(v) for v in per_class],
+    'iou': [
+      float(c / u) if u else None for c, u in zip(correct, union, strict=True)
+    ],
     'missing_classes': np.flatnonzero(matrix.sum(axis=1) == 0).tolist(),
     'num_pixels': total,
   }

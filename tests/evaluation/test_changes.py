@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lambda_vit_jax.evaluation import changes
+from lambda_vit_jax.evaluation import changes, confusion
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, -1, -1])
 BEFORE = np.array([0, 0, 1, 2, 2, 0, 0, 1])
@@ -104,7 +104,7 @@ def test_a_class_that_one_image_decides_has_a_wide_interval(rng):
   other[17, 1, 3] = 1
   change, width = changes.iou_difference(ours, other)
   # Three classes or four, of which the last has an IoU of 0.
-  assert change == pytest.approx(changes._mean_iou(ours.sum(axis=0)) / 4)
+  assert change == pytest.approx(confusion.mean_iou(ours.sum(axis=0)) / 4)
   # One of 100 differences is near zero: 99/100 · change² in a jackknife.
   assert width == pytest.approx(1.96 * 0.99 * change, rel=0.01)
 

@@ -1,0 +1,93 @@
+r"""Accuracy against operations as attention layers go, for every criterion.
+
+The network, probe and images of real_backbone.py. Each criterion orders eight of the
+twelve layers; of each beginning of that order, maps of token, mean and class token
+(`stream`) take the place. `--kinds` takes other stand-ins, of the criteria that
+`--choices` names. Sets that several criteria choose are fitted once.
+
+  python benchmarks/removal_curves.py --name=caltech101 --draws 0 \
+    --weights=DIR/dinov2_vits14.safetensors --data=image_folder:DIR/caltech101 \
+    --cache=DIR/cache
+
+Finished rows are kept, so the script resumes where it was stopped. Writes
+docs/benchmarks/removal_curves.json, one entry per name.
+"""
+
+import argparse
+from typing import Any
+
+import common
+import real_backbone
+from real_backbone import KINDS, Table
+
+import lambda_vit_jax as lv
+
+OUTPUT = common.RESULTS / 'removal_curves.json'
+MOST = 8
+# The options of `lv.nose`.
+CRITERIA: dict[str, dict[str, Any]] = {
+  'output': {'criterion': 'output', 'inputs': ('token', 'mean')},
+  # Of those that see images, the only one that sees labels.
+  'loss_increase': {'criterion': 'loss_increase'},
+  'transfer_entropy': {'criterion': 'transfer_entropy'},
+  'transfer_entropy absolute': {
+    'criterion': 'transfer_entropy',
+    'sign': 'absolute',
+  },
+  **{
+    name: {'criterion': name}
+    for name in ('cosine', 'affine', 'canonical', 'first', 'last')
+  },
+  **{f'random {i}': {'criterion': 'random', 'seed': i} for i in range(5)},
+}
+
+
+def order_of(table: Table, draw: int, name: str) -> list[int]:
+  """The layers of a criterion in the order of their removal."""
+  images = {'image': table.draw(draw), 'label': table.labels(draw)}
+  found = table.row(
+    f'{draw} {name} order',
+    lambda: {
+      'order': list(
+        lv.nose(
+          table.dense,
+          [images],
+          num_layers=MOST,
+          resamples=0,
+          warn=lambda line: None,
+          **CRITERIA[name],
+        ).order
+      )
+    },
+  )
+  return found['order']
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  real_backbone.add_arguments(parser)
+  parser.add_argument('--counts', nargs='+', type=int, default=range(1, 9))
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=['stream'])
+  parser.add_argument(
+    '--choices', nargs='+', choices=CRITERIA, default=CRITERIA
+  )
+  options = parser.parse_args()
+  table, _ = real_backbone.open_table(options, OUTPUT)
+  for draw in options.draws:
+    # The orders come first: what they share is known then.
+    orders = [order_of(table, draw, name) for name in options.choices]
+    for count in options.counts:
+      for order in orders:
+        layers = sorted(order[:count])
+        for kind in options.kinds:
+          names = ' '.join(map(str, layers))
+          table.row(
+            f'{draw} {kind}: {names}',
+            lambda layers=layers, kind=kind, draw=draw: real_backbone.fitted(
+              table, draw, layers, kind
+            ),
+          )
+
+
+if __name__ == '__main__':
+  main()
