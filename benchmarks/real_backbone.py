@@ -36,6 +36,7 @@ from lambda_vit_jax.training_free.linear_maps import (
   LinearizeOptions,
   fit_linear,
 )
+from lambda_vit_jax.training_free.polish import CROP_AREA
 
 OUTPUT = common.RESULTS / 'real_backbone.json'
 VARIANT, IMAGE_SIZE = 'vit_small_patch14_dinov2', 112
@@ -48,13 +49,32 @@ KINDS: dict[str, dict[str, Any]] = {
   'own output': {'inputs': TODAY, 'target': 'attention'},
   'stream': {'inputs': TODAY},
   'stream refit': {'inputs': TODAY, 'refit': True},
-  # With the mirrored images as well.
-  'stream refit mirrored': {'inputs': TODAY, 'refit': True, 'mirrored': True},
+  # The images and their mirrored copies, and random crops as well.
+  'stream refit mirrored': {'inputs': TODAY, 'refit': True, 'copies': 2},
   'stream refit mirrored polish': {
     'inputs': TODAY,
     'refit': True,
-    'mirrored': True,
+    'copies': 2,
     'polish_steps': 300,
+  },
+  'stream refit crops': {'inputs': TODAY, 'refit': True, 'copies': 4},
+  'stream refit crops polish': {
+    'inputs': TODAY,
+    'refit': True,
+    'copies': 4,
+    'polish_steps': 300,
+    'polish_copies': 16,
+  },
+  # With other crops in every step, as `lv.polish` takes them.
+  **{
+    f'stream refit mirrored views {steps}': {
+      'inputs': TODAY,
+      'refit': True,
+      'copies': 2,
+      'polish_steps': steps,
+      'crop_area': CROP_AREA,
+    }
+    for steps in (300, 600)
   },
   'neighbours': {'inputs': (*TODAY, 'neighbours')},
   'recentred': {'inputs': TODAY, 'recentre': True},
@@ -142,6 +162,10 @@ class Table:
   def draw(self, number: int) -> np.ndarray:
     """512 training images as the model takes them."""
     return self._drawn(number).images(self.dense)
+
+  def copies(self, number: int, count: int) -> np.ndarray:
+    """The images of `draw`, and variations of them (`real_network.varied`)."""
+    return real_network.varied(self._drawn(number), count).images(self.dense)
 
   def labels(self, number: int) -> np.ndarray:
     """Those of the images of `draw`."""
@@ -234,14 +258,20 @@ def fitted(
   """The row of a network without the attention of some blocks."""
   how = dict(KINDS[kind])
   steps = how.pop('polish_steps', 0)
+  # Whole images but where a kind says so.
+  area = how.pop('crop_area', 1.0)
+  copies = how.pop('copies', 1)
+  polish_copies = how.pop('polish_copies', copies)
   images = [table.draw(draw)]
-  if how.pop('mirrored', False):
-    images.append(images[0][:, :, ::-1])
+  if copies > 1:
+    images = [table.copies(draw, copies)]
   start = time.perf_counter()
   options = LinearizeOptions(**how)
   model = fit_linear(table.dense, images, layers, options).model
+  if polish_copies > copies:
+    images = [table.copies(draw, polish_copies)]
   if steps:
-    model = lv.polish(model, table.dense, images, steps=steps)
+    model = lv.polish(model, table.dense, images, steps=steps, crop_area=area)
   return {
     'layers': sorted(layers),
     'fit_seconds': round(time.perf_counter() - start, 1),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 from lambda_vit_jax.data import transforms
 from lambda_vit_jax.data.sources.dataset import ImageSource
@@ -25,6 +26,8 @@ BATCH = 64
 # Penalties of the probe's squared weights, on features of unit variance.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 STEPS = 400
+# Of random crops, as a share of the image, and their width over height.
+AREA, ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,23 @@ class Split:
       images = part.images(model)
       missing = BATCH - len(images)
       yield np.pad(images, ((0, missing), *((0, 0),) * 3))
+
+
+def varied(split: Split, copies: int, seed: int = 0) -> Split:
+  """The images, mirrored, and as further copies of random crops, half mirrored."""
+  rng = np.random.default_rng(seed)
+  pixels = [split.pixels, split.pixels[:, :, ::-1]]
+  height, width = split.pixels.shape[1:3]
+  for _ in range(copies - 2):
+    crops = []
+    for image in split.pixels:
+      box = transforms.sample_crop((width, height), AREA, ASPECT, rng)
+      crop = Image.fromarray(image).resize(
+        (width, height), Image.Resampling.BICUBIC, box=box
+      )
+      crops.append(np.asarray(crop)[:, :: rng.choice((1, -1))])
+    pixels.append(np.stack(crops))
+  return Split(np.concatenate(pixels), np.tile(split.labels, copies))
 
 
 def cached(

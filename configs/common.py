@@ -244,6 +244,9 @@ def base() -> ml_collections.ConfigDict:
   config.linearize = linearize = ml_collections.ConfigDict()
   # Images of the held-out slice that maps are fitted on; all when empty.
   linearize.num_images = free(512)
+  # Fit to their mirrored copies as well: more images for nothing, at twice the
+  # time, where left and right do not matter.
+  linearize.mirrored = False
   # Ridge penalty, as a share of the inputs' mean variance; `auto` chooses for
   # each block what predicts held-out images best.
   linearize.ridge = free('auto')
@@ -274,6 +277,9 @@ def base() -> ml_collections.ConfigDict:
   linearize.polish_steps = 0
   # Their highest learning rate.
   linearize.polish_learning_rate = 3e-5
+  # Least share of an image's area in the random crops of it that they see, half of
+  # them mirrored; 1 for the images as they are.
+  linearize.polish_crop_area = 0.5
   # Without maps the chosen attention layers are left out; best with `refit`.
   linearize.maps = True
   # Whole blocks to leave out, attention and MLP: this many in a row, the run

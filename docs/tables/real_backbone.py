@@ -5,6 +5,14 @@ from typing import Any
 
 from tables.parts import layers, origin, percent, table
 
+PROBE = 'with a fixed linear probe on its dense class token'
+HEADS = {
+  'cifar10_fine_tuned': (
+    'after two epochs of fine-tuning on the 10,000 training images, as '
+    '[`evidence.py`](../benchmarks/evidence.py) does it, with the head of that'
+  )
+}
+
 
 def real_backbone_tables(of_sets: dict[str, Any]) -> str:
   """Attention layers of a DINOv2 backbone replaced without training."""
@@ -33,8 +41,8 @@ def real_backbone_tables(of_sets: dict[str, Any]) -> str:
     return '\n\n'.join(
       [
         f'## Without training, a real backbone: {name}\n\n'
-        'DINOv2 ViT-S/14 at 112 pixels with a fixed linear probe on its dense '
-        f'class token (top-1 {percent(found["dense_top1"])}%, '
+        f'DINOv2 ViT-S/14 at 112 pixels {HEADS.get(name, PROBE)} '
+        f'(top-1 {percent(found["dense_top1"])}%, '
         f'{found["test_images"]} test images, {dense / 1e6:.0f} million '
         'multiply-accumulates executed). The weights are those of a package '
         'that tuned the backbone for finding what matters in an image; their '
@@ -44,7 +52,7 @@ def real_backbone_tables(of_sets: dict[str, Any]) -> str:
         "of token, mean and class token fitted to the attention's own output; "
         'the others aim at the dense stream, `stream` with the same inputs and '
         'the rest with further ones. `output` chooses with maps of token and mean, '
-        '`output mixing` with those of `mixing positions`. Divergence: of the logits from the dense '
+        '`output mixing` with those of `mixing positions`. `mirrored`: fitted to mirrored copies as well, `crops`: and to random crops; `polish`: 300 steps of it. Divergence: of the logits from the dense '
         'ones, mean KL in nats. Error: of the class feature, as a share of its '
         'variance over images. Change in points, with its paired 95% interval.',
         table(

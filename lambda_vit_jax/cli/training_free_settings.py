@@ -22,6 +22,7 @@ class Linearize:
   """Section `linearize`: what replaces attention layers without training."""
 
   num_images: Positive | None
+  mirrored: Flag
   ridge: Annotated[float | str, OrWord(Real(0, 1e6), 'auto')]
   rank: Side | None
   sequential: Flag
@@ -31,6 +32,7 @@ class Linearize:
   refit: Flag
   polish_steps: Natural
   polish_learning_rate: Annotated[float, Real(0, 10, above=True)]
+  polish_crop_area: Annotated[float, Real(0, 1, above=True)]
   maps: Flag
   num_drop_blocks: Block
   drop_blocks: Blocks

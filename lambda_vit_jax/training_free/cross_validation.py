@@ -114,7 +114,7 @@ def quick_ridge(folds: Sequence[CrossMoments]) -> float:
   """The one of three ridges with the least error on the last fold.
 
   It costs three factorisations, and `choose_ridge` four eigendecompositions, each
-  of which takes twenty times as long for the hidden layer of an MLP.
+  of which takes five times as long or longer for the hidden layer of an MLP.
   """
   folds = [fold for fold in folds if fold.count > 0]
   if len(folds) < 2:

@@ -1,13 +1,14 @@
 """Train maps and MLPs for some hundred steps towards the dense network.
 
 Between the closed forms and training: the maps of `linearize` and the MLPs that
-follow the first change are moved by Adam, on the same unlabelled images, towards
-the dense network's normed streams and logits (`losses.stream_distillation_loss`;
+follow the first change are moved by Adam, on random views of the same unlabelled
+images, towards the dense network's normed streams and logits (`losses.stream_distillation_loss`;
 docs/training_free.md#polish). Nothing else changes, and inference costs the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,10 +22,11 @@ from lambda_vit_jax.training import in_memory, optim
 from lambda_vit_jax.training.dilution import Dilution
 from lambda_vit_jax.training.job import Job, Phase
 from lambda_vit_jax.training.step import LossSettings
-from lambda_vit_jax.training_free import paired
+from lambda_vit_jax.training_free import paired, views
 
 LEARNING_RATE = 3e-5
 BATCH_SIZE = 32
+CROP_AREA = 0.5
 _WARMUP = 0.05
 """Share of the steps."""
 
@@ -38,6 +40,7 @@ def polish(
   steps: int = 300,
   learning_rate: float = LEARNING_RATE,
   batch_size: int = BATCH_SIZE,
+  crop_area: float = CROP_AREA,
   seed: int = 0,
   mesh: Mesh | None = None,
   on_progress: Callable[[int, int], None] | None = None,
@@ -57,7 +60,10 @@ def polish(
     learning_rate: its highest value, after a short warm-up and before a cosine
       to 0.
     batch_size: images per step.
-    seed: of the order of the images.
+    crop_area: least share of an image's area in a random crop of it; in every step
+      crops are drawn anew, and half of them mirrored. With 1 the images are taken
+      as they are.
+    seed: of the order of the images, and of the crops.
     mesh: devices that share the images; see `images.read_images`.
     on_progress: is called with steps done and steps in all.
 
@@ -70,7 +76,8 @@ def polish(
       not differ, or whose changed blocks are `identity` (they double the stream);
       or a loss that is not finite.
     DataError: fewer than 32 images, or images of another shape.
-    UsageError: no step, or a batch size that the devices do not divide.
+    UsageError: no step, a batch size that the devices do not divide, or an
+      impossible area.
   """
   images = read_images(batches, model, mesh)
   devices = images.placement.mesh.devices.reshape(-1, 1)
@@ -78,7 +85,15 @@ def polish(
   paired.check_images(images, 'polish on')
   pixels = gathered(images)
   job = polish_job(
-    model, dense, pixels, steps, learning_rate, batch_size, mesh, seed=seed
+    model,
+    dense,
+    pixels,
+    steps,
+    learning_rate,
+    batch_size,
+    mesh,
+    crop_area=crop_area,
+    seed=seed,
   )
   params = in_memory.run(job, model.params, mesh, 'polish', on_progress)
   return model.replace(params=params)
@@ -93,6 +108,7 @@ def polish_job(
   batch_size: int,
   mesh: Mesh,
   *,
+  crop_area: float = CROP_AREA,
   seed: int = 0,
 ) -> Job:
   """What `polish` does, for `training.loop.fit`.
@@ -105,7 +121,8 @@ def polish_job(
     learning_rate: the highest.
     batch_size: images per step, of all processes.
     mesh: devices to train on.
-    seed: of the order of the images.
+    crop_area: see `polish`.
+    seed: of the order of the images, and of the crops.
 
   Raises:
     ModelError: see `polish`.
@@ -116,6 +133,11 @@ def polish_job(
   if not learning_rate > 0:
     raise UsageError(
       f'polish: learning_rate={learning_rate:g}: give a number above 0'
+    )
+  if not 0.0 < crop_area <= 1.0:
+    raise UsageError(
+      f'polish: crop_area={crop_area:g}: give a share of the image above 0, or 1 '
+      'for whole images'
     )
   pairing = paired.pair(model, dense)
   paired.check_not_doubled(model, pairing, 'polish')
@@ -147,8 +169,8 @@ def polish_job(
     dilution=Dilution((), 0),
     seed=seed,
     steps_per_epoch=-(-len(pixels) // batch_size),
-    make_batches=lambda first: in_memory.batches(
-      {'image': pixels}, batch_size, seed, first
+    make_batches=lambda first: _batches(
+      pixels, batch_size, crop_area, seed, first
     ),
     teacher=(dense.module, dense.params),
     batch_size=batch_size,
@@ -156,6 +178,21 @@ def polish_job(
     log_every=steps,
     checkpoint_every=steps,
   )
+
+
+def _batches(
+  pixels: np.ndarray, batch_size: int, crop_area: float, seed: int, first: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's part of the batches from step `first` on, without end."""
+  plain = in_memory.batches({'image': pixels}, batch_size, seed, first)
+  if crop_area == 1.0:
+    yield from plain
+  for step, batch in enumerate(plain, first):
+    # Of all processes, so that their number does not matter.
+    crops = views.draw(batch_size, crop_area, (seed, step))
+    begin = jax.process_index() * len(batch['image'])
+    crops = crops.rows(begin, begin + len(batch['image']))
+    yield {'image': views.take(batch['image'], crops)}
 
 
 def frozen_pattern(model: Model, pairing: paired.Pairing) -> str:

@@ -75,6 +75,32 @@ def test_later_stages_take_the_fitted_model(run):
 
 
 @pytest.mark.slow
+def test_mirrored_images_are_further_images(run, tmp_path):
+  other = beside(run, tmp_path, '--config.linearize.mirrored=True')
+  for name in ('select', 'linearize'):
+    registry.run_stage(other, name)
+  record = json.loads(other.path('linear/model.json').read_text())['linearize']
+  assert record['mirrored']
+  (block,) = record['blocks']
+  assert block['samples'] == 2 * 200 * 17
+  dense = run.load('pretrain')
+  images = np.concatenate(
+    [batch['image'] for batch in run.holdout_batches(dense.preprocessing)]
+  )[:200]
+  found = finished.load_linear(other)
+  expected = lv.linearize(
+    dense,
+    [images, np.flip(images, axis=2)],
+    (0,),
+    inputs=('token', 'class_map'),
+  )
+  shown = images[:32]
+  # The fit on another number of devices, in other folds.
+  np.testing.assert_allclose(found(shown), expected(shown), atol=1e-3)
+  assert abs(found(shown) - finished.load_linear(run)(shown)).max() > 0.01
+
+
+@pytest.mark.slow
 def test_norms_are_corrected_where_that_is_wanted(run, tmp_path):
   other = beside(run, tmp_path, '--config.linearize.recentre=True')
   for name in ('select', 'linearize'):

@@ -60,3 +60,15 @@ def test_the_changes_in_words_have_every_interval_of_the_first_draw(name):
       if draw and 'change' in row and 'dense more' not in key:
         change, half = (100 * value for value in row['change'])
         assert f' {change:+.1f} ± {half:.1f}' in words
+
+
+def test_the_curves_in_words_have_every_point_of_the_first_draw():
+  path = DOCS / 'benchmarks' / 'removal_curves.json'
+  words = alternative(
+    DOCS / 'results_training_free.md', 'Accuracy as attention goes'
+  )
+  for found in json.loads(path.read_text()).values():
+    for key, row in found['rows'].items():
+      if key.startswith('0 ') and 'top1' in row:
+        fewer = found['dense_macs'] / row['macs_executed']
+        assert f'{100 * row["top1"]:.1f}% at {fewer:.2f}x' in words

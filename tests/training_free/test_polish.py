@@ -91,18 +91,23 @@ def test_devices_share_the_images_of_a_step(dense, fitted, polished):
   np.testing.assert_allclose(gap(found, dense), gap(polished, dense), rtol=1e-4)
 
 
-def test_batches_from_a_later_step_are_those_of_the_whole(dense, fitted):
+@pytest.mark.parametrize('area', [1.0, 0.5])
+def test_batches_from_a_later_step_are_those_of_the_whole(dense, fitted, area):
   """Of several epochs, with 75 images in steps of 16: what a resume reads."""
   mesh = mesh_of(1)
   mesh = jax.sharding.Mesh(mesh.devices.reshape(1, 1), ('data', 'fsdp'))
-  job = polish_job(fitted, dense, IMAGES, 20, 1e-3, 16, mesh)
+  job = polish_job(fitted, dense, IMAGES, 20, 1e-3, 16, mesh, crop_area=area)
   whole, rest = job.make_batches(0), job.make_batches(7)
   every = [next(whole)['image'] for _ in range(15)]
   for step in range(7, 15):
     np.testing.assert_array_equal(next(rest)['image'], every[step])
-  # One epoch reads every image once.
+  # One epoch reads every image, or a crop of it, once.
   first = np.concatenate(every)[: len(IMAGES)]
   assert len(np.unique(first, axis=0)) == len(IMAGES)
+  again = np.concatenate(every)[len(IMAGES) : 2 * len(IMAGES)]
+  both = np.unique(np.concatenate([first, again]), axis=0)
+  # In the next the same images, but other crops.
+  assert len(both) == (1 if area == 1.0 else 2) * len(IMAGES)
   # The last step of an epoch may be shared with the next.
   assert job.steps_per_epoch == 5
 
@@ -136,6 +141,8 @@ def test_a_network_without_a_head_is_polished_by_its_features(tiny_variant):
     ({'steps': 0}, UsageError, 'at least one step'),
     ({'batch_size': 0}, UsageError, 'batch_size=0'),
     ({'learning_rate': -1.0}, UsageError, 'learning_rate=-1: give a number'),
+    ({'crop_area': 0.0}, UsageError, 'crop_area=0: give a share'),
+    ({'crop_area': 1.5}, UsageError, 'crop_area=1.5: give a share'),
     ({'learning_rate': 1e30}, ModelError, 'not finite at step'),
   ],
 )

@@ -1,12 +1,13 @@
 """Held-out images for analysis, selection and least-squares fits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from lambda_vit_jax.cli import task
 from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
+from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
 
 
@@ -38,3 +39,15 @@ def selection_batches(
   """Returns the same batches as a search reads them."""
   batches = held_out_batches(run, model, limit)
   return (task.for_search(run.settings, batch) for batch in batches)
+
+
+def with_mirrored(
+  batches: Iterable[Mapping[str, Array]],
+) -> Iterator[Mapping[str, Array]]:
+  """Every batch, and its images with left and right exchanged.
+
+  For fits, which do not read labels: those of pixels stay as they are.
+  """
+  for batch in batches:
+    yield batch
+    yield {**batch, 'image': batch['image'][:, :, ::-1]}

@@ -34,6 +34,7 @@ from lambda_vit_jax.training_free.mlp_refit import refit
 
 # Keys that `linear/model.json` repeats.
 _RECORDED = (
+  'mirrored',
   'sequential',
   'rank',
   'target',
@@ -53,6 +54,8 @@ def linearize(run: Run) -> None:
   batches: Iterable[Mapping[str, Array]] = held_out.selection_batches(
     run, dense, settings.num_images
   )
+  if settings.mirrored:
+    batches = held_out.with_mirrored(batches)
   if settings.reads_twice:
     batches = list(batches)
   dropped: tuple[int, ...] = ()
@@ -167,6 +170,7 @@ def _polished(
     settings.linearize.polish_learning_rate,
     -(-polish.BATCH_SIZE // run.mesh.size) * run.mesh.size,
     run.mesh,
+    crop_area=settings.linearize.polish_crop_area,
     seed=settings.seed,
   )
   job = dataclasses.replace(
