@@ -94,14 +94,7 @@ def _check_model(settings: Settings) -> Model:
     module = make_module(
       variant, image_size=settings.model.image_size, num_classes=0
     )
-  schedule = _merging(settings, module)
-  fits = settings.method == 'linearize' or settings.dilute.is_warm
-  if fits and settings.linearize.maps:
-    with _named('linearize.inputs'):
-      if any(schedule):
-        map_inputs.check_unmerged(settings.linearize.inputs)
-      if _size_is_known(settings):
-        map_inputs.check_grid(settings.linearize.inputs, module.grid_size)
+  _check_inputs(settings, module, merges=any(_merging(settings, module)))
   # Searches for a speed-up prune the parameters' shapes.
   searches = (
     settings.select.target_speedup is not None
@@ -110,6 +103,32 @@ def _check_model(settings: Settings) -> Model:
   params = abstract_params(module) if searches else {}
   preprocessing = variant.preprocessing(module.image_size)
   return Model(module, params, variant.name, preprocessing)
+
+
+def _check_inputs(settings: Settings, module: ViT, merges: bool) -> None:
+  """Checks what maps are made of, where some stage fits them."""
+  inputs = settings.linearize.inputs
+  chosen = input_choice.auto_budget(inputs) is not None
+  dilutes = settings.method == 'dilute'
+  leads = dilutes and (
+    settings.dilute.is_warm or settings.dilute.stand_in == 'linearize'
+  )
+  stays = settings.linearize.maps and (settings.method == 'linearize' or leads)
+  tried = settings.select.criterion == 'output' and (
+    'compress' not in settings.fitted_stages
+  )
+  with _named('linearize.inputs'):
+    if stays and merges and chosen:
+      raise UsageError(
+        'auto may choose inputs that need every patch in its place, and with '
+        'model.merge tokens merge; name token, mean or class_map'
+      )
+    if stays and merges:
+      map_inputs.check_unmerged(inputs)
+    if (stays or tried) and not chosen:
+      map_inputs.check_class(inputs, module.class_token)
+      if _size_is_known(settings):
+        map_inputs.check_grid(inputs, module.grid_size)
 
 
 def _size_is_known(settings: Settings) -> bool:

@@ -2,8 +2,8 @@
 
 The criterion `affine`: the share of the attention's variance that the best
 affine map of its input leaves unexplained. `canonical` asks the same of every
-direction of the output alike, whatever its variance: Σ(1 − ρ²) over the canonical
-correlations ρ of input and output (NBL, arXiv 2505.21077).
+direction in which the output varies, whatever its variance: Σ(1 − ρ²) over the
+canonical correlations ρ of input and output (NBL, arXiv 2505.21077).
 """
 
 from collections.abc import Callable
@@ -64,6 +64,8 @@ def _moments(
     if not MODES[model.attention_modes[index]].has_attention:
       continue
     moments = CrossMoments.from_sums(measured)
+    where = f'block {index}'
+    least_squares.require_finite(where, moments.in_in, moments.in_out)
     old = found.get(index)
     found[index] = moments if old is None else old.merge(moments)
   return found
@@ -82,6 +84,9 @@ def affine_residual(
 
   Returns:
     Per block in mode `full`, between 0 and 1.
+
+  Raises:
+    ModelError: activations that are not finite; names the block.
   """
   return {
     index: least_squares.residual_share(
@@ -105,7 +110,11 @@ def canonical_residual(
     memory_gib: activations held at a time, per device.
 
   Returns:
-    Per block in mode `full`, between 0 and the number of channels.
+    Per block in mode `full`, between 0 and the number of directions in which the
+    output varies.
+
+  Raises:
+    ModelError: activations that are not finite; names the block.
   """
   return {
     index: _uncorrelated(moments.in_in)
@@ -116,18 +125,22 @@ def canonical_residual(
 
 
 def _uncorrelated(products: np.ndarray) -> float:
-  """Σ(1 − ρ²) of the first and the second half of the channels."""
+  """Σ(1 − ρ²) of the first and the second half of the channels.
+
+  A direction in which the second half does not vary has nothing to explain, and
+  counts 0: of constants a map needs no input.
+  """
   width = len(products) // 2
   first, second = slice(width), slice(width, None)
 
   def inverse_times(half: slice, other: slice) -> np.ndarray:
     own = products[half, half]
     added = _RIDGE * np.trace(own) / width
-    # A layer whose output is constant is explained by anything.
     floor = np.finfo(np.float64).tiny
     return np.linalg.solve(
       own + max(added, floor) * np.eye(width), products[half, other]
     )
 
+  directions = np.trace(inverse_times(second, second))
   squares = inverse_times(second, first) @ inverse_times(first, second)
-  return float(width - np.trace(squares))
+  return float(directions - np.trace(squares))

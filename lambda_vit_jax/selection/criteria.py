@@ -5,6 +5,7 @@ The search removes the candidate of least score (`choose`). NOSE's criterion is
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from lambda_vit_jax.analysis import entropy, profile
 from lambda_vit_jax.analysis.images import ImageSet
 from lambda_vit_jax.analysis.moments import HostMoments
-from lambda_vit_jax.core.errors import UsageError, nearest
+from lambda_vit_jax.core.errors import UsageError, nearest, not_finite
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.selection import affine_score, bootstrap
 from lambda_vit_jax.selection.options import OnImages, canonical
@@ -224,6 +225,9 @@ def layer_scores(
   if criterion == 'canonical':
     return _fixed(affine_score.canonical_residual(model, images, memory_gib))
   cosines = profile.cosine_similarity(model, images, memory_gib)
+  for block, cosine in cosines.items():
+    if not math.isfinite(cosine):
+      raise not_finite(f'block {block}')
   return _fixed({block: 1.0 - cosine for block, cosine in cosines.items()})
 
 

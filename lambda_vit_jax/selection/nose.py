@@ -37,6 +37,7 @@ from lambda_vit_jax.selection.output_error import output_error
 from lambda_vit_jax.selection.record import Round, Selection
 from lambda_vit_jax.selection.trial_readout import Target
 from lambda_vit_jax.selection.trials import TrialRunner
+from lambda_vit_jax.training_free.input_choice import named_inputs
 
 
 def greedy_search(
@@ -136,7 +137,7 @@ def select(
     resamples=options.resamples,
     trial=options.trial,
     removed_before=model.removed_layers,
-    inputs=tuple(options.inputs) if score == 'output' else (),
+    inputs=options.inputs if score == 'output' else (),
     seed=options.seed if options.resamples or name == 'random' else None,
   )
   if resume is not None:
@@ -178,6 +179,7 @@ def _as_run(options: SearchOptions, name: str, score: str) -> SearchOptions:
     trial='linear' if score == 'output' else options.trial,
     sign=options.sign if score in criteria.OF_SETS else 'signed',
     resamples=options.resamples if measured and name != 'exhaustive' else 0,
+    inputs=named_inputs(options.inputs),
   )
 
 

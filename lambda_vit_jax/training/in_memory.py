@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lambda_vit_jax.core.errors import ModelError
+from lambda_vit_jax.core.errors import ModelError, not_finite
 from lambda_vit_jax.core.typing import Params
 from lambda_vit_jax.runtime import sharding
 from lambda_vit_jax.training.job import Job
@@ -61,6 +61,9 @@ def run(
       state, values = step(state, batch, taught)
       done += 1
       if not np.isfinite(values['loss']):
+        if done == 1:
+          # That of the networks as they were given.
+          raise not_finite(name)
         raise ModelError(
           f'{name}: the loss is not finite at step {done}; give a smaller '
           'learning_rate'

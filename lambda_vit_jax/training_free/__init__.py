@@ -14,6 +14,7 @@
 - `mlp_refit`: correct MLPs towards the dense model: `refit`
 - `neurons`: fewer neurons, which make up for the others: `narrow`
 - `polish`: some hundred steps of Adam after the closed forms
+- `views`: random crops of images that are in memory, for these steps
 - `dilute`: train into the result of a closed form, by λ: `dilute`
 - `block_spans`: which consecutive blocks to drop: `choose_blocks`
 """

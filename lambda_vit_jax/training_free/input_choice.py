@@ -57,6 +57,19 @@ def auto_budget(inputs: str | Iterable[str]) -> float | None:
   return budget
 
 
+def named_inputs(inputs: str | Iterable[str]) -> tuple[str, ...]:
+  """Inputs in the order of a file, or `auto` with its budget as given.
+
+  Raises:
+    ModelError: an unknown input, or no `token`.
+    UsageError: no share between 0 and 1.
+  """
+  inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+  if auto_budget(inputs) is not None:
+    return inputs
+  return map_inputs.check_linear_inputs(inputs)
+
+
 def cost(module: ViT, inputs: Sequence[str]) -> int:
   """Multiply-accumulates of a map per image, and weights that it reads."""
   tokens = module.num_tokens
@@ -77,10 +90,7 @@ def candidates(module: ViT, budget: float) -> tuple[str, ...]:
   """`token` and the inputs that a model can have and the budget can pay."""
   found = ['token']
   for name in map_inputs.LINEAR_INPUTS[1:]:
-    row = map_inputs.INPUTS.get(name)
     fits = name != 'neighbours' or map_inputs.has_neighbours(module.grid_size)
-    if row is not None and row.needs_grid and any(module.merge):
-      fits = False
     if name == map_inputs.CLASS_MAP and not module.class_token:
       fits = False
     if fits and cost(module, ('token', name)) <= most(module, budget):

@@ -301,11 +301,12 @@ class MapFitter:
     self._runner = BlockRunner(model, images.placement)
     origins: tuple[int, ...] = ()
     reference = None
-    if options.target == 'stream' and dense is not None and dense is not model:
+    if dense is not None and dense is not model:
       pairing = paired.pair(model, dense)
-      paired.check_not_doubled(model, pairing, 'linearize')
-      origins = pairing.origins
-      reference = BlockRunner(dense, images.placement)
+      if options.target == 'stream':
+        paired.check_not_doubled(model, pairing, 'linearize')
+        origins = pairing.origins
+        reference = BlockRunner(dense, images.placement)
     self._streams = StreamPair(
       self._runner,
       images,

@@ -77,20 +77,22 @@ def recentre_on(
   first = pairing.first
   here, there = paired.at_block(model, dense, images, first, memory_gib)
 
-  def correct(params: Params, base: Params, name: str, view: _View) -> Params:
+  def correct(
+    params: Params, base: Params, name: str, view: _View, where: str
+  ) -> Params:
     """`params` with a corrected norm `name`; `base` is of the dense model."""
-    found = (_statistics(network, view) for network in (here, there))
+    found = (_statistics(network, view, where) for network in (here, there))
     return params | {name: corrected(base[name], *found)}
 
   module = model.module
   for index in range(first, model.depth):
-    origin = pairing.origins[index]
+    origin, where = pairing.origins[index], f'block {index}'
     there.run_to(origin)
     epsilon, name = module.norm_eps[index], block_name(index)
     block = here.params.get(name, {})
     base = there.params.get(block_name(origin), {})
     if MODES[model.attention_modes[index]].has_attention:
-      block = correct(block, base, 'norm1', _View(epsilon))
+      block = correct(block, base, 'norm1', _View(epsilon), where)
       here.update({name: block})
     here.run_attention(index)
     there.run_attention(origin)
@@ -98,7 +100,7 @@ def recentre_on(
     narrow = index >= module.last_mixing_block
     seen = _View(epsilon, stop=module.read_tokens if narrow else None)
     if module.hidden_dims[index]:
-      here.update({name: correct(block, base, 'norm2', seen)})
+      here.update({name: correct(block, base, 'norm2', seen, where)})
     here.run_mlp(index)
     there.run_mlp(origin)
   there.run_to(dense.depth)
@@ -109,7 +111,7 @@ def recentre_on(
     pool=not module.norm_before_pool and module.pooling != 'token',
   )
   norm = 'norm' if module.norm_before_pool else 'fc_norm'
-  params = correct(here.params, there.params, norm, view)
+  params = correct(here.params, there.params, norm, view, 'the output')
   return model.replace(params=params)
 
 
@@ -157,7 +159,7 @@ def _moments(
 
 
 def _statistics(
-  network: paired.StreamedModel, view: _View
+  network: paired.StreamedModel, view: _View, where: str
 ) -> ChannelStatistics:
   """Statistics of n(x) per channel, over all streams."""
   parts = (
@@ -165,5 +167,5 @@ def _statistics(
     for x, mask in zip(network.streams, network.masks, strict=True)
   )
   found = functools.reduce(moments.merge_host, parts).pooled()
-  require_finite('', found.mean, found.std)
+  require_finite(where, found.mean, found.std)
   return found

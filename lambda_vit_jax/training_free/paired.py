@@ -240,9 +240,14 @@ def check_images(images: ImageSet, purpose: str, held: int = 0) -> None:
   Raises:
     DataError: fewer than `LEAST_IMAGES`.
   """
-  if images.total < LEAST_IMAGES:
+  check_number(images.total, purpose, held)
+
+
+def check_number(total: int, purpose: str, held: int = 0) -> None:
+  """`check_images` of images that were counted and not read."""
+  if total < LEAST_IMAGES:
     raise DataError(
-      f'{images.total + held} images are too few to {purpose}; give at least '
+      f'{total + held} images are too few to {purpose}; give at least '
       f'{least_given(LEAST_IMAGES, held)}, better 512'
     )
 

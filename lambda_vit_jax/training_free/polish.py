@@ -6,6 +6,7 @@ images, towards the dense network's normed streams and logits (`losses.stream_di
 docs/training_free.md#polish). Nothing else changes, and inference costs the same.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -29,6 +30,30 @@ BATCH_SIZE = 32
 CROP_AREA = 0.5
 _WARMUP = 0.05
 """Share of the steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolishOptions:
+  """How long `polish` trains and on what; see there, whose keywords these are."""
+
+  steps: int = 300
+  learning_rate: float = LEARNING_RATE
+  batch_size: int = BATCH_SIZE
+  crop_area: float = CROP_AREA
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.steps < 1:
+      raise UsageError(f'steps={self.steps}: polish takes at least one step')
+    if not self.learning_rate > 0:
+      raise UsageError(
+        f'polish: learning_rate={self.learning_rate:g}: give a number above 0'
+      )
+    if not 0.0 < self.crop_area <= 1.0:
+      raise UsageError(
+        f'polish: crop_area={self.crop_area:g}: give a share of the image above '
+        '0, or 1 for whole images'
+      )
 
 
 @check_arguments
@@ -79,22 +104,13 @@ def polish(
     UsageError: no step, a batch size that the devices do not divide, or an
       impossible area.
   """
+  options = PolishOptions(steps, learning_rate, batch_size, crop_area, seed)
   images = read_images(batches, model, mesh)
   devices = images.placement.mesh.devices.reshape(-1, 1)
   mesh = Mesh(devices, sharding.BATCH_AXES)
   paired.check_images(images, 'polish on')
   pixels = gathered(images)
-  job = polish_job(
-    model,
-    dense,
-    pixels,
-    steps,
-    learning_rate,
-    batch_size,
-    mesh,
-    crop_area=crop_area,
-    seed=seed,
-  )
+  job = polish_job(model, dense, pixels, options, mesh)
   params = in_memory.run(job, model.params, mesh, 'polish', on_progress)
   return model.replace(params=params)
 
@@ -103,13 +119,8 @@ def polish_job(
   model: Model,
   dense: Model,
   pixels: np.ndarray,
-  steps: int,
-  learning_rate: float,
-  batch_size: int,
+  options: PolishOptions,
   mesh: Mesh,
-  *,
-  crop_area: float = CROP_AREA,
-  seed: int = 0,
 ) -> Job:
   """What `polish` does, for `training.loop.fit`.
 
@@ -117,35 +128,20 @@ def polish_job(
     model: what is trained.
     dense: the teacher.
     pixels: all images, of every process, `[n, height, width, channels]`.
-    steps: of training.
-    learning_rate: the highest.
-    batch_size: images per step, of all processes.
+    options: of the training; the batch is that of all processes.
     mesh: devices to train on.
-    crop_area: see `polish`.
-    seed: of the order of the images, and of the crops.
 
   Raises:
     ModelError: see `polish`.
     UsageError: see `polish`.
   """
-  if steps < 1:
-    raise UsageError(f'steps={steps}: polish takes at least one step')
-  if not learning_rate > 0:
-    raise UsageError(
-      f'polish: learning_rate={learning_rate:g}: give a number above 0'
-    )
-  if not 0.0 < crop_area <= 1.0:
-    raise UsageError(
-      f'polish: crop_area={crop_area:g}: give a share of the image above 0, or 1 '
-      'for whole images'
-    )
   pairing = paired.pair(model, dense)
   paired.check_not_doubled(model, pairing, 'polish')
   if min(pairing.first, pairing.first_short) == model.depth:
     raise ModelError('the two models are the same network: nothing to polish')
-  sharding.check_batch_size(batch_size, mesh)
+  sharding.check_batch_size(options.batch_size, mesh)
   schedule = optim.learning_rate_schedule(
-    learning_rate, steps, int(_WARMUP * steps), 0.0
+    options.learning_rate, options.steps, int(_WARMUP * options.steps), 0.0
   )
   settings = {
     'b1': 0.9,
@@ -160,36 +156,35 @@ def polish_job(
   pairs = tuple((j, target - 1) for j, target in enumerate(pairing.targets))
   return Job(
     stage='linearize',
-    phases=(Phase(module, until=steps),),
+    phases=(Phase(module, until=options.steps),),
     optimizer=optim.make_optimizer(settings, schedule, model.depth),
     learning_rate=schedule,
     loss=LossSettings(
       distill='streams', distill_weight=1.0, stream_pairs=pairs
     ),
     dilution=Dilution((), 0),
-    seed=seed,
-    steps_per_epoch=-(-len(pixels) // batch_size),
-    make_batches=lambda first: _batches(
-      pixels, batch_size, crop_area, seed, first
-    ),
+    seed=options.seed,
+    steps_per_epoch=-(-len(pixels) // options.batch_size),
+    make_batches=lambda first: _batches(pixels, options, first),
     teacher=(dense.module, dense.params),
-    batch_size=batch_size,
+    batch_size=options.batch_size,
     description={},
-    log_every=steps,
-    checkpoint_every=steps,
+    log_every=options.steps,
+    checkpoint_every=options.steps,
   )
 
 
 def _batches(
-  pixels: np.ndarray, batch_size: int, crop_area: float, seed: int, first: int
+  pixels: np.ndarray, options: PolishOptions, first: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's part of the batches from step `first` on, without end."""
-  plain = in_memory.batches({'image': pixels}, batch_size, seed, first)
-  if crop_area == 1.0:
+  size, area, seed = options.batch_size, options.crop_area, options.seed
+  plain = in_memory.batches({'image': pixels}, size, seed, first)
+  if area == 1.0:
     yield from plain
   for step, batch in enumerate(plain, first):
     # Of all processes, so that their number does not matter.
-    crops = views.draw(batch_size, crop_area, (seed, step))
+    crops = views.draw(size, area, (seed, step))
     begin = jax.process_index() * len(batch['image'])
     crops = crops.rows(begin, begin + len(batch['image']))
     yield {'image': views.take(batch['image'], crops)}
@@ -198,10 +193,18 @@ def _batches(
 def frozen_pattern(model: Model, pairing: paired.Pairing) -> str:
   """Matches paths of all parameters but the maps and the MLPs after a change."""
   first = min(pairing.first, pairing.first_short)
-  trained = [f'{block_name(j)}/mlp/' for j in range(first, model.depth)]
+  trained = [
+    f'{block_name(j)}/mlp/'
+    for j in range(first, model.depth)
+    if model.mlp_dims[j]
+  ]
   trained += [
     f'{block_name(j)}/attn/'
     for j in pairing.changed
     if model.attention_modes[j] == 'linear'
   ]
+  if not trained:
+    raise ModelError(
+      'no map, and no MLP after a change: there is nothing to polish'
+    )
   return f'^(?!{"|".join(trained)})'

@@ -189,6 +189,45 @@ def test_grids_without_neighbours_are_refused_at_once():
   check(config)
 
 
+def test_inputs_of_trials_are_checked_before_a_search():
+  """Criterion `output` fits maps whatever comes after it."""
+  config = changed('linearize.inputs', ('token', 'neighbours'))
+  config['model']['image_size'] = 4
+  config['select']['criterion'] = 'output'
+  with pytest.raises(
+    LambdaVitError, match='too small for the input neighbours'
+  ):
+    check(config)
+
+
+def test_a_map_of_the_class_token_needs_one():
+  config = changed('linearize.inputs', ('token', 'class_map'))
+  config['method'] = 'linearize'
+  check(config)
+  config['model']['variant'] = 'vit_base_patch16_siglip_224'
+  with pytest.raises(LambdaVitError, match='has no class token'):
+    check(config)
+
+
+@pytest.mark.parametrize(
+  'inputs, message',
+  [
+    (('auto',), 'auto may choose inputs that need every patch'),
+    (('token', 'mixing'), 'need every patch in its place'),
+  ],
+)
+@pytest.mark.parametrize('method', ['linearize', 'dilute'])
+def test_merged_tokens_and_maps_of_patches(inputs, message, method):
+  config = changed('linearize.inputs', inputs)
+  config['model']['merge'] = 2
+  config['method'] = method
+  config['dilute']['towards'] = 'linear'
+  with pytest.raises(LambdaVitError, match=message):
+    check(config)
+  config['linearize']['inputs'] = ('token', 'mean', 'class_map')
+  check(config)
+
+
 def test_the_defaults_pass():
   check(common.base().to_dict())
 

@@ -9,7 +9,7 @@ import pytest
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.cli.stages import finished, registry
-from lambda_vit_jax.core.errors import CheckpointError, UsageError
+from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.training.metrics import read_metrics
 from tests.support.stage_runs import open_run
 
@@ -75,6 +75,19 @@ def test_later_stages_take_the_fitted_model(run):
 
 
 @pytest.mark.slow
+def test_a_polish_on_too_few_images_is_refused_before_the_fit(run, tmp_path):
+  other = beside(
+    run,
+    tmp_path,
+    '--config.linearize.polish_steps=2',
+    '--config.linearize.num_images=8',
+  )
+  registry.run_stage(other, 'select')
+  with pytest.raises(DataError, match='8 images are too few to polish on'):
+    registry.run_stage(other, 'linearize')
+
+
+@pytest.mark.slow
 def test_mirrored_images_are_further_images(run, tmp_path):
   other = beside(run, tmp_path, '--config.linearize.mirrored=True')
   for name in ('select', 'linearize'):
@@ -97,7 +110,8 @@ def test_mirrored_images_are_further_images(run, tmp_path):
   shown = images[:32]
   # The fit on another number of devices, in other folds.
   np.testing.assert_allclose(found(shown), expected(shown), atol=1e-3)
-  assert abs(found(shown) - finished.load_linear(run)(shown)).max() > 0.01
+  # Four times what the devices may differ by.
+  assert abs(found(shown) - finished.load_linear(run)(shown)).max() > 4e-3
 
 
 @pytest.mark.slow

@@ -119,5 +119,5 @@ def test_bad_input(tiny_variant):
     lv.choose_blocks(model, [], 1)
   broken = jax.tree.map(np.array, model.params)
   broken['block00']['mlp']['fc1']['bias'][:] = np.nan
-  with pytest.raises(ModelError, match='NaN or infinite'):
+  with pytest.raises(ModelError, match='block 0: activations are NaN'):
     lv.choose_blocks(model.replace(params=broken), [IMAGES], 1)

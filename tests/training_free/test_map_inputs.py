@@ -36,6 +36,21 @@ def mapped(tiny_variant):
   return lv.linearize(model, batches_of(IMAGES), (0, 2), inputs=ALL)
 
 
+def test_every_file_computes_maps_of_every_input(mapped, tmp_path):
+  report = lv.export(
+    mapped.replace(variant='vit_nano_patch2_8'),
+    tmp_path / 'out',
+    formats=('orbax', 'safetensors', 'stablehlo'),
+  )
+  # The same float32 sums in another order.
+  assert {'orbax', 'safetensors', 'stablehlo'} <= set(report['differences'])
+  assert max(report['differences'].values()) <= 1e-5
+  program = jax.export.deserialize(
+    bytearray((tmp_path / 'out' / 'model.stablehlo').read_bytes())
+  )
+  np.testing.assert_allclose(program.call(IMAGES), mapped(IMAGES), atol=1e-5)
+
+
 @pytest.mark.parametrize('grid', [(3, 3), (4, 5)])
 def test_neighbours_are_those_inside_the_grid(rng, grid):
   rows, columns = grid

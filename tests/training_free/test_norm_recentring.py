@@ -196,5 +196,5 @@ def test_bad_input(tiny_variant):
     lv.recentre(model, dense, [IMAGES[:31]])
   broken = jax.tree.map(np.array, model.params)
   broken['block00']['mlp']['fc1']['bias'][:] = np.nan
-  with pytest.raises(ModelError, match='NaN or infinite'):
+  with pytest.raises(ModelError, match='block 1: activations are NaN'):
     lv.recentre(model.replace(params=broken), dense, [IMAGES])

@@ -9,7 +9,11 @@ import lambda_vit_jax as lv
 from lambda_vit_jax.core.errors import DataError, ModelError, UsageError
 from lambda_vit_jax.models.modes import block_name
 from lambda_vit_jax.training_free import polish as polishing
-from lambda_vit_jax.training_free.polish import polish, polish_job
+from lambda_vit_jax.training_free.polish import (
+  PolishOptions,
+  polish,
+  polish_job,
+)
 from tests.support.search_models import (
   batches_of,
   make_images,
@@ -96,7 +100,8 @@ def test_batches_from_a_later_step_are_those_of_the_whole(dense, fitted, area):
   """Of several epochs, with 75 images in steps of 16: what a resume reads."""
   mesh = mesh_of(1)
   mesh = jax.sharding.Mesh(mesh.devices.reshape(1, 1), ('data', 'fsdp'))
-  job = polish_job(fitted, dense, IMAGES, 20, 1e-3, 16, mesh, crop_area=area)
+  options = PolishOptions(20, 1e-3, 16, area)
+  job = polish_job(fitted, dense, IMAGES, options, mesh)
   whole, rest = job.make_batches(0), job.make_batches(7)
   every = [next(whole)['image'] for _ in range(15)]
   for step in range(7, 15):
@@ -149,6 +154,20 @@ def test_a_network_without_a_head_is_polished_by_its_features(tiny_variant):
 def test_impossible_options_are_refused(dense, fitted, change, error, message):
   with pytest.raises(error, match=message):
     polish(fitted, dense, [IMAGES], **(STEPS | change))
+
+
+def test_weights_of_nan_are_not_blamed_on_the_rate(dense, fitted):
+  params = jax.tree.map(np.array, dense.params)
+  params['block00']['mlp']['fc1']['bias'][0] = np.nan
+  broken = dense.replace(params=params)
+  with pytest.raises(ModelError, match='polish: activations are NaN'):
+    polish(fitted, broken, [IMAGES], **STEPS)
+
+
+def test_without_maps_and_mlps_there_is_nothing_to_polish(dense):
+  bare = lv.narrow_mlps(dense, {block: [] for block in range(dense.depth)})
+  with pytest.raises(ModelError, match='nothing to polish'):
+    polish(lv.prune(bare, (1,), 'absent'), bare, [IMAGES], **STEPS)
 
 
 def test_models_that_cannot_be_polished_are_refused(dense, fitted):

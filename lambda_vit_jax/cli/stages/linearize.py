@@ -24,7 +24,7 @@ from lambda_vit_jax.models.edits import drop_blocks
 from lambda_vit_jax.models.model import Model
 from lambda_vit_jax.models.modes import check_layers
 from lambda_vit_jax.training import loop
-from lambda_vit_jax.training_free import block_spans, polish
+from lambda_vit_jax.training_free import block_spans, paired, polish
 from lambda_vit_jax.training_free.linear_maps import (
   LinearFit,
   LinearizeOptions,
@@ -51,6 +51,10 @@ def linearize(run: Run) -> None:
   dense = run.load('pretrain')
   searched = task.searched(dense)
   layers: Sequence[int] = select.removed_layers(run, dense.depth)
+  if settings.polish_steps:
+    # Before anything is fitted.
+    number = len(run.holdout_indices(settings.num_images))
+    paired.check_number((1 + settings.mirrored) * number, 'polish on')
   batches: Iterable[Mapping[str, Array]] = held_out.selection_batches(
     run, dense, settings.num_images
   )
@@ -161,18 +165,16 @@ def _polished(
   The closed forms before them are computed again: they are the same bits.
   """
   settings = run.settings
-  pixels = gathered(read_images(batches, model, run.mesh))
-  job = polish.polish_job(
-    model,
-    dense,
-    pixels,
-    settings.linearize.polish_steps,
-    settings.linearize.polish_learning_rate,
+  how = settings.linearize
+  options = polish.PolishOptions(
+    how.polish_steps,
+    how.polish_learning_rate,
     -(-polish.BATCH_SIZE // run.mesh.size) * run.mesh.size,
-    run.mesh,
-    crop_area=settings.linearize.polish_crop_area,
-    seed=settings.seed,
+    how.polish_crop_area,
+    settings.seed,
   )
+  pixels = gathered(read_images(batches, model, run.mesh))
+  job = polish.polish_job(model, dense, pixels, options, run.mesh)
   job = dataclasses.replace(
     job,
     description=describe(model),
