@@ -91,4 +91,4 @@ def _panel(ax: Any, curves: dict[str, Curve], dense: float, title: str) -> None:
   ax.set_xlabel('times fewer operations executed')
   ax.set_ylabel('top-1, %')
   ax.grid(alpha=0.25)
-  ax.legend(fontsize=7, loc='lower left', framealpha=0.9)
+  ax.legend(fontsize=7, loc='upper right', framealpha=0.9)
