@@ -171,8 +171,8 @@ OTHERS: dict[str, Callable[[Table, int, float], Model | None]] = {
 AFTER: dict[str, Callable[[Model, Model, list[Any]], Model]] = {
   'plain': lambda model, dense, images: model,
   'refit': lv.refit,
-  'polish': lv.polish,
-  'distill': lv.polish,
+  'polish': functools.partial(lv.polish, crop_area=1.0),
+  'distill': functools.partial(lv.polish, crop_area=1.0),
 }
 """What follows a search, on the same images or on all."""
 

@@ -18,7 +18,8 @@ CAPTION = (
   'of `output` with other stand-ins. Curves that leave the picture go on in the tables.'
 )
 COLOURS = ('#0b62b0', '#b0305c', '#1a7f64', '#d98200', '#7a4fbf',
-           '#1793a6', '#8a3b12', '#6b6b6b', '#000000')  # fmt: skip
+           '#1793a6', '#8a3b12', '#6b6b6b', '#000000', '#8a8a00',
+           '#c04fbf', '#3f6f9f')  # fmt: skip
 DEPTH = 25
 """Points below the dense network that are in the picture."""
 

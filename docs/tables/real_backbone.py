@@ -52,7 +52,7 @@ def real_backbone_tables(of_sets: dict[str, Any]) -> str:
         "of token, mean and class token fitted to the attention's own output; "
         'the others aim at the dense stream, `stream` with the same inputs and '
         'the rest with further ones. `output` chooses with maps of token and mean, '
-        '`output mixing` with those of `mixing positions`. `mirrored`: fitted to mirrored copies as well, `crops`: and to random crops; `polish`: 300 steps of it. Divergence: of the logits from the dense '
+        '`output mixing` with those of `mixing positions`. `mirrored`: fitted to mirrored copies as well, `crops`: and to random crops; `polish`: 300 steps of it on the same images; `views`: so many steps with other crops in each. Divergence: of the logits from the dense '
         'ones, mean KL in nats. Error: of the class feature, as a share of its '
         'variance over images. Change in points, with its paired 95% interval.',
         table(
@@ -140,6 +140,8 @@ def curve_tables(of_sets: dict[str, Any]) -> str:
   def section(name: str, found: dict[str, Any]) -> str:
     order = orders(found)
     dense = found['dense_macs']
+    halves = [r['change'][1] for r in found['rows'].values() if 'change' in r]
+    low, high = 100 * min(halves), 100 * max(halves)
 
     def fewer(_: str, rows: dict[int, dict[str, Any]]) -> str:
       most = max(rows)
@@ -153,8 +155,8 @@ def curve_tables(of_sets: dict[str, Any]) -> str:
         f'{found["images"]} unlabelled images, the first draw. Top-1 in % after so many '
         'attention layers, in the order of each criterion, have become maps of token, '
         'mean and class token, fitted to the dense stream (`stream`); nothing else '
-        'changes. `loss_increase` sees labels. The half width of the 95% interval of one '
-        "figure's difference to dense is 0.5 to 1.2 points up to five layers.",
+        'changes. `loss_increase` sees labels. The half width of the 95% interval of a '
+        f"figure's difference to dense is {low:.1f} to {high:.1f} points.",
         grid(
           ('criterion', 'order'),
           curves(found),

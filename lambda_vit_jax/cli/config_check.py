@@ -113,7 +113,8 @@ def _check_inputs(settings: Settings, module: ViT, merges: bool) -> None:
   leads = dilutes and (
     settings.dilute.is_warm or settings.dilute.stand_in == 'linearize'
   )
-  stays = settings.linearize.maps and (settings.method == 'linearize' or leads)
+  maps = settings.linearize.maps and _removes(settings)
+  stays = maps and (settings.method == 'linearize' or leads)
   tried = settings.select.criterion == 'output' and (
     'compress' not in settings.fitted_stages
   )
@@ -129,6 +130,13 @@ def _check_inputs(settings: Settings, module: ViT, merges: bool) -> None:
       map_inputs.check_class(inputs, module.class_token)
       if _size_is_known(settings):
         map_inputs.check_grid(inputs, module.grid_size)
+
+
+def _removes(settings: Settings) -> bool:
+  """Returns whether attention layers are chosen, that a map could replace."""
+  select = settings.select
+  given = select.criterion == 'given'
+  return bool(select.layers) if given else select.num_layers != 0
 
 
 def _size_is_known(settings: Settings) -> bool:
@@ -225,7 +233,7 @@ def _check_streams(settings: Settings, model: Model) -> None:
 
 
 def _check_export(settings: Settings) -> None:
-  chosen, select = settings.export, settings.select
+  chosen = settings.export
   export.check_settings(**chosen.options)
   # None is once an epoch.
   scored = settings.eval_every != 0 and settings.data.holdout_images
@@ -237,9 +245,8 @@ def _check_export(settings: Settings) -> None:
     )
   leads = settings.method == 'dilute' and settings.dilute.towards == 'linear'
   maps = settings.linearize.maps and (leads or settings.method == 'linearize')
-  removes = select.layers if select.criterion == 'given' else True
   zeros = chosen.zero_fill or 'transformers' in chosen.formats
-  if maps and removes and select.num_layers != 0 and zeros:
+  if maps and _removes(settings) and zeros:
     raise UsageError(
       'config.export: a linear map takes the place of attention, which no stock '
       'attention can stand for; export without zero_fill and transformers, or '

@@ -55,7 +55,7 @@ def differences(
     saved: the config that a workdir was made with.
     config: today's config.
     defaults: values for keys that `saved` lacks: an earlier version, which did
-      not know the key, did what is the default now.
+      not know the key, did what is the default now, but for `_before`.
 
   Returns:
     For each key, in order, both values in words:
@@ -63,7 +63,8 @@ def differences(
   """
   old, new = flatten(saved), flatten(config)
   keys = sorted(set(old) | set(new))
-  old = flatten(defaults or {}) | old
+  if defaults is not None:
+    old = flatten(defaults) | _before(old) | old
 
   def shown(flat: Mapping[str, Any], key: str) -> str:
     return (
@@ -78,6 +79,12 @@ def differences(
     if not any(is_below(key, name) for name in free)
     and old.get(key, _MISSING) != new.get(key, _MISSING)
   }
+
+
+def _before(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """What earlier versions did that is not the default now."""
+  polished = saved.get('linearize.polish_steps')
+  return {'linearize.polish_crop_area': 1.0} if polished else {}
 
 
 def is_below(key: str, section: str) -> bool:

@@ -117,30 +117,33 @@ def canonical_residual(
     ModelError: activations that are not finite; names the block.
   """
   return {
-    index: _uncorrelated(moments.in_in)
+    index: _uncorrelated(moments)
     for index, moments in _moments(
       model, images, _joint_sums, memory_gib
     ).items()
   }
 
 
-def _uncorrelated(products: np.ndarray) -> float:
+def _uncorrelated(joint: CrossMoments) -> float:
   """Σ(1 − ρ²) of the first and the second half of the channels.
 
   A direction in which the second half does not vary has nothing to explain, and
   counts 0: of constants a map needs no input.
   """
+  products = joint.in_in
   width = len(products) // 2
   first, second = slice(width), slice(width, None)
 
   def inverse_times(half: slice, other: slice) -> np.ndarray:
     own = products[half, half]
-    added = _RIDGE * np.trace(own) / width
-    floor = np.finfo(np.float64).tiny
-    return np.linalg.solve(
-      own + max(added, floor) * np.eye(width), products[half, other]
+    # Below its floor the variance of a constant is that of its rounding.
+    added = max(
+      _RIDGE * np.trace(own) / width,
+      least_squares.rounding_floor(joint.count, joint.mean_in[half]),
+      np.finfo(np.float64).tiny,
     )
+    return np.linalg.solve(own + added * np.eye(width), products[half, other])
 
   directions = np.trace(inverse_times(second, second))
   squares = inverse_times(second, first) @ inverse_times(first, second)
-  return float(directions - np.trace(squares))
+  return max(float(directions - np.trace(squares)), 0.0)

@@ -118,7 +118,9 @@ def check_resumed(
   for name in names.split():
     old, new = getattr(resume, name), getattr(start, name)
     unknown = name in ('inputs', 'seed') and old in ((), None)
-    if old != new and not unknown:
+    # Earlier versions kept the order in which they were given.
+    same = old == new or (name == 'inputs' and sorted(old) == sorted(new))
+    if not same and not unknown:
       raise UsageError(
         f'the interrupted search had {name}={old!r}, this one has {new!r}; '
         'delete the old selection to start again'

@@ -239,13 +239,17 @@ def check_rank(rank: int | None) -> int | None:
   return rank
 
 
-def _rounding_floor(moments: CrossMoments) -> float:
-  """The least eigenvalue that is signal.
+def rounding_floor(count: float, means: np.ndarray) -> float:
+  """The least eigenvalue of sums of squared deviations that is signal.
 
   An input that never changes, such as the class token in the first block, still
   has the variance of its rounding.
+
+  Args:
+    count: samples.
+    means: of the channels.
   """
-  return _ROUNDING**2 * moments.count * float((moments.mean_in**2).mean())
+  return _ROUNDING**2 * count * float((means**2).mean())
 
 
 class RidgeSolver:
@@ -258,7 +262,7 @@ class RidgeSolver:
     self._mean = max(values.sum(), 0.0) / len(values)
     self._values = np.maximum(values, 0.0)
     self._outputs = self._vectors.T @ moments.in_out
-    self._floor = _rounding_floor(moments)
+    self._floor = rounding_floor(moments.count, moments.mean_in)
 
   def solve(self, ridge: float) -> AffineMap:
     """`(X'X + ridge·mean·I)^-1 X'Y`; the pseudo-inverse for ridge 0."""
@@ -309,7 +313,7 @@ def _by_factor(moments: CrossMoments, ridge: float) -> AffineMap | None:
   these, every pivot is at least what the ridge adds. NaN has no factor either.
   """
   added = ridge * np.trace(moments.in_in) / len(moments.in_in)
-  if not added > _rounding_floor(moments):
+  if not added > rounding_floor(moments.count, moments.mean_in):
     return None
   whole = moments.in_in.copy()
   whole.flat[:: len(whole) + 1] += added

@@ -42,15 +42,17 @@ class Crops:
 def draw(count: int, least_area: float, seed: tuple[int, ...]) -> Crops:
   """Crops of so many images.
 
-  The share of the area is uniform from `least_area` to 1 and the logarithm of the
-  aspect uniform; what would be longer than the image is as long.
+  The share of the area is uniform from `least_area` to 1, and the logarithm of the
+  aspect uniform among those that fit into the image.
   """
   rng = np.random.default_rng(seed)
   area = rng.uniform(least_area, 1.0, count)
+  # Of width over height: at most 1 / area, and at least area.
   least, most = np.log(_ASPECT)
-  root = np.exp(0.5 * rng.uniform(least, most, count))
-  height = np.minimum(np.sqrt(area) / root, 1.0)
-  width = np.minimum(np.sqrt(area) * root, 1.0)
+  room = np.abs(np.log(area))
+  aspect = np.exp(rng.uniform(np.maximum(least, -room), np.minimum(most, room)))
+  height = np.minimum(np.sqrt(area / aspect), 1.0)
+  width = np.minimum(np.sqrt(area * aspect), 1.0)
   return Crops(
     top=rng.uniform(0.0, 1.0, count) * (1.0 - height),
     left=rng.uniform(0.0, 1.0, count) * (1.0 - width),

@@ -37,6 +37,18 @@ def test_a_key_that_an_earlier_version_lacked_had_its_default():
   ]
 
 
+def test_earlier_versions_polished_on_whole_images():
+  defaults = {'linearize': {'polish_steps': 0, 'polish_crop_area': 0.5}}
+  for steps, names in ((0, []), (300, ['linearize.polish_crop_area'])):
+    saved = {'linearize': {'polish_steps': steps}}
+    today = {'linearize': {'polish_steps': steps, 'polish_crop_area': 0.5}}
+    found = config_differences.differences(saved, today, defaults)
+    assert list(found) == names
+    today['linearize']['polish_crop_area'] = 1.0
+    found = config_differences.differences(saved, today, defaults)
+    assert bool(found) == (not steps)
+
+
 def test_a_value_is_short_and_printable():
   """Both values of a file that somebody else has written."""
   saved = {'a': 'x' * 5000, 'b': '\x1b[2J\n'}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import lambda_vit_jax as lv
-from lambda_vit_jax.cli.stages import finished, registry
+from lambda_vit_jax.cli.stages import finished, held_out, registry
 from lambda_vit_jax.core.errors import CheckpointError, DataError, UsageError
 from lambda_vit_jax.training.metrics import read_metrics
+from lambda_vit_jax.training_free import polish
 from tests.support.stage_runs import open_run
 
 OPTIONS = (
@@ -85,6 +86,51 @@ def test_a_polish_on_too_few_images_is_refused_before_the_fit(run, tmp_path):
   registry.run_stage(other, 'select')
   with pytest.raises(DataError, match='8 images are too few to polish on'):
     registry.run_stage(other, 'linearize')
+
+
+@pytest.mark.slow
+def test_the_polish_takes_what_the_config_says(run, tmp_path, monkeypatch):
+  other = beside(
+    run,
+    tmp_path,
+    '--config.linearize.polish_steps=2',
+    '--config.linearize.polish_crop_area=0.7',
+    '--config.linearize.polish_learning_rate=1e-4',
+    '--config.seed=5',
+  )
+  registry.run_stage(other, 'select')
+  taken = []
+
+  def stop(model, dense, pixels, options, mesh):
+    taken.append(options)
+    raise UsageError('enough')
+
+  monkeypatch.setattr(polish, 'polish_job', stop)
+  with pytest.raises(UsageError, match='enough'):
+    registry.run_stage(other, 'linearize')
+  assert taken == [polish.PolishOptions(2, 1e-4, 32, 0.7, 5)]
+
+
+@pytest.mark.parametrize('sizes', [(8,), (5, 5), (7, 4, 3)])
+def test_mirrored_copies_are_in_the_folds_of_their_originals(rng, sizes):
+  """Image i is in fold i modulo 4."""
+  batches = [
+    {
+      'image': rng.normal(size=(size, 2, 2, 1)),
+      'mask': np.arange(size) < size - 1,
+    }
+    for size in sizes
+  ]
+  plain = np.concatenate([batch['image'][:-1] for batch in batches])
+  found = [batch['image'] for batch in held_out.with_mirrored(batches)]
+  np.testing.assert_array_equal(found[0], plain)
+  assert len(found[1]) == len(plain) - len(plain) % 4
+  every = np.concatenate(found)
+  for place, image in enumerate(every[len(plain) :], len(plain)):
+    (original,) = [
+      i for i, p in enumerate(plain) if np.array_equal(p[:, ::-1], image)
+    ]
+    assert original % 4 == place % 4
 
 
 @pytest.mark.slow

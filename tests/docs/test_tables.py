@@ -67,8 +67,32 @@ def test_the_curves_in_words_have_every_point_of_the_first_draw():
   words = alternative(
     DOCS / 'results_training_free.md', 'Accuracy as attention goes'
   )
-  for found in json.loads(path.read_text()).values():
-    for key, row in found['rows'].items():
-      if key.startswith('0 ') and 'top1' in row:
-        fewer = found['dense_macs'] / row['macs_executed']
-        assert f'{100 * row["top1"]:.1f}% at {fewer:.2f}x' in words
+  of_curve = dict(
+    part.split(': ', 1) for part in words.split('. ') if 'x' in part
+  )
+  titles = {'caltech101': 'Caltech-101', 'cifar10': 'CIFAR-10'}
+  for name, found in json.loads(path.read_text()).items():
+    rows, curves = found['rows'], {}
+    for key, row in rows.items():
+      if not key.startswith('0 '):
+        continue
+      if 'order' in row:
+        starts = [sorted(row['order'][:n]) for n in range(1, 9)]
+        curves[key[2 : -len(' order')]] = [('stream', s) for s in starts]
+      elif starts_of(rows, key):
+        kind = key[2:].partition(':')[0]
+        curves.setdefault(kind, []).append((kind, row['layers']))
+    for curve, points in curves.items():
+      for kind, layers in points:
+        row = rows.get(f'0 {kind}: {" ".join(map(str, layers))}')
+        if row is not None:
+          fewer = found['dense_macs'] / row['macs_executed']
+          figure = f'{100 * row["top1"]:.1f}% at {fewer:.2f}x'
+          shown = of_curve[f'{titles[name]}, {curve}'].rstrip('.').split(', ')
+          assert figure in shown
+
+
+def starts_of(rows, key):
+  """Whether a row's layers are a beginning of the order of `output`."""
+  order, layers = rows['0 output order']['order'], rows[key]['layers']
+  return sorted(order[: len(layers)]) == layers

@@ -9,6 +9,7 @@ from lambda_vit_jax.cli.workdir import Run
 from lambda_vit_jax.core.errors import UsageError
 from lambda_vit_jax.core.typing import Array
 from lambda_vit_jax.models.model import Model
+from lambda_vit_jax.training_free.cross_validation import FOLDS
 
 
 def check(run: Run, limit: int | None, least: int = 1) -> None:
@@ -43,11 +44,18 @@ def selection_batches(
 
 def with_mirrored(
   batches: Iterable[Mapping[str, Array]],
-) -> Iterator[Mapping[str, Array]]:
-  """Every batch, and its images with left and right exchanged.
+) -> Iterator[dict[str, Array]]:
+  """The images, and then with left and right exchanged, without labels.
 
-  For fits, which do not read labels: those of pixels stay as they are.
+  Every copy is in the fold of its original, so that no fit is tried on images
+  whose copies it has seen; up to three have no copy for that.
   """
-  for batch in batches:
-    yield batch
-    yield {**batch, 'image': batch['image'][:, :, ::-1]}
+  parts = [
+    np.asarray(batch['image'])[np.asarray(batch['mask'], bool)]
+    if 'mask' in batch
+    else np.asarray(batch['image'])
+    for batch in batches
+  ]
+  images = np.concatenate(parts)
+  yield {'image': images}
+  yield {'image': images[len(images) % FOLDS :, :, ::-1]}

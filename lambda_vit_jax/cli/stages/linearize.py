@@ -41,6 +41,8 @@ _RECORDED = (
   'recentre',
   'refit',
   'polish_steps',
+  'polish_learning_rate',
+  'polish_crop_area',
   'maps',
 )
 
