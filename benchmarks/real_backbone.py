@@ -31,7 +31,6 @@ from real_network import Split
 
 import lambda_vit_jax as lv
 from lambda_vit_jax.models.model import Model
-from lambda_vit_jax.selection.nose import nose
 from lambda_vit_jax.training_free.linear_maps import (
   LinearizeOptions,
   fit_linear,
@@ -229,19 +228,19 @@ class Table:
     }
 
 
-def order_of(table: Table, choice: str, draw: int) -> tuple[int, ...]:
-  """The blocks of a choice, in order."""
-  how = CHOICES[choice]
-  if isinstance(how, tuple):
-    return how
+def searched(
+  table: Table, draw: int, name: str, how: dict[str, Any], most: int
+) -> tuple[int, ...]:
+  """The layers of a criterion in the order of their removal."""
+  images = {'image': table.draw(draw), 'label': table.labels(draw)}
   found = table.row(
-    f'{draw} {choice} order',
+    f'{draw} {name} order',
     lambda: {
       'order': list(
-        nose(
+        lv.nose(
           table.dense,
-          [table.draw(draw)],
-          num_layers=MOST,
+          [images],
+          num_layers=most,
           resamples=0,
           warn=lambda line: None,
           **how,
@@ -250,6 +249,14 @@ def order_of(table: Table, choice: str, draw: int) -> tuple[int, ...]:
     },
   )
   return tuple(found['order'])
+
+
+def order_of(table: Table, choice: str, draw: int) -> tuple[int, ...]:
+  """The blocks of a choice, in order."""
+  how = CHOICES[choice]
+  if isinstance(how, tuple):
+    return how
+  return searched(table, draw, choice, how, MOST)
 
 
 def fitted(

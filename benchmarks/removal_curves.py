@@ -18,49 +18,21 @@ from typing import Any
 
 import common
 import real_backbone
-from real_backbone import KINDS, Table
-
-import lambda_vit_jax as lv
+from real_backbone import CHOICES, KINDS
 
 OUTPUT = common.RESULTS / 'removal_curves.json'
 MOST = 8
 # The options of `lv.nose`.
-CRITERIA: dict[str, dict[str, Any]] = {
-  'output': {'criterion': 'output', 'inputs': ('token', 'mean')},
+CRITERIA: dict[str, Any] = {
+  **{
+    name: how
+    for name, how in CHOICES.items()
+    if name not in ('given', 'output mixing')
+  },
   # Of those that see images, the only one that sees labels.
   'loss_increase': {'criterion': 'loss_increase'},
-  'transfer_entropy': {'criterion': 'transfer_entropy'},
-  'transfer_entropy absolute': {
-    'criterion': 'transfer_entropy',
-    'sign': 'absolute',
-  },
-  **{
-    name: {'criterion': name}
-    for name in ('cosine', 'affine', 'canonical', 'first', 'last')
-  },
   **{f'random {i}': {'criterion': 'random', 'seed': i} for i in range(5)},
 }
-
-
-def order_of(table: Table, draw: int, name: str) -> list[int]:
-  """The layers of a criterion in the order of their removal."""
-  images = {'image': table.draw(draw), 'label': table.labels(draw)}
-  found = table.row(
-    f'{draw} {name} order',
-    lambda: {
-      'order': list(
-        lv.nose(
-          table.dense,
-          [images],
-          num_layers=MOST,
-          resamples=0,
-          warn=lambda line: None,
-          **CRITERIA[name],
-        ).order
-      )
-    },
-  )
-  return found['order']
 
 
 def main() -> None:
@@ -75,7 +47,10 @@ def main() -> None:
   table, _ = real_backbone.open_table(options, OUTPUT)
   for draw in options.draws:
     # The orders come first: what they share is known then.
-    orders = [order_of(table, draw, name) for name in options.choices]
+    orders = [
+      real_backbone.searched(table, draw, name, CRITERIA[name], MOST)
+      for name in options.choices
+    ]
     for count in options.counts:
       for order in orders:
         layers = sorted(order[:count])

@@ -52,7 +52,10 @@ def real_backbone_tables(of_sets: dict[str, Any]) -> str:
         "of token, mean and class token fitted to the attention's own output; "
         'the others aim at the dense stream, `stream` with the same inputs and '
         'the rest with further ones. `output` chooses with maps of token and mean, '
-        '`output mixing` with those of `mixing positions`. `mirrored`: fitted to mirrored copies as well, `crops`: and to random crops; `polish`: 300 steps of it on the same images; `views`: so many steps with other crops in each. Divergence: of the logits from the dense '
+        '`output mixing` with those of `mixing positions`. `mirrored`: fitted to mirrored '
+        'copies as well, `crops`: and to random crops; `polish`: 300 steps of it on '
+        'the same images; `views`: so many steps with other crops in each. '
+        'Divergence: of the logits from the dense '
         'ones, mean KL in nats. Error: of the class feature, as a share of its '
         'variance over images. Change in points, with its paired 95% interval.',
         table(

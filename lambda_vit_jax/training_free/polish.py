@@ -2,8 +2,9 @@
 
 Between the closed forms and training: the maps of `linearize` and the MLPs that
 follow the first change are moved by Adam, on random views of the same unlabelled
-images, towards the dense network's normed streams and logits (`losses.stream_distillation_loss`;
-docs/training_free.md#polish). Nothing else changes, and inference costs the same.
+images, towards the dense network's normed streams and logits
+(`losses.stream_distillation_loss`; docs/training_free.md#polish). Nothing else
+changes, and inference costs the same.
 """
 
 import dataclasses

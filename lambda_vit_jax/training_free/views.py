@@ -1,7 +1,7 @@
 """Random views of images that are in memory: crops, half of them mirrored.
 
-A few hundred images that are read for many epochs are soon known by heart. The
-dense network answers for any view of them, so views are further images for free.
+The dense network answers for any view of an image, so that views of a few hundred
+images, which are read for many epochs, are further images for free.
 """
 
 import dataclasses
